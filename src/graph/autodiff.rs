@@ -1,0 +1,190 @@
+//! Reverse-mode differentiation of a stage, split into I and W.
+//!
+//! The backward nodes are appended to the stage's own graph. A node that directly makes a parameter's gradient is W;
+//! every other backward node lies on the way to the gradient of the stage's input and is I. The first stage, whose
+//! input is token ids, keeps the same split, so its I is the chain down to the embedding.
+
+use std::collections::HashMap;
+
+use super::{DType, Graph, Layout, Op, Phase, Source, ValueId};
+use crate::error::{Error, Result};
+use crate::graph::Epilogue;
+
+/// A stage's graph with its ends named.
+#[derive(Clone, Debug)]
+pub struct StageGraph {
+    /// F, I and W nodes in one graph.
+    pub graph: Graph,
+    /// Activation from the previous stage, (B,T,C); none for the first.
+    pub input: Option<ValueId>,
+    /// Activation for the next stage; none for the last.
+    pub output: Option<ValueId>,
+    /// Gradient of `output`, fed from the next stage.
+    pub d_output: Option<ValueId>,
+    /// Gradient of `input`, for the previous stage.
+    pub d_input: Option<ValueId>,
+    /// Loss of each row, unscaled (M); on the last stage.
+    pub loss: Option<ValueId>,
+    /// Each parameter with its gradient for one microbatch, in order of first appearance.
+    pub gradients: Vec<(ValueId, ValueId)>,
+}
+
+impl StageGraph {
+    /// Values that something outside the graph reads.
+    pub fn results(&self) -> Vec<ValueId> {
+        let ends = [self.output, self.d_input, self.loss];
+        ends.into_iter().flatten().chain(self.gradients.iter().map(|g| g.1)).collect()
+    }
+
+    /// The value named `name` that is fed from outside.
+    pub fn fed(&self, name: &str) -> Option<ValueId> {
+        let mut ids = (0..self.graph.values.len()).map(ValueId);
+        ids.find(|&v| self.graph.value(v).source == Source::Input && self.graph.value(v).name == name)
+    }
+}
+
+/// Gradient contributions of each value, in the order in which they are found.
+struct Gradients(HashMap<ValueId, Vec<ValueId>>);
+
+impl Gradients {
+    fn add(&mut self, of: ValueId, gradient: ValueId) {
+        self.0.entry(of).or_default().push(gradient);
+    }
+
+    /// The sum of all contributions to `of`, appended as `Add` nodes; none if nothing depends on it.
+    fn total(&mut self, graph: &mut Graph, of: ValueId) -> Result<Option<ValueId>> {
+        let Some(parts) = self.0.remove(&of) else { return Ok(None) };
+        let mut sum = parts[0];
+        for &part in &parts[1..] {
+            sum = graph.push(Op::Add, &[sum, part], Phase::Input)?[0];
+        }
+        Ok(Some(sum))
+    }
+}
+
+/// Appends the backward pass. `output` is the activation for the next stage, or none when the graph ends in a
+/// [`Op::CrossEntropy`], which seeds the gradients.
+pub fn differentiate(
+    mut graph: Graph,
+    input: Option<ValueId>,
+    output: Option<ValueId>,
+) -> Result<StageGraph> {
+    let forward = graph.nodes.len();
+    let mut gradients = Gradients(HashMap::new());
+    let d_output = output.map(|output| {
+        let shape = graph.shape(output).to_vec();
+        let seed = graph.input("d_output", &shape, DType::F32);
+        gradients.add(output, seed);
+        seed
+    });
+    let mut loss = None;
+    let mut parameter_gradients = Vec::new();
+    for index in (0..forward).rev() {
+        let node = graph.nodes[index].clone();
+        if let Op::CrossEntropy { .. } = node.op {
+            loss = Some(node.outputs[0]);
+            gradients.add(node.inputs[0], node.outputs[1]);
+            continue;
+        }
+        let Some(dy) = gradients.total(&mut graph, node.outputs[0])? else { continue };
+        for (of, gradient) in backward(&mut graph, &node.op, &node.inputs, &node.outputs, dy, input)? {
+            if graph.value(of).source == Source::Parameter {
+                parameter_gradients.push((of, gradient));
+            } else {
+                gradients.add(of, gradient);
+            }
+        }
+    }
+    let d_input = match input {
+        Some(input) => gradients.total(&mut graph, input)?,
+        None => None,
+    };
+    parameter_gradients.sort_by_key(|(parameter, _)| *parameter);
+    if let Some(pair) = parameter_gradients.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(Error::Shape {
+            op: "gradient",
+            message: format!(
+                "parameter {} is used twice in one stage; give the second use its own name and tie them",
+                graph.value(pair[0].0).name
+            ),
+        });
+    }
+    Ok(StageGraph { graph, input, output, d_output, d_input, loss, gradients: parameter_gradients })
+}
+
+/// Appends the nodes that turn the gradient `dy` of a node's first output into gradients of its arguments.
+fn backward(
+    graph: &mut Graph,
+    op: &Op,
+    inputs: &[ValueId],
+    outputs: &[ValueId],
+    dy: ValueId,
+    stage_input: Option<ValueId>,
+) -> Result<Vec<(ValueId, ValueId)>> {
+    let (i, w) = (Phase::Input, Phase::Weight);
+    let wants = |graph: &Graph, value: ValueId| {
+        graph.value(value).source != Source::Input || Some(value) == stage_input
+    };
+    Ok(match *op {
+        Op::Embedding => {
+            let (tokens, table, positions) = (inputs[0], inputs[1], inputs[2]);
+            let rows = graph.value(tokens).len();
+            let (vocabulary, context) = (graph.shape(table)[0], graph.shape(positions)[0]);
+            let segments = graph.input("segments", &[rows.min(vocabulary), 3], DType::U32);
+            let order = graph.input("order", &[rows], DType::U32);
+            let d_table = graph.push(Op::EmbeddingBackward { vocabulary }, &[dy, segments, order], w)?[0];
+            let d_positions = graph.push(Op::PositionBackward { context }, &[dy], w)?[0];
+            vec![(table, d_table), (positions, d_positions)]
+        }
+        Op::LayerNorm { .. } => {
+            let (x, gain, bias) = (inputs[0], inputs[1], inputs[2]);
+            let d = graph.push(Op::LayerNormWeightBackward, &[dy, x, outputs[1]], w)?;
+            let mut result = vec![(gain, d[0]), (bias, d[1])];
+            if wants(graph, x) {
+                let op = Op::LayerNormBackward { residual: false };
+                result.push((x, graph.push(op, &[dy, x, gain, outputs[1]], i)?[0]));
+            }
+            result
+        }
+        Op::Matmul { layout, epilogue: Epilogue::None } => {
+            let (a, b) = (inputs[0], inputs[1]);
+            let is_weight = graph.value(b).source == Source::Parameter;
+            let matmul = |layout| Op::Matmul { layout, epilogue: Epilogue::None };
+            let (da, db) = match layout {
+                Layout::NN => ((Layout::NT, [dy, b]), (Layout::TN, [a, dy])),
+                Layout::NT => ((Layout::NN, [dy, b]), (Layout::TN, [dy, a])),
+                Layout::TN => return no_gradient(op),
+            };
+            let mut result = Vec::new();
+            if wants(graph, a) {
+                result.push((a, graph.push(matmul(da.0), &da.1, i)?[0]));
+            }
+            let phase = if is_weight { w } else { i };
+            result.push((b, graph.push(matmul(db.0), &db.1, phase)?[0]));
+            result
+        }
+        Op::AddBias => vec![(inputs[0], dy), (inputs[1], graph.push(Op::ColumnSum, &[dy], w)?[0])],
+        Op::Add => vec![(inputs[0], dy), (inputs[1], dy)],
+        Op::Activate(f) => {
+            vec![(inputs[0], graph.push(Op::ActivateBackward(f), &[dy, inputs[0]], i)?[0])]
+        }
+        Op::Attention { heads } => {
+            let arguments = [dy, inputs[0], outputs[0], outputs[1]];
+            vec![(inputs[0], graph.push(Op::AttentionBackward { heads }, &arguments, i)?[0])]
+        }
+        Op::Matmul { .. }
+        | Op::CrossEntropy { .. }
+        | Op::EmbeddingBackward { .. }
+        | Op::PositionBackward { .. }
+        | Op::LayerNormBackward { .. }
+        | Op::LayerNormWeightBackward
+        | Op::ActivateBackward(_)
+        | Op::ColumnSum
+        | Op::AttentionBackward { .. } => return no_gradient(op),
+    })
+}
+
+/// Ops that only rewrites or a backward pass make are never differentiated.
+fn no_gradient<T>(op: &Op) -> Result<T> {
+    Err(Error::Shape { op: op.name(), message: "has no gradient: differentiate before fusing".into() })
+}

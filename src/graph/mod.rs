@@ -1,0 +1,207 @@
+//! What is computed: a small SSA graph of coarse ops, its shapes, gradients, fusions and cost.
+//!
+//! A layer is a function that appends nodes. [`autodiff`] appends the backward nodes of a stage to the same graph and
+//! marks each node with its [`Phase`]: F (forward), I (what the gradient of the stage's input needs) or W (what only
+//! the gradients of parameters need). [`fuse`] rewrites chains into epilogues. Nothing here knows a GPU.
+//!
+//! Shapes in comments: B sequences, T tokens, C width, H heads, V vocabulary, M = B·T rows. A matmul flattens all but
+//! the last axis into rows. The gradient of `x` is `dx`.
+
+pub mod autodiff;
+pub mod fuse;
+mod op;
+
+pub use autodiff::{StageGraph, differentiate};
+pub use op::{Activation, Epilogue, Layout, Op};
+
+use crate::error::{Error, Result};
+
+/// Element type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 32-bit unsigned integer: token ids and index tables.
+    U32,
+}
+
+/// Index of a value in [`Graph::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub usize);
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Fed from outside for each microbatch: tokens, the previous stage's output, a gradient.
+    Input,
+    /// Persistent: a weight.
+    Parameter,
+    /// Output number `output` of node `node`.
+    Node {
+        /// Index in [`Graph::nodes`].
+        node: usize,
+        /// Which of its outputs.
+        output: usize,
+    },
+}
+
+/// A tensor in the graph: metadata only, row-major.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Name for people: a parameter's Hugging Face name, or the op that made it.
+    pub name: String,
+    /// Extents; never zero.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub dtype: DType,
+    /// Producer.
+    pub source: Source,
+}
+
+impl Value {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Never: extents are positive.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        4 * self.len() as u64
+    }
+
+    /// All extents but the last, multiplied.
+    pub fn rows(&self) -> usize {
+        self.len() / self.columns()
+    }
+
+    /// The last extent.
+    pub fn columns(&self) -> usize {
+        *self.shape.last().expect("shapes have at least one axis")
+    }
+}
+
+/// Which program of a stage a node belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Forward.
+    Forward,
+    /// Backward, input half (I).
+    Input,
+    /// Backward, weight half (W).
+    Weight,
+}
+
+/// One application of an op.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What is applied.
+    pub op: Op,
+    /// Arguments, in the op's order.
+    pub inputs: Vec<ValueId>,
+    /// Results, in the op's order.
+    pub outputs: Vec<ValueId>,
+    /// The program it belongs to.
+    pub phase: Phase,
+}
+
+/// Values and nodes in execution order.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// All values.
+    pub values: Vec<Value>,
+    /// All nodes; a node uses only values of earlier ones.
+    pub nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// The value behind an id.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0]
+    }
+
+    /// The shape behind an id.
+    pub fn shape(&self, id: ValueId) -> &[usize] {
+        &self.values[id.0].shape
+    }
+
+    fn add_value(&mut self, name: &str, shape: Vec<usize>, dtype: DType, source: Source) -> ValueId {
+        self.values.push(Value { name: name.to_string(), shape, dtype, source });
+        ValueId(self.values.len() - 1)
+    }
+
+    /// A value fed from outside.
+    pub fn input(&mut self, name: &str, shape: &[usize], dtype: DType) -> ValueId {
+        self.add_value(name, shape.to_vec(), dtype, Source::Input)
+    }
+
+    /// A weight, named as in the checkpoint.
+    pub fn parameter(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        self.add_value(name, shape.to_vec(), DType::F32, Source::Parameter)
+    }
+
+    /// Appends a node after checking its shapes; returns its outputs.
+    pub fn push(&mut self, op: Op, inputs: &[ValueId], phase: Phase) -> Result<Vec<ValueId>> {
+        let shapes: Vec<&[usize]> = inputs.iter().map(|&i| self.shape(i)).collect();
+        let outputs = op.infer(&shapes)?;
+        let node = self.nodes.len();
+        let outputs = outputs
+            .into_iter()
+            .enumerate()
+            .map(|(output, shape)| self.add_value(op.name(), shape, DType::F32, Source::Node { node, output }))
+            .collect::<Vec<_>>();
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), phase });
+        Ok(outputs)
+    }
+
+    /// Appends a forward node with one result of interest: its first output.
+    pub fn forward(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+        Ok(self.push(op, inputs, Phase::Forward)?[0])
+    }
+
+    /// Parameters in order of first appearance.
+    pub fn parameters(&self) -> impl Iterator<Item = ValueId> + '_ {
+        (0..self.values.len()).map(ValueId).filter(|&v| self.value(v).source == Source::Parameter)
+    }
+
+    /// Floating-point operations of one node (a multiply-add counts two).
+    pub fn flops(&self, node: &Node) -> f64 {
+        let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| self.shape(i)).collect();
+        node.op.flops(&shapes)
+    }
+
+    /// Floating-point operations of one phase.
+    pub fn phase_flops(&self, phase: Phase) -> f64 {
+        self.nodes.iter().filter(|n| n.phase == phase).map(|n| self.flops(n)).sum()
+    }
+
+    /// Checks that every node uses only earlier values and that shapes still agree: for graphs after a rewrite.
+    pub fn verify(&self) -> Result<()> {
+        let mut ready: Vec<bool> =
+            self.values.iter().map(|v| !matches!(v.source, Source::Node { .. })).collect();
+        for node in &self.nodes {
+            if let Some(&early) = node.inputs.iter().find(|i| !ready[i.0]) {
+                return Err(Error::Shape {
+                    op: node.op.name(),
+                    message: format!("uses {} before it is computed", self.value(early).name),
+                });
+            }
+            let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| self.shape(i)).collect();
+            let inferred = node.op.infer(&shapes)?;
+            for (&output, shape) in node.outputs.iter().zip(&inferred) {
+                if self.shape(output) != shape {
+                    return Err(Error::Shape {
+                        op: node.op.name(),
+                        message: format!("gives {shape:?}, the graph says {:?}", self.shape(output)),
+                    });
+                }
+                ready[output.0] = true;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,295 @@
+//! The vocabulary: every op with its arguments, results, shape rule and cost. Its gradient is in `autodiff`, its
+//! definition in `reference`, its kernels in `ops`.
+
+use crate::error::{Error, Result};
+
+/// How a matmul reads its operands; the names are BLAS's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// A(M,K) · B(K,N): a forward pass with weights stored (in, out), as GPT-2's are.
+    NN,
+    /// A(M,K) · B(N,K)ᵀ: the gradient of the input, or a head tied to the embedding.
+    NT,
+    /// A(K,M)ᵀ · B(K,N): the gradient of a weight, summed over rows.
+    TN,
+}
+
+/// What a matmul applies to each element before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// + bias(N).
+    Bias,
+    /// u = x + bias(N); results gelu(u), u.
+    BiasGelu,
+    /// + bias(N) + residual(M,N).
+    BiasResidual,
+    /// · gelu'(u(M,N)).
+    GeluBackward,
+}
+
+/// Elementwise functions of one variable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x/2 · (1 + tanh(√(2/π)(x + 0.044715x³))): Hugging Face's `gelu_new`.
+    GeluTanh,
+}
+
+/// An operation; arguments and results are listed as `(arguments) → (results)`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// (tokens u32(B,T), table(V,C), positions(P,C)) → (x(B,T,C)): x = table\[token\] + positions\[t\].
+    Embedding,
+    /// (dx(B,T,C), segments u32(G,3), order u32(M)) → (dtable(V,C)). Segment (id, start, end) lists the rows
+    /// `order[start..end]` of dx that belong to token id; an empty segment is skipped.
+    EmbeddingBackward {
+        /// Rows of the table.
+        vocabulary: usize,
+    },
+    /// (dx(B,T,C)) → (dpositions(P,C)): the sum over sequences.
+    PositionBackward {
+        /// Rows of the position table; those past T get nothing.
+        context: usize,
+    },
+    /// (x(..,C), gain(C), bias(C)) → (y(..,C), statistics(M,2) = mean and 1/σ).
+    LayerNorm {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// (dy, x, gain(C), statistics\[, residual\]) → (dx): with `residual`, another gradient of x is added.
+    LayerNormBackward {
+        /// Whether the fifth argument is there.
+        residual: bool,
+    },
+    /// (dy, x, statistics) → (dgain(C), dbias(C)).
+    LayerNormWeightBackward,
+    /// (a, b \[, bias(N)\]\[, residual or u (M,N)\]) → (c \[, u\]); rows of c take a's leading axes for NN and NT.
+    Matmul {
+        /// Which operand is read transposed.
+        layout: Layout,
+        /// Fused tail.
+        epilogue: Epilogue,
+    },
+    /// (x(..,N), bias(N)) → (x + bias).
+    AddBias,
+    /// (a, b) → (a + b), same shape.
+    Add,
+    /// (x) → (f(x)).
+    Activate(Activation),
+    /// (dy, x) → (dy · f'(x)).
+    ActivateBackward(Activation),
+    /// (x(..,N)) → (sum over rows (N)).
+    ColumnSum,
+    /// (qkv(B,T,3C)) → (o(B,T,C), lse(B,H,T)): causal, scaled by 1/√(C/H); q, k, v are thirds of the last axis.
+    Attention {
+        /// H.
+        heads: usize,
+    },
+    /// (do(B,T,C), qkv(B,T,3C), o(B,T,C), lse(B,H,T)) → (dqkv(B,T,3C), delta(B,H,T) = Σ do∘o).
+    AttentionBackward {
+        /// H.
+        heads: usize,
+    },
+    /// (logits(B,T,V), targets u32(B,T)) → (loss(M), dlogits(B,T,V) = scale · (softmax − onehot)); dlogits takes
+    /// the place of the logits in memory.
+    CrossEntropy {
+        /// 1 / (tokens of the whole batch), so that gradients are those of the batch's mean loss.
+        scale: f32,
+    },
+}
+
+fn product(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+fn rows(shape: &[usize]) -> usize {
+    product(&shape[..shape.len() - 1])
+}
+
+fn last(shape: &[usize]) -> usize {
+    shape[shape.len() - 1]
+}
+
+impl Op {
+    /// The op's name in messages, tables and file names.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embedding => "embedding",
+            Op::EmbeddingBackward { .. } => "embedding_backward",
+            Op::PositionBackward { .. } => "position_backward",
+            Op::LayerNorm { .. } => "layernorm",
+            Op::LayerNormBackward { .. } => "layernorm_backward",
+            Op::LayerNormWeightBackward => "layernorm_weight_backward",
+            Op::Matmul { .. } => "matmul",
+            Op::AddBias => "add_bias",
+            Op::Add => "add",
+            Op::Activate(Activation::GeluTanh) => "gelu",
+            Op::ActivateBackward(Activation::GeluTanh) => "gelu_backward",
+            Op::ColumnSum => "column_sum",
+            Op::Attention { .. } => "attention",
+            Op::AttentionBackward { .. } => "attention_backward",
+            Op::CrossEntropy { .. } => "cross_entropy",
+        }
+    }
+
+    fn refuse<T>(&self, message: String) -> Result<T> {
+        Err(Error::Shape { op: self.name(), message })
+    }
+
+    fn expect(&self, ok: bool, shapes: &[&[usize]]) -> Result<()> {
+        if ok { Ok(()) } else { self.refuse(format!("does not accept shapes {shapes:?}")) }
+    }
+
+    /// Number of arguments.
+    pub fn arity(&self) -> usize {
+        match self {
+            Op::PositionBackward { .. } | Op::Activate(_) | Op::ColumnSum | Op::Attention { .. } => 1,
+            Op::AddBias | Op::Add | Op::ActivateBackward(_) | Op::CrossEntropy { .. } => 2,
+            Op::Embedding
+            | Op::EmbeddingBackward { .. }
+            | Op::LayerNorm { .. }
+            | Op::LayerNormWeightBackward => 3,
+            Op::LayerNormBackward { residual } => 4 + usize::from(*residual),
+            Op::Matmul { epilogue, .. } => match epilogue {
+                Epilogue::None => 2,
+                Epilogue::Bias | Epilogue::BiasGelu | Epilogue::GeluBackward => 3,
+                Epilogue::BiasResidual => 4,
+            },
+            Op::AttentionBackward { .. } => 4,
+        }
+    }
+
+    /// M, N, K of a matmul, from the shapes of its first two arguments.
+    pub fn matmul_extents(layout: Layout, a: &[usize], b: &[usize]) -> (usize, usize, usize) {
+        match layout {
+            Layout::NN => (rows(a), last(b), last(a)),
+            Layout::NT => (rows(a), rows(b), last(a)),
+            Layout::TN => (last(a), last(b), rows(a)),
+        }
+    }
+
+    /// Shapes of the results, or an error that names op and shapes.
+    pub fn infer(&self, shapes: &[&[usize]]) -> Result<Vec<Vec<usize>>> {
+        if shapes.len() != self.arity() {
+            return self.refuse(format!("takes {} arguments, not {}", self.arity(), shapes.len()));
+        }
+        if shapes.iter().any(|s| s.is_empty() || s.contains(&0)) {
+            return self.refuse(format!("does not accept empty shapes {shapes:?}"));
+        }
+        match *self {
+            Op::Embedding => {
+                let [tokens, table, positions] = [shapes[0], shapes[1], shapes[2]];
+                let ok = tokens.len() == 2
+                    && table.len() == 2
+                    && positions.len() == 2
+                    && last(table) == last(positions)
+                    && tokens[1] <= positions[0];
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![tokens[0], tokens[1], table[1]]])
+            }
+            Op::EmbeddingBackward { vocabulary } => {
+                let ok = last(shapes[1]) == 3 && product(shapes[2]) == rows(shapes[0]);
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![vocabulary, last(shapes[0])]])
+            }
+            Op::PositionBackward { context } => {
+                self.expect(shapes[0].len() == 3 && shapes[0][1] <= context, shapes)?;
+                Ok(vec![vec![context, shapes[0][2]]])
+            }
+            Op::LayerNorm { .. } => {
+                let c = last(shapes[0]);
+                self.expect(shapes[1] == [c] && shapes[2] == [c], shapes)?;
+                Ok(vec![shapes[0].to_vec(), vec![rows(shapes[0]), 2]])
+            }
+            Op::LayerNormBackward { .. } => {
+                let x = shapes[1];
+                let ok = shapes[0] == x
+                    && shapes[2] == [last(x)]
+                    && shapes[3] == [rows(x), 2]
+                    && shapes.get(4).is_none_or(|r| *r == x);
+                self.expect(ok, shapes)?;
+                Ok(vec![x.to_vec()])
+            }
+            Op::LayerNormWeightBackward => {
+                let x = shapes[1];
+                self.expect(shapes[0] == x && shapes[2] == [rows(x), 2], shapes)?;
+                Ok(vec![vec![last(x)], vec![last(x)]])
+            }
+            Op::Matmul { layout, epilogue } => {
+                let (a, b) = (shapes[0], shapes[1]);
+                let (m, n, k) = Op::matmul_extents(layout, a, b);
+                let inner = match layout {
+                    Layout::NN => rows(b),
+                    Layout::NT => last(b),
+                    Layout::TN => rows(b),
+                };
+                let c = match layout {
+                    Layout::TN => vec![m, n],
+                    Layout::NN | Layout::NT => [&a[..a.len() - 1], &[n]].concat(),
+                };
+                let extra_ok = match epilogue {
+                    Epilogue::None => true,
+                    Epilogue::Bias | Epilogue::BiasGelu => shapes[2] == [n],
+                    Epilogue::BiasResidual => shapes[2] == [n] && shapes[3] == c,
+                    Epilogue::GeluBackward => shapes[2] == c,
+                };
+                self.expect(inner == k && extra_ok, shapes)?;
+                Ok(if epilogue == Epilogue::BiasGelu { vec![c.clone(), c] } else { vec![c] })
+            }
+            Op::AddBias => {
+                self.expect(shapes[1] == [last(shapes[0])], shapes)?;
+                Ok(vec![shapes[0].to_vec()])
+            }
+            Op::Add | Op::ActivateBackward(_) => {
+                self.expect(shapes[0] == shapes[1], shapes)?;
+                Ok(vec![shapes[0].to_vec()])
+            }
+            Op::Activate(_) => Ok(vec![shapes[0].to_vec()]),
+            Op::ColumnSum => Ok(vec![vec![last(shapes[0])]]),
+            Op::Attention { heads } => {
+                let qkv = shapes[0];
+                let ok = qkv.len() == 3 && heads > 0 && qkv[2].is_multiple_of(3 * heads);
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![qkv[0], qkv[1], qkv[2] / 3], vec![qkv[0], heads, qkv[1]]])
+            }
+            Op::AttentionBackward { heads } => {
+                let (d, qkv, o, lse) = (shapes[0], shapes[1], shapes[2], shapes[3]);
+                let ok = qkv.len() == 3
+                    && heads > 0
+                    && qkv[2].is_multiple_of(3 * heads)
+                    && d == o
+                    && o == [qkv[0], qkv[1], qkv[2] / 3]
+                    && lse == [qkv[0], heads, qkv[1]];
+                self.expect(ok, shapes)?;
+                Ok(vec![qkv.to_vec(), lse.to_vec()])
+            }
+            Op::CrossEntropy { .. } => {
+                self.expect(product(shapes[1]) == rows(shapes[0]), shapes)?;
+                Ok(vec![vec![rows(shapes[0])], shapes[0].to_vec()])
+            }
+        }
+    }
+
+    /// Floating-point operations for the given argument shapes; transcendental functions count a few.
+    pub fn flops(&self, shapes: &[&[usize]]) -> f64 {
+        let size = product(shapes[0]) as f64;
+        match *self {
+            Op::Matmul { layout, .. } => {
+                let (m, n, k) = Op::matmul_extents(layout, shapes[0], shapes[1]);
+                2.0 * m as f64 * n as f64 * k as f64
+            }
+            // Causal: half of two (forward) or five (backward, which recomputes the scores) T×T×C products.
+            Op::Attention { .. } => 2.0 * size / 3.0 * shapes[0][1] as f64,
+            Op::AttentionBackward { .. } => 5.0 * size * shapes[0][1] as f64,
+            Op::Embedding => product(shapes[0]) as f64 * last(shapes[1]) as f64,
+            Op::EmbeddingBackward { .. } | Op::PositionBackward { .. } | Op::ColumnSum => size,
+            Op::AddBias | Op::Add => size,
+            Op::LayerNorm { .. } | Op::LayerNormWeightBackward => 6.0 * size,
+            Op::LayerNormBackward { .. } => 10.0 * size,
+            Op::Activate(_) => 12.0 * size,
+            Op::ActivateBackward(_) => 20.0 * size,
+            Op::CrossEntropy { .. } => 12.0 * size,
+        }
+    }
+}

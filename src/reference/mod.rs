@@ -1,0 +1,73 @@
+//! The meaning of every op, in f64 and naive loops: the oracle of every test and of `polystage verify`.
+//!
+//! Tensors are `Vec<f64>`, row-major; token ids and index tables are whole numbers in the same type.
+
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+mod layernorm;
+mod matmul;
+
+pub use elementwise::{gelu, gelu_derivative};
+
+use crate::graph::{Graph, Node, Op, Phase, Source, ValueId};
+
+/// Results of one op for the given arguments, in the op's order. Shapes must have passed [`Op::infer`].
+pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+    match *op {
+        Op::Embedding => embedding::forward(shapes, inputs),
+        Op::EmbeddingBackward { vocabulary } => embedding::table_backward(shapes, inputs, vocabulary),
+        Op::PositionBackward { context } => embedding::position_backward(shapes, inputs, context),
+        Op::LayerNorm { epsilon } => layernorm::forward(shapes, inputs, epsilon as f64),
+        Op::LayerNormBackward { .. } => layernorm::backward(shapes, inputs),
+        Op::LayerNormWeightBackward => layernorm::weight_backward(shapes, inputs),
+        Op::Matmul { layout, epilogue } => matmul::matmul(layout, epilogue, shapes, inputs),
+        Op::AddBias => elementwise::add_bias(inputs),
+        Op::Add => elementwise::add(inputs),
+        Op::Activate(_) => elementwise::activate(inputs),
+        Op::ActivateBackward(_) => elementwise::activate_backward(inputs),
+        Op::ColumnSum => elementwise::column_sum(shapes, inputs),
+        Op::Attention { heads } => attention::forward(heads, shapes, inputs),
+        Op::AttentionBackward { heads } => attention::backward(heads, shapes, inputs),
+        Op::CrossEntropy { scale } => cross_entropy::forward(shapes, inputs, scale as f64),
+    }
+}
+
+/// Runs the nodes of the given phases in order. `values` holds one slot a value: inputs and parameters must be
+/// filled; results are filled in.
+///
+/// # Panics
+/// When an argument was not fed.
+pub fn run(graph: &Graph, phases: &[Phase], values: &mut [Option<Vec<f64>>]) {
+    for node in graph.nodes.iter().filter(|n| phases.contains(&n.phase)) {
+        let results = run_node(graph, node, values);
+        for (&output, result) in node.outputs.iter().zip(results) {
+            values[output.0] = Some(result);
+        }
+    }
+}
+
+fn run_node(graph: &Graph, node: &Node, values: &[Option<Vec<f64>>]) -> Vec<Vec<f64>> {
+    let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| graph.shape(i)).collect();
+    let inputs: Vec<&[f64]> = node
+        .inputs
+        .iter()
+        .map(|i| values[i.0].as_deref().unwrap_or_else(|| panic!("{} was not fed", graph.value(*i).name)))
+        .collect();
+    apply(&node.op, &shapes, &inputs)
+}
+
+/// Empty slots for [`run`], with the named inputs and parameters filled.
+pub fn feed(graph: &Graph, named: &[(&str, &[f64])]) -> Vec<Option<Vec<f64>>> {
+    let mut values = vec![None; graph.values.len()];
+    for (name, data) in named {
+        let id = (0..graph.values.len()).map(ValueId).find(|&v| {
+            graph.value(v).name == *name && !matches!(graph.value(v).source, Source::Node { .. })
+        });
+        if let Some(id) = id {
+            values[id.0] = Some(data.to_vec());
+        }
+    }
+    values
+}
