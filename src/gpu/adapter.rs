@@ -1,0 +1,221 @@
+//! What adapters the machine has.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// One adapter, as listed by `polystage devices`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterInfo {
+    /// Position in the list: what `--devices` takes.
+    pub index: usize,
+    /// The driver's name for the card.
+    pub name: String,
+    /// Maker.
+    pub vendor: String,
+    /// PCI vendor id.
+    pub vendor_id: u32,
+    /// PCI device id.
+    pub device_id: u32,
+    /// Vulkan, Metal, Dx12, Gl or BrowserWebGpu.
+    pub backend: String,
+    /// discrete, integrated, virtual, software or other.
+    pub kind: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Whether it runs on the CPU.
+    pub software: bool,
+    /// 16-bit floats in shaders.
+    pub f16: bool,
+    /// Subgroup operations in shaders.
+    pub subgroups: bool,
+    /// Smallest and largest number of invocations in a subgroup.
+    pub subgroup_size: [u32; 2],
+    /// Cooperative matrix shapes, such as `16x16x16 F16->F32`.
+    pub cooperative_matrices: Vec<String>,
+    /// Largest buffer in bytes.
+    pub max_buffer: u64,
+    /// Largest storage binding in bytes.
+    pub max_binding: u64,
+    /// Storage buffers a kernel may bind.
+    pub max_storage_buffers: u32,
+    /// Invocations in a workgroup.
+    pub max_workgroup: u32,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Bytes that a plan may use by default: the card's own memory, or half of the free host memory for software
+    /// and integrated adapters; none where the system does not say.
+    pub memory: Option<u64>,
+}
+
+/// The adapters with their descriptions. The same GPU is listed once, real GPUs before software adapters, so that
+/// indices do not move when a software adapter is installed.
+pub async fn list(software_gl: bool) -> Vec<AdapterInfo> {
+    found(software_gl).await.into_iter().map(|(_, info)| info).collect()
+}
+
+/// The error for an empty list, with the line that helps on this system.
+pub fn none_found() -> Error {
+    let help = if cfg!(target_os = "linux") {
+        "install a driver for your GPU, or a software adapter: `sudo apt-get install mesa-vulkan-drivers`"
+    } else if cfg!(target_os = "windows") {
+        "install your GPU's current driver (it brings Vulkan and DirectX 12)"
+    } else if cfg!(target_os = "macos") {
+        "Metal needs macOS 10.13 or later and a GPU that supports it"
+    } else {
+        "enable WebGPU in this browser (Chromium on Linux: --enable-unsafe-webgpu)"
+    };
+    Error::NoAdapter { help: help.into() }
+}
+
+pub(super) fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    // No validation layers and no extra dispatches that check indirect ones: none are used.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    wgpu::Instance::new(descriptor)
+}
+
+/// Enumerates in a fresh instance. Vulkan and Metal; DirectX 12 where there is no Vulkan; OpenGL on request.
+pub(super) async fn found(gl: bool) -> Vec<(wgpu::Adapter, AdapterInfo)> {
+    #[cfg(target_arch = "wasm32")]
+    let adapters: Vec<wgpu::Adapter> = {
+        let _ = gl;
+        let options = wgpu::RequestAdapterOptions::default();
+        instance(wgpu::Backends::BROWSER_WEBGPU).request_adapter(&options).await.ok().into_iter().collect()
+    };
+    #[cfg(not(target_arch = "wasm32"))]
+    let adapters = {
+        let native = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
+        let mut adapters = instance(native).enumerate_adapters(native).await;
+        if adapters.is_empty() && cfg!(windows) {
+            adapters = instance(wgpu::Backends::DX12).enumerate_adapters(wgpu::Backends::DX12).await;
+        }
+        if gl {
+            adapters.extend(instance(wgpu::Backends::GL).enumerate_adapters(wgpu::Backends::GL).await);
+        }
+        adapters
+    };
+    let mut seen = Vec::new();
+    let mut kept: Vec<wgpu::Adapter> = Vec::new();
+    for adapter in adapters {
+        let info = adapter.get_info();
+        if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
+            continue;
+        }
+        // Two drivers of one card share its PCI address; without one, two equal cards cannot be told from one
+        // card listed twice by different drivers, so the driver's name decides.
+        let key = if info.device_pci_bus_id.is_empty() {
+            let twin = |k: &wgpu::Adapter| {
+                let other = k.get_info();
+                (other.vendor, other.device, other.driver) == (info.vendor, info.device, info.driver.clone())
+            };
+            format!("{}:{}:{}", info.vendor, info.device, kept.iter().filter(|k| twin(k)).count())
+        } else {
+            info.device_pci_bus_id.clone()
+        };
+        if !seen.contains(&key) {
+            seen.push(key);
+            kept.push(adapter);
+        }
+    }
+    kept.sort_by_key(|a| a.get_info().device_type == wgpu::DeviceType::Cpu);
+    kept.into_iter()
+        .enumerate()
+        .map(|(index, adapter)| {
+            let info = describe(index, &adapter);
+            (adapter, info)
+        })
+        .collect()
+}
+
+fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    };
+    let or = |text: String, fallback: &str| if text.is_empty() { fallback.to_string() } else { text };
+    AdapterInfo {
+        index,
+        name: or(info.name, "WebGPU adapter"),
+        vendor: vendor_name(info.vendor, &info.driver),
+        vendor_id: info.vendor,
+        device_id: info.device,
+        backend: format!("{:?}", info.backend),
+        kind: kind.into(),
+        driver: or(format!("{} {}", info.driver, info.driver_info).trim().to_string(), "unknown"),
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
+        cooperative_matrices: adapter
+            .cooperative_matrix_properties()
+            .iter()
+            .map(|p| format!("{}x{}x{} {:?}->{:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type))
+            .collect(),
+        max_buffer: limits.max_buffer_size,
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        max_workgroup: limits.max_compute_invocations_per_workgroup,
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        memory: memory(adapter, info.device_type),
+    }
+}
+
+fn vendor_name(id: u32, driver: &str) -> String {
+    match id {
+        0x10de => "NVIDIA",
+        0x1002 | 0x1022 => "AMD",
+        0x8086 => "Intel",
+        0x106b => "Apple",
+        0x13b5 => "Arm",
+        0x5143 => "Qualcomm",
+        0x14e4 => "Broadcom",
+        0x1414 => "Microsoft",
+        0x10005 => "Mesa",
+        0x1ae0 => "Google",
+        0 if driver.is_empty() => "unknown",
+        _ => return format!("0x{id:04x}"),
+    }
+    .into()
+}
+
+/// Bytes of memory that belong to the adapter.
+#[cfg(not(target_arch = "wasm32"))]
+fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
+    if kind != wgpu::DeviceType::DiscreteGpu {
+        return free_host_memory().map(|bytes| bytes / 2);
+    }
+    // SAFETY: the handles are only asked for properties while the adapter lives.
+    #[cfg(not(target_vendor = "apple"))]
+    unsafe {
+        let hal = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = hal.shared_instance().raw_instance();
+        let properties = instance.get_physical_device_memory_properties(hal.raw_physical_device());
+        let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+        // Bit 0 of the flags is DEVICE_LOCAL; the largest such heap is the card's memory.
+        heaps.iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = adapter;
+        None
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+fn memory(_: &wgpu::Adapter, _: wgpu::DeviceType) -> Option<u64> {
+    None
+}
+
+/// MemAvailable of Linux; other systems do not say without a further library.
+#[cfg(not(target_arch = "wasm32"))]
+fn free_host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

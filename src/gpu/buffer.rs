@@ -1,0 +1,106 @@
+//! Buffers and parts of them.
+
+use super::Device;
+use crate::error::{Error, Result};
+
+/// What a mapped buffer is mapped for; a buffer has one direction for life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// The host reads what the device copied in.
+    Read,
+    /// The host writes what the device copies out.
+    Write,
+}
+
+/// A device buffer. Cloning clones the handle.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    pub(super) raw: wgpu::Buffer,
+    bytes: u64,
+}
+
+impl Buffer {
+    pub(super) fn new(raw: wgpu::Buffer) -> Self {
+        let bytes = raw.size();
+        Buffer { raw, bytes }
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> Range {
+        Range { buffer: self.clone(), offset: 0, bytes: self.bytes }
+    }
+
+    /// `bytes` bytes from `offset`; to be bound, the offset must be a multiple of 256.
+    pub fn range(&self, offset: u64, bytes: u64) -> Range {
+        Range { buffer: self.clone(), offset, bytes }
+    }
+
+    /// Asks for the whole buffer to be mapped; `done` runs while the device is polled.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn map(&self, mapping: Mapping, done: impl FnOnce(bool) + Send + 'static) {
+        self.raw.slice(..).map_async(mode(mapping), move |result| done(result.is_ok()));
+    }
+
+    /// Asks for the whole buffer to be mapped; `done` runs from the event loop.
+    #[cfg(target_arch = "wasm32")]
+    pub fn map(&self, mapping: Mapping, done: impl FnOnce(bool) + 'static) {
+        self.raw.slice(..).map_async(mode(mapping), move |result| done(result.is_ok()));
+    }
+
+    /// Makes the buffer usable by the device again.
+    pub fn unmap(&self) {
+        self.raw.unmap();
+    }
+
+    /// Copies out the first bytes of a buffer mapped for reading.
+    pub fn read_mapped(&self, device: &Device, bytes: u64) -> Result<Vec<u8>> {
+        let view = self.raw.slice(..bytes).get_mapped_range();
+        Ok(view.map_err(|e| device.error("reading a mapped buffer", &e.to_string()))?.to_vec())
+    }
+
+    /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
+    pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
+        let error = |e: wgpu::MapRangeError| Error::Gpu {
+            adapter: "link".into(),
+            context: "copying between mapped buffers".into(),
+            message: e.to_string(),
+        };
+        let from = self.raw.slice(..bytes).get_mapped_range().map_err(error)?;
+        let mut to = target.raw.slice(..bytes).get_mapped_range_mut().map_err(error)?;
+        to.copy_from_slice(&from);
+        Ok(())
+    }
+}
+
+fn mode(mapping: Mapping) -> wgpu::MapMode {
+    match mapping {
+        Mapping::Read => wgpu::MapMode::Read,
+        Mapping::Write => wgpu::MapMode::Write,
+    }
+}
+
+/// Part of a buffer.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// The buffer.
+    pub buffer: Buffer,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl Range {
+    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer.raw,
+            offset: self.offset,
+            size: wgpu::BufferSize::new(self.bytes.next_multiple_of(4)),
+        })
+    }
+}

@@ -1,0 +1,341 @@
+//! An opened adapter: buffers, kernels, submissions, errors, and how a thread waits for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{AdapterInfo, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
+use crate::error::{Error, Result};
+
+/// How to open an adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Leave out bounds checks and loop limits in shaders: for release builds. Tests run with the checks on.
+    pub trusted_shaders: bool,
+    /// Look at OpenGL adapters too.
+    pub gl: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions { trusted_shaders: !cfg!(debug_assertions), gl: false }
+    }
+}
+
+/// What the choice of a kernel variant may depend on. It never depends on the cut or the schedule: the same op on the
+/// same adapter always runs the same kernel, so results do not depend on the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Runs on the CPU: barriers are dear and memory is cached.
+    pub software: bool,
+    /// The fixed subgroup size, where there is one and subgroup operations work.
+    pub subgroup: Option<u32>,
+    /// Bytes one binding may have.
+    pub max_binding: u64,
+    /// Bytes one buffer may have.
+    pub max_buffer: u64,
+    /// Workgroups along one axis of a dispatch.
+    pub max_groups: u32,
+}
+
+/// An opened adapter. Cloning clones the handle.
+#[derive(Clone, Debug)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: AdapterInfo,
+    capabilities: Capabilities,
+    trusted: bool,
+    kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
+    state: Arc<Mutex<State>>,
+}
+
+/// Submissions not yet finished, oldest first, and the first error.
+#[derive(Default)]
+struct State {
+    pending: VecDeque<Option<wgpu::SubmissionIndex>>,
+    allocated: u64,
+    failure: Option<String>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({})", self.info.name)
+    }
+}
+
+/// A panic of another thread while it held the lock leaves plain data, which stays usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Driver messages run over many lines; the last says what is wrong.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|l| !l.is_empty() && *l != "Caused by:");
+    lines.collect::<Vec<_>>().join(": ")
+}
+
+impl Device {
+    /// Opens the adapter with this index in the list, in an instance of its own.
+    pub async fn open(index: usize, options: OpenOptions) -> Result<Device> {
+        let mut found = adapter::found(options.gl).await;
+        if found.is_empty() {
+            return Err(adapter::none_found());
+        }
+        if index >= found.len() {
+            return Err(Error::AdapterIndex { index, count: found.len() });
+        }
+        let (adapter, info) = found.swap_remove(index);
+        drop(found);
+        let wanted = wgpu::Features::SUBGROUP;
+        // The browser wants `enable subgroups;`, which naga does not accept, so the variant is for native only.
+        let features = if cfg!(target_arch = "wasm32") { wgpu::Features::empty() } else { wanted };
+        let limits = adapter.limits();
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("polystage"),
+            required_features: adapter.features() & features,
+            required_limits: limits.clone(),
+            ..Default::default()
+        });
+        let (device, queue) = request.await.map_err(|e| Error::Gpu {
+            adapter: info.name.clone(),
+            context: "opening the device".into(),
+            message: one_line(&e.to_string()),
+        })?;
+        let state = Arc::new(Mutex::new(State::default()));
+        let failed = state.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&failed).failure.get_or_insert_with(|| one_line(&error.to_string()));
+        }));
+        let lost = state.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lock(&lost).failure.get_or_insert(format!("device lost: {}", one_line(&message)));
+            }
+        });
+        let fixed = info.subgroup_size[0] == info.subgroup_size[1] && info.subgroup_size[0] >= 4;
+        let capabilities = Capabilities {
+            software: info.software,
+            subgroup: (device.features().contains(wanted) && fixed).then_some(info.subgroup_size[0]),
+            max_binding: limits.max_storage_buffer_binding_size,
+            max_buffer: limits.max_buffer_size,
+            max_groups: limits.max_compute_workgroups_per_dimension,
+        };
+        let kernels = Mutex::new(HashMap::new());
+        let trusted = options.trusted_shaders;
+        Ok(Device(Arc::new(Inner { device, queue, info, capabilities, trusted, kernels, state })))
+    }
+
+    /// The adapter.
+    pub fn info(&self) -> &AdapterInfo {
+        &self.0.info
+    }
+
+    /// What kernel choices depend on.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    pub(super) fn trusted(&self) -> bool {
+        self.0.trusted
+    }
+
+    pub(crate) fn error(&self, context: &str, message: &str) -> Error {
+        Error::Gpu { adapter: self.0.info.name.clone(), context: context.into(), message: one_line(message) }
+    }
+
+    /// The first error the driver reported, if any.
+    pub fn check(&self, context: &str) -> Result<()> {
+        match &lock(&self.0.state).failure {
+            None => Ok(()),
+            Some(message) => Err(self.error(context, message)),
+        }
+    }
+
+    /// Bytes allocated on this device since it was opened: the ledger.
+    pub fn allocated(&self) -> u64 {
+        lock(&self.0.state).allocated
+    }
+
+    fn allocate(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped: bool) -> Result<Buffer> {
+        let size = bytes.next_multiple_of(4).max(16);
+        if size > self.0.capabilities.max_buffer {
+            return Err(Error::Binding {
+                tensor: label.into(),
+                adapter: self.0.info.name.clone(),
+                need: size,
+                limit: self.0.capabilities.max_buffer,
+            });
+        }
+        let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: mapped,
+        });
+        self.check(&format!("allocating {size} bytes for {label}"))?;
+        lock(&self.0.state).allocated += size;
+        Ok(Buffer::new(raw))
+    }
+
+    /// A buffer for kernels, zero at first.
+    pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        self.allocate(label, bytes, U::STORAGE | U::COPY_SRC | U::COPY_DST, false)
+    }
+
+    /// A buffer of kernel parameters with this content.
+    pub fn uniform(&self, label: &str, bytes: &[u8]) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        let buffer = self.allocate(label, bytes.len() as u64, U::UNIFORM | U::COPY_DST, false)?;
+        self.upload(&buffer, 0, bytes);
+        Ok(buffer)
+    }
+
+    /// A host-visible buffer for copies in one direction; one for writing starts mapped.
+    pub fn staging(&self, label: &str, bytes: u64, mapping: Mapping) -> Result<Buffer> {
+        use wgpu::BufferUsages as U;
+        match mapping {
+            Mapping::Read => self.allocate(label, bytes, U::MAP_READ | U::COPY_DST, false),
+            Mapping::Write => self.allocate(label, bytes, U::MAP_WRITE | U::COPY_SRC, true),
+        }
+    }
+
+    /// Writes host bytes before the next submission. Length and offset are multiples of 4.
+    pub fn upload(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
+        self.0.queue.write_buffer(&buffer.raw, offset, bytes);
+    }
+
+    /// The pipeline of a kernel variant, compiled at first use.
+    pub fn kernel(&self, key: &KernelKey) -> Result<Arc<Kernel>> {
+        if let Some(kernel) = lock(&self.0.kernels).get(key) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(Kernel::compile(self, key)?);
+        lock(&self.0.kernels).insert(key.clone(), kernel.clone());
+        Ok(kernel)
+    }
+
+    /// Binds ranges to binding numbers 0, 1, 2 ….
+    pub fn bind(&self, kernel: &Kernel, ranges: &[Range]) -> wgpu::BindGroup {
+        let entries: Vec<wgpu::BindGroupEntry> = ranges
+            .iter()
+            .enumerate()
+            .map(|(i, range)| wgpu::BindGroupEntry { binding: i as u32, resource: range.binding() })
+            .collect();
+        let layout = &kernel.layout;
+        self.0.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+    }
+
+    /// Starts a submission.
+    pub fn record(&self) -> Recorder<'_> {
+        Recorder::new(self)
+    }
+
+    pub(super) fn submit(&self, commands: wgpu::CommandBuffer, done: impl FnOnce() + Send + 'static) {
+        let index = self.0.queue.submit([commands]);
+        lock(&self.0.state).pending.push_back(Some(index));
+        let state = self.0.state.clone();
+        self.0.queue.on_submitted_work_done(move || {
+            lock(&state).pending.pop_front();
+            done();
+        });
+    }
+
+    /// Submissions that have not finished.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.0.state).pending.len()
+    }
+
+    /// Reads part of a buffer back.
+    pub async fn read(&self, range: &Range) -> Result<Vec<u8>> {
+        let staging = self.staging("read-back", range.bytes, Mapping::Read)?;
+        let mut recorder = self.record();
+        recorder.copy(&range.buffer, range.offset, &staging, 0, range.bytes);
+        recorder.submit(|| ());
+        let bytes = self.read_staging(&staging, range.bytes).await?;
+        lock(&self.0.state).allocated -= staging.bytes();
+        Ok(bytes)
+    }
+
+    /// Maps a read-back buffer, copies its first bytes out and unmaps it.
+    pub async fn read_staging(&self, staging: &Buffer, bytes: u64) -> Result<Vec<u8>> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        staging.map(Mapping::Read, move |ok| {
+            let _ = sender.send(ok);
+        });
+        match receiver.await {
+            Ok(true) => {}
+            _ => {
+                self.check("reading back")?;
+                return Err(self.error("reading back", "mapping failed"));
+            }
+        }
+        let data = staging.read_mapped(self, bytes)?;
+        staging.unmap();
+        Ok(data)
+    }
+
+    /// Reads 32-bit floats back.
+    pub async fn read_f32(&self, range: &Range) -> Result<Vec<f32>> {
+        let bytes = self.read(range).await?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Lets callbacks run, waiting a little while there is unfinished work.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn poll(&self, timeout: std::time::Duration) {
+        let oldest = lock(&self.0.state).pending.front().cloned().flatten();
+        let poll = match oldest {
+            Some(index) => wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(timeout) },
+            None => wgpu::PollType::Poll,
+        };
+        // A time-out is no error: the caller looks at its future and comes back.
+        if let Err(wgpu::PollError::WrongSubmissionIndex(..)) = self.0.device.poll(poll) {
+            lock(&self.0.state).failure.get_or_insert("waited for an unknown submission".into());
+        }
+    }
+
+    /// Runs a future on this thread while keeping this device going: the explicit blocking wrapper around the async
+    /// core. It sleeps in the driver while work is unfinished, else until it is woken.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use std::time::Duration;
+
+        struct Unpark(std::thread::Thread, AtomicBool);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.1.store(true, Ordering::Release);
+                self.0.unpark();
+            }
+        }
+        let unpark = Arc::new(Unpark(std::thread::current(), AtomicBool::new(false)));
+        let waker = std::task::Waker::from(unpark.clone());
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            while !unpark.1.swap(false, Ordering::Acquire) {
+                // A message from another device must not wait long behind this one's work, nor may a map
+                // callback that needs no submission wait for ever.
+                if self.in_flight() > 0 {
+                    self.poll(Duration::from_millis(1));
+                } else {
+                    self.poll(Duration::ZERO);
+                    if !unpark.1.load(Ordering::Acquire) {
+                        std::thread::park_timeout(Duration::from_millis(5));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Devices and how to use them: the only folder that names wgpu.
+//!
+//! An [`AdapterInfo`] describes what the machine has; a [`Device`] is an opened adapter with its own instance, so
+//! that two devices share no lock and no driver thread pool. A [`Recorder`] collects dispatches and copies into one
+//! submission. Nothing here knows ops or schedules.
+
+mod adapter;
+pub mod bench;
+mod buffer;
+mod device;
+mod kernel;
+mod recorder;
+
+pub use adapter::{AdapterInfo, list, none_found};
+pub use buffer::{Buffer, Mapping, Range};
+pub use device::{Capabilities, Device, OpenOptions};
+pub use kernel::{KERNELS, Kernel, KernelKey, Specialisation, source};
+pub use recorder::Recorder;
+
+/// Seconds since the first call: one clock for the events of all devices.
+pub fn now() -> f64 {
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        // The one process-wide value: a clock's origin, so that times of different threads compare.
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed().as_secs_f64()
+    }
+    #[cfg(target_arch = "wasm32")]
+    {
+        let performance = web_sys::window().and_then(|w| w.performance());
+        performance.map_or(0.0, |p| p.now() / 1000.0)
+    }
+}
