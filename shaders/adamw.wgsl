@@ -1,0 +1,42 @@
+// adamw: one AdamW step (Loshchilov and Hutter 2019) on a pool of parameters, chunk by chunk, with the gradient scaled
+// by `clip`; weight decay applies to chunks of matrices. Grid: one workgroup a chunk, chunks over x and y.
+
+struct Params { chunks: u32, first: u32 }
+
+struct Step {
+    clip: f32,          // factor of the gradient
+    rate: f32,          // learning rate
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    decay: f32,         // learning rate times weight decay
+    correction1: f32,   // 1 / (1 − beta1^step)
+    correction2: f32,   // 1 / (1 − beta2^step)
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> chunks: array<vec4<u32>>; // offset, length, decay, unused
+@group(0) @binding(2) var<storage, read> step: Step;
+@group(0) @binding(3) var<storage, read> gradient: array<f32>;
+@group(0) @binding(4) var<storage, read_write> weight: array<f32>;
+@group(0) @binding(5) var<storage, read_write> m: array<f32>;
+@group(0) @binding(6) var<storage, read_write> v: array<f32>;
+
+@compute @workgroup_size(64, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let chunk = group.y * groups.x + group.x;
+    if chunk >= p.chunks {
+        return;
+    }
+    let c = chunks[chunk];
+    let shrink = select(1.0, 1.0 - step.decay, c.z != 0u);
+    for (var i = c.x + local.x; i < c.x + c.y; i += 64u) {
+        let g = gradient[i] * step.clip;
+        let first = step.beta1 * m[i] + (1.0 - step.beta1) * g;
+        let second = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
+        m[i] = first;
+        v[i] = second;
+        let update = step.rate * first * step.correction1 / (sqrt(second * step.correction2) + step.epsilon);
+        weight[i] = weight[i] * shrink - update;
+    }
+}

@@ -1,0 +1,311 @@
+// attention: causal softmax(q kᵀ · scale) v of one head, without storing the scores. A workgroup owns 8 queries; it walks
+// over the keys in blocks of 4 a lane, keeps a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022),
+// and each lane gathers 8 columns of the output. Writes o (B,T,C) and lse (B,H,T), the logarithm of the sum.
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4".
+// Header "any head size": scalar elements; what lies past the head's last element is 0.
+
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;
+@group(0) @binding(2) var<storage, read_write> o: array<f32>;
+@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
+
+fn load_qkv(base: u32, d: u32) -> vec4<f32> {
+    let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
+    let i = base + min(at, vec4(p.size - 1u));
+    return select(vec4<f32>(), vec4(qkv[i.x], qkv[i.y], qkv[i.z], qkv[i.w]), at < vec4(p.size));
+}
+
+fn store_o(base: u32, d: u32, x: vec4<f32>) {
+    if d < p.size { o[base + d] = x.x; }
+    if d + 1u < p.size { o[base + d + 1u] = x.y; }
+    if d + 2u < p.size { o[base + d + 2u] = x.z; }
+    if d + 3u < p.size { o[base + d + 3u] = x.w; }
+}
+
+// ---- body ----
+
+const MASKED = -1e30; // finite: shaders may assume that there are no infinities
+
+override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
+const ROWS = 8u;
+
+// First element of row `token` of part 0 (q), 1 (k) or 2 (v) of this head in the packed (B,T,3C) tensor; rows past the
+// end repeat the last.
+fn packed(part: u32, batch: u32, head: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * 3u * p.width + part * p.width + head * p.size;
+}
+
+// First element of row `token` of this head in a (B,T,C) tensor; rows past the end repeat the last.
+fn plain(batch: u32, head: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
+}
+
+var<workgroup> weights: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
+var<workgroup> partial: array<f32, 256>;       // 8 queries x LANES
+var<workgroup> reduced: array<f32, 8>;
+
+// The largest of every lane's value, for each of the 8 queries.
+fn reduce_max(lane: u32, low: vec4<f32>, high: vec4<f32>) {
+    partial[0u * LANES + lane] = low.x;
+    partial[1u * LANES + lane] = low.y;
+    partial[2u * LANES + lane] = low.z;
+    partial[3u * LANES + lane] = low.w;
+    partial[4u * LANES + lane] = high.x;
+    partial[5u * LANES + lane] = high.y;
+    partial[6u * LANES + lane] = high.z;
+    partial[7u * LANES + lane] = high.w;
+    workgroupBarrier();
+    for (var i = lane; i < ROWS; i += LANES) {
+        var x = partial[i * LANES];
+        for (var j = 1u; j < LANES; j++) {
+            x = max(x, partial[i * LANES + j]);
+        }
+        reduced[i] = x;
+    }
+    workgroupBarrier();
+}
+
+// The sum of every lane's value, for each of the 8 queries.
+fn reduce_sum(lane: u32, low: vec4<f32>, high: vec4<f32>) {
+    partial[0u * LANES + lane] = low.x;
+    partial[1u * LANES + lane] = low.y;
+    partial[2u * LANES + lane] = low.z;
+    partial[3u * LANES + lane] = low.w;
+    partial[4u * LANES + lane] = high.x;
+    partial[5u * LANES + lane] = high.y;
+    partial[6u * LANES + lane] = high.z;
+    partial[7u * LANES + lane] = high.w;
+    workgroupBarrier();
+    for (var i = lane; i < ROWS; i += LANES) {
+        var x = 0.0;
+        for (var j = 0u; j < LANES; j++) {
+            x += partial[i * LANES + j];
+        }
+        reduced[i] = x;
+    }
+    workgroupBarrier();
+}
+
+fn largest(x: vec4<f32>) -> f32 {
+    return max(max(x.x, x.y), max(x.z, x.w));
+}
+
+fn total(x: vec4<f32>) -> f32 {
+    return x.x + x.y + x.z + x.w;
+}
+
+// Scores past the query or past the last key are masked.
+fn mask(score: vec4<f32>, key: u32, query: u32) -> vec4<f32> {
+    let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
+    return select(vec4(MASKED), score * p.scale, keys <= vec4(min(query, p.tokens - 1u)));
+}
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let lane = local.x;
+    let row0 = group.x * ROWS;
+    let batch = group.y / p.heads;
+    let head = group.y % p.heads;
+    let column = (group.z * LANES + lane) * 8u;
+    let q0 = packed(0u, batch, head, row0 + 0u);
+    let q1 = packed(0u, batch, head, row0 + 1u);
+    let q2 = packed(0u, batch, head, row0 + 2u);
+    let q3 = packed(0u, batch, head, row0 + 3u);
+    let q4 = packed(0u, batch, head, row0 + 4u);
+    let q5 = packed(0u, batch, head, row0 + 5u);
+    let q6 = packed(0u, batch, head, row0 + 6u);
+    let q7 = packed(0u, batch, head, row0 + 7u);
+    var max_low = vec4(MASKED);
+    var max_high = vec4(MASKED);
+    var sum_low = vec4<f32>();
+    var sum_high = vec4<f32>();
+    var o0l = vec4<f32>();
+    var o0r = vec4<f32>();
+    var o1l = vec4<f32>();
+    var o1r = vec4<f32>();
+    var o2l = vec4<f32>();
+    var o2r = vec4<f32>();
+    var o3l = vec4<f32>();
+    var o3r = vec4<f32>();
+    var o4l = vec4<f32>();
+    var o4r = vec4<f32>();
+    var o5l = vec4<f32>();
+    var o5r = vec4<f32>();
+    var o6l = vec4<f32>();
+    var o6r = vec4<f32>();
+    var o7l = vec4<f32>();
+    var o7r = vec4<f32>();
+    let keys = min(row0 + ROWS, p.tokens);
+    for (var block = 0u; block < keys; block += 4u * LANES) {
+        let key = block + 4u * lane;
+        let k0 = packed(1u, batch, head, key + 0u);
+        let k1 = packed(1u, batch, head, key + 1u);
+        let k2 = packed(1u, batch, head, key + 2u);
+        let k3 = packed(1u, batch, head, key + 3u);
+        var s0 = vec4<f32>();
+        var s1 = vec4<f32>();
+        var s2 = vec4<f32>();
+        var s3 = vec4<f32>();
+        var s4 = vec4<f32>();
+        var s5 = vec4<f32>();
+        var s6 = vec4<f32>();
+        var s7 = vec4<f32>();
+        for (var d = 0u; d < p.size; d += 4u) {
+            let y0 = load_qkv(k0, d);
+            let y1 = load_qkv(k1, d);
+            let y2 = load_qkv(k2, d);
+            let y3 = load_qkv(k3, d);
+            let x0 = load_qkv(q0, d);
+            s0 += vec4(dot(x0, y0), dot(x0, y1), dot(x0, y2), dot(x0, y3));
+            let x1 = load_qkv(q1, d);
+            s1 += vec4(dot(x1, y0), dot(x1, y1), dot(x1, y2), dot(x1, y3));
+            let x2 = load_qkv(q2, d);
+            s2 += vec4(dot(x2, y0), dot(x2, y1), dot(x2, y2), dot(x2, y3));
+            let x3 = load_qkv(q3, d);
+            s3 += vec4(dot(x3, y0), dot(x3, y1), dot(x3, y2), dot(x3, y3));
+            let x4 = load_qkv(q4, d);
+            s4 += vec4(dot(x4, y0), dot(x4, y1), dot(x4, y2), dot(x4, y3));
+            let x5 = load_qkv(q5, d);
+            s5 += vec4(dot(x5, y0), dot(x5, y1), dot(x5, y2), dot(x5, y3));
+            let x6 = load_qkv(q6, d);
+            s6 += vec4(dot(x6, y0), dot(x6, y1), dot(x6, y2), dot(x6, y3));
+            let x7 = load_qkv(q7, d);
+            s7 += vec4(dot(x7, y0), dot(x7, y1), dot(x7, y2), dot(x7, y3));
+        }
+        s0 = mask(s0, key, row0 + 0u);
+        s1 = mask(s1, key, row0 + 1u);
+        s2 = mask(s2, key, row0 + 2u);
+        s3 = mask(s3, key, row0 + 3u);
+        s4 = mask(s4, key, row0 + 4u);
+        s5 = mask(s5, key, row0 + 5u);
+        s6 = mask(s6, key, row0 + 6u);
+        s7 = mask(s7, key, row0 + 7u);
+        reduce_max(
+            lane,
+            vec4(largest(s0), largest(s1), largest(s2), largest(s3)),
+            vec4(largest(s4), largest(s5), largest(s6), largest(s7)),
+        );
+        let new_low = max(max_low, vec4(reduced[0], reduced[1], reduced[2], reduced[3]));
+        let new_high = max(max_high, vec4(reduced[4], reduced[5], reduced[6], reduced[7]));
+        let shrink_low = exp(max_low - new_low);
+        let shrink_high = exp(max_high - new_high);
+        max_low = new_low;
+        max_high = new_high;
+        s0 = exp(s0 - new_low.x);
+        s1 = exp(s1 - new_low.y);
+        s2 = exp(s2 - new_low.z);
+        s3 = exp(s3 - new_low.w);
+        s4 = exp(s4 - new_high.x);
+        s5 = exp(s5 - new_high.y);
+        s6 = exp(s6 - new_high.z);
+        s7 = exp(s7 - new_high.w);
+        sum_low = sum_low * shrink_low + vec4(total(s0), total(s1), total(s2), total(s3));
+        sum_high = sum_high * shrink_high + vec4(total(s4), total(s5), total(s6), total(s7));
+        weights[(4u * lane + 0u) * 2u] = vec4(s0.x, s1.x, s2.x, s3.x);
+        weights[(4u * lane + 0u) * 2u + 1u] = vec4(s4.x, s5.x, s6.x, s7.x);
+        weights[(4u * lane + 1u) * 2u] = vec4(s0.y, s1.y, s2.y, s3.y);
+        weights[(4u * lane + 1u) * 2u + 1u] = vec4(s4.y, s5.y, s6.y, s7.y);
+        weights[(4u * lane + 2u) * 2u] = vec4(s0.z, s1.z, s2.z, s3.z);
+        weights[(4u * lane + 2u) * 2u + 1u] = vec4(s4.z, s5.z, s6.z, s7.z);
+        weights[(4u * lane + 3u) * 2u] = vec4(s0.w, s1.w, s2.w, s3.w);
+        weights[(4u * lane + 3u) * 2u + 1u] = vec4(s4.w, s5.w, s6.w, s7.w);
+        o0l *= shrink_low.x;
+        o0r *= shrink_low.x;
+        o1l *= shrink_low.y;
+        o1r *= shrink_low.y;
+        o2l *= shrink_low.z;
+        o2r *= shrink_low.z;
+        o3l *= shrink_low.w;
+        o3r *= shrink_low.w;
+        o4l *= shrink_high.x;
+        o4r *= shrink_high.x;
+        o5l *= shrink_high.y;
+        o5r *= shrink_high.y;
+        o6l *= shrink_high.z;
+        o6r *= shrink_high.z;
+        o7l *= shrink_high.w;
+        o7r *= shrink_high.w;
+        workgroupBarrier();
+        let count = min(4u * LANES, keys - block);
+        if column < p.size {
+            for (var j = 0u; j < count; j++) {
+                let v = packed(2u, batch, head, block + j);
+                let vl = load_qkv(v, column);
+                let vr = load_qkv(v, column + 4u);
+                let wl = weights[j * 2u];
+                let wr = weights[j * 2u + 1u];
+                o0l = fma(vec4(wl.x), vl, o0l);
+                o0r = fma(vec4(wl.x), vr, o0r);
+                o1l = fma(vec4(wl.y), vl, o1l);
+                o1r = fma(vec4(wl.y), vr, o1r);
+                o2l = fma(vec4(wl.z), vl, o2l);
+                o2r = fma(vec4(wl.z), vr, o2r);
+                o3l = fma(vec4(wl.w), vl, o3l);
+                o3r = fma(vec4(wl.w), vr, o3r);
+                o4l = fma(vec4(wr.x), vl, o4l);
+                o4r = fma(vec4(wr.x), vr, o4r);
+                o5l = fma(vec4(wr.y), vl, o5l);
+                o5r = fma(vec4(wr.y), vr, o5r);
+                o6l = fma(vec4(wr.z), vl, o6l);
+                o6r = fma(vec4(wr.z), vr, o6r);
+                o7l = fma(vec4(wr.w), vl, o7l);
+                o7r = fma(vec4(wr.w), vr, o7r);
+            }
+        }
+        workgroupBarrier();
+    }
+    reduce_sum(lane, sum_low, sum_high);
+    if row0 + 0u < p.tokens {
+        let base = plain(batch, head, row0 + 0u);
+        store_o(base, column, o0l / reduced[0]);
+        store_o(base, column + 4u, o0r / reduced[0]);
+    }
+    if row0 + 1u < p.tokens {
+        let base = plain(batch, head, row0 + 1u);
+        store_o(base, column, o1l / reduced[1]);
+        store_o(base, column + 4u, o1r / reduced[1]);
+    }
+    if row0 + 2u < p.tokens {
+        let base = plain(batch, head, row0 + 2u);
+        store_o(base, column, o2l / reduced[2]);
+        store_o(base, column + 4u, o2r / reduced[2]);
+    }
+    if row0 + 3u < p.tokens {
+        let base = plain(batch, head, row0 + 3u);
+        store_o(base, column, o3l / reduced[3]);
+        store_o(base, column + 4u, o3r / reduced[3]);
+    }
+    if row0 + 4u < p.tokens {
+        let base = plain(batch, head, row0 + 4u);
+        store_o(base, column, o4l / reduced[4]);
+        store_o(base, column + 4u, o4r / reduced[4]);
+    }
+    if row0 + 5u < p.tokens {
+        let base = plain(batch, head, row0 + 5u);
+        store_o(base, column, o5l / reduced[5]);
+        store_o(base, column + 4u, o5r / reduced[5]);
+    }
+    if row0 + 6u < p.tokens {
+        let base = plain(batch, head, row0 + 6u);
+        store_o(base, column, o6l / reduced[6]);
+        store_o(base, column + 4u, o6r / reduced[6]);
+    }
+    if row0 + 7u < p.tokens {
+        let base = plain(batch, head, row0 + 7u);
+        store_o(base, column, o7l / reduced[7]);
+        store_o(base, column + 4u, o7r / reduced[7]);
+    }
+    if group.z == 0u && lane == 0u {
+        let base = (batch * p.heads + head) * p.tokens + row0;
+        if row0 + 0u < p.tokens { lse[base + 0u] = max_low.x + log(reduced[0]); }
+        if row0 + 1u < p.tokens { lse[base + 1u] = max_low.y + log(reduced[1]); }
+        if row0 + 2u < p.tokens { lse[base + 2u] = max_low.z + log(reduced[2]); }
+        if row0 + 3u < p.tokens { lse[base + 3u] = max_low.w + log(reduced[3]); }
+        if row0 + 4u < p.tokens { lse[base + 4u] = max_high.x + log(reduced[4]); }
+        if row0 + 5u < p.tokens { lse[base + 5u] = max_high.y + log(reduced[5]); }
+        if row0 + 6u < p.tokens { lse[base + 6u] = max_high.z + log(reduced[6]); }
+        if row0 + 7u < p.tokens { lse[base + 7u] = max_high.w + log(reduced[7]); }
+    }
+}

@@ -1,0 +1,247 @@
+// attention_backward_query: the gradient of q. A workgroup owns 8 queries and walks over the keys in blocks of 4 a lane,
+// recomputing the weights from lse: w = exp(q·k scale − lse), ds = w (do·v − delta) scale, dq = Σ ds k.
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4".
+// Header "any head size": scalar elements; what lies past the head's last element is 0.
+
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;
+@group(0) @binding(2) var<storage, read> d_o: array<f32>;
+@group(0) @binding(3) var<storage, read> lse: array<f32>;
+@group(0) @binding(4) var<storage, read> delta: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;
+
+fn load_qkv(base: u32, d: u32) -> vec4<f32> {
+    let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
+    let i = base + min(at, vec4(p.size - 1u));
+    return select(vec4<f32>(), vec4(qkv[i.x], qkv[i.y], qkv[i.z], qkv[i.w]), at < vec4(p.size));
+}
+
+fn load_d_o(base: u32, d: u32) -> vec4<f32> {
+    let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
+    let i = base + min(at, vec4(p.size - 1u));
+    return select(vec4<f32>(), vec4(d_o[i.x], d_o[i.y], d_o[i.z], d_o[i.w]), at < vec4(p.size));
+}
+
+fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
+    if d < p.size { dqkv[base + d] = x.x; }
+    if d + 1u < p.size { dqkv[base + d + 1u] = x.y; }
+    if d + 2u < p.size { dqkv[base + d + 2u] = x.z; }
+    if d + 3u < p.size { dqkv[base + d + 3u] = x.w; }
+}
+
+// ---- body ----
+
+override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
+const ROWS = 8u;
+
+// First element of row `token` of part 0 (q), 1 (k) or 2 (v) of this head in the packed (B,T,3C) tensor; rows past the
+// end repeat the last.
+fn packed(part: u32, batch: u32, head: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * 3u * p.width + part * p.width + head * p.size;
+}
+
+// First element of row `token` of this head in a (B,T,C) tensor; rows past the end repeat the last.
+fn plain(batch: u32, head: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
+}
+
+var<workgroup> d_scores: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
+
+// The gradient of four scores of one query; those past the query are 0.
+fn d_score(score: vec4<f32>, d_weight: vec4<f32>, row: u32, key: u32, query: u32) -> vec4<f32> {
+    let at = row + min(query, p.tokens - 1u);
+    let weight = exp(min(score * p.scale - lse[at], vec4(0.0)));
+    let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
+    let allowed = keys <= vec4(min(query, p.tokens - 1u));
+    return select(vec4<f32>(), weight * (d_weight - delta[at]) * p.scale, allowed);
+}
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let lane = local.x;
+    let row0 = group.x * ROWS;
+    let batch = group.y / p.heads;
+    let head = group.y % p.heads;
+    let column = (group.z * LANES + lane) * 8u;
+    let row = (batch * p.heads + head) * p.tokens;
+    let q0 = packed(0u, batch, head, row0 + 0u);
+    let g0 = plain(batch, head, row0 + 0u);
+    let q1 = packed(0u, batch, head, row0 + 1u);
+    let g1 = plain(batch, head, row0 + 1u);
+    let q2 = packed(0u, batch, head, row0 + 2u);
+    let g2 = plain(batch, head, row0 + 2u);
+    let q3 = packed(0u, batch, head, row0 + 3u);
+    let g3 = plain(batch, head, row0 + 3u);
+    let q4 = packed(0u, batch, head, row0 + 4u);
+    let g4 = plain(batch, head, row0 + 4u);
+    let q5 = packed(0u, batch, head, row0 + 5u);
+    let g5 = plain(batch, head, row0 + 5u);
+    let q6 = packed(0u, batch, head, row0 + 6u);
+    let g6 = plain(batch, head, row0 + 6u);
+    let q7 = packed(0u, batch, head, row0 + 7u);
+    let g7 = plain(batch, head, row0 + 7u);
+    var d0l = vec4<f32>();
+    var d0r = vec4<f32>();
+    var d1l = vec4<f32>();
+    var d1r = vec4<f32>();
+    var d2l = vec4<f32>();
+    var d2r = vec4<f32>();
+    var d3l = vec4<f32>();
+    var d3r = vec4<f32>();
+    var d4l = vec4<f32>();
+    var d4r = vec4<f32>();
+    var d5l = vec4<f32>();
+    var d5r = vec4<f32>();
+    var d6l = vec4<f32>();
+    var d6r = vec4<f32>();
+    var d7l = vec4<f32>();
+    var d7r = vec4<f32>();
+    let keys = min(row0 + ROWS, p.tokens);
+    for (var block = 0u; block < keys; block += 4u * LANES) {
+        let key = block + 4u * lane;
+        let k0 = packed(1u, batch, head, key + 0u);
+        let v0 = packed(2u, batch, head, key + 0u);
+        let k1 = packed(1u, batch, head, key + 1u);
+        let v1 = packed(2u, batch, head, key + 1u);
+        let k2 = packed(1u, batch, head, key + 2u);
+        let v2 = packed(2u, batch, head, key + 2u);
+        let k3 = packed(1u, batch, head, key + 3u);
+        let v3 = packed(2u, batch, head, key + 3u);
+        var s0 = vec4<f32>();
+        var w0 = vec4<f32>();
+        var s1 = vec4<f32>();
+        var w1 = vec4<f32>();
+        var s2 = vec4<f32>();
+        var w2 = vec4<f32>();
+        var s3 = vec4<f32>();
+        var w3 = vec4<f32>();
+        var s4 = vec4<f32>();
+        var w4 = vec4<f32>();
+        var s5 = vec4<f32>();
+        var w5 = vec4<f32>();
+        var s6 = vec4<f32>();
+        var w6 = vec4<f32>();
+        var s7 = vec4<f32>();
+        var w7 = vec4<f32>();
+        for (var d = 0u; d < p.size; d += 4u) {
+            let y0 = load_qkv(k0, d);
+            let z0 = load_qkv(v0, d);
+            let y1 = load_qkv(k1, d);
+            let z1 = load_qkv(v1, d);
+            let y2 = load_qkv(k2, d);
+            let z2 = load_qkv(v2, d);
+            let y3 = load_qkv(k3, d);
+            let z3 = load_qkv(v3, d);
+            let x0 = load_qkv(q0, d);
+            s0 += vec4(dot(x0, y0), dot(x0, y1), dot(x0, y2), dot(x0, y3));
+            let u0 = load_d_o(g0, d);
+            w0 += vec4(dot(u0, z0), dot(u0, z1), dot(u0, z2), dot(u0, z3));
+            let x1 = load_qkv(q1, d);
+            s1 += vec4(dot(x1, y0), dot(x1, y1), dot(x1, y2), dot(x1, y3));
+            let u1 = load_d_o(g1, d);
+            w1 += vec4(dot(u1, z0), dot(u1, z1), dot(u1, z2), dot(u1, z3));
+            let x2 = load_qkv(q2, d);
+            s2 += vec4(dot(x2, y0), dot(x2, y1), dot(x2, y2), dot(x2, y3));
+            let u2 = load_d_o(g2, d);
+            w2 += vec4(dot(u2, z0), dot(u2, z1), dot(u2, z2), dot(u2, z3));
+            let x3 = load_qkv(q3, d);
+            s3 += vec4(dot(x3, y0), dot(x3, y1), dot(x3, y2), dot(x3, y3));
+            let u3 = load_d_o(g3, d);
+            w3 += vec4(dot(u3, z0), dot(u3, z1), dot(u3, z2), dot(u3, z3));
+            let x4 = load_qkv(q4, d);
+            s4 += vec4(dot(x4, y0), dot(x4, y1), dot(x4, y2), dot(x4, y3));
+            let u4 = load_d_o(g4, d);
+            w4 += vec4(dot(u4, z0), dot(u4, z1), dot(u4, z2), dot(u4, z3));
+            let x5 = load_qkv(q5, d);
+            s5 += vec4(dot(x5, y0), dot(x5, y1), dot(x5, y2), dot(x5, y3));
+            let u5 = load_d_o(g5, d);
+            w5 += vec4(dot(u5, z0), dot(u5, z1), dot(u5, z2), dot(u5, z3));
+            let x6 = load_qkv(q6, d);
+            s6 += vec4(dot(x6, y0), dot(x6, y1), dot(x6, y2), dot(x6, y3));
+            let u6 = load_d_o(g6, d);
+            w6 += vec4(dot(u6, z0), dot(u6, z1), dot(u6, z2), dot(u6, z3));
+            let x7 = load_qkv(q7, d);
+            s7 += vec4(dot(x7, y0), dot(x7, y1), dot(x7, y2), dot(x7, y3));
+            let u7 = load_d_o(g7, d);
+            w7 += vec4(dot(u7, z0), dot(u7, z1), dot(u7, z2), dot(u7, z3));
+        }
+        s0 = d_score(s0, w0, row, key, row0 + 0u);
+        s1 = d_score(s1, w1, row, key, row0 + 1u);
+        s2 = d_score(s2, w2, row, key, row0 + 2u);
+        s3 = d_score(s3, w3, row, key, row0 + 3u);
+        s4 = d_score(s4, w4, row, key, row0 + 4u);
+        s5 = d_score(s5, w5, row, key, row0 + 5u);
+        s6 = d_score(s6, w6, row, key, row0 + 6u);
+        s7 = d_score(s7, w7, row, key, row0 + 7u);
+        d_scores[(4u * lane + 0u) * 2u] = vec4(s0.x, s1.x, s2.x, s3.x);
+        d_scores[(4u * lane + 0u) * 2u + 1u] = vec4(s4.x, s5.x, s6.x, s7.x);
+        d_scores[(4u * lane + 1u) * 2u] = vec4(s0.y, s1.y, s2.y, s3.y);
+        d_scores[(4u * lane + 1u) * 2u + 1u] = vec4(s4.y, s5.y, s6.y, s7.y);
+        d_scores[(4u * lane + 2u) * 2u] = vec4(s0.z, s1.z, s2.z, s3.z);
+        d_scores[(4u * lane + 2u) * 2u + 1u] = vec4(s4.z, s5.z, s6.z, s7.z);
+        d_scores[(4u * lane + 3u) * 2u] = vec4(s0.w, s1.w, s2.w, s3.w);
+        d_scores[(4u * lane + 3u) * 2u + 1u] = vec4(s4.w, s5.w, s6.w, s7.w);
+        workgroupBarrier();
+        let count = min(4u * LANES, keys - block);
+        if column < p.size {
+            for (var j = 0u; j < count; j++) {
+                let k = packed(1u, batch, head, block + j);
+                let kl = load_qkv(k, column);
+                let kr = load_qkv(k, column + 4u);
+                let wl = d_scores[j * 2u];
+                let wr = d_scores[j * 2u + 1u];
+                d0l = fma(vec4(wl.x), kl, d0l);
+                d0r = fma(vec4(wl.x), kr, d0r);
+                d1l = fma(vec4(wl.y), kl, d1l);
+                d1r = fma(vec4(wl.y), kr, d1r);
+                d2l = fma(vec4(wl.z), kl, d2l);
+                d2r = fma(vec4(wl.z), kr, d2r);
+                d3l = fma(vec4(wl.w), kl, d3l);
+                d3r = fma(vec4(wl.w), kr, d3r);
+                d4l = fma(vec4(wr.x), kl, d4l);
+                d4r = fma(vec4(wr.x), kr, d4r);
+                d5l = fma(vec4(wr.y), kl, d5l);
+                d5r = fma(vec4(wr.y), kr, d5r);
+                d6l = fma(vec4(wr.z), kl, d6l);
+                d6r = fma(vec4(wr.z), kr, d6r);
+                d7l = fma(vec4(wr.w), kl, d7l);
+                d7r = fma(vec4(wr.w), kr, d7r);
+            }
+        }
+        workgroupBarrier();
+    }
+    if row0 + 0u < p.tokens {
+        store_dqkv(q0, column, d0l);
+        store_dqkv(q0, column + 4u, d0r);
+    }
+    if row0 + 1u < p.tokens {
+        store_dqkv(q1, column, d1l);
+        store_dqkv(q1, column + 4u, d1r);
+    }
+    if row0 + 2u < p.tokens {
+        store_dqkv(q2, column, d2l);
+        store_dqkv(q2, column + 4u, d2r);
+    }
+    if row0 + 3u < p.tokens {
+        store_dqkv(q3, column, d3l);
+        store_dqkv(q3, column + 4u, d3r);
+    }
+    if row0 + 4u < p.tokens {
+        store_dqkv(q4, column, d4l);
+        store_dqkv(q4, column + 4u, d4r);
+    }
+    if row0 + 5u < p.tokens {
+        store_dqkv(q5, column, d5l);
+        store_dqkv(q5, column + 4u, d5r);
+    }
+    if row0 + 6u < p.tokens {
+        store_dqkv(q6, column, d6l);
+        store_dqkv(q6, column + 4u, d6r);
+    }
+    if row0 + 7u < p.tokens {
+        store_dqkv(q7, column, d7l);
+        store_dqkv(q7, column + 4u, d7r);
+    }
+}

@@ -1,0 +1,61 @@
+// cross_entropy: loss[row] = log Σ exp(logits) − logits[target]; the row of logits is replaced by its gradient,
+// scale · (softmax − onehot). Grid: one workgroup a row, rows over x and y.
+
+struct Params { rows: u32, vocabulary: u32, scale: f32, unused: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> targets: array<u32>;
+@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
+@group(0) @binding(3) var<storage, read_write> loss: array<f32>;
+
+override LANES: u32 = 64u; // a power of two
+
+const LOWEST = -3.0e38; // finite: shaders may assume that there are no infinities
+
+var<workgroup> partial: array<f32, LANES>;
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let row = group.y * groups.x + group.x;
+    let lane = local.x;
+    if row >= p.rows {
+        return;
+    }
+    let base = row * p.vocabulary;
+    let goal = min(targets[row], p.vocabulary - 1u);
+    var top = LOWEST;
+    for (var i = lane; i < p.vocabulary; i += LANES) {
+        top = max(top, logits[base + i]);
+    }
+    partial[lane] = top;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            partial[lane] = max(partial[lane], partial[lane + half]);
+        }
+    }
+    workgroupBarrier();
+    top = partial[0];
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = lane; i < p.vocabulary; i += LANES) {
+        sum += exp(logits[base + i] - top);
+    }
+    partial[lane] = sum;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            partial[lane] += partial[lane + half];
+        }
+    }
+    workgroupBarrier();
+    sum = partial[0];
+    if lane == 0u {
+        loss[row] = top + log(sum) - logits[base + goal];
+    }
+    workgroupBarrier();
+    let factor = p.scale / sum;
+    for (var i = lane; i < p.vocabulary; i += LANES) {
+        logits[base + i] = factor * exp(logits[base + i] - top) - select(0.0, p.scale, i == goal);
+    }
+}

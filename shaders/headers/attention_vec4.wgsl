@@ -1,0 +1,16 @@
+// Header "multiples of 4": the head size is, so four neighbours are one load.
+
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
+
+fn load_qkv(base: u32, d: u32) -> vec4<f32> {
+    return qkv[(base + min(d, p.size - 4u)) / 4u];
+}
+
+fn store_o(base: u32, d: u32, x: vec4<f32>) {
+    if d < p.size { o[(base + d) / 4u] = x; }
+}

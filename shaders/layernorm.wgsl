@@ -1,0 +1,58 @@
+// layernorm: y = (x − mean) / sqrt(variance + epsilon) · gain + bias over the last axis, and statistics (M,2) = mean, 1/σ.
+// Two passes over the row, mean first: one pass with sums of squares loses digits.
+// Grid: one workgroup a row, rows over x and y.
+
+struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> gain: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(5) var<storage, read_write> statistics: array<f32>;
+
+override LANES: u32 = 64u; // a power of two
+
+var<workgroup> partial: array<f32, LANES>;
+
+fn total(lane: u32, value: f32) -> f32 {
+    workgroupBarrier();
+    partial[lane] = value;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            partial[lane] += partial[lane + half];
+        }
+    }
+    workgroupBarrier();
+    return partial[0];
+}
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let row = group.y * groups.x + group.x;
+    let lane = local.x;
+    if row >= p.rows {
+        return;
+    }
+    let base = row * p.columns;
+    let n = f32(p.columns);
+    var sum = 0.0;
+    for (var i = lane; i < p.columns; i += LANES) {
+        sum += x[base + i];
+    }
+    let mean = total(lane, sum) / n;
+    var squares = 0.0;
+    for (var i = lane; i < p.columns; i += LANES) {
+        let d = x[base + i] - mean;
+        squares = fma(d, d, squares);
+    }
+    let inverse = inverseSqrt(total(lane, squares) / n + p.epsilon);
+    for (var i = lane; i < p.columns; i += LANES) {
+        y[base + i] = (x[base + i] - mean) * inverse * gain[i] + bias[i];
+    }
+    if lane == 0u {
+        statistics[2u * row] = mean;
+        statistics[2u * row + 1u] = inverse;
+    }
+}

@@ -1,0 +1,152 @@
+//! The text form: a header, then one line of actions for each rank.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::draw::marked_line;
+use super::{Action, Kind, Schedule};
+use crate::error::{Error, Result};
+
+/// Stands for a rank that does nothing, whose line would be blank and so be overlooked; ignored between actions, so
+/// that a schedule written by hand may align its columns with it.
+const IDLE: &str = ".";
+
+/// What a schedule without a header is called.
+const UNNAMED: &str = "custom";
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Kind::F => "F",
+            Kind::B => "B",
+            Kind::I => "I",
+            Kind::W => "W",
+            Kind::SendF => "SEND_F",
+            Kind::RecvF => "RECV_F",
+            Kind::SendB => "SEND_B",
+            Kind::RecvB => "RECV_B",
+        })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}{}{}", self.stage, self.kind, self.microbatch)
+    }
+}
+
+impl FromStr for Action {
+    type Err = Error;
+
+    /// Reads `2F0` and the like; anything else is an [`Error::Config`] that says what an action looks like.
+    fn from_str(text: &str) -> Result<Self> {
+        parse_action(text).ok_or_else(|| {
+            let kinds = Kind::ALL.map(|kind| kind.to_string()).join(", ");
+            Error::config(
+                format!("action `{text}`"),
+                format!("not an action; write stage, kind and microbatch without spaces, such as 2F0 (kinds: {kinds})"),
+            )
+        })
+    }
+}
+
+fn parse_action(text: &str) -> Option<Action> {
+    let kind_on = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let kind = kind_on.trim_end_matches(|c: char| c.is_ascii_digit());
+    let stage = &text[..text.len() - kind_on.len()];
+    let microbatch = &kind_on[kind.len()..];
+    Some(Action {
+        stage: stage.parse().ok()?,
+        kind: Kind::ALL.into_iter().find(|known| known.to_string() == kind)?,
+        microbatch: microbatch.parse().ok()?,
+    })
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        // A line break in the name would make the rest of it a rank.
+        let name = self.name.replace(char::is_control, " ");
+        writeln!(f, "# name: {name}, stages: {}, microbatches: {}", self.stages, self.microbatches)?;
+        for actions in &self.ranks {
+            if actions.is_empty() {
+                f.write_str(IDLE)?;
+            }
+            for (i, action) in actions.iter().enumerate() {
+                write!(f, "{}{action}", if i == 0 { "" } else { " " })?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = Error;
+
+    /// Reads what [`Display`](fmt::Display) prints, and what a person writes: `#` starts a comment anywhere, blank
+    /// lines count for nothing, a rank without actions is `.`, and actions may be separated by commas, as in PyTorch's
+    /// CSV form. Without the header line, the schedule is called `custom`, and the numbers of stages and microbatches
+    /// follow from the highest ones named.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Schedule`] with line and word for what is not an action, and for a text without any rank. A schedule
+    /// that can be read may still be wrong: call [`Schedule::validate`].
+    fn from_str(text: &str) -> Result<Self> {
+        let mut header = None;
+        let mut ranks = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            if let Some(fields) = line.strip_prefix("# name: ")
+                && header.is_none()
+            {
+                header = Some(parse_header(fields).ok_or_else(|| Error::Schedule {
+                    message: format!("line {}: the header's counts are not numbers", number + 1),
+                    grid: marked_line(&[line], 0),
+                })?);
+                continue;
+            }
+            let code = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> =
+                code.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty()).collect();
+            if words.is_empty() {
+                continue;
+            }
+            let mut actions = Vec::with_capacity(words.len());
+            for (at, word) in words.iter().enumerate().filter(|(_, word)| **word != IDLE) {
+                actions.push(word.parse().map_err(|error| Error::Schedule {
+                    message: format!("line {}: {error}", number + 1),
+                    grid: marked_line(&words, at),
+                })?);
+            }
+            ranks.push(actions);
+        }
+        if header.is_none() && ranks.is_empty() {
+            return Err(Error::Schedule {
+                message: "the text holds no actions; write one line for each rank, such as 0F0 0F1 0B0 0B1"
+                    .into(),
+                grid: String::new(),
+            });
+        }
+        let count = |of: fn(&Action) -> usize| {
+            ranks.iter().flatten().map(of).max().map_or(0, |highest| highest.saturating_add(1))
+        };
+        let Header { name, counts } = header.unwrap_or(Header { name: UNNAMED, counts: None });
+        let (stages, microbatches) =
+            counts.unwrap_or_else(|| (count(|action| action.stage), count(|action| action.microbatch)));
+        Ok(Schedule { name: name.to_string(), stages, microbatches, ranks })
+    }
+}
+
+struct Header<'a> {
+    name: &'a str,
+    counts: Option<(usize, usize)>,
+}
+
+/// Splits from the right, so that a name may hold commas. A header may give the name alone.
+fn parse_header(fields: &str) -> Option<Header<'_>> {
+    let Some((rest, microbatches)) = fields.rsplit_once(", microbatches: ") else {
+        return Some(Header { name: fields, counts: None });
+    };
+    let (name, stages) = rest.rsplit_once(", stages: ")?;
+    Some(Header { name, counts: Some((stages.trim().parse().ok()?, microbatches.trim().parse().ok()?)) })
+}

@@ -1,0 +1,207 @@
+//! Timelines: busy shares, the SVG and the Chrome trace, on two devices in 1F1B and on hostile input.
+
+use polystage::pipeline::timeline::{Event, EventKind, Timeline, Track};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn event(
+    rank: usize,
+    kind: EventKind,
+    label: &str,
+    microbatch: Option<usize>,
+    start: f64,
+    end: f64,
+) -> Event {
+    let track = if kind == EventKind::Copy { Track::Copy } else { Track::Compute };
+    let bytes = if kind == EventKind::Copy { 6_291_456 } else { 0 };
+    Event { rank, track, label: label.into(), kind, microbatch, start, end, bytes }
+}
+
+/// One step of 1F1B on two unlike devices: the second is slower, and each hop takes a while. Times in ms.
+fn one_f_one_b(microbatches: usize) -> Timeline {
+    const HOP: f64 = 0.9;
+    let (forward, backward) = ([3.1, 3.6], [6.0, 7.1]);
+    let mut events = Vec::new();
+    let mut free = [0.0f64; 2];
+    let mut run = |rank: usize, kind, label: String, m, ready: f64, took: f64, free: &mut [f64; 2]| {
+        let start = free[rank].max(ready);
+        free[rank] = start + took;
+        events.push(event(rank, kind, &label, m, start / 1e3, free[rank] / 1e3));
+        free[rank]
+    };
+    let mut sent = vec![0.0; microbatches];
+    let (mut next_f, mut hops) = (0, Vec::new());
+    for m in 0..microbatches {
+        // Rank 0 warms up with two forwards, then one more after each backward.
+        while next_f < microbatches && next_f < m + 2 {
+            let end =
+                run(0, EventKind::Forward, format!("0F{next_f}"), Some(next_f), 0.0, forward[0], &mut free);
+            hops.push(event(
+                0,
+                EventKind::Copy,
+                &format!("0SEND_F{next_f}"),
+                Some(next_f),
+                end / 1e3,
+                (end + HOP) / 1e3,
+            ));
+            sent[next_f] = end + HOP;
+            next_f += 1;
+        }
+        run(1, EventKind::Forward, format!("1F{m}"), Some(m), sent[m], forward[1], &mut free);
+        let end = run(1, EventKind::Backward, format!("1B{m}"), Some(m), 0.0, backward[1], &mut free);
+        hops.push(event(1, EventKind::Copy, &format!("1SEND_B{m}"), Some(m), end / 1e3, (end + HOP) / 1e3));
+        run(0, EventKind::Backward, format!("0B{m}"), Some(m), end + HOP, backward[0], &mut free);
+    }
+    for rank in 0..2 {
+        run(rank, EventKind::Optimizer, "step".into(), None, 0.0, 2.4, &mut free);
+    }
+    events.extend(hops);
+    Timeline {
+        devices: vec!["NVIDIA GeForce RTX 4070".into(), "AMD Radeon RX 7800 XT (RADV NAVI32)".into()],
+        events,
+    }
+}
+
+/// Every tag closed in order, every attribute quoted, every `&` a known entity.
+fn assert_well_formed(xml: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = xml;
+    while let Some(at) = rest.find('<') {
+        assert_text(&rest[..at]);
+        let end = at + rest[at..].find('>').expect("an unclosed tag");
+        let tag = &rest[at + 1..end];
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name));
+        } else {
+            assert_eq!(tag.matches('"').count() % 2, 0, "unpaired quotes in {tag}");
+            assert_text(tag);
+            if !tag.ends_with('/') {
+                open.push(tag.split_whitespace().next().expect("a name"));
+            }
+        }
+        rest = &rest[end + 1..];
+    }
+    assert_eq!(rest.trim(), "");
+    assert!(open.is_empty(), "not closed: {open:?}");
+}
+
+fn assert_text(text: &str) {
+    for (at, _) in text.match_indices('&') {
+        assert!(["&amp;", "&lt;", "&gt;", "&quot;"].iter().any(|e| text[at..].starts_with(e)), "{text}");
+    }
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+}
+
+/// Asserts that the trace is JSON without overlaps, and returns how many events lie on each thread.
+fn assert_trace(trace: &str) -> std::collections::BTreeMap<u64, usize> {
+    let trace: Value = serde_json::from_str(trace).expect("JSON");
+    let (mut until, mut counts) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    for event in trace["traceEvents"].as_array().expect("a list") {
+        assert_eq!(event["pid"], 1);
+        if event["ph"] == "X" {
+            let tid = event["tid"].as_u64().expect("a thread");
+            let (ts, dur) =
+                (event["ts"].as_f64().expect("a start"), event["dur"].as_f64().expect("a length"));
+            assert!(dur >= 0.0);
+            let before = until.insert(tid, ts + dur).unwrap_or(f64::NEG_INFINITY);
+            assert!(ts >= before - 1e-4, "{event} starts before {before} us");
+            *counts.entry(tid).or_insert(0) += 1;
+        } else {
+            assert_eq!(event["ph"], "M");
+        }
+    }
+    counts
+}
+
+#[test]
+fn busy_counts_overlapping_compute_once_and_neither_copies_nor_the_host() {
+    let timeline = Timeline {
+        devices: vec!["a".into(), "b".into()],
+        events: vec![
+            event(0, EventKind::Forward, "0F0", Some(0), 0.0, 4.0),
+            event(0, EventKind::Backward, "0B0", Some(0), 3.0, 5.0),
+            event(0, EventKind::Forward, "0F1", Some(1), 3.5, 4.5),
+            event(0, EventKind::Host, "load", None, 5.0, 8.0),
+            event(1, EventKind::Copy, "1SEND_B0", Some(0), 2.0, 10.0),
+        ],
+    };
+    assert_eq!(timeline.busy_fraction(0), 0.5);
+    assert_eq!(timeline.busy_fraction(1), 0.0);
+    assert_eq!(timeline.busy_fraction(7), 0.0);
+    assert_eq!(Timeline::default().busy_fraction(0), 0.0);
+}
+
+#[test]
+fn the_picture_of_1f1b_is_well_formed_and_shows_devices_microbatches_and_shares() {
+    let timeline = one_f_one_b(8);
+    let svg = timeline.to_svg("GPT-2 on two GPUs, 1F1B, 8 microbatches");
+    assert_well_formed(&svg);
+    if let Some(folder) = option_env!("POLYSTAGE_DEMO") {
+        std::fs::write(format!("{folder}/demo.svg"), &svg).expect("written");
+    }
+    assert!(
+        svg.contains("NVIDIA GeForce RTX 4070") && svg.contains(">7</text>") && svg.contains("time in ms")
+    );
+    for rank in 0..2 {
+        assert!(svg.contains(&format!("busy {:.0} %", 100.0 * timeline.busy_fraction(rank))));
+    }
+    assert!(
+        svg.contains("optimizer</text>") && !svg.contains("host</text>"),
+        "the legend lists only what occurs"
+    );
+}
+
+#[test]
+fn the_picture_escapes_names_and_labels() {
+    let mut timeline = one_f_one_b(2);
+    timeline.devices[0] = "A<B> & \"C\" \u{1b}[0m".into();
+    timeline.events[0].label = "</title><script>".into();
+    timeline.events[0].microbatch = None;
+    let svg = timeline.to_svg("</svg> & more");
+    assert_well_formed(&svg);
+    assert!(!svg.contains("<script>") && svg.contains("A&lt;B&gt; &amp; &quot;C&quot;"));
+}
+
+#[test]
+fn the_trace_of_1f1b_has_a_thread_for_compute_and_one_for_copies() {
+    let trace = one_f_one_b(8).to_chrome_trace();
+    assert_eq!(assert_trace(&trace).into_iter().collect::<Vec<_>>(), [(1, 17), (2, 8), (3, 17), (4, 8)]);
+    assert!(
+        trace.contains("\"polystage\"") && trace.contains("1 AMD Radeon RX 7800 XT (RADV NAVI32) · copies")
+    );
+    assert!(trace.contains("\"bytes\":6291456") && trace.contains("\"microbatch\":7"));
+}
+
+#[test]
+fn a_long_run_is_shown_in_seconds() {
+    let events = vec![event(0, EventKind::Forward, "0F0", Some(0), 100.0, 130.0)];
+    let svg = Timeline { devices: vec!["a".into()], events }.to_svg("long");
+    assert!(svg.contains("time in s") && svg.contains(">105</text>") && svg.contains("busy 100 %"));
+}
+
+proptest! {
+    #[test]
+    fn any_times_give_well_formed_output_without_overlaps(
+        times in prop::collection::vec((0usize..4, any::<bool>(), prop_oneof![
+            (0.0..5.0f64, 0.0..0.5f64),
+            (-1e9..1e9f64, -1.0..1e-9f64),
+            (prop::num::f64::ANY, prop::num::f64::ANY),
+        ]), 0..30)
+    ) {
+        let events = times.into_iter().enumerate().map(|(i, (rank, copy, (start, took)))| {
+            let kind = if copy { EventKind::Copy } else { EventKind::BackwardInput };
+            event(rank, kind, "0I0", Some(i), start, start + took)
+        });
+        let timeline = Timeline { devices: vec!["only one is named".into()], events: events.collect() };
+        assert_well_formed(&timeline.to_svg("any"));
+        for rank in 0..4 {
+            prop_assert!((0.0..=1.0 + 1e-9).contains(&timeline.busy_fraction(rank)));
+        }
+        serde_json::from_str::<Value>(&timeline.to_chrome_trace()).expect("JSON");
+        // Beyond a few years in nanoseconds f64 cannot tell neighbours apart.
+        if timeline.events.iter().all(|e| e.start.abs() < 1e6 && e.end.abs() < 1e6) {
+            assert_trace(&timeline.to_chrome_trace());
+        }
+    }
+}
