@@ -1,6 +1,6 @@
-// embedding_backward: d_table[id] (+)= the sum of the rows order[start..end] of dx, for each segment (id, start, end). The
+// embedding_backward: d_table[id] += the sum of the rows order[start..end] of dx, for each segment (id, start, end). The
 // host sorts the rows by token, so every row of the table has one owner: no atomics, one order of summation.
-// Without ACCUMULATE the table must be zero before. Grid: one workgroup a segment, segments over x and y.
+// Grid: one workgroup a segment, segments over x and y.
 
 struct Params { segments: u32, columns: u32 }
 

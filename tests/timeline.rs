@@ -137,9 +137,6 @@ fn the_picture_of_1f1b_is_well_formed_and_shows_devices_microbatches_and_shares(
     let timeline = one_f_one_b(8);
     let svg = timeline.to_svg("GPT-2 on two GPUs, 1F1B, 8 microbatches");
     assert_well_formed(&svg);
-    if let Some(folder) = option_env!("POLYSTAGE_DEMO") {
-        std::fs::write(format!("{folder}/demo.svg"), &svg).expect("written");
-    }
     assert!(
         svg.contains("NVIDIA GeForce RTX 4070") && svg.contains(">7</text>") && svg.contains("time in ms")
     );

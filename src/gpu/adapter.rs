@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// One adapter, as listed by `polystage devices`.
 #[derive(Clone, Debug, Serialize)]

@@ -57,6 +57,7 @@ struct Inner {
 struct State {
     pending: VecDeque<Option<wgpu::SubmissionIndex>>,
     allocated: u64,
+    wakers: Vec<std::task::Waker>,
     failure: Option<String>,
 }
 
@@ -243,14 +244,32 @@ impl Device {
         lock(&self.0.state).pending.push_back(Some(index));
         let state = self.0.state.clone();
         self.0.queue.on_submitted_work_done(move || {
-            lock(&state).pending.pop_front();
             done();
+            let wakers = {
+                let mut state = lock(&state);
+                state.pending.pop_front();
+                std::mem::take(&mut state.wakers)
+            };
+            wakers.into_iter().for_each(std::task::Waker::wake);
         });
     }
 
     /// Submissions that have not finished.
     pub fn in_flight(&self) -> usize {
         lock(&self.0.state).pending.len()
+    }
+
+    /// Resolves when fewer than `limit` submissions are unfinished.
+    pub async fn below(&self, limit: usize) {
+        std::future::poll_fn(|context| {
+            let mut state = lock(&self.0.state);
+            if state.pending.len() < limit {
+                return std::task::Poll::Ready(());
+            }
+            state.wakers.push(context.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await
     }
 
     /// Reads part of a buffer back.

@@ -17,24 +17,22 @@ macro_rules! kernels {
 }
 
 kernels![
+    "accumulate",
     "adamw",
     "attention",
     "attention_backward_key",
     "attention_backward_query",
     "attention_delta",
     "column_sum",
-    "copy",
     "cross_entropy",
     "elementwise",
     "embedding",
     "embedding_backward",
-    "fma",
     "layernorm",
     "layernorm_backward",
     "layernorm_weight_backward",
     "matmul",
     "matmul_subgroup",
-    "position_backward",
     "square_sum",
 ];
 

@@ -5,7 +5,6 @@
 //! submission. Nothing here knows ops or schedules.
 
 mod adapter;
-pub mod bench;
 mod buffer;
 mod device;
 mod kernel;
@@ -16,6 +15,7 @@ pub use buffer::{Buffer, Mapping, Range};
 pub use device::{Capabilities, Device, OpenOptions};
 pub use kernel::{KERNELS, Kernel, KernelKey, Specialisation, source};
 pub use recorder::Recorder;
+pub use wgpu::BindGroup;
 
 /// Seconds since the first call: one clock for the events of all devices.
 pub fn now() -> f64 {

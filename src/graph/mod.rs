@@ -86,7 +86,7 @@ impl Value {
 }
 
 /// Which program of a stage a node belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// Forward.
     Forward,

@@ -1,0 +1,36 @@
+//! Layer normalisation.
+
+use super::elementwise::{blocks, sum_blocks};
+use super::{Lowered, Lowering, Operand};
+
+pub(super) fn forward(l: &Lowering, epsilon: f32) -> Lowered {
+    let (rows, columns) = (l.rows(0), l.columns(0));
+    let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0), l.output(1)];
+    let parameters = vec![rows as u32, columns as u32, epsilon.to_bits(), 0];
+    Lowered::one(l.launch("layernorm", vec![("LANES", l.lanes())], operands, parameters, l.spread(rows)))
+}
+
+pub(super) fn backward(l: &Lowering, residual: bool) -> Lowered {
+    let (rows, columns) = (l.rows(1), l.columns(1));
+    let extra = if residual { l.input(4) } else { Operand::Unread };
+    let operands = vec![l.input(0), l.input(1), l.input(2), l.input(3), extra, l.output(0)];
+    let constants = vec![("RESIDUAL", residual as u32), ("LANES", l.lanes())];
+    let parameters = vec![rows as u32, columns as u32];
+    Lowered::one(l.launch("layernorm_backward", constants, operands, parameters, l.spread(rows)))
+}
+
+pub(super) fn weight_backward(l: &Lowering) -> Lowered {
+    let (rows, columns) = (l.rows(1), l.columns(1));
+    let (count, block) = blocks(rows);
+    let operands = vec![l.input(0), l.input(1), l.input(2), Operand::Scratch(0), Operand::Scratch(1)];
+    let first = l.launch(
+        "layernorm_weight_backward",
+        vec![],
+        operands,
+        vec![rows as u32, columns as u32, block as u32, 0],
+        [columns.div_ceil(64) as u32, count as u32, 1],
+    );
+    let gain = sum_blocks(l, Operand::Scratch(0), count, columns, l.output(0));
+    let bias = sum_blocks(l, Operand::Scratch(1), count, columns, l.output(1));
+    Lowered { launches: vec![first, gain, bias], scratch: vec![4 * (count * columns) as u64; 2] }
+}

@@ -1,0 +1,48 @@
+//! Matmul: which kernel, which header, which grid.
+
+use super::{Lowered, Lowering, Operand};
+use crate::graph::{Epilogue, Layout, Op};
+
+/// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's.
+static ANY_SHAPE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul"));
+static MULTIPLES_OF_4: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
+
+fn header_of(kernel: &str) -> String {
+    let text = crate::gpu::source(kernel, None);
+    text.split("// ---- body ----").next().unwrap_or_default().trim_end().to_string()
+}
+
+pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowered {
+    let (m, n, k) = Op::matmul_extents(layout, l.shape(0), l.shape(1));
+    let aligned = m.is_multiple_of(4) && n.is_multiple_of(4) && k.is_multiple_of(4);
+    let (code, bias, extra, second) = match epilogue {
+        Epilogue::None => (0, Operand::Unread, Operand::Unread, Operand::Unwritten),
+        Epilogue::Bias => (1, l.input(2), Operand::Unread, Operand::Unwritten),
+        Epilogue::BiasGelu => (2, l.input(2), Operand::Unread, l.output(1)),
+        Epilogue::BiasResidual => (3, l.input(2), l.input(3), Operand::Unwritten),
+        Epilogue::GeluBackward => (4, Operand::Unread, l.input(2), Operand::Unwritten),
+    };
+    let layout = match layout {
+        Layout::NN => 0,
+        Layout::NT => 1,
+        Layout::TN => 2,
+    };
+    let mut constants = vec![("LAYOUT", layout), ("EPILOGUE", code), ("ACCUMULATE", l.accumulate as u32)];
+    // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
+    let (name, header, groups) = match l.capabilities.subgroup {
+        Some(lanes) if l.capabilities.software => {
+            let lanes = lanes.max(8);
+            constants.push(("LANES", lanes));
+            let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
+            ("matmul_subgroup", (!aligned).then(|| ANY_SHAPE.as_str()), groups)
+        }
+        _ => {
+            let groups = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
+            ("matmul", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
+        }
+    };
+    let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
+    let mut launch = l.launch(name, constants, operands, vec![m as u32, n as u32, k as u32, 0], groups);
+    launch.key.specialisation.header = header;
+    Lowered::one(launch)
+}

@@ -1,0 +1,166 @@
+//! How an op runs: one file an op (or a family), from a node to launches of kernels, and [`plan`] / [`program`], which
+//! turn a stage's graph into memory and lists of dispatches on one device.
+//!
+//! A [`Launch`] is data; only [`program`] and [`parameters`] touch a device.
+
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+mod layernorm;
+mod matmul;
+pub mod parameters;
+pub mod plan;
+pub mod program;
+pub mod verify;
+
+pub use embedding::sort_rows;
+
+use crate::gpu::{Capabilities, KernelKey, Specialisation};
+use crate::graph::{Activation, Graph, Node, Op, ValueId};
+
+/// What a launch binds after its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// A value of the graph.
+    Value(ValueId),
+    /// A buffer that lives during this node only: index in [`Lowered::scratch`].
+    Scratch(usize),
+    /// Nothing that is read.
+    Unread,
+    /// Nothing that is written.
+    Unwritten,
+}
+
+/// One dispatch, as data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// Kernel and variant.
+    pub key: KernelKey,
+    /// Bindings 1, 2, 3 ….
+    pub operands: Vec<Operand>,
+    /// Content of binding 0: 32-bit words.
+    pub parameters: Vec<u32>,
+    /// Workgroups.
+    pub groups: [u32; 3],
+    /// Floating-point operations, for splitting submissions.
+    pub flops: f64,
+}
+
+/// A node as launches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lowered {
+    /// In order.
+    pub launches: Vec<Launch>,
+    /// Bytes of each scratch buffer.
+    pub scratch: Vec<u64>,
+}
+
+impl Lowered {
+    fn one(launch: Launch) -> Self {
+        Lowered { launches: vec![launch], scratch: Vec::new() }
+    }
+}
+
+/// A node with what its lowering needs to see.
+pub(crate) struct Lowering<'a> {
+    graph: &'a Graph,
+    node: &'a Node,
+    capabilities: &'a Capabilities,
+    /// Add to what the outputs hold: they are gradients of parameters.
+    accumulate: bool,
+}
+
+impl Lowering<'_> {
+    fn shape(&self, input: usize) -> &[usize] {
+        self.graph.shape(self.node.inputs[input])
+    }
+
+    fn input(&self, i: usize) -> Operand {
+        Operand::Value(self.node.inputs[i])
+    }
+
+    fn output(&self, i: usize) -> Operand {
+        Operand::Value(self.node.outputs[i])
+    }
+
+    fn elements(&self, input: usize) -> usize {
+        self.graph.value(self.node.inputs[input]).len()
+    }
+
+    fn rows(&self, input: usize) -> usize {
+        self.graph.value(self.node.inputs[input]).rows()
+    }
+
+    fn columns(&self, input: usize) -> usize {
+        self.graph.value(self.node.inputs[input]).columns()
+    }
+
+    /// Invocations that share a reduction: few where a barrier is a context switch.
+    fn lanes(&self) -> u32 {
+        if self.capabilities.software { 8 } else { 64 }
+    }
+
+    fn launch(
+        &self,
+        name: &'static str,
+        constants: Vec<(&'static str, u32)>,
+        operands: Vec<Operand>,
+        parameters: Vec<u32>,
+        groups: [u32; 3],
+    ) -> Launch {
+        Launch {
+            key: KernelKey { name, specialisation: Specialisation { header: None, constants } },
+            operands,
+            parameters,
+            groups,
+            flops: self.graph.flops(self.node),
+        }
+    }
+
+    /// `n` workgroups over x and y, since an axis is limited.
+    fn spread(&self, n: usize) -> [u32; 3] {
+        spread(n, self.capabilities)
+    }
+
+    /// One invocation an element in workgroups of 64.
+    fn each(&self, elements: usize) -> [u32; 3] {
+        self.spread(elements.div_ceil(64))
+    }
+}
+
+pub(crate) fn spread(n: usize, capabilities: &Capabilities) -> [u32; 3] {
+    let x = n.clamp(1, capabilities.max_groups as usize);
+    [x as u32, n.div_ceil(x).max(1) as u32, 1]
+}
+
+/// The launches of a node on a device with these capabilities. `accumulate`: its outputs are gradients of parameters,
+/// to be added to what is there.
+pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate: bool) -> Lowered {
+    let l = Lowering { graph, node, capabilities, accumulate };
+    match node.op {
+        Op::Embedding => embedding::forward(&l),
+        Op::EmbeddingBackward { .. } => embedding::table_backward(&l),
+        Op::PositionBackward { .. } => embedding::position_backward(&l),
+        Op::LayerNorm { epsilon } => layernorm::forward(&l, epsilon),
+        Op::LayerNormBackward { residual } => layernorm::backward(&l, residual),
+        Op::LayerNormWeightBackward => layernorm::weight_backward(&l),
+        Op::Matmul { layout, epilogue } => matmul::matmul(&l, layout, epilogue),
+        Op::Add => elementwise::elementwise(&l, 0, true),
+        Op::Activate(Activation::GeluTanh) => elementwise::elementwise(&l, 1, false),
+        Op::ActivateBackward(Activation::GeluTanh) => elementwise::elementwise(&l, 2, true),
+        Op::AddBias => elementwise::elementwise(&l, 3, true),
+        Op::ColumnSum => elementwise::column_sum(&l),
+        Op::Attention { heads } => attention::forward(&l, heads),
+        Op::AttentionBackward { heads } => attention::backward(&l, heads),
+        Op::CrossEntropy { scale } => cross_entropy::forward(&l, scale),
+    }
+}
+
+/// A result that must lie in the same memory as an argument: (argument, result).
+pub fn in_place(op: &Op) -> Option<(usize, usize)> {
+    match op {
+        Op::CrossEntropy { .. } => Some((0, 1)),
+        _ => None,
+    }
+}

@@ -1,0 +1,192 @@
+//! Where every value of a stage lives, decided before anything is allocated.
+//!
+//! Persistent: weights and their gradients. Stash: what F leaves for I and W, and what is fed from outside; one copy a
+//! microbatch in flight. Gradient slots: what I leaves for W. Scratch: the rest, buffers reused by lifetime and shared
+//! by the three programs, of which one runs at a time.
+
+use std::collections::HashMap;
+
+use super::{Lowered, in_place, lower};
+use crate::gpu::Capabilities;
+use crate::graph::{Phase, Source, StageGraph, ValueId};
+
+/// Offset alignment of uniform and storage bindings that every adapter accepts.
+pub const ALIGNMENT: u64 = 256;
+
+/// Home of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The weight of a parameter.
+    Weight,
+    /// The gradient of this parameter.
+    Gradient(ValueId),
+    /// Buffer number of a stash slot.
+    Stash(usize),
+    /// Buffer number of a gradient slot.
+    Slot(usize),
+    /// Scratch buffer.
+    Scratch(usize),
+}
+
+/// The memory of a stage and the launches of its nodes.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    /// Home of each value; none for values that nothing uses.
+    pub place: Vec<Option<Place>>,
+    /// Bytes of the buffers of one stash slot.
+    pub stash: Vec<u64>,
+    /// Bytes of the buffers of one gradient slot.
+    pub slot: Vec<u64>,
+    /// Bytes of the scratch buffers.
+    pub scratch: Vec<u64>,
+    /// Launches of each node.
+    pub lowered: Vec<Lowered>,
+    /// Scratch buffers behind each node's own scratch.
+    pub node_scratch: Vec<Vec<usize>>,
+}
+
+fn buffer_bytes(bytes: u64) -> u64 {
+    bytes.next_multiple_of(4).max(16)
+}
+
+impl MemoryPlan {
+    /// Plans a stage for devices with these capabilities.
+    pub fn new(stage: &StageGraph, capabilities: &Capabilities) -> MemoryPlan {
+        let graph = &stage.graph;
+        let gradients: HashMap<ValueId, ValueId> = stage.gradients.iter().map(|&(p, g)| (g, p)).collect();
+        // An argument that a result replaces in memory has the result's home.
+        let mut home: Vec<ValueId> = (0..graph.values.len()).map(ValueId).collect();
+        for node in &graph.nodes {
+            if let Some((argument, result)) = in_place(&node.op) {
+                home[node.inputs[argument].0] = node.outputs[result];
+            }
+        }
+        let last_phase = {
+            let mut last: HashMap<ValueId, Phase> = HashMap::new();
+            for node in &graph.nodes {
+                for input in &node.inputs {
+                    let phase = last.entry(home[input.0]).or_insert(node.phase);
+                    *phase = (*phase).max(node.phase);
+                }
+            }
+            last
+        };
+        let mut plan = MemoryPlan {
+            place: vec![None; graph.values.len()],
+            stash: Vec::new(),
+            slot: Vec::new(),
+            scratch: Vec::new(),
+            lowered: Vec::new(),
+            node_scratch: Vec::new(),
+        };
+        for (index, value) in graph.values.iter().enumerate() {
+            let id = ValueId(index);
+            let used_until = last_phase.get(&id).copied();
+            plan.place[index] = match value.source {
+                _ if home[index] != id => None,
+                Source::Parameter => Some(Place::Weight),
+                Source::Input if Some(id) == stage.d_output => Some(push(&mut plan.slot, value.bytes(), Place::Slot)),
+                Source::Input => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
+                Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
+                    _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
+                    (Phase::Forward, Some(Phase::Input | Phase::Weight)) => {
+                        Some(push(&mut plan.stash, value.bytes(), Place::Stash))
+                    }
+                    (Phase::Input, Some(Phase::Weight)) => {
+                        Some(push(&mut plan.slot, value.bytes(), Place::Slot))
+                    }
+                    _ => None,
+                },
+            };
+        }
+        plan.lowered = graph
+            .nodes
+            .iter()
+            .map(|node| {
+                let accumulate = node.outputs.iter().any(|o| gradients.contains_key(o));
+                lower(graph, node, capabilities, accumulate)
+            })
+            .collect();
+        plan.node_scratch = vec![Vec::new(); graph.nodes.len()];
+        for phase in [Phase::Forward, Phase::Input, Phase::Weight] {
+            plan.place_scratch(stage, phase, &home);
+        }
+        for index in 0..graph.values.len() {
+            if home[index] != ValueId(index) {
+                plan.place[index] = plan.place[home[index].0];
+            }
+        }
+        plan
+    }
+
+    /// Gives scratch buffers to the values of one phase that have no home yet, reusing those whose value is dead.
+    fn place_scratch(&mut self, stage: &StageGraph, phase: Phase, home: &[ValueId]) {
+        let graph = &stage.graph;
+        let results = stage.results();
+        let mut last_use: HashMap<ValueId, usize> = HashMap::new();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            for value in node.inputs.iter().chain(&node.outputs) {
+                last_use.insert(home[value.0], index);
+            }
+        }
+        // B runs I and W in one go and sends the input's gradient after both, so a result keeps its buffer.
+        let kept: Vec<Option<Place>> = results.iter().map(|r| self.place[r.0]).collect();
+        let mut free: Vec<usize> =
+            (0..self.scratch.len()).filter(|&b| !kept.contains(&Some(Place::Scratch(b)))).collect();
+        for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| n.phase == phase) {
+            for output in &node.outputs {
+                let id = home[output.0];
+                if self.place[id.0].is_none() {
+                    let buffer = take(&mut self.scratch, &mut free, graph.value(id).bytes());
+                    self.place[id.0] = Some(Place::Scratch(buffer));
+                }
+            }
+            let own: Vec<usize> =
+                self.lowered[index].scratch.iter().map(|&bytes| take(&mut self.scratch, &mut free, bytes)).collect();
+            free.extend(&own);
+            self.node_scratch[index] = own;
+            let mut dead: Vec<ValueId> = node.inputs.iter().chain(&node.outputs).map(|v| home[v.0]).collect();
+            dead.sort();
+            dead.dedup();
+            for id in dead {
+                if let Some(Place::Scratch(buffer)) = self.place[id.0]
+                    && last_use[&id] == index
+                    && !results.contains(&id)
+                {
+                    free.push(buffer);
+                }
+            }
+        }
+    }
+
+    /// Bytes of everything but weights for this many stash and gradient slots.
+    pub fn bytes(&self, stash_slots: usize, gradient_slots: usize) -> u64 {
+        let sum = |sizes: &[u64]| sizes.iter().map(|&b| buffer_bytes(b)).sum::<u64>();
+        sum(&self.scratch)
+            + stash_slots as u64 * sum(&self.stash)
+            + gradient_slots as u64 * sum(&self.slot)
+            + buffer_bytes(self.uniform_bytes())
+    }
+
+    /// Bytes of the kernel parameters of all launches.
+    pub fn uniform_bytes(&self) -> u64 {
+        self.lowered.iter().map(|l| l.launches.len() as u64 * ALIGNMENT).sum()
+    }
+}
+
+fn push(sizes: &mut Vec<u64>, bytes: u64, place: fn(usize) -> Place) -> Place {
+    sizes.push(bytes);
+    place(sizes.len() - 1)
+}
+
+/// The smallest free buffer that is large enough, else the largest free one, grown, else a new one.
+fn take(sizes: &mut Vec<u64>, free: &mut Vec<usize>, bytes: u64) -> usize {
+    let fitting = free.iter().copied().filter(|&b| sizes[b] >= bytes).min_by_key(|&b| (sizes[b], b));
+    let buffer = fitting.or_else(|| free.iter().copied().max_by_key(|&b| (sizes[b], b))).unwrap_or_else(|| {
+        sizes.push(0);
+        sizes.len() - 1
+    });
+    sizes[buffer] = sizes[buffer].max(bytes);
+    free.retain(|&b| b != buffer);
+    buffer
+}

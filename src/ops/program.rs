@@ -1,0 +1,171 @@
+//! A stage compiled for one device: buffers, pipelines and bind groups behind its three programs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::parameters::Parameters;
+use super::plan::{ALIGNMENT, MemoryPlan, Place};
+use super::Operand;
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, Device, Kernel, Range, Recorder};
+use crate::graph::{Phase, StageGraph, ValueId};
+
+/// Which copy of the stash and of the gradient slot a program works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slots {
+    /// Stash slot.
+    pub stash: usize,
+    /// Gradient slot.
+    pub gradient: usize,
+}
+
+struct Step {
+    node: usize,
+    launch: usize,
+    kernel: Arc<Kernel>,
+    uniform: u64,
+}
+
+/// The three programs of a stage on one device.
+pub struct StageProgram {
+    device: Device,
+    stage: StageGraph,
+    plan: MemoryPlan,
+    steps: [Vec<Step>; 3],
+    uniforms: Buffer,
+    stash: Vec<Vec<Buffer>>,
+    slots: Vec<Vec<Buffer>>,
+    scratch: Vec<Buffer>,
+    unread: Buffer,
+    unwritten: Buffer,
+    groups: HashMap<(Phase, Slots), Vec<crate::gpu::BindGroup>>,
+}
+
+fn phase_index(phase: Phase) -> usize {
+    match phase {
+        Phase::Forward => 0,
+        Phase::Input => 1,
+        Phase::Weight => 2,
+    }
+}
+
+/// Bytes of the two dummy buffers that stand for unused bindings.
+pub const DUMMY_BYTES: u64 = 32;
+
+impl StageProgram {
+    /// Allocates and compiles. `stash` and `gradient` are the numbers of slots that the schedule needs.
+    pub fn new(
+        device: &Device,
+        stage: StageGraph,
+        plan: MemoryPlan,
+        stash: usize,
+        gradient: usize,
+    ) -> Result<StageProgram> {
+        for value in &stage.graph.values {
+            let limit = device.capabilities().max_binding;
+            if value.bytes() > limit {
+                return Err(Error::Binding {
+                    tensor: format!("{} {:?}", value.name, value.shape),
+                    adapter: device.info().name.clone(),
+                    need: value.bytes(),
+                    limit,
+                });
+            }
+        }
+        let mut uniform = Vec::new();
+        let mut steps = [const { Vec::new() }; 3];
+        for (node, n) in stage.graph.nodes.iter().enumerate() {
+            for (launch, l) in plan.lowered[node].launches.iter().enumerate() {
+                let offset = uniform.len() as u64;
+                uniform.extend_from_slice(bytemuck::cast_slice(&l.parameters));
+                uniform.resize((offset + ALIGNMENT) as usize, 0);
+                let kernel = device.kernel(&l.key)?;
+                steps[phase_index(n.phase)].push(Step { node, launch, kernel, uniform: offset });
+            }
+        }
+        let buffers = |label: &str, sizes: &[u64]| {
+            sizes.iter().map(|&bytes| device.buffer(label, bytes)).collect::<Result<Vec<_>>>()
+        };
+        Ok(StageProgram {
+            uniforms: device.uniform("kernel parameters", &uniform)?,
+            stash: (0..stash).map(|_| buffers("stash", &plan.stash)).collect::<Result<_>>()?,
+            slots: (0..gradient).map(|_| buffers("gradient slot", &plan.slot)).collect::<Result<_>>()?,
+            scratch: buffers("scratch", &plan.scratch)?,
+            unread: device.buffer("unread", 16)?,
+            unwritten: device.buffer("unwritten", 16)?,
+            groups: HashMap::new(),
+            device: device.clone(),
+            stage,
+            plan,
+            steps,
+        })
+    }
+
+    /// The graph it was compiled from.
+    pub fn stage(&self) -> &StageGraph {
+        &self.stage
+    }
+
+    /// Floating-point operations of each launch of a program, for splitting it into submissions.
+    pub fn launch_flops(&self, phase: Phase) -> Vec<f64> {
+        let steps = &self.steps[phase_index(phase)];
+        steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
+    }
+
+    /// Where a value lies for these slots.
+    pub fn range(&self, parameters: &Parameters, id: ValueId, slots: Slots) -> Result<Range> {
+        let value = self.stage.graph.value(id);
+        let buffer = match self.plan.place[id.0] {
+            Some(Place::Weight) => return parameters.weight(&value.name),
+            Some(Place::Gradient(of)) => {
+                return parameters.gradient(&self.stage.graph.value(of).name);
+            }
+            Some(Place::Stash(i)) => &self.stash[slots.stash][i],
+            Some(Place::Slot(i)) => &self.slots[slots.gradient][i],
+            Some(Place::Scratch(i)) => &self.scratch[i],
+            None => {
+                let message = format!("{} has no home in memory", value.name);
+                return Err(Error::Shape { op: "program", message });
+            }
+        };
+        Ok(buffer.range(0, value.bytes()))
+    }
+
+    /// Records launches `which` of a program.
+    pub fn record(
+        &mut self,
+        recorder: &mut Recorder,
+        parameters: &Parameters,
+        phase: Phase,
+        which: std::ops::Range<usize>,
+        slots: Slots,
+    ) -> Result<()> {
+        if !self.groups.contains_key(&(phase, slots)) {
+            let steps = &self.steps[phase_index(phase)];
+            let groups = steps.iter().map(|s| self.bind(parameters, s, slots)).collect::<Result<_>>()?;
+            self.groups.insert((phase, slots), groups);
+        }
+        let groups = &self.groups[&(phase, slots)];
+        let steps = &self.steps[phase_index(phase)];
+        for (step, group) in steps[which.clone()].iter().zip(&groups[which]) {
+            let launch = &self.plan.lowered[step.node].launches[step.launch];
+            recorder.dispatch(&step.kernel, group, launch.groups);
+        }
+        Ok(())
+    }
+
+    fn bind(&self, parameters: &Parameters, step: &Step, slots: Slots) -> Result<crate::gpu::BindGroup> {
+        let launch = &self.plan.lowered[step.node].launches[step.launch];
+        let mut ranges = vec![self.uniforms.range(step.uniform, 4 * launch.parameters.len() as u64)];
+        for &operand in &launch.operands {
+            ranges.push(match operand {
+                Operand::Value(id) => self.range(parameters, id, slots)?,
+                Operand::Scratch(i) => self.scratch[self.plan.node_scratch[step.node][i]]
+                    .range(0, self.plan.lowered[step.node].scratch[i]),
+                Operand::Unread => self.unread.whole(),
+                Operand::Unwritten => self.unwritten.whole(),
+            });
+        }
+        Ok(self.device.bind(&step.kernel, &ranges))
+    }
+}

@@ -1,0 +1,370 @@
+//! Starts one rank a device and drives them: the global view of a run.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+
+use super::link::{Incoming, Outgoing, connect};
+use super::log::{Log, State};
+use super::plan::Plan;
+use super::rank::{Command, Rank, Reply, Stage, Tied};
+use super::timeline::Event;
+use crate::error::{Error, Result};
+use crate::gpu::{Device, KernelKey, Mapping, Specialisation};
+use crate::model::Parameter;
+use crate::ops::parameters::{AdamStep, Parameters, Part};
+use crate::ops::program::StageProgram;
+use crate::schedule::{Action, Kind};
+
+/// Seconds without progress after which a device counts as stalled.
+const STALL_SECONDS: f64 = 25.0;
+
+/// What a step gave.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Mean loss in nats a token, before the update.
+    pub loss: f64,
+    /// Loss of each row of each microbatch.
+    pub losses: Vec<f32>,
+    /// Norm of the whole gradient, before clipping.
+    pub gradient_norm: f64,
+    /// Everything that every device did.
+    pub events: Vec<Event>,
+    /// Bytes each device has sent over its links in this step.
+    pub bytes: Vec<u64>,
+}
+
+/// Ranks at work. Dropping it stops them.
+pub struct Executor {
+    commands: Vec<mpsc::UnboundedSender<Command>>,
+    replies: mpsc::UnboundedReceiver<(usize, Result<Reply>)>,
+    logs: Vec<Arc<Log>>,
+    names: Vec<String>,
+    parameters: Vec<Parameter>,
+    owner: HashMap<String, usize>,
+    sent: Vec<u64>,
+}
+
+impl Executor {
+    /// Allocates and compiles everything, one device after another, and starts the ranks.
+    pub fn launch(plan: Plan, devices: &[Device]) -> Result<Executor> {
+        let parameters = plan.model.parameters();
+        let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
+        let names = devices.iter().map(|d| d.info().name.clone()).collect();
+        let ranks = build(plan, devices, &logs)?;
+        let mut owner = HashMap::new();
+        for rank in &ranks {
+            for parameter in rank.parameters.list() {
+                if rank.parameters.owns(&parameter.name) {
+                    owner.insert(parameter.name.clone(), rank.index);
+                }
+            }
+        }
+        let (reply, replies) = mpsc::unbounded();
+        let commands = ranks
+            .into_iter()
+            .map(|rank| {
+                let (command, inbox) = mpsc::unbounded();
+                start(rank, inbox, reply.clone())?;
+                Ok(command)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let sent = vec![0; devices.len()];
+        Ok(Executor { commands, replies, logs, names, parameters, owner, sent })
+    }
+
+    /// What blocks a native thread on this executor's futures, and notices a stall.
+    pub fn watch(&self) -> Watch {
+        Watch { logs: self.logs.clone(), names: self.names.clone() }
+    }
+
+    /// The model's parameters, in model order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    fn tell(&self, rank: usize, command: Command) -> Result<()> {
+        self.commands[rank].unbounded_send(command).map_err(|_| stopped(&self.names[rank]))
+    }
+
+    /// The next answer; an error of any rank comes first.
+    async fn answer(&mut self) -> Result<(usize, Reply)> {
+        match self.replies.next().await {
+            Some((rank, Ok(reply))) => Ok((rank, reply)),
+            Some((_, Err(error))) => Err(error),
+            None => Err(stopped("every device")),
+        }
+    }
+
+    /// Runs the schedule on a batch of (sequences, T+1) tokens: forward, backward, gradient norm. Weights stay.
+    pub async fn step(&mut self, tokens: Vec<u32>) -> Result<StepReport> {
+        let tokens = Arc::new(tokens);
+        let count = self.commands.len();
+        for rank in 0..count {
+            self.tell(rank, Command::Step(tokens.clone()))?;
+        }
+        let (mut losses, mut events, mut squares) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut bytes = vec![0; count];
+        for _ in 0..count {
+            let (rank, reply) = self.answer().await?;
+            let Reply::Step(part) = reply else { return Err(stopped(&self.names[rank])) };
+            if !part.losses.is_empty() {
+                losses = part.losses;
+            }
+            events.extend(part.events);
+            squares.extend(part.squares);
+            bytes[rank] = part.bytes - self.sent[rank];
+            self.sent[rank] = part.bytes;
+        }
+        // In parameter order, whatever device each is on: the sum does not depend on the cut.
+        let owned = self.parameters.iter().filter_map(|p| squares.get(&p.name));
+        let gradient_norm = owned.sum::<f64>().sqrt();
+        let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len() as f64;
+        Ok(StepReport { loss, losses, gradient_norm, events, bytes })
+    }
+
+    /// One AdamW step on every device.
+    pub async fn update(&mut self, step: AdamStep) -> Result<()> {
+        for rank in 0..self.commands.len() {
+            self.tell(rank, Command::Update(step))?;
+        }
+        for _ in 0..self.commands.len() {
+            self.answer().await?;
+        }
+        Ok(())
+    }
+
+    /// Logits, V each, of these rows of a (B,T) microbatch; for a plan without training.
+    pub async fn infer(&mut self, tokens: Vec<u32>, rows: Vec<usize>) -> Result<Vec<f32>> {
+        let tokens = Arc::new(tokens);
+        for rank in 0..self.commands.len() {
+            self.tell(rank, Command::Infer(tokens.clone(), rows.clone()))?;
+        }
+        let mut logits = Vec::new();
+        for _ in 0..self.commands.len() {
+            if let (_, Reply::Values(values)) = self.answer().await?
+                && !values.is_empty()
+            {
+                logits = values;
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Part of a parameter, from the device that owns it.
+    pub async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
+        let rank = self.owner.get(name).copied();
+        let rank = rank.ok_or_else(|| Error::config("parameter", format!("{name} is not in this model")))?;
+        self.tell(rank, Command::Read(name.into(), part))?;
+        match self.answer().await? {
+            (_, Reply::Values(values)) => Ok(values),
+            _ => Err(stopped(&self.names[rank])),
+        }
+    }
+
+    /// Overwrites part of a parameter; a weight also where it is tied to.
+    pub async fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
+            return Err(Error::config("parameter", format!("{name} is not in this model")));
+        };
+        if parameter.len() != values.len() {
+            let message = format!("{name} has {} elements, not {}", parameter.len(), values.len());
+            return Err(Error::config("parameter", message));
+        }
+        let owner = self.owner.get(name).copied().unwrap_or(0);
+        let mut targets = vec![(owner, name.to_string())];
+        if part == Part::Weight {
+            let users = self.parameters.iter().filter(|p| p.tied_to.as_deref() == Some(name));
+            // The last layers' device uses the head; where it is the owner's own, the weight is shared.
+            targets.extend(users.map(|p| (self.commands.len() - 1, p.name.clone())));
+        }
+        for (rank, name) in &targets {
+            self.tell(*rank, Command::Write(name.clone(), part, values.to_vec()))?;
+        }
+        for _ in &targets {
+            self.answer().await?;
+        }
+        Ok(())
+    }
+}
+
+fn stopped(name: &str) -> Error {
+    Error::Gpu { adapter: name.into(), context: "running".into(), message: "the device's thread has stopped".into() }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn start(
+    rank: Rank,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
+) -> Result<()> {
+    let device = rank.device.clone();
+    let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
+    // Not joined: a driver that never returns must not keep the process from reporting it.
+    let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
+    spawned.map(drop).map_err(Error::io("thread"))
+}
+
+#[cfg(target_arch = "wasm32")]
+fn start(
+    rank: Rank,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
+) -> Result<()> {
+    wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
+    Ok(())
+}
+
+/// Two ends for each direction of each boundary.
+type Ends = HashMap<(Kind, usize), (Option<Outgoing>, Option<Incoming>)>;
+
+fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
+    let training = plan.setup.training;
+    let count = devices.len();
+    let mut ends: Ends = HashMap::new();
+    for boundary in 0..count - 1 {
+        let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
+        let (out, inward) = connect(&devices[boundary], &devices[boundary + 1], false, bytes, slots)?;
+        ends.insert((Kind::F, boundary), (Some(out), Some(inward)));
+        if training {
+            let (out, inward) = connect(&devices[boundary + 1], &devices[boundary], false, bytes, slots)?;
+            ends.insert((Kind::B, boundary), (Some(out), Some(inward)));
+        }
+    }
+    let ties = if training { plan.tied() } else { Vec::new() };
+    let loss_bytes = plan.loss_bytes();
+    let mut ranks = Vec::new();
+    for part in plan.ranks {
+        let (index, device) = (part.rank, &devices[part.rank]);
+        let owned = part.layout.owned_chunks() as u64;
+        let parameters = Parameters::new(device, part.layout, training)?;
+        let mut stages = HashMap::new();
+        for stage in part.stages {
+            let at = stage.stage;
+            let (stash, gradient) = (stage.stash, stage.gradient);
+            let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
+            let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
+            let (forward_out, backward_out) = (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
+            let mut inward = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.1.take());
+            let (forward_in, backward_in) =
+                (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
+            let ends = (forward_in, forward_out, backward_in, backward_out);
+            let (forward_in, forward_out, backward_in, backward_out) = ends;
+            stages.insert(
+                at,
+                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
+            );
+        }
+        let last = index + 1 == count;
+        let losses = (training && last)
+            .then(|| {
+                let buffer = device.buffer("losses", loss_bytes)?;
+                Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
+            })
+            .transpose()?;
+        let actions = if training {
+            plan.schedule.ranks[index].clone()
+        } else {
+            vec![Action { stage: index, kind: Kind::F, microbatch: 0 }]
+        };
+        let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
+        ranks.push(Rank {
+            index,
+            device: device.clone(),
+            parameters,
+            stages,
+            actions,
+            tied: Vec::new(),
+            batch: plan.setup.batch,
+            sequence: plan.setup.sequence,
+            vocabulary: plan.setup.model.vocabulary,
+            losses,
+            sums,
+            log: logs[index].clone(),
+            steps: 0,
+        });
+    }
+    for (name, owner, user, home) in ties {
+        tie(&mut ranks, name, owner, user, home)?;
+    }
+    Ok(ranks)
+}
+
+/// Connects a parameter's user with its owner on another device.
+fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
+    let bytes = ranks[user].parameters.weight(&name)?.bytes;
+    let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
+    let (gradient_out, gradient_in) = connect(&user_device, &device, false, bytes, 1)?;
+    let (weight_out, weight_in) = connect(&device, &user_device, false, bytes, 1)?;
+    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
+    let sum = device.buffer("tied gradient", bytes)?;
+    let kernel = device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    let elements = (bytes / 4) as usize;
+    let uniform = device.uniform("tied gradient", bytemuck::cast_slice(&[1, elements as u32]))?;
+    let ranges = [uniform.whole(), sum.range(0, bytes), ranks[home].parameters.gradient(&owner)?];
+    let group = device.bind(&kernel, &ranges);
+    let groups = crate::ops::spread(elements.div_ceil(64), device.capabilities());
+    ranks[home].tied.push(Tied::Owner {
+        name: owner,
+        gradient: gradient_in,
+        weight: weight_out,
+        sum,
+        add: (kernel, group, groups),
+    });
+    Ok(())
+}
+
+/// Sees what every rank is doing.
+#[derive(Clone)]
+pub struct Watch {
+    logs: Vec<Arc<Log>>,
+    names: Vec<String>,
+}
+
+impl Watch {
+    /// The rank that has made no progress for too long, if any: one whose device works rather than one that waits
+    /// for it.
+    pub fn stall(&self) -> Option<Error> {
+        let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
+        let stuck = |state: State| {
+            standings.iter().position(|s| s.0 == state && s.1 > STALL_SECONDS)
+        };
+        let all_wait = standings.iter().all(|s| s.0 != State::Working);
+        let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
+        let (state, seconds, doing) = &standings[rank];
+        let doing = match doing.parse::<Action>() {
+            Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
+            Err(_) => format!("action {doing:?} (stage {rank})"),
+        };
+        let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
+        let message =
+            format!("device {rank} ({}) {what} {doing} for {seconds:.0} s; its driver does not return", self.names[rank]);
+        Some(Error::Stall { message })
+    }
+
+    /// Runs a future on this thread, looking for stalls: the explicit blocking wrapper for native programs.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            if let Some(stall) = self.stall() {
+                return Err(stall);
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(200));
+        }
+    }
+}

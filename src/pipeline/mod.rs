@@ -1,0 +1,16 @@
+//! The only place where models, schedules and devices meet.
+//!
+//! A [`Setup`] says which layers run where and in which schedule. [`Plan::new`] turns it into graphs and memory plans
+//! and refuses what does not fit, before anything is allocated. [`Executor::launch`] allocates, starts one rank a
+//! device and drives them through messages; each rank runs its list of actions over its stages and links.
+
+mod executor;
+pub mod link;
+mod log;
+pub mod partition;
+mod plan;
+mod rank;
+pub mod timeline;
+
+pub use executor::{Executor, StepReport, Watch};
+pub use plan::{Plan, RankPlan, Setup};

@@ -1,0 +1,93 @@
+//! Which layers go to which stage.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+
+/// Contiguous stages whose largest sum of `weights` is as small as possible, found by dynamic programming over (layer,
+/// stages): exact, O(layers² · stages).
+pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
+    let n = weights.len();
+    if stages == 0 || stages > n {
+        return Err(Error::config(
+            "pipeline.devices",
+            format!("{stages} stages cannot share {n} layers; use at most {n} devices or a deeper model"),
+        ));
+    }
+    let mut prefix = vec![0.0];
+    for w in weights {
+        prefix.push(prefix[prefix.len() - 1] + w);
+    }
+    // best[k][i]: the smallest possible maximum for the first i layers in k+1 stages, and where the last one starts.
+    let mut best: Vec<Vec<(f64, usize)>> = vec![prefix.iter().map(|&sum| (sum, 0)).collect()];
+    for k in 1..stages {
+        let mut row = vec![(f64::INFINITY, 0); n + 1];
+        for (end, cell) in row.iter_mut().enumerate().skip(k + 1) {
+            for start in k..end {
+                let worst = best[k - 1][start].0.max(prefix[end] - prefix[start]);
+                if worst < cell.0 {
+                    *cell = (worst, start);
+                }
+            }
+        }
+        best.push(row);
+    }
+    let mut ranges = Vec::new();
+    let mut end = n;
+    for k in (0..stages).rev() {
+        let start = best[k][end].1;
+        ranges.push(start..end);
+        end = start;
+    }
+    ranges.reverse();
+    Ok(ranges)
+}
+
+/// Stages cut by hand: `cuts` are the layers at which a new stage starts.
+pub fn from_cuts(cuts: &[usize], layers: usize, stages: usize) -> Result<Vec<Range<usize>>> {
+    let bounds: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
+    let rising = bounds.windows(2).all(|pair| pair[0] < pair[1]);
+    if cuts.len() + 1 != stages || !rising {
+        let message = format!(
+            "{cuts:?} does not cut {layers} layers into {stages} stages; give {} rising layer numbers between 1 and {}",
+            stages - 1,
+            layers - 1
+        );
+        return Err(Error::config("pipeline.cuts", message));
+    }
+    Ok(bounds.windows(2).map(|pair| pair[0]..pair[1]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{balanced, from_cuts};
+
+    #[test]
+    fn a_balanced_split_has_the_smallest_possible_largest_stage() {
+        let weights = [5.0, 1.0, 1.0, 1.0, 4.0, 2.0, 3.0];
+        for stages in 1..=7 {
+            let ranges = balanced(&weights, stages).unwrap();
+            let worst = |r: &[std::ops::Range<usize>]| {
+                r.iter().map(|r| weights[r.clone()].iter().sum::<f64>()).fold(0.0, f64::max)
+            };
+            // Every way to choose stages-1 cuts among 6 gaps.
+            let mut least = f64::INFINITY;
+            for mask in 0u32..64 {
+                if mask.count_ones() as usize == stages - 1 {
+                    let cuts: Vec<usize> = (0..6).filter(|i| mask >> i & 1 == 1).map(|i| i + 1).collect();
+                    least = least.min(worst(&from_cuts(&cuts, 7, stages).unwrap()));
+                }
+            }
+            assert_eq!(worst(&ranges), least, "{stages} stages: {ranges:?}");
+            assert_eq!((ranges[0].start, ranges[stages - 1].end), (0, 7));
+        }
+    }
+
+    #[test]
+    fn impossible_splits_are_refused() {
+        assert!(balanced(&[1.0, 1.0], 3).is_err());
+        assert!(from_cuts(&[2, 2], 5, 3).is_err());
+        assert!(from_cuts(&[5], 5, 2).is_err());
+        assert!(from_cuts(&[1, 2], 5, 2).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! From what is wanted to what each device will hold, before anything is allocated.
+
+use std::ops::Range;
+
+use super::{link, partition};
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterInfo, Capabilities};
+use crate::graph::StageGraph;
+use crate::model::{Model, ModelConfig, Purpose};
+use crate::ops::parameters::Layout;
+use crate::ops::plan::MemoryPlan;
+use crate::ops::program::DUMMY_BYTES;
+use crate::schedule::{self, Schedule, SlotPlan};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The model.
+    pub model: ModelConfig,
+    /// Sequences of a microbatch.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Microbatches of a step.
+    pub microbatches: usize,
+    /// Schedule by name.
+    pub schedule: String,
+    /// First layers of the stages after the first; balanced by floating-point operations if none.
+    pub cuts: Option<Vec<usize>>,
+    /// Whether to train or only to compute logits.
+    pub training: bool,
+    /// Bytes each device may use; none where it is unknown.
+    pub budgets: Vec<Option<u64>>,
+}
+
+/// One stage of a plan.
+pub(super) struct StagePlan {
+    pub(super) stage: usize,
+    pub(super) graph: StageGraph,
+    pub(super) memory: MemoryPlan,
+    pub(super) stash: SlotPlan,
+    pub(super) gradient: SlotPlan,
+}
+
+/// One device of a plan.
+pub struct RankPlan {
+    /// Position in the pipeline.
+    pub rank: usize,
+    /// Its layers.
+    pub layers: Range<usize>,
+    /// Bytes that will be allocated on it.
+    pub bytes: u64,
+    /// Floating-point operations of a step on it.
+    pub flops: f64,
+    pub(super) stages: Vec<StagePlan>,
+    pub(super) layout: Layout,
+}
+
+/// A checked plan.
+pub struct Plan {
+    /// What it was made from.
+    pub setup: Setup,
+    /// The model.
+    pub model: Model,
+    /// The lowered, validated schedule.
+    pub schedule: Schedule,
+    /// Layers of each stage.
+    pub stages: Vec<Range<usize>>,
+    /// The devices.
+    pub ranks: Vec<RankPlan>,
+}
+
+impl Plan {
+    /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
+    pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
+        let model = Model::new(&setup.model)?;
+        if setup.sequence == 0 || setup.sequence > setup.model.context {
+            let message = format!(
+                "a sequence of {} tokens does not fit the model's context of {}; lower train.sequence or raise model.context",
+                setup.sequence, setup.model.context
+            );
+            return Err(Error::config("train.sequence", message));
+        }
+        if setup.batch == 0 || setup.microbatches == 0 {
+            return Err(Error::config("pipeline.microbatches", "a microbatch needs at least one sequence"));
+        }
+        let count = devices.len();
+        let flops = model.layer_flops(setup.batch, setup.sequence)?;
+        let stages = match &setup.cuts {
+            Some(cuts) => partition::from_cuts(cuts, model.layers(), count)?,
+            None => partition::balanced(&flops, count)?,
+        };
+        let schedule = schedule::generate(&setup.schedule, count, setup.microbatches)?.lowered()?;
+        schedule.validate()?;
+        let tokens = setup.batch * setup.sequence * setup.microbatches;
+        let purpose = if setup.training { Purpose::Training { tokens } } else { Purpose::Inference };
+        let mut ranks = Vec::new();
+        for (rank, (_, capabilities)) in devices.iter().enumerate() {
+            let layers = stages[rank].clone();
+            let graph = model.stage_graph(layers.clone(), setup.batch, setup.sequence, purpose)?;
+            let memory = MemoryPlan::new(&graph, capabilities);
+            let stage = StagePlan {
+                stage: rank,
+                stash: schedule.slots(rank),
+                gradient: schedule.gradient_slots(rank),
+                graph,
+                memory,
+            };
+            let list = layers.clone().flat_map(|layer| model.layer_parameters(layer)).collect();
+            let flops = flops[layers.clone()].iter().sum::<f64>() * setup.microbatches as f64;
+            ranks.push(RankPlan {
+                rank,
+                layers,
+                bytes: 0,
+                flops,
+                stages: vec![stage],
+                layout: Layout::new(list),
+            });
+        }
+        let mut plan = Plan { setup, model, schedule, stages, ranks };
+        for rank in 0..count {
+            plan.ranks[rank].bytes = plan.count_bytes(rank);
+        }
+        for (rank, (adapter, _)) in devices.iter().enumerate() {
+            if let Some(Some(budget)) = plan.setup.budgets.get(rank)
+                && plan.ranks[rank].bytes > *budget
+            {
+                return Err(Error::Memory {
+                    device: rank,
+                    adapter: adapter.name.clone(),
+                    need: plan.ranks[rank].bytes,
+                    budget: *budget,
+                });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Bytes of an activation between stages.
+    pub(super) fn activation_bytes(&self) -> u64 {
+        4 * (self.setup.batch * self.setup.sequence * self.setup.model.width) as u64
+    }
+
+    /// Buffers of the links around a stage boundary: as many as microbatches can be in flight, and one more.
+    pub(super) fn link_slots(&self, boundary: usize) -> usize {
+        if self.setup.training { self.schedule.slots(boundary).count + 1 } else { 2 }
+    }
+
+    /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
+    pub(super) fn tied(&self) -> Vec<(String, String, usize, usize)> {
+        let rank_of = |name: &str| {
+            let has = |r: &&RankPlan| r.layout.parameters().iter().any(|p| p.name == name);
+            self.ranks.iter().find(has).map(|r| r.rank)
+        };
+        let all = self.ranks.iter().flat_map(|r| r.layout.parameters().iter().map(move |p| (r.rank, p)));
+        all.filter_map(|(user, p)| {
+            let owner = p.tied_to.clone()?;
+            let home = rank_of(&owner)?;
+            (home != user).then(|| (p.name.clone(), owner, user, home))
+        })
+        .collect()
+    }
+
+    /// Bytes of the buffers that hold results until the end of a step on the last stage, read-back included.
+    pub(super) fn loss_bytes(&self) -> u64 {
+        4 * (self.setup.batch * self.setup.sequence * self.setup.microbatches) as u64
+    }
+
+    fn count_bytes(&self, rank: usize) -> u64 {
+        let plan = &self.ranks[rank];
+        let training = self.setup.training;
+        let mut bytes = plan.layout.bytes(training);
+        for stage in &plan.stages {
+            bytes += stage.memory.bytes(stage.stash.count, stage.gradient.count) + DUMMY_BYTES;
+        }
+        let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
+        bytes += sums.max(16);
+        let last = rank + 1 == self.ranks.len();
+        if training && last {
+            bytes += 2 * self.loss_bytes().max(16);
+        }
+        for boundary in 0..self.ranks.len() - 1 {
+            let (sends, receives) = link::memory(false, self.activation_bytes(), self.link_slots(boundary));
+            let directions: &[(usize, usize)] =
+                if training { &[(boundary, boundary + 1), (boundary + 1, boundary)] } else { &[(boundary, boundary + 1)] };
+            for &(from, to) in directions {
+                bytes += if rank == from { sends } else { 0 } + if rank == to { receives } else { 0 };
+            }
+        }
+        if training {
+            for (name, _, user, home) in self.tied() {
+                let list = self.ranks[user].layout.parameters();
+                let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
+                let (sends, receives) = link::memory(false, size, 1);
+                // Gradient out and weight in for the user; the reverse, and a place to add from, for the owner.
+                if rank == user {
+                    bytes += sends + receives;
+                } else if rank == home {
+                    bytes += sends + receives + size + 16;
+                }
+            }
+        }
+        bytes
+    }
+}

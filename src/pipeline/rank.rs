@@ -1,0 +1,451 @@
+//! One device at work: runs its list of actions over its stages and links.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+
+use super::link::{Incoming, Outgoing, Recorded};
+use super::log::{Log, State};
+use super::timeline::{Event, EventKind};
+use crate::error::{Error, Result};
+use crate::gpu::{BindGroup, Buffer, Device, Kernel, Recorder, now};
+use crate::graph::{Phase, ValueId};
+use crate::ops::parameters::{AdamStep, Parameters, Part};
+use crate::ops::program::{Slots, StageProgram};
+use crate::ops::sort_rows;
+use crate::schedule::{Action, Kind, SlotPlan};
+
+/// Unfinished submissions a rank keeps on its device: one runs while the next is recorded.
+const DEPTH: usize = 2;
+/// Seconds of device time a submission should stay under: desktops stutter and drivers reset when it is long.
+const SUBMISSION_SECONDS: f64 = 0.1;
+
+/// What a rank is told.
+pub(super) enum Command {
+    /// Run the schedule on this batch, (sequences, T+1) tokens.
+    Step(Arc<Vec<u32>>),
+    /// One AdamW step.
+    Update(AdamStep),
+    /// Logits of these rows of one (B,T) microbatch, from the last stage.
+    Infer(Arc<Vec<u32>>, Vec<usize>),
+    /// Overwrite part of a parameter.
+    Write(String, Part, Vec<f32>),
+    /// Read part of a parameter.
+    Read(String, Part),
+}
+
+/// What it answers.
+pub(super) enum Reply {
+    Step(StepPart),
+    Values(Vec<f32>),
+    Done,
+}
+
+/// A rank's share of a step's results.
+pub(super) struct StepPart {
+    /// Unscaled loss of every row, microbatch after microbatch; on the last stage.
+    pub(super) losses: Vec<f32>,
+    /// Sum of squares of each owned parameter's gradient.
+    pub(super) squares: Vec<(String, f64)>,
+    /// What was done when.
+    pub(super) events: Vec<Event>,
+    /// Bytes sent over links.
+    pub(super) bytes: u64,
+}
+
+/// A stage with its ends and its slots.
+pub(super) struct Stage {
+    pub(super) program: StageProgram,
+    pub(super) stash: SlotPlan,
+    pub(super) gradient: SlotPlan,
+    pub(super) forward_in: Option<Incoming>,
+    pub(super) forward_out: Option<Outgoing>,
+    pub(super) backward_in: Option<Incoming>,
+    pub(super) backward_out: Option<Outgoing>,
+}
+
+/// The end of a tied pair that this rank holds.
+pub(super) enum Tied {
+    /// Uses the parameter: sends its gradient, receives the new weight.
+    User { name: String, gradient: Outgoing, weight: Incoming },
+    /// Owns it: adds the user's gradient, sends the new weight.
+    Owner {
+        name: String,
+        gradient: Incoming,
+        weight: Outgoing,
+        sum: Buffer,
+        add: (Arc<Kernel>, BindGroup, [u32; 3]),
+    },
+}
+
+/// One device with everything it holds.
+pub(super) struct Rank {
+    pub(super) index: usize,
+    pub(super) device: Device,
+    pub(super) parameters: Parameters,
+    pub(super) stages: HashMap<usize, Stage>,
+    pub(super) actions: Vec<Action>,
+    pub(super) tied: Vec<Tied>,
+    pub(super) batch: usize,
+    pub(super) sequence: usize,
+    pub(super) vocabulary: usize,
+    pub(super) losses: Option<(Buffer, Buffer)>,
+    pub(super) sums: Buffer,
+    pub(super) log: Arc<Log>,
+    pub(super) steps: usize,
+}
+
+/// Copies recorded in a submission, to be armed after it.
+#[derive(Default)]
+struct Copies {
+    sent: Vec<(usize, Kind, Recorded)>,
+    received: Vec<(usize, Kind, Recorded)>,
+}
+
+impl Rank {
+    /// Answers commands until their sender is gone or one fails.
+    pub(super) async fn serve(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        replies: mpsc::UnboundedSender<(usize, Result<Reply>)>,
+    ) {
+        while let Some(command) = commands.next().await {
+            self.log.state(State::Working, "starting");
+            let result = match command {
+                Command::Step(tokens) => self.step(&tokens).await.map(Reply::Step),
+                Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
+                Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
+                Command::Write(name, part, values) => self.write(&name, part, &values).map(|()| Reply::Done),
+                Command::Read(name, part) => self.read(&name, part).await.map(Reply::Values),
+            };
+            self.log.state(State::Idle, "");
+            let failed = result.is_err();
+            if replies.unbounded_send((self.index, result)).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+        let range = self.parameters.part(name, part)?;
+        self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+        self.device.check("writing a parameter")
+    }
+
+    async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
+        let range = self.parameters.part(name, part)?;
+        self.device.read_f32(&range).await
+    }
+
+    /// Hands a submission over and notes when it finishes.
+    fn submit(&self, recorder: Recorder, label: &str, kind: EventKind, microbatch: Option<usize>, flops: f64) {
+        self.log.submitted(label, kind, microbatch, flops);
+        let log = self.log.clone();
+        recorder.submit(move || log.finished());
+    }
+
+    async fn room(&self) {
+        self.device.below(DEPTH).await;
+    }
+
+    async fn step(&mut self, tokens: &[u32]) -> Result<StepPart> {
+        let device = self.device.clone();
+        self.steps += 1;
+        let mut recorder = device.record();
+        self.parameters.record_clear(&mut recorder);
+        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0);
+        for action in self.actions.clone() {
+            match action.kind {
+                Kind::F | Kind::I | Kind::W | Kind::B => self.compute(action, Some(tokens)).await?,
+                // A send belongs to the action that makes the data, a receive to the one that needs it: the
+                // schedule's transfers are there so that its proof can see them.
+                Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => {}
+            }
+        }
+        self.finish_step().await
+    }
+
+    /// Runs one compute action: receive, record, submit in parts, send.
+    async fn compute(&mut self, action: Action, tokens: Option<&[u32]>) -> Result<()> {
+        let label = action.to_string();
+        let device = self.device.clone();
+        self.room().await;
+        let (kind, phases): (_, &[Phase]) = match action.kind {
+            Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
+            Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
+            Kind::B => (EventKind::Backward, &[Phase::Input, Phase::Weight]),
+            _ => (EventKind::Forward, &[Phase::Forward]),
+        };
+        let mut recorder = device.record();
+        let mut copies = Copies::default();
+        self.receive(action, &mut recorder, &mut copies).await?;
+        let started = now();
+        self.log.state(State::Working, label.clone());
+        if action.kind == Kind::F
+            && let Some(tokens) = tokens
+        {
+            self.feed(action, tokens)?;
+        }
+        let slots = self.slots(action);
+        let budget = SUBMISSION_SECONDS * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
+        let mut used = 0.0;
+        let missing = || no_stage(action);
+        for &phase in phases {
+            let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
+            let mut from = 0;
+            while from < flops.len() {
+                let mut to = from;
+                while to < flops.len() && (to == from || used + flops[to] <= budget) {
+                    used += flops[to];
+                    to += 1;
+                }
+                let stage = self.stages.get_mut(&action.stage).ok_or_else(missing)?;
+                stage.program.record(&mut recorder, &self.parameters, phase, from..to, slots)?;
+                from = to;
+                if from < flops.len() {
+                    self.submit(recorder, &label, kind, Some(action.microbatch), used);
+                    self.arm(&mut copies);
+                    self.room().await;
+                    used = 0.0;
+                    recorder = device.record();
+                }
+            }
+        }
+        self.send(action, &mut recorder, &mut copies, slots).await?;
+        self.submit(recorder, &label, kind, Some(action.microbatch), used);
+        self.arm(&mut copies);
+        self.log.host(&label, EventKind::Host, started, now(), 0);
+        device.check(&format!("running {label}"))
+    }
+
+    fn slots(&self, action: Action) -> Slots {
+        let pick = |plan: &SlotPlan| plan.slot.get(action.microbatch).copied().unwrap_or(0);
+        let stage = self.stages.get(&action.stage);
+        let stash = stage.map_or(0, |s| pick(&s.stash));
+        Slots { stash, gradient: stage.map_or(0, |s| pick(&s.gradient)) }
+    }
+
+    /// Waits for what the action needs from a neighbour and records its copy into place.
+    async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>, copies: &mut Copies) -> Result<()> {
+        let slots = self.slots(action);
+        let log = self.log.clone();
+        let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
+        let (incoming, value, kind) = match action.kind {
+            Kind::F => (&mut stage.forward_in, stage.program.stage().input, Kind::RecvF),
+            Kind::I | Kind::B => (&mut stage.backward_in, stage.program.stage().d_output, Kind::RecvB),
+            _ => return Ok(()),
+        };
+        let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(()) };
+        let to = stage.program.range(&self.parameters, value, slots)?;
+        let receive = Action { kind, ..action }.to_string();
+        log.state(State::Waiting, receive.clone());
+        let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
+        if let Some(copy) = copy {
+            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        }
+        copies.received.push((action.stage, kind, recorded));
+        Ok(())
+    }
+
+    /// Records the copy of what the action made for a neighbour, and of the losses.
+    async fn send(
+        &mut self,
+        action: Action,
+        recorder: &mut Recorder<'_>,
+        copies: &mut Copies,
+        slots: Slots,
+    ) -> Result<()> {
+        let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
+        if action.kind == Kind::F
+            && let (Some(loss), Some((losses, _))) = (stage.program.stage().loss, &self.losses)
+        {
+            let from = stage.program.range(&self.parameters, loss, slots)?;
+            let offset = from.bytes * action.microbatch as u64;
+            recorder.copy(&from.buffer, from.offset, losses, offset, from.bytes);
+        }
+        let (outgoing, value, kind) = match action.kind {
+            Kind::F => (&mut stage.forward_out, stage.program.stage().output, Kind::SendF),
+            Kind::I | Kind::B => (&mut stage.backward_out, stage.program.stage().d_input, Kind::SendB),
+            _ => return Ok(()),
+        };
+        let (Some(outgoing), Some(value)) = (outgoing, value) else { return Ok(()) };
+        let from = stage.program.range(&self.parameters, value, slots)?;
+        let recorded = outgoing.record(recorder, &from, action.microbatch).await?;
+        copies.sent.push((action.stage, kind, recorded));
+        Ok(())
+    }
+
+    /// After a submission: lets its copies travel, and reuses the buffers that it empties.
+    fn arm(&self, copies: &mut Copies) {
+        for (stage, kind, recorded) in copies.sent.drain(..) {
+            let stage = self.stages.get(&stage);
+            let end = stage.and_then(|s| if kind == Kind::SendF { s.forward_out.as_ref() } else { s.backward_out.as_ref() });
+            if let Some(end) = end {
+                end.sent(recorded);
+            }
+        }
+        for (stage, kind, recorded) in copies.received.drain(..) {
+            let stage = self.stages.get(&stage);
+            let end = stage.and_then(|s| if kind == Kind::RecvF { s.forward_in.as_ref() } else { s.backward_in.as_ref() });
+            if let Some(end) = end {
+                end.received(recorded);
+            }
+        }
+    }
+
+    /// Uploads a microbatch's tokens and targets, and the rows sorted by token for the embedding's gradient.
+    fn feed(&self, action: Action, tokens: &[u32]) -> Result<()> {
+        let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
+        let slots = self.slots(action);
+        let row = self.sequence + 1;
+        let first = action.microbatch * self.batch * row;
+        let sequences = tokens[first..first + self.batch * row].chunks(row);
+        let put = |id: ValueId, values: &[u32]| -> Result<()> {
+            let range = stage.program.range(&self.parameters, id, slots)?;
+            self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+            Ok(())
+        };
+        let graph = stage.program.stage();
+        if let Some(id) = graph.fed("tokens") {
+            let inputs: Vec<u32> = sequences.clone().flat_map(|s| &s[..self.sequence]).copied().collect();
+            put(id, &inputs)?;
+            if let (Some(segments), Some(order)) = (graph.fed("segments"), graph.fed("order")) {
+                let (s, o) = sort_rows(&inputs, self.vocabulary);
+                put(segments, &s)?;
+                put(order, &o)?;
+            }
+        }
+        if let Some(id) = graph.fed("targets") {
+            let targets: Vec<u32> = sequences.flat_map(|s| &s[1..]).copied().collect();
+            put(id, &targets)?;
+        }
+        Ok(())
+    }
+
+    /// After the last action: exchanges tied gradients, sums squares, reads losses back.
+    async fn finish_step(&mut self) -> Result<StepPart> {
+        let device = self.device.clone();
+        let mut recorder = device.record();
+        let mut armed = Vec::new();
+        for tied in &mut self.tied {
+            match tied {
+                Tied::User { name, gradient, .. } => {
+                    let from = self.parameters.gradient(name)?;
+                    let recorded = gradient.record(&mut recorder, &from, self.steps).await?;
+                    armed.push(recorded);
+                }
+                Tied::Owner { name, gradient, sum, add, .. } => {
+                    self.log.state(State::Waiting, format!("gradient of {name}"));
+                    let (recorded, copy) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
+                    if let Some(c) = copy {
+                        self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
+                    }
+                    recorder.dispatch(&add.0, &add.1, add.2);
+                    armed.push(recorded);
+                }
+            }
+        }
+        self.log.state(State::Working, "norm");
+        self.parameters.record_fold(&mut recorder);
+        let sums = self.parameters.record_norm(&mut recorder)?;
+        if sums.bytes > 0 {
+            recorder.copy(&sums.buffer, 0, &self.sums, 0, sums.bytes);
+        }
+        if let Some((losses, staging)) = &self.losses {
+            recorder.copy(losses, 0, staging, 0, losses.bytes());
+        }
+        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0);
+        for (tied, recorded) in self.tied.iter().zip(armed) {
+            match tied {
+                Tied::User { gradient, .. } => gradient.sent(recorded),
+                Tied::Owner { gradient, .. } => gradient.received(recorded),
+            }
+        }
+        let squares = if sums.bytes > 0 {
+            let bytes = device.read_staging(&self.sums, sums.bytes).await?;
+            self.parameters.squares(&bytemuck::pod_collect_to_vec(&bytes))
+        } else {
+            Vec::new()
+        };
+        let losses = match &self.losses {
+            Some((losses, staging)) => {
+                bytemuck::pod_collect_to_vec(&device.read_staging(staging, losses.bytes()).await?)
+            }
+            None => Vec::new(),
+        };
+        // Ranks without a read-back report once their work is done, so that their events are complete.
+        device.below(1).await;
+        let sent = |o: &Option<Outgoing>| o.as_ref().map_or(0, |o| o.bytes);
+        let bytes = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out)).sum();
+        Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
+    }
+
+    /// AdamW on what it owns; tied users receive the new weight.
+    async fn update(&mut self, step: AdamStep) -> Result<()> {
+        let device = self.device.clone();
+        let mut recorder = device.record();
+        self.parameters.record_adam(&device, &mut recorder, step)?;
+        let mut sent = Vec::new();
+        for tied in &mut self.tied {
+            if let Tied::Owner { name, weight, .. } = tied {
+                let from = self.parameters.weight(name)?;
+                sent.push(weight.record(&mut recorder, &from, self.steps).await?);
+            }
+        }
+        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0);
+        let owners = self.tied.iter().filter_map(|t| match t {
+            Tied::Owner { weight, .. } => Some(weight),
+            Tied::User { .. } => None,
+        });
+        owners.zip(sent).for_each(|(weight, recorded)| weight.sent(recorded));
+        for tied in &mut self.tied {
+            if let Tied::User { name, weight, .. } = tied {
+                let to = self.parameters.weight(name)?;
+                let mut recorder = device.record();
+                self.log.state(State::Waiting, format!("weight of {name}"));
+                let (recorded, copy) = weight.record(&mut recorder, &to, self.steps).await?;
+                if let Some(c) = copy {
+                    self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
+                }
+                self.log.submitted("tied weight", EventKind::Optimizer, None, 0.0);
+                let log = self.log.clone();
+                recorder.submit(move || log.finished());
+                weight.received(recorded);
+            }
+        }
+        device.check("updating weights")
+    }
+
+    /// Forward only; the last stage answers the logits of the given rows.
+    async fn infer(&mut self, tokens: &[u32], rows: &[usize]) -> Result<Vec<f32>> {
+        // `feed` reads sequences of T+1 tokens; the last of each is a target, which inference has not.
+        let padded: Vec<u32> =
+            tokens.chunks(self.sequence).flat_map(|s| s.iter().copied().chain([0])).collect();
+        for action in self.actions.clone() {
+            if action.kind == Kind::F {
+                self.compute(action, Some(&padded)).await?;
+            }
+        }
+        self.log.take_events();
+        let mut logits = Vec::new();
+        for stage in self.stages.values() {
+            if stage.forward_out.is_none()
+                && let Some(output) = stage.program.stage().output
+            {
+                let range = stage.program.range(&self.parameters, output, Slots { stash: 0, gradient: 0 })?;
+                let width = 4 * self.vocabulary as u64;
+                for &row in rows {
+                    let part = range.buffer.range(range.offset + row as u64 * width, width);
+                    logits.extend(self.device.read_f32(&part).await?);
+                }
+            }
+        }
+        Ok(logits)
+    }
+}
+
+fn no_stage(action: Action) -> Error {
+    Error::Shape { op: "executor", message: format!("{action} is not on this device") }
+}

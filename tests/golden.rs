@@ -1,0 +1,123 @@
+//! Ten AdamW steps of a small GPT-2 against PyTorch in float64 (`golden/make_gpt2_tiny.py`).
+
+use std::collections::HashMap;
+
+use polystage::model::Model;
+use polystage::ops::parameters::{AdamStep, Part};
+use polystage::pipeline::Setup;
+use safetensors::SafeTensors;
+
+use crate::common::{adapters, launch, nmse};
+
+struct Golden {
+    model: Model,
+    weights: HashMap<String, Vec<f32>>,
+    gradients: HashMap<String, Vec<f64>>,
+    finals: HashMap<String, Vec<f64>>,
+    tokens: Vec<Vec<u32>>,
+    loss: Vec<f64>,
+    norm: Vec<f64>,
+}
+
+fn folder() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gpt2_tiny")
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn golden() -> Golden {
+    let read = |name: &str| std::fs::read(folder().join(name)).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
+    let numbers: serde_json::Value = serde_json::from_slice(&read("golden.json")).unwrap();
+    let list = |key: &str| numbers[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let (model_file, golden_file) = (read("model.safetensors"), read("golden.safetensors"));
+    let model_tensors = SafeTensors::deserialize(&model_file).unwrap();
+    let tensors = SafeTensors::deserialize(&golden_file).unwrap();
+    let with_prefix = |prefix: &str| {
+        let named = tensors.tensors().into_iter().filter_map(|(name, view)| {
+            let values = floats(view.data()).into_iter().map(f64::from).collect();
+            name.strip_prefix(prefix).map(|n| (n.to_string(), values))
+        });
+        named.collect()
+    };
+    let tokens = tensors.tensor("tokens").unwrap();
+    let ids: Vec<u32> = tokens.data().chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+    Golden {
+        model: Model::from_hugging_face(&config).unwrap(),
+        weights: model_tensors.tensors().into_iter().map(|(n, v)| (n, floats(v.data()))).collect(),
+        gradients: with_prefix("grad."),
+        finals: with_prefix("final."),
+        tokens: ids.chunks(8 * 33).map(<[u32]>::to_vec).collect(),
+        loss: list("loss"),
+        norm: list("grad_norm"),
+    }
+}
+
+fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -> Setup {
+    Setup {
+        model: golden.model.config().clone(),
+        batch: 8 / microbatches,
+        sequence: 32,
+        microbatches,
+        schedule: schedule.into(),
+        cuts: None,
+        training: true,
+        budgets: vec![None; devices],
+    }
+}
+
+/// Ten steps from the golden weights; checks losses, norms, the gradients of step 0 and the final weights.
+fn check(golden: &Golden, devices: &[usize], schedule: &str, microbatches: usize) {
+    let at = format!("{devices:?} {schedule} {microbatches}");
+    let mut executor = launch(&setup(golden, schedule, microbatches, devices.len()), devices);
+    let watch = executor.watch();
+    for (name, values) in &golden.weights {
+        watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
+    }
+    for (step, tokens) in golden.tokens.iter().enumerate() {
+        let report = watch.block_on(executor.step(tokens.clone())).unwrap();
+        // The issue asks for 1e-4; f32 against f64 gives about 1e-6 here.
+        let off = (report.loss - golden.loss[step]).abs() / golden.loss[step];
+        assert!(off < 1e-5, "{at}: loss of step {step} is {}, PyTorch's {}", report.loss, golden.loss[step]);
+        if step == 0 {
+            for (name, want) in &golden.gradients {
+                let got = watch.block_on(executor.read(name, Part::Gradient)).unwrap();
+                let error = nmse(&got, want);
+                assert!(error < 1e-9, "{at}: gradient of {name} has NMSE {error:.2e}");
+            }
+        }
+        let off = (report.gradient_norm - golden.norm[step]).abs() / golden.norm[step];
+        assert!(off < 1e-4, "{at}: norm of step {step} is {}, not {}", report.gradient_norm, golden.norm[step]);
+        let t = step as i32 + 1;
+        let adam = AdamStep {
+            clip: (1.0 / (report.gradient_norm + 1e-6)).min(1.0) as f32,
+            rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            decay: 1e-3 * 0.1,
+            correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
+            correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
+        };
+        watch.block_on(executor.update(adam)).unwrap();
+    }
+    for (name, want) in &golden.finals {
+        let got = watch.block_on(executor.read(name, Part::Weight)).unwrap();
+        let error = nmse(&got, want);
+        assert!(error < 1e-8, "{at}: final {name} has NMSE {error:.2e}");
+    }
+}
+
+#[test]
+fn ten_steps_match_pytorch_in_float64_on_every_adapter_with_one_and_two_stages_in_both_schedules() {
+    let golden = golden();
+    for adapter in adapters() {
+        let i = adapter.index;
+        check(&golden, &[i], "1f1b", 4);
+        check(&golden, &[i, i], "1f1b", 4);
+        check(&golden, &[i], "gpipe", 2);
+        check(&golden, &[i, i], "gpipe", 8);
+    }
+}
