@@ -1,1 +1,144 @@
-//! x
+//! The command line: one file a verb. Parses, calls the library, prints.
+
+mod devices;
+mod generate;
+mod schedule;
+mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
+use crate::train::config::Devices;
+
+/// Trains one neural network across every GPU in this machine, whatever its vendor.
+#[derive(Parser)]
+#[command(name = "polystage", version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Devices(devices::Arguments),
+    Train(train::Arguments),
+    Verify(verify::Arguments),
+    Generate(generate::Arguments),
+    Schedule(schedule::Arguments),
+}
+
+/// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
+pub fn run() -> u8 {
+    let arguments = Arguments::parse();
+    let result = match arguments.verb {
+        Verb::Devices(a) => devices::run(&a),
+        Verb::Train(a) => train::run(&a),
+        Verb::Verify(a) => verify::run(&a),
+        Verb::Generate(a) => generate::run(&a),
+        Verb::Schedule(a) => schedule::run(&a),
+    };
+    match result {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if error.is_input() { 2 } else { 1 }
+        }
+    }
+}
+
+/// The machine's adapters, or the error that says how to get one.
+fn adapters() -> Result<Vec<AdapterInfo>> {
+    let adapters = pollster::block_on(gpu::list(false));
+    if adapters.is_empty() { Err(gpu::none_found()) } else { Ok(adapters) }
+}
+
+/// `auto` or `0,1,1`.
+fn parse_devices(text: &str) -> Result<Devices> {
+    if text.trim() == "auto" {
+        return Ok(Devices::default());
+    }
+    let list: std::result::Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+    list.map(Devices::List).map_err(|_| {
+        Error::config("--devices", format!("{text:?} is not a list of adapter numbers such as 0,1 (or auto)"))
+    })
+}
+
+/// Opens what `devices` names.
+fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
+    let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
+    let options = OpenOptions::default();
+    devices.resolve(&software)?.into_iter().map(|i| pollster::block_on(Device::open(i, options))).collect()
+}
+
+/// `6GiB`, or `0=6GiB,1=512MiB` by position in the pipeline; the default is each adapter's own memory, shared by the
+/// devices opened on it.
+fn budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
+    let same = |index: usize| devices.iter().filter(|d| d.info().index == index).count() as u64;
+    let mut budgets: Vec<Option<u64>> =
+        devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index))).collect();
+    for part in memory.into_iter().flat_map(|text| text.split(',')) {
+        let refuse = || {
+            let message = format!("{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}", devices.len());
+            Error::config("--memory", message)
+        };
+        let (which, size) = match part.split_once('=') {
+            Some((rank, size)) => (Some(rank.trim().parse::<usize>().map_err(|_| refuse())?), size),
+            None => (None, part),
+        };
+        let bytes = parse_bytes(size).ok_or_else(refuse)?;
+        match which {
+            Some(rank) => *budgets.get_mut(rank).ok_or_else(refuse)? = Some(bytes),
+            None => budgets.fill(Some(bytes)),
+        }
+    }
+    Ok(budgets)
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit: f64 = match text[digits..].trim() {
+        "" | "B" => 1.0,
+        "KiB" | "K" => 1024.0,
+        "MiB" | "M" => 1024.0 * 1024.0,
+        "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        _ => return None,
+    };
+    Some((text[..digits].parse::<f64>().ok()? * unit) as u64)
+}
+
+/// Bytes for people.
+fn show_bytes(bytes: u64) -> String {
+    match bytes as f64 {
+        b if b >= 1024.0 * 1024.0 * 1024.0 => format!("{:.2} GiB", b / 1024.0 / 1024.0 / 1024.0),
+        b if b >= 1024.0 * 1024.0 => format!("{:.1} MiB", b / 1024.0 / 1024.0),
+        b if b >= 1024.0 => format!("{:.1} KiB", b / 1024.0),
+        b => format!("{b} B"),
+    }
+}
+
+/// Digits in groups of three.
+fn show_count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Prints a line; a closed pipe (as with `| head`) ends the program quietly instead of with a panic.
+fn say(text: impl std::fmt::Display) {
+    use std::io::Write;
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}

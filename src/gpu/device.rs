@@ -1,7 +1,6 @@
 //! An opened adapter: buffers, kernels, submissions, errors, and how a thread waits for it.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{AdapterInfo, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};

@@ -27,7 +27,14 @@ pub fn now() -> f64 {
     }
     #[cfg(target_arch = "wasm32")]
     {
-        let performance = web_sys::window().and_then(|w| w.performance());
-        performance.map_or(0.0, |p| p.now() / 1000.0)
+        use wasm_bindgen::prelude::wasm_bindgen;
+
+        // A global of pages and workers alike.
+        #[wasm_bindgen]
+        extern "C" {
+            #[wasm_bindgen(js_namespace = performance, js_name = now)]
+            fn milliseconds() -> f64;
+        }
+        milliseconds() / 1000.0
     }
 }

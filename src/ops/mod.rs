@@ -4,6 +4,8 @@
 //! A [`Launch`] is data; only [`program`] and [`parameters`] touch a device.
 
 mod attention;
+pub mod bench;
+pub mod cases;
 mod cross_entropy;
 mod elementwise;
 mod embedding;

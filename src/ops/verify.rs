@@ -1,1 +1,239 @@
-//! Verify.
+//! Is this card's arithmetic right? Every op and every kernel variant that an adapter can run, on odd and on usual
+//! shapes, against the [`reference`](crate::reference) in f64: what `polystage verify` runs on a user's own cards.
+
+use serde::Serialize;
+
+use super::cases::{Argument, Case, arguments, cases, gradient_start};
+use super::parameters::{Layout, Parameters};
+use super::plan::MemoryPlan;
+use super::program::{Slots, StageProgram};
+use super::{Lowered, in_place};
+use crate::error::Result;
+use crate::gpu::{Capabilities, Device, Range, source};
+use crate::graph::{DType, Graph, Op, Phase, StageGraph, ValueId};
+use crate::model::{Init, Parameter};
+use crate::reference;
+
+/// How one case went with one set of kernels.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The op's name.
+    pub op: String,
+    /// The case's label.
+    pub case: String,
+    /// The kernels that ran, with their header and lanes.
+    pub variant: String,
+    /// Squared error over squared reference, of the worst result.
+    pub nmse: f64,
+    /// The largest error of one element, in units in the last place of a 32-bit float of its size or of the result's
+    /// root mean square, whichever is larger.
+    pub max_ulp: f64,
+    /// The largest `nmse` that passes.
+    pub tolerance: f64,
+    /// Whether every element is finite and the error within the tolerance.
+    pub passed: bool,
+}
+
+/// The largest normalised mean squared error of an op, and why it is not smaller. One wrong element of a result with
+/// n elements makes about 1/n, so that a tolerance of 1e-10 finds it in all but huge results.
+pub fn tolerance(op: &Op) -> (f64, &'static str) {
+    match op {
+        Op::Add | Op::AddBias | Op::Embedding => (1e-13, "one addition in f32: at most 2^-24 of relative error"),
+        Op::ColumnSum | Op::PositionBackward { .. } | Op::EmbeddingBackward { .. } => {
+            (1e-12, "a sum in f32, whose rounding errors grow like the root of its length")
+        }
+        Op::Matmul { .. } => (1e-11, "a dot product in f32; of the epilogues, gelu goes through exp and a division"),
+        Op::Activate(_) | Op::ActivateBackward(_) => {
+            (1e-11, "exp may be off by 3 + 2|x| units in the last place, a division by 2.5")
+        }
+        Op::LayerNorm { .. } => (1e-11, "x − mean cancels digits; inverseSqrt may be off by 2 units in the last place"),
+        Op::LayerNormBackward { .. } => (1e-10, "three terms cancel, the more the fewer columns there are"),
+        Op::LayerNormWeightBackward => (1e-11, "a sum in f32 of terms in which x − mean cancels digits"),
+        Op::Attention { .. } => (1e-10, "exp of scores: the rounding of a large score is a relative error of its weight"),
+        Op::AttentionBackward { .. } => (1e-9, "weights recomputed from lse, then do·v − delta cancels digits"),
+        Op::CrossEntropy { .. } => (1e-10, "exp of logits; log may be off by 2^-21, whatever it gives"),
+    }
+}
+
+/// Runs every case with every set of launches that the device can run; `each` sees the outcomes as they come.
+pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for case in cases() {
+        let arguments = arguments(&case);
+        let wanted = wanted(&case, &arguments);
+        let (stage, inputs, outputs) = single_node(&case.op, &case.shapes, case.accumulate)?;
+        let mut seen: Vec<Vec<Lowered>> = Vec::new();
+        for (_, capabilities) in variants(device.capabilities()) {
+            let plan = MemoryPlan::new(&stage, &capabilities);
+            if seen.contains(&plan.lowered) {
+                continue;
+            }
+            seen.push(plan.lowered.clone());
+            let variant = describe(&plan.lowered[0]);
+            let got = run(device, &case, &arguments, stage.clone(), plan, &inputs, &outputs).await?;
+            let outcome = judge(&case, variant, &got, &wanted);
+            each(&outcome);
+            outcomes.push(outcome);
+        }
+    }
+    Ok(outcomes)
+}
+
+/// The choices of kernels to try on a device: its own first, then what other devices would choose and it can run too.
+pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
+    let other = Capabilities { software: !native.software, ..*native };
+    vec![
+        ("native".into(), *native),
+        (if native.software { "as on a GPU" } else { "as on a CPU" }.into(), other),
+        ("without subgroups".into(), Capabilities { subgroup: None, ..*native }),
+        // As few as a huge tensor leaves: the grid must go on along the second axis.
+        ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
+    ]
+}
+
+/// A stage of one node, with its arguments and results. With `accumulate` its results are gradients of parameters.
+pub(super) fn single_node(
+    op: &Op,
+    shapes: &[Vec<usize>],
+    accumulate: bool,
+) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId>)> {
+    let mut graph = Graph::default();
+    let inputs: Vec<ValueId> =
+        shapes.iter().enumerate().map(|(i, shape)| graph.input("argument", shape, argument_type(op, i))).collect();
+    let outputs = graph.push(op.clone(), &inputs, Phase::Forward)?;
+    let gradients = match accumulate {
+        true => outputs.iter().enumerate().map(|(i, &output)| {
+            let shape = graph.shape(output).to_vec();
+            (graph.parameter(&parameter_name(i), &shape), output)
+        }),
+        false => return Ok((bare(graph), inputs, outputs)),
+    }
+    .collect();
+    Ok((StageGraph { gradients, ..bare(graph) }, inputs, outputs))
+}
+
+fn bare(graph: Graph) -> StageGraph {
+    let (input, output, d_output, d_input, loss) = (None, None, None, None, None);
+    StageGraph { graph, input, output, d_output, d_input, loss, gradients: Vec::new() }
+}
+
+fn parameter_name(index: usize) -> String {
+    format!("parameter {index}")
+}
+
+/// Token ids and index tables are whole numbers.
+pub(super) fn argument_type(op: &Op, index: usize) -> DType {
+    match (op, index) {
+        (Op::Embedding, 0) | (Op::EmbeddingBackward { .. }, 1 | 2) | (Op::CrossEntropy { .. }, 1) => DType::U32,
+        _ => DType::F32,
+    }
+}
+
+/// What the reference gives, added to what the gradients hold at first.
+fn wanted(case: &Case, arguments: &[Argument]) -> Vec<Vec<f64>> {
+    let shapes: Vec<&[usize]> = case.shapes.iter().map(Vec::as_slice).collect();
+    let inputs: Vec<&[f64]> = arguments.iter().map(|a| a.values.as_slice()).collect();
+    let mut wanted = reference::apply(&case.op, &shapes, &inputs);
+    if case.accumulate {
+        for (index, want) in wanted.iter_mut().enumerate() {
+            let start = gradient_start(index, want.len());
+            want.iter_mut().zip(start.values).for_each(|(w, s)| *w += s);
+        }
+    }
+    wanted
+}
+
+async fn run(
+    device: &Device,
+    case: &Case,
+    arguments: &[Argument],
+    stage: StageGraph,
+    plan: MemoryPlan,
+    inputs: &[ValueId],
+    outputs: &[ValueId],
+) -> Result<Vec<Vec<f32>>> {
+    let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| Parameter {
+        name: parameter_name(i),
+        shape: stage.graph.shape(gradient).to_vec(),
+        init: Init::Zeros,
+        tied_to: None,
+    };
+    let list = stage.gradients.iter().enumerate().map(parameter).collect();
+    let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;
+    let mut program = StageProgram::new(device, stage, plan, 1, 1)?;
+    let slots = Slots { stash: 0, gradient: 0 };
+    let ranges = |ids: &[ValueId]| {
+        ids.iter().map(|&id| program.range(&parameters, id, slots)).collect::<Result<Vec<Range>>>()
+    };
+    let (from, to) = (ranges(inputs)?, ranges(outputs)?);
+    for (index, range) in to.iter().enumerate() {
+        // Unless it is to be added to, a result starts as NaN, so that an element nobody writes is found.
+        let words = match case.accumulate {
+            true => gradient_start(index, range.bytes as usize / 4).words(),
+            false => vec![u32::MAX; range.bytes as usize / 4],
+        };
+        if in_place(&case.op).is_none_or(|(_, result)| result != index) {
+            device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&words));
+        }
+    }
+    for (range, argument) in from.iter().zip(arguments) {
+        device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&argument.words()));
+    }
+    let launches = program.launch_flops(Phase::Forward).len();
+    let mut recorder = device.record();
+    program.record(&mut recorder, &parameters, Phase::Forward, 0..launches, slots)?;
+    recorder.submit(|| ());
+    let mut got = Vec::new();
+    for range in &to {
+        got.push(device.read_f32(range).await?);
+    }
+    device.check(&case.label)?;
+    Ok(got)
+}
+
+fn judge(case: &Case, variant: String, got: &[Vec<f32>], wanted: &[Vec<f64>]) -> Outcome {
+    let (tolerance, _) = tolerance(&case.op);
+    let (mut nmse, mut max_ulp, mut finite) = (0.0f64, 0.0f64, true);
+    for (got, wanted) in got.iter().zip(wanted) {
+        let size: f64 = wanted.iter().map(|w| w * w).sum();
+        let errors = || got.iter().zip(wanted).map(|(&g, &w)| (g as f64 - w, w));
+        let error: f64 = errors().map(|(e, _)| e * e).sum();
+        // Where all of the result is 0, the arguments, which are around 1, set the scale.
+        let (size, scale) = match size {
+            0.0 => (wanted.len() as f64, 1.0),
+            _ => (size, (size / wanted.len() as f64).sqrt()),
+        };
+        nmse = nmse.max(error / size);
+        max_ulp = errors().map(|(e, w)| e.abs() / ulp(w.abs().max(scale))).fold(max_ulp, f64::max);
+        finite &= got.iter().all(|g| g.is_finite());
+    }
+    let passed = finite && nmse <= tolerance;
+    // JSON has no infinities; no error that counts is this large.
+    let (nmse, max_ulp) = if finite { (nmse, max_ulp) } else { (f64::MAX, f64::MAX) };
+    Outcome { op: case.op.name().into(), case: case.label.clone(), variant, nmse, max_ulp, tolerance, passed }
+}
+
+/// The distance between neighbouring 32-bit floats around `x`.
+fn ulp(x: f64) -> f64 {
+    (x.log2().floor() - 23.0).exp2()
+}
+
+/// Kernels of a lowering, each once, with what tells variants of one kernel apart.
+fn describe(lowered: &Lowered) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for launch in &lowered.launches {
+        let specialisation = &launch.key.specialisation;
+        let mut part = launch.key.name.to_string();
+        if let Some((_, lanes)) = specialisation.constants.iter().find(|(name, _)| *name == "LANES") {
+            part += &format!(" {lanes} lanes");
+        }
+        let text = source(launch.key.name, specialisation.header);
+        if let Some(header) = text.split("// Header \"").nth(1).and_then(|rest| rest.split('"').next()) {
+            part += &format!(", {header}");
+        }
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    parts.join(" + ")
+}

@@ -1,7 +1,6 @@
 //! Starts one rank a device and drives them: the global view of a run.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 
 use futures_channel::mpsc;

@@ -4,4 +4,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod optimizer;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod prove;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod run;
 pub mod trainer;

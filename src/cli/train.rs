@@ -1,0 +1,294 @@
+//! `polystage train`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{adapters, budgets, generate, open, parse_devices, say, show_bytes, show_count};
+use crate::error::{Error, Result};
+use crate::generate::Sampling;
+use crate::gpu::Device;
+use crate::pipeline::Plan;
+use crate::train::checkpoint;
+use crate::train::config::{Config, Devices};
+use crate::train::data::{Batches, Corpus};
+use crate::train::run::Run;
+use crate::train::trainer::{Row, Trainer};
+
+/// Trains a model whose layers are split over the machine's adapters.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  polystage train configs/tiny.toml\n  polystage train configs/tiny.toml --devices 0,1 --set train.steps=500 --out runs/mine\n  polystage train configs/tiny.toml --out runs/mine --resume"
+)]
+pub(super) struct Arguments {
+    /// The experiment: a TOML file.
+    config: PathBuf,
+    /// Override a key of the file; may be given several times.
+    #[arg(long, value_name = "a.b=c")]
+    set: Vec<String>,
+    /// Adapters, one stage each, such as 0,1,1 (one may be named several times), or auto.
+    #[arg(long)]
+    devices: Option<String>,
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the pipeline.
+    #[arg(long)]
+    memory: Option<String>,
+    /// The run's folder (default: runs/<config's name>-<number>).
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Continue from the folder's last checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Print the resolved config and the plan, and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Everything that is settled before a device is used.
+struct Job {
+    config: Config,
+    devices: Vec<Device>,
+    plan: Plan,
+    batches: Batches,
+    out: PathBuf,
+    resume: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+    let job = prepare(arguments)?;
+    if arguments.dry_run {
+        say(job.config.to_toml());
+        describe(&job);
+        return Ok(0);
+    }
+    train(job)
+}
+
+fn prepare(arguments: &Arguments) -> Result<Job> {
+    let place = arguments.config.display().to_string();
+    let text = std::fs::read_to_string(&arguments.config)
+        .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?;
+    let mut config = Config::parse(&text, &arguments.set, &place)?;
+    if let Some(devices) = &arguments.devices {
+        config.pipeline.devices = parse_devices(devices)?;
+    }
+    let folder = arguments.config.parent().map(Path::to_path_buf).unwrap_or_default();
+    let corpus = Corpus::open(&config.data.train, &[folder, PathBuf::from(".")])?;
+    let (t, order) = (&config.train, config.data.order);
+    let batches = Batches::new(corpus, t.batch, t.sequence, order, t.seed)?;
+    let adapters = adapters()?;
+    let devices = open(&config.pipeline.devices, &adapters)?;
+    config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
+    let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
+    let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?);
+    let plan = Plan::new(setup, &described)?;
+    let out = out_folder(arguments)?;
+    let resume = if arguments.resume { checkpoint::latest(&out)? } else { None };
+    if arguments.resume && !out.exists() {
+        return Err(Error::config("--resume", format!("{} does not exist; there is nothing to resume", out.display())));
+    }
+    if !arguments.resume {
+        Run::check_new(&out)?;
+    }
+    Ok(Job { config, devices, plan, batches, out, resume })
+}
+
+/// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).
+fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(out) = &arguments.out {
+        return Ok(out.clone());
+    }
+    let name = arguments.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let numbered = |n: usize| PathBuf::from("runs").join(format!("{name}-{n}"));
+    let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
+    if !arguments.resume {
+        return Ok(numbered(free));
+    }
+    match free {
+        1 => Err(Error::config("--resume", format!("there is no run in {}; name one with --out", numbered(1).display()))),
+        n => Ok(numbered(n - 1)),
+    }
+}
+
+fn describe(job: &Job) {
+    let (plan, config) = (&job.plan, &job.config);
+    let p = &config.model;
+    say(format!(
+        "model    {:?}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
+        p.kind,
+        show_count(plan.model.parameter_count() as u64),
+        p.layers,
+        p.width,
+        p.heads,
+        p.context,
+        p.vocabulary
+    ));
+    say(format!(
+        "data     {} bytes, {} sequences of {}; unigram entropy {:.3} nats",
+        show_count(job.batches.corpus().len() as u64),
+        show_count(job.batches.sequences() as u64),
+        config.train.sequence,
+        job.batches.corpus().unigram_entropy()
+    ));
+    say(format!(
+        "schedule {}, {} microbatches of {} sequences",
+        plan.schedule.name, plan.setup.microbatches, plan.setup.batch
+    ));
+    let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
+    for (rank, device) in plan.ranks.iter().zip(&job.devices) {
+        let layers: Vec<String> = rank.layers.clone().map(|l| plan.model.layer_name(l)).collect();
+        let shown = match layers.as_slice() {
+            [first, .., last] => format!("{first} to {last}"),
+            [only] => only.clone(),
+            [] => String::new(),
+        };
+        let budget = plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
+        say(format!(
+            "device {} adapter {} ({}): {shown}; {:.1} % of the work, {}{budget}",
+            rank.rank,
+            device.info().index,
+            device.info().name,
+            100.0 * rank.flops / total,
+            show_bytes(rank.bytes)
+        ));
+    }
+}
+
+fn train(job: Job) -> Result<u8> {
+    describe(&job);
+    let entropy = job.batches.corpus().unigram_entropy();
+    let Job { config, devices, plan, batches, out, resume } = job;
+    let contents = resume.as_ref().map(|path| checkpoint::load(path)).transpose()?;
+    let mut prompt = vec![0u32; batches.corpus().len().min(32)];
+    batches.corpus().read(0, &mut prompt);
+    let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
+    let watch = trainer.watch();
+    match (&contents, &resume) {
+        (Some(contents), Some(path)) => {
+            watch.block_on(trainer.restore(contents, path))?;
+            say(format!("resumed  from {} at step {}", path.display(), contents.step));
+        }
+        _ => watch.block_on(trainer.initialise())?,
+    }
+    drop(contents);
+    let mut run = Run::open(&out, &config.to_toml(), trainer.step_number())?;
+    say(format!("run      {}", run.path().display()));
+    let stop = stop_flag()?;
+    let keep = config.output.keep;
+    if config.output.checkpoint_at_start && trainer.step_number() == 0 {
+        run.save(&mut trainer, keep)?;
+    }
+    let bar = progress(config.train.steps, trainer.step_number());
+    let mut last = None;
+    let mut saved = resume.as_ref().map(|_| trainer.step_number());
+    while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
+        let row = match watch.block_on(trainer.step()) {
+            Ok(row) => row,
+            Err(error) => {
+                bar.abandon();
+                let kept = checkpoint::latest(&out).ok().flatten();
+                let kept = kept.map_or("there is no checkpoint yet".into(), |p| format!("the last checkpoint is {}", p.display()));
+                eprintln!("step {} failed; {kept}", trainer.step_number() + 1);
+                return Err(error);
+            }
+        };
+        run.log(&row)?;
+        show(&bar, &row, config.train.steps);
+        let every = config.output.checkpoint_every;
+        if every > 0 && row.step.is_multiple_of(every) {
+            run.save(&mut trainer, keep)?;
+            run.draw(&trainer)?;
+            saved = Some(row.step);
+        }
+        last = Some(row);
+    }
+    bar.finish_and_clear();
+    if saved != Some(trainer.step_number()) {
+        run.save(&mut trainer, keep)?;
+    }
+    run.draw(&trainer)?;
+    let interrupted = trainer.step_number() < config.train.steps;
+    finish(&run, &trainer, last.as_ref(), entropy);
+    drop(trainer);
+    if interrupted {
+        say("stopped on request; continue with --resume");
+    } else {
+        sample(&run, &prompt, &devices)?;
+    }
+    Ok(0)
+}
+
+/// Counts Ctrl-C: the first asks for a stop after the step, the second ends the program at once.
+fn stop_flag() -> Result<Arc<AtomicUsize>> {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    let count = Arc::new(AtomicUsize::new(0));
+    let handler = count.clone();
+    ctrlc::set_handler(move || {
+        if handler.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::process::abort();
+        }
+        if !WARNED.swap(true, Ordering::SeqCst) {
+            eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
+        }
+    })
+    .map_err(|e| Error::config("signals", e.to_string()))?;
+    Ok(count)
+}
+
+fn progress(steps: u64, done: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+    let style = "{bar:30.cyan/dim} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}
+
+/// On a terminal the bar moves; elsewhere a line now and then.
+fn show(bar: &ProgressBar, row: &Row, steps: u64) {
+    let text = format!("loss {:.4}  {} tokens/s", row.loss, show_count(row.tokens_per_second as u64));
+    bar.set_message(text.clone());
+    bar.set_position(row.step);
+    if bar.is_hidden() && (row.step.is_multiple_of((steps / 20).max(1)) || row.step == 1) {
+        eprintln!("step {}/{steps}  {text}", row.step);
+    }
+}
+
+fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
+    let Some(row) = last else {
+        say(format!("nothing to do: step {} of the config is already done", trainer.step_number()));
+        return;
+    };
+    say(format!(
+        "step {}: loss {:.4} nats a token ({:.3} bits); the text's unigram entropy is {entropy:.4}",
+        row.step,
+        row.loss,
+        row.loss / std::f64::consts::LN_2
+    ));
+    for (rank, device) in row.devices.iter().enumerate() {
+        say(format!(
+            "device {rank} ({}): busy {:.0} %, host {:.1} % of the last step, {} sent",
+            device.adapter,
+            100.0 * device.busy_fraction,
+            100.0 * device.host_fraction,
+            show_bytes(device.bytes_moved)
+        ));
+    }
+    say(format!("timeline {}", run.path().join("timeline.svg").display()));
+}
+
+fn sample(run: &Run, prompt: &[u32], devices: &[Device]) -> Result<()> {
+    let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
+    let prompt: Vec<u8> = prompt.iter().map(|&t| t as u8).collect();
+    let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
+    let mut text = Vec::new();
+    generate::continue_text(&path, &prompt, 200, sampling, &devices[..1], |bytes| {
+        text.extend_from_slice(bytes);
+        true
+    })?;
+    say(format!("sample   {}", String::from_utf8_lossy(&text).replace('\n', "\n         ")));
+    Ok(())
+}

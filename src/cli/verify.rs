@@ -1,0 +1,109 @@
+//! `polystage verify`.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::{adapters, open, parse_devices, say};
+use crate::error::Result;
+use crate::gpu::Device;
+use crate::ops::verify::{self, Outcome};
+use crate::train::config::Devices;
+use crate::train::prove::{self, Proof};
+
+/// Proves the results of this machine's adapters: every op and kernel variant against a reference in 64-bit floats, then
+/// one stage against several.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  polystage verify --devices 0,1\n\nThe exit status is 1 if anything fails.")]
+pub(super) struct Arguments {
+    /// Adapters, such as 0,1 (default: all).
+    #[arg(long)]
+    devices: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+    let adapters = adapters()?;
+    let all = Devices::List(adapters.iter().map(|a| a.index).collect());
+    let devices = arguments.devices.as_deref().map(parse_devices).transpose()?.unwrap_or(all);
+    let devices = open(&devices, &adapters)?;
+    let mut passed = true;
+    let mut reports = Vec::new();
+    let mut seen = Vec::new();
+    for device in &devices {
+        let index = device.info().index;
+        if seen.contains(&index) {
+            continue;
+        }
+        seen.push(index);
+        if !arguments.json {
+            say(format!("adapter {index}: {}", device.info().name));
+            say(format!("   {:<26} {:<34} {:>6} {:>10} {:>10} {:>10}", "op", "kernels", "cases", "NMSE", "tolerance", "ULP"));
+        }
+        let outcomes = device.block_on(verify::verify(device, |_| ()))?;
+        passed &= outcomes.iter().all(|o| o.passed);
+        if !arguments.json {
+            table(&outcomes);
+        }
+        reports.push(json!({ "adapter": index, "name": device.info().name, "ops": outcomes }));
+    }
+    let proofs = proofs(&devices)?;
+    passed &= proofs.iter().all(|p| p.passed);
+    if arguments.json {
+        let report = json!({ "passed": passed, "adapters": reports, "pipelines": proofs });
+        say(serde_json::to_string_pretty(&report).unwrap_or_default());
+    } else {
+        say("one stage against several, five training steps:");
+        for proof in &proofs {
+            let mark = if proof.passed { "ok" } else { "FAILED" };
+            say(format!("   {:<44} {:<52} {mark}", proof.what, proof.found));
+        }
+        say(if passed { "everything passed" } else { "FAILED" });
+    }
+    Ok(if passed { 0 } else { 1 })
+}
+
+/// Pipelines over the named devices, and over each adapter opened twice and three times.
+fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
+    let mut indices: Vec<usize> = devices.iter().map(|d| d.info().index).collect();
+    let named = indices.clone();
+    indices.sort();
+    indices.dedup();
+    let mut proofs = Vec::new();
+    for &index in &indices {
+        for count in [2, 3] {
+            for schedule in crate::schedule::NAMES {
+                proofs.push(prove::prove(&vec![index; count], schedule)?);
+            }
+        }
+    }
+    if indices.len() > 1 {
+        for schedule in crate::schedule::NAMES {
+            proofs.push(prove::prove(&named, schedule)?);
+        }
+    }
+    Ok(proofs)
+}
+
+/// The worst case of each op and kernel.
+fn table(outcomes: &[Outcome]) {
+    let mut rows: BTreeMap<(&str, &str), Vec<&Outcome>> = BTreeMap::new();
+    for outcome in outcomes {
+        rows.entry((&outcome.op, &outcome.variant)).or_default().push(outcome);
+    }
+    for ((op, variant), cases) in rows {
+        let worst = cases.iter().max_by(|a, b| (a.nmse / a.tolerance).total_cmp(&(b.nmse / b.tolerance)));
+        let Some(worst) = worst else { continue };
+        let ulp = cases.iter().map(|c| c.max_ulp).fold(0.0, f64::max);
+        let failed: Vec<&str> = cases.iter().filter(|c| !c.passed).map(|c| c.case.as_str()).collect();
+        let mark = if failed.is_empty() { "ok".into() } else { format!("FAILED: {}", failed.join("; ")) };
+        say(format!(
+            "   {op:<26} {variant:<34} {:>6} {:>10.1e} {:>10.1e} {ulp:>10.1} {mark}",
+            cases.len(),
+            worst.nmse,
+            worst.tolerance
+        ));
+    }
+}
