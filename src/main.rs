@@ -1,6 +1,12 @@
 //! The native program: parse, run, report.
 
 fn main() {
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Mesa complains once for every instance without it, as in a session without a desktop.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) }
+    }
     let status = polystage::cli::run();
     leave(status)
 }

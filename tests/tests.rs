@@ -11,9 +11,17 @@ mod checkpoint;
 mod data;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
+// Gradients against finite differences, no GPU.
+mod gradients;
+// Shapes, the split into I and W, memory plans: properties, no GPU.
+mod graph;
 // Every kernel variant against the reference, on every adapter.
 mod kernels;
 // Schedules as properties, no GPU.
 mod schedules;
+// Shader texts and their variants by naga, no GPU.
+mod shaders;
 // Pictures and traces.
 mod timeline;
+// p stages against one, unlike adapters, resuming.
+mod pipeline;

@@ -79,6 +79,10 @@ fn one_line(message: &str) -> String {
 
 impl Device {
     /// Opens the adapter with this index in the list, in an instance of its own.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(clippy::arc_with_non_send_sync, reason = "one thread there, and threads everywhere else")
+    )]
     pub async fn open(index: usize, options: OpenOptions) -> Result<Device> {
         let mut found = adapter::found(options.gl).await;
         if found.is_empty() {

@@ -5,7 +5,7 @@
 
 mod attention;
 pub mod bench;
-pub mod cases;
+mod cases;
 mod cross_entropy;
 mod elementwise;
 mod embedding;

@@ -17,8 +17,10 @@ use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
 use crate::schedule::{Action, Kind, SlotPlan};
 
-/// Unfinished submissions a rank keeps on its device: one runs while the next is recorded.
+/// Submissions a rank hands to its device before the first has finished: a GPU starts the next without waiting for the
+/// host. Lavapipe runs one at a time and makes the host wait inside the second call, deaf to its neighbours.
 const DEPTH: usize = 2;
+const SOFTWARE_DEPTH: usize = 1;
 /// Seconds of device time a submission should stay under: desktops stutter and drivers reset when it is long.
 const SUBMISSION_SECONDS: f64 = 0.1;
 
@@ -139,23 +141,33 @@ impl Rank {
         self.device.read_f32(&range).await
     }
 
-    /// Hands a submission over and notes when it finishes.
-    fn submit(&self, recorder: Recorder, label: &str, kind: EventKind, microbatch: Option<usize>, flops: f64) {
+    /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
+    async fn submit(
+        &self,
+        recorder: Recorder<'_>,
+        label: &str,
+        kind: EventKind,
+        microbatch: Option<usize>,
+        flops: f64,
+        started: f64,
+    ) {
+        self.log.host(label, EventKind::Host, started, now(), 0);
+        let depth = if self.device.capabilities().software { SOFTWARE_DEPTH } else { DEPTH };
+        self.device.below(depth).await;
+        let handed = now();
         self.log.submitted(label, kind, microbatch, flops);
         let log = self.log.clone();
         recorder.submit(move || log.finished());
-    }
-
-    async fn room(&self) {
-        self.device.below(DEPTH).await;
+        self.log.host(label, EventKind::Host, handed, now(), 0);
     }
 
     async fn step(&mut self, tokens: &[u32]) -> Result<StepPart> {
         let device = self.device.clone();
         self.steps += 1;
+        let started = now();
         let mut recorder = device.record();
         self.parameters.record_clear(&mut recorder);
-        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0);
+        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
         for action in self.actions.clone() {
             match action.kind {
                 Kind::F | Kind::I | Kind::W | Kind::B => self.compute(action, Some(tokens)).await?,
@@ -171,7 +183,6 @@ impl Rank {
     async fn compute(&mut self, action: Action, tokens: Option<&[u32]>) -> Result<()> {
         let label = action.to_string();
         let device = self.device.clone();
-        self.room().await;
         let (kind, phases): (_, &[Phase]) = match action.kind {
             Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
             Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
@@ -181,7 +192,7 @@ impl Rank {
         let mut recorder = device.record();
         let mut copies = Copies::default();
         self.receive(action, &mut recorder, &mut copies).await?;
-        let started = now();
+        let mut started = now();
         self.log.state(State::Working, label.clone());
         if action.kind == Kind::F
             && let Some(tokens) = tokens
@@ -205,18 +216,17 @@ impl Rank {
                 stage.program.record(&mut recorder, &self.parameters, phase, from..to, slots)?;
                 from = to;
                 if from < flops.len() {
-                    self.submit(recorder, &label, kind, Some(action.microbatch), used);
+                    self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
+                    started = now();
                     self.arm(&mut copies);
-                    self.room().await;
                     used = 0.0;
                     recorder = device.record();
                 }
             }
         }
         self.send(action, &mut recorder, &mut copies, slots).await?;
-        self.submit(recorder, &label, kind, Some(action.microbatch), used);
+        self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
         self.arm(&mut copies);
-        self.log.host(&label, EventKind::Host, started, now(), 0);
         device.check(&format!("running {label}"))
     }
 
@@ -348,6 +358,7 @@ impl Rank {
             }
         }
         self.log.state(State::Working, "norm");
+        let started = now();
         self.parameters.record_fold(&mut recorder);
         let sums = self.parameters.record_norm(&mut recorder)?;
         if sums.bytes > 0 {
@@ -356,7 +367,7 @@ impl Rank {
         if let Some((losses, staging)) = &self.losses {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
-        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0);
+        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
         for (tied, recorded) in self.tied.iter().zip(armed) {
             match tied {
                 Tied::User { gradient, .. } => gradient.sent(recorded),
@@ -385,6 +396,7 @@ impl Rank {
     /// AdamW on what it owns; tied users receive the new weight.
     async fn update(&mut self, step: AdamStep) -> Result<()> {
         let device = self.device.clone();
+        let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
         let mut sent = Vec::new();
@@ -394,7 +406,7 @@ impl Rank {
                 sent.push(weight.record(&mut recorder, &from, self.steps).await?);
             }
         }
-        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0);
+        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
         let owners = self.tied.iter().filter_map(|t| match t {
             Tied::Owner { weight, .. } => Some(weight),
             Tied::User { .. } => None,

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Installs what `make train` or `make test` needs and the machine lacks. Debian and Ubuntu; elsewhere it says what to
+# install. Argument: train or test.
+set -euo pipefail
+
+missing=()
+want() { # command, package
+    command -v "$1" >/dev/null 2>&1 || missing+=("$2")
+}
+
+want cc build-essential
+if ! command -v cargo >/dev/null 2>&1; then missing+=(curl ca-certificates); fi
+
+# A driver is a manifest that the Vulkan loader reads.
+has_driver() {
+    ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1' &&
+        compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null ||
+        compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
+}
+has_driver || missing+=(mesa-vulkan-drivers)
+
+if [ "$1" = test ]; then
+    # Tests always need the software adapter, and Chromium: a browser, and SwiftShader as a second vendor.
+    compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' >/dev/null || missing+=(mesa-vulkan-drivers)
+    command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || missing+=(chromium)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "please install: ${missing[*]}" >&2
+        exit 1
+    fi
+    root=()
+    [ "$(id -u)" = 0 ] || root=(sudo)
+    "${root[@]}" apt-get update
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y "${missing[@]}"
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component clippy,rustfmt
+fi
+
+if [ "$1" = test ]; then
+    rustup target add wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-apple-darwin
+    rustup component add clippy rustfmt
+fi

@@ -1,0 +1,233 @@
+//! The reference's gradients against finite differences in f64, op by op and for whole models; fusion changes nothing.
+
+use polystage::graph::{
+    Activation, DType, Epilogue, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate, fuse,
+};
+use polystage::model::{Kind, Model, ModelConfig, Purpose, init::philox};
+use polystage::ops::sort_rows;
+use polystage::reference;
+
+const PLAIN: [Layout; 2] = [Layout::NN, Layout::NT];
+const SCALE: f32 = 0.125;
+
+/// `n` numbers between -1 and 1.
+fn numbers(stream: usize, n: usize) -> Vec<f64> {
+    let word = |i: u32| philox([i, stream as u32, 0, 0], [1, 2])[0];
+    (0..n as u32).map(|i| word(i) as f64 / 2_147_483_648.0 - 1.0).collect()
+}
+
+/// Values for everything a stage is fed with; what it computes is left empty.
+fn feeds(stage: &StageGraph, vocabulary: usize) -> Vec<Option<Vec<f64>>> {
+    let whole = |list: &[u32]| list.iter().map(|&x| x as f64).collect::<Vec<f64>>();
+    let ids: Vec<u32> = (0..100).map(|i| philox([i, 0, 0, 0], [3, 4])[0] % vocabulary as u32).collect();
+    let values = stage.graph.values.iter().enumerate();
+    values
+        .map(|(index, value)| match (value.source, value.name.as_str()) {
+            (Source::Node { .. }, _) => None,
+            (_, "tokens" | "targets") => Some(whole(&ids[..value.len()])),
+            (_, "segments") => {
+                let order = stage.fed("order").map(|id| stage.graph.value(id).len());
+                Some(whole(&sort_rows(&ids[..order.unwrap()], vocabulary).0))
+            }
+            (_, "order") => Some(whole(&sort_rows(&ids[..value.len()], vocabulary).1)),
+            _ => Some(numbers(index, value.len())),
+        })
+        .collect()
+}
+
+/// The scalar that is differentiated: the output in the direction of `d_output`, plus the scaled loss.
+fn objective(stage: &StageGraph, values: &[Option<Vec<f64>>]) -> f64 {
+    let mut values = values.to_vec();
+    reference::run(&stage.graph, &[Phase::Forward], &mut values);
+    let get = |id: ValueId| values[id.0].as_ref().unwrap();
+    let output = stage.output.zip(stage.d_output).map(|(y, dy)| {
+        let (y, dy) = (get(y), get(dy));
+        y.iter().zip(dy).map(|(y, dy)| y * dy).sum::<f64>()
+    });
+    let loss = stage.loss.map(|loss| SCALE as f64 * get(loss).iter().sum::<f64>());
+    output.unwrap_or(0.0) + loss.unwrap_or(0.0)
+}
+
+/// Compares every gradient with central differences, at up to `samples` elements of each argument.
+fn check(what: &str, stage: &StageGraph, vocabulary: usize, samples: usize) {
+    stage.graph.verify().unwrap();
+    let mut values = feeds(stage, vocabulary);
+    let mut results = values.clone();
+    reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut results);
+    let pairs: Vec<(ValueId, ValueId)> =
+        stage.gradients.iter().copied().chain(stage.input.zip(stage.d_input)).collect();
+    assert!(!pairs.is_empty(), "{what}: nothing to differentiate");
+    for (argument, gradient) in pairs {
+        let got = results[gradient.0].clone().unwrap();
+        let n = stage.graph.value(argument).len();
+        assert_eq!(n, got.len());
+        let picked: Vec<usize> = match n <= samples {
+            true => (0..n).collect(),
+            false => (0..samples as u32).map(|i| philox([i, n as u32, 0, 0], [5, 6])[0] as usize % n).collect(),
+        };
+        for i in picked {
+            let mut at = |step: f64| {
+                let kept = values[argument.0].as_ref().unwrap()[i];
+                values[argument.0].as_mut().unwrap()[i] = kept + step;
+                let result = objective(stage, &values);
+                values[argument.0].as_mut().unwrap()[i] = kept;
+                result
+            };
+            // Fourth order: the error is about h⁴ from the curve and 1e-16/h from rounding.
+            let h = 1e-3;
+            let want = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
+            let name = &stage.graph.value(argument).name;
+            let error = (got[i] - want).abs();
+            assert!(error <= 1e-7 * (1.0 + want.abs()), "{what}: d {name}[{i}] is {}, not {want}", got[i]);
+        }
+    }
+}
+
+/// A graph of one op whose first argument is the stage's input, the others parameters.
+fn single(op: Op, shapes: &[&[usize]]) -> StageGraph {
+    let mut graph = Graph::default();
+    let input = graph.input("input", shapes[0], DType::F32);
+    let mut arguments = vec![input];
+    for (i, shape) in shapes.iter().enumerate().skip(1) {
+        arguments.push(graph.parameter(&format!("argument {i}"), shape));
+    }
+    let output = graph.forward(op, &arguments).unwrap();
+    differentiate(graph, Some(input), Some(output)).unwrap()
+}
+
+fn matmul(layout: Layout) -> Op {
+    Op::Matmul { layout, epilogue: Epilogue::None }
+}
+
+#[test]
+fn every_ops_gradient_matches_finite_differences_in_every_argument() {
+    let epsilon = 1e-5;
+    check("layernorm", &single(Op::LayerNorm { epsilon }, &[&[2, 3, 7], &[7], &[7]]), 1, 100);
+    check("matmul NN", &single(matmul(Layout::NN), &[&[2, 3, 5], &[5, 4]]), 1, 100);
+    check("matmul NT", &single(matmul(Layout::NT), &[&[2, 3, 5], &[4, 5]]), 1, 100);
+    check("add_bias", &single(Op::AddBias, &[&[2, 3, 5], &[5]]), 1, 100);
+    check("gelu", &single(Op::Activate(Activation::GeluTanh), &[&[3, 9]]), 1, 100);
+    for (heads, size) in [(1, 1), (2, 3), (3, 2)] {
+        let shape = [2, 5, 3 * heads * size];
+        check("attention", &single(Op::Attention { heads }, &[&shape]), 1, 100);
+    }
+}
+
+#[test]
+fn the_gradient_of_the_embedding_matches_finite_differences_also_for_repeated_tokens() {
+    let mut graph = Graph::default();
+    let tokens = graph.input("tokens", &[2, 4], DType::U32);
+    let (table, positions) = (graph.parameter("table", &[3, 5]), graph.parameter("positions", &[6, 5]));
+    let output = graph.forward(Op::Embedding, &[tokens, table, positions]).unwrap();
+    check("embedding", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
+}
+
+#[test]
+fn the_gradient_of_cross_entropy_matches_finite_differences() {
+    let mut graph = Graph::default();
+    let logits = graph.input("input", &[2, 3, 7], DType::F32);
+    let targets = graph.input("targets", &[2, 3], DType::U32);
+    graph.push(Op::CrossEntropy { scale: SCALE }, &[logits, targets], Phase::Forward).unwrap();
+    check("cross_entropy", &differentiate(graph, Some(logits), None).unwrap(), 7, 100);
+}
+
+#[test]
+fn gradients_of_a_value_used_several_times_are_summed() {
+    for layout in PLAIN {
+        let mut graph = Graph::default();
+        let x = graph.input("input", &[4, 4], DType::F32);
+        let y = graph.forward(Op::Activate(Activation::GeluTanh), &[x]).unwrap();
+        // Both operands are activations, one of them twice.
+        let z = graph.forward(matmul(layout), &[y, x]).unwrap();
+        let sum = graph.forward(Op::Add, &[z, y]).unwrap();
+        let twice = graph.forward(Op::Add, &[sum, sum]).unwrap();
+        check("a diamond", &differentiate(graph, Some(x), Some(twice)).unwrap(), 1, 100);
+    }
+}
+
+#[test]
+fn ops_of_the_backward_pass_refuse_to_be_differentiated() {
+    let mut graph = Graph::default();
+    let x = graph.input("input", &[3, 4], DType::F32);
+    let output = graph.forward(Op::ColumnSum, &[x]).unwrap();
+    let error = differentiate(graph, Some(x), Some(output)).unwrap_err().to_string();
+    assert!(error.contains("column_sum") && error.contains("no gradient"), "{error}");
+}
+
+fn model(kind: Kind) -> Model {
+    Model::new(&ModelConfig { kind, layers: 2, width: 6, heads: 2, context: 6, vocabulary: 11 }).unwrap()
+}
+
+#[test]
+fn gradients_of_whole_models_and_of_every_stage_match_finite_differences() {
+    for kind in [Kind::Gpt2, Kind::Mlp] {
+        let model = model(kind);
+        for range in [0..4, 0..2, 1..3, 2..4] {
+            let what = format!("{kind:?} layers {range:?}");
+            let purpose = Purpose::Training { tokens: (1.0 / SCALE) as usize };
+            let stage = model.stage_graph(range, 2, 5, purpose).unwrap();
+            check(&what, &stage, 11, 6);
+        }
+    }
+}
+
+/// A transformer block and a head without any fusion: input (2,5,6), loss at the end.
+fn unfused_block() -> StageGraph {
+    let (mut g, epsilon) = (Graph::default(), 1e-5);
+    let x = g.input("input", &[2, 5, 6], DType::F32);
+    let mut weight = |g: &mut Graph, shape: &[usize]| g.parameter(&format!("w{}", g.values.len()), shape);
+    let mut norm = |g: &mut Graph, x| {
+        let (gain, bias) = (weight(g, &[6]), weight(g, &[6]));
+        g.forward(Op::LayerNorm { epsilon }, &[x, gain, bias]).unwrap()
+    };
+    let linear = |g: &mut Graph, x, inputs: usize, outputs: usize| {
+        let (w, b) = (g.parameter(&format!("w{}", g.values.len()), &[inputs, outputs]), g.values.len());
+        let b = g.parameter(&format!("b{b}"), &[outputs]);
+        let y = g.forward(matmul(Layout::NN), &[x, w]).unwrap();
+        g.forward(Op::AddBias, &[y, b]).unwrap()
+    };
+    let y = norm(&mut g, x);
+    let qkv = linear(&mut g, y, 6, 18);
+    let o = g.forward(Op::Attention { heads: 2 }, &[qkv]).unwrap();
+    let y = linear(&mut g, o, 6, 6);
+    let x1 = g.forward(Op::Add, &[x, y]).unwrap();
+    let y = norm(&mut g, x1);
+    let u = linear(&mut g, y, 6, 24);
+    let a = g.forward(Op::Activate(Activation::GeluTanh), &[u]).unwrap();
+    let y = linear(&mut g, a, 24, 6);
+    let x2 = g.forward(Op::Add, &[x1, y]).unwrap();
+    let y = norm(&mut g, x2);
+    let table = g.parameter("table", &[11, 6]);
+    let logits = g.forward(matmul(Layout::NT), &[y, table]).unwrap();
+    let targets = g.input("targets", &[2, 5], DType::U32);
+    g.push(Op::CrossEntropy { scale: SCALE }, &[logits, targets], Phase::Forward).unwrap();
+    differentiate(g, Some(x), None).unwrap()
+}
+
+#[test]
+fn fusion_shortens_the_graph_and_keeps_every_result() {
+    let plain = unfused_block();
+    let mut fused = plain.clone();
+    fuse::fuse(&mut fused);
+    fused.graph.verify().unwrap();
+    let run = |stage: &StageGraph| {
+        let mut values = feeds(stage, 11);
+        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        values
+    };
+    let (want, got) = (run(&plain), run(&fused));
+    for id in plain.results() {
+        let (want, got) = (want[id.0].as_ref().unwrap(), got[id.0].as_ref().unwrap());
+        for (w, g) in want.iter().zip(got) {
+            assert!((w - g).abs() <= 1e-12 * (1.0 + w.abs()), "{}: {g}, not {w}", plain.graph.value(id).name);
+        }
+    }
+    let uses = |op: Op| fused.graph.nodes.iter().filter(|n| n.op == op).count();
+    let tail = |layout, epilogue| uses(Op::Matmul { layout, epilogue });
+    assert_eq!(tail(Layout::NN, Epilogue::Bias), 1, "qkv");
+    assert_eq!(tail(Layout::NN, Epilogue::BiasGelu), 1, "feed-forward, first half");
+    assert_eq!(tail(Layout::NN, Epilogue::BiasResidual), 2, "both projections");
+    assert_eq!(tail(Layout::NT, Epilogue::GeluBackward), 1, "feed-forward, backward");
+    assert_eq!(uses(Op::LayerNormBackward { residual: true }), 2, "both norms inside the block");
+    assert_eq!(uses(Op::AddBias) + uses(Op::Add) + uses(Op::Activate(Activation::GeluTanh)), 0);
+}

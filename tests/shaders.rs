@@ -1,0 +1,133 @@
+//! Every shader text and every variant of it, checked by naga. No GPU.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+
+use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
+use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
+use polystage::graph::{DType, Graph, Phase};
+use polystage::ops::lower;
+use polystage::ops::verify::cases;
+
+/// What WebGPU promises of every adapter.
+const STORAGE_BUFFERS: usize = 8;
+const WORKGROUP_BYTES: u32 = 16 << 10;
+const INVOCATIONS: u32 = 256;
+
+fn files(folder: &str) -> BTreeMap<String, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.is_file())
+        .map(|path| {
+            assert_eq!(path.extension().unwrap(), "wgsl", "{}", path.display());
+            let name = path.file_stem().unwrap().to_str().unwrap().to_string();
+            (name, std::fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+/// Parses and validates; panics with naga's own picture of the mistake.
+fn valid(what: &str, text: &str) -> (naga::Module, naga::valid::ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(text)
+        .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
+    let mut validator = Validator::new(ValidationFlags::all(), Allowed::SUBGROUP);
+    let info = validator.validate(&module);
+    let info = info.unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
+    (module, info)
+}
+
+/// Every kernel that the ops choose, on adapters of every kind, and those of the optimizer.
+fn variants() -> HashSet<KernelKey> {
+    let mut keys = HashSet::new();
+    for (software, subgroup) in
+        [(true, None), (true, Some(4)), (true, Some(8)), (true, Some(32)), (false, None), (false, Some(32))]
+    {
+        let (max_binding, max_buffer, max_groups) = (1 << 30, 1 << 30, 65535);
+        let capabilities = Capabilities { software, subgroup, max_binding, max_buffer, max_groups };
+        for case in cases() {
+            let mut graph = Graph::default();
+            let arguments: Vec<_> = case.shapes.iter().map(|s| graph.input("argument", s, DType::F32)).collect();
+            graph.push(case.op, &arguments, Phase::Forward).unwrap();
+            let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
+            keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
+        }
+    }
+    let plain = |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
+    keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
+    keys.extend([plain("adamw", vec![]), plain("accumulate", vec![])]);
+    keys
+}
+
+#[test]
+fn every_file_in_shaders_is_a_registered_kernel_and_every_kernel_a_file() {
+    let files = files("shaders");
+    let on_disk: BTreeSet<&str> = files.keys().map(String::as_str).collect();
+    let registered: BTreeSet<&str> = KERNELS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(on_disk, registered);
+    assert_eq!(registered.len(), KERNELS.len(), "a kernel is registered twice");
+    for (name, text) in &files {
+        assert_eq!(*text, source(name, None), "{name}");
+    }
+}
+
+#[test]
+fn every_shader_is_valid_wgsl_by_itself_and_starts_with_its_name() {
+    for (name, text) in files("shaders") {
+        let (module, _) = valid(&name, &text);
+        let entries: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(entries, ["main"], "{name}");
+        let first = text.lines().next().unwrap();
+        let named = [":", ","].iter().any(|end| first.starts_with(&format!("// {name}{end}")));
+        assert!(named, "{name} starts with {first:?}");
+        assert!(text.contains("Grid: "), "{name} does not say its grid");
+    }
+}
+
+#[test]
+fn every_header_is_valid_wgsl_by_itself_and_starts_with_its_name() {
+    for (name, text) in files("shaders/headers") {
+        valid(&name, &text);
+        assert!(text.starts_with("// Header \""), "{name}");
+    }
+}
+
+#[test]
+fn every_variant_that_an_op_can_choose_is_valid_and_within_what_webgpu_promises() {
+    let mut used = BTreeSet::new();
+    for key in variants() {
+        used.insert(key.name);
+        let what = format!("{} {:?}", key.name, key.specialisation.constants);
+        let (module, info) = valid(&what, &source(key.name, key.specialisation.header));
+        // An unknown name, a missing value or a workgroup of no size is an error here.
+        let constants = key.specialisation.constants.iter().map(|&(name, value)| (name.to_string(), value as f64));
+        let entry = Some((naga::ShaderStage::Compute, "main"));
+        let constants = constants.collect();
+        let resolved = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants);
+        let (module, _) = resolved.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let in_space = |wanted: fn(naga::AddressSpace) -> bool| {
+            module.global_variables.iter().map(|(_, v)| v).filter(move |v| wanted(v.space)).collect::<Vec<_>>()
+        };
+        let storage = in_space(|space| matches!(space, naga::AddressSpace::Storage { .. }));
+        assert!(storage.len() <= STORAGE_BUFFERS, "{what}: {} storage buffers", storage.len());
+        let workgroup = in_space(|space| space == naga::AddressSpace::WorkGroup);
+        let bytes: u32 = workgroup.iter().map(|v| module.types[v.ty].inner.size(module.to_ctx())).sum();
+        assert!(bytes <= WORKGROUP_BYTES, "{what}: {bytes} bytes of workgroup memory");
+        let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
+        assert!((1..=INVOCATIONS).contains(&invocations), "{what}: {invocations} invocations");
+    }
+    let registered: BTreeSet<&str> = KERNELS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(used, registered, "every kernel is chosen by some op");
+}
+
+#[test]
+fn variants_differ_only_in_header_and_constants() {
+    let rule = "// ---- body ----";
+    for key in variants() {
+        let text = source(key.name, key.specialisation.header);
+        let own = source(key.name, None);
+        let body = |text: &str| text.split_once(rule).map(|(_, body)| body.to_string());
+        assert_eq!(body(&text), body(&own), "{}", key.name);
+        assert!(text.matches(rule).count() <= 1, "{}", key.name);
+    }
+}
