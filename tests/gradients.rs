@@ -7,7 +7,6 @@ use polystage::model::{Kind, Model, ModelConfig, Purpose, init::philox};
 use polystage::ops::sort_rows;
 use polystage::reference;
 
-const PLAIN: [Layout; 2] = [Layout::NN, Layout::NT];
 const SCALE: f32 = 0.125;
 
 /// `n` numbers between -1 and 1.
@@ -63,7 +62,9 @@ fn check(what: &str, stage: &StageGraph, vocabulary: usize, samples: usize) {
         assert_eq!(n, got.len());
         let picked: Vec<usize> = match n <= samples {
             true => (0..n).collect(),
-            false => (0..samples as u32).map(|i| philox([i, n as u32, 0, 0], [5, 6])[0] as usize % n).collect(),
+            false => {
+                (0..samples as u32).map(|i| philox([i, n as u32, 0, 0], [5, 6])[0] as usize % n).collect()
+            }
         };
         for i in picked {
             let mut at = |step: f64| {
@@ -133,7 +134,7 @@ fn the_gradient_of_cross_entropy_matches_finite_differences() {
 
 #[test]
 fn gradients_of_a_value_used_several_times_are_summed() {
-    for layout in PLAIN {
+    for layout in [Layout::NN, Layout::NT] {
         let mut graph = Graph::default();
         let x = graph.input("input", &[4, 4], DType::F32);
         let y = graph.forward(Op::Activate(Activation::GeluTanh), &[x]).unwrap();
@@ -175,14 +176,13 @@ fn gradients_of_whole_models_and_of_every_stage_match_finite_differences() {
 fn unfused_block() -> StageGraph {
     let (mut g, epsilon) = (Graph::default(), 1e-5);
     let x = g.input("input", &[2, 5, 6], DType::F32);
-    let mut weight = |g: &mut Graph, shape: &[usize]| g.parameter(&format!("w{}", g.values.len()), shape);
-    let mut norm = |g: &mut Graph, x| {
+    let weight = |g: &mut Graph, shape: &[usize]| g.parameter(&format!("w{}", g.values.len()), shape);
+    let norm = |g: &mut Graph, x| {
         let (gain, bias) = (weight(g, &[6]), weight(g, &[6]));
         g.forward(Op::LayerNorm { epsilon }, &[x, gain, bias]).unwrap()
     };
     let linear = |g: &mut Graph, x, inputs: usize, outputs: usize| {
-        let (w, b) = (g.parameter(&format!("w{}", g.values.len()), &[inputs, outputs]), g.values.len());
-        let b = g.parameter(&format!("b{b}"), &[outputs]);
+        let (w, b) = (weight(g, &[inputs, outputs]), weight(g, &[outputs]));
         let y = g.forward(matmul(Layout::NN), &[x, w]).unwrap();
         g.forward(Op::AddBias, &[y, b]).unwrap()
     };

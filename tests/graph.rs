@@ -62,7 +62,7 @@ fn accepted_or_explained(op: &Op, shapes: &[Vec<usize>]) -> Result<bool, TestCas
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn wrong_shapes_are_refused_with_op_and_shapes_and_right_ones_are_computed(
@@ -158,7 +158,12 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
             for &input in &node.inputs {
                 prop_assert!(plan.place[input.0].is_some(), "{} has no home", graph.value(input).name);
                 if let Some(buffer) = scratch(input) {
-                    prop_assert_eq!(owner.get(&buffer), Some(&home[input.0]), "{:?} lost an argument", node.op);
+                    prop_assert_eq!(
+                        owner.get(&buffer),
+                        Some(&home[input.0]),
+                        "{:?} lost an argument",
+                        node.op
+                    );
                 }
             }
             let mut written = plan.node_scratch[index].clone();
@@ -175,7 +180,11 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
             prop_assert_eq!(distinct.len(), written.len(), "{:?} writes a buffer twice", node.op);
             for &input in node.inputs.iter().filter(|i| !node.outputs.contains(&home[i.0])) {
                 let read = scratch(input);
-                prop_assert!(read.is_none_or(|b| !distinct.contains(&b)), "{:?} writes what it reads", node.op);
+                prop_assert!(
+                    read.is_none_or(|b| !distinct.contains(&b)),
+                    "{:?} writes what it reads",
+                    node.op
+                );
             }
             owner.retain(|buffer, _| !distinct.contains(buffer));
             owner.extend(node.outputs.iter().filter_map(|&o| Some((scratch(o)?, o))));
@@ -185,7 +194,12 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
         if phase != Phase::Input {
             for result in stage.results().into_iter().filter(|r| done.contains(r)) {
                 if let Some(buffer) = scratch(result) {
-                    prop_assert_eq!(owner.get(&buffer), Some(&result), "{} was lost", graph.value(result).name);
+                    prop_assert_eq!(
+                        owner.get(&buffer),
+                        Some(&result),
+                        "{} was lost",
+                        graph.value(result).name
+                    );
                 }
             }
             done.clear();
@@ -195,7 +209,7 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_input_half_makes_no_parameter_gradient_and_the_weight_half_nothing_else(setup in any_stage()) {

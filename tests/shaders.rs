@@ -47,13 +47,15 @@ fn variants() -> HashSet<KernelKey> {
         let capabilities = Capabilities { software, subgroup, max_binding, max_buffer, max_groups };
         for case in cases() {
             let mut graph = Graph::default();
-            let arguments: Vec<_> = case.shapes.iter().map(|s| graph.input("argument", s, DType::F32)).collect();
+            let arguments: Vec<_> =
+                case.shapes.iter().map(|s| graph.input("argument", s, DType::F32)).collect();
             graph.push(case.op, &arguments, Phase::Forward).unwrap();
             let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
             keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
         }
     }
-    let plain = |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
+    let plain =
+        |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
     keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
     keys.extend([plain("adamw", vec![]), plain("accumulate", vec![])]);
     keys
@@ -100,13 +102,19 @@ fn every_variant_that_an_op_can_choose_is_valid_and_within_what_webgpu_promises(
         let what = format!("{} {:?}", key.name, key.specialisation.constants);
         let (module, info) = valid(&what, &source(key.name, key.specialisation.header));
         // An unknown name, a missing value or a workgroup of no size is an error here.
-        let constants = key.specialisation.constants.iter().map(|&(name, value)| (name.to_string(), value as f64));
+        let constants =
+            key.specialisation.constants.iter().map(|&(name, value)| (name.to_string(), value as f64));
         let entry = Some((naga::ShaderStage::Compute, "main"));
         let constants = constants.collect();
         let resolved = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants);
         let (module, _) = resolved.unwrap_or_else(|error| panic!("{what}: {error}"));
         let in_space = |wanted: fn(naga::AddressSpace) -> bool| {
-            module.global_variables.iter().map(|(_, v)| v).filter(move |v| wanted(v.space)).collect::<Vec<_>>()
+            module
+                .global_variables
+                .iter()
+                .map(|(_, v)| v)
+                .filter(move |v| wanted(v.space))
+                .collect::<Vec<_>>()
         };
         let storage = in_space(|space| matches!(space, naga::AddressSpace::Storage { .. }));
         assert!(storage.len() <= STORAGE_BUFFERS, "{what}: {} storage buffers", storage.len());

@@ -7,6 +7,8 @@ mod common;
 mod browser;
 // Checkpoints: complete or absent, damage named.
 mod checkpoint;
+// The program as a user runs it.
+mod cli;
 // Text, batches, order.
 mod data;
 // Ten steps of a GPT-2 against PyTorch in float64.

@@ -111,9 +111,9 @@ impl MemoryPlan {
         for phase in [Phase::Forward, Phase::Input, Phase::Weight] {
             plan.place_scratch(stage, phase, &home);
         }
-        for index in 0..graph.values.len() {
-            if home[index] != ValueId(index) {
-                plan.place[index] = plan.place[home[index].0];
+        for (index, &at) in home.iter().enumerate() {
+            if at != ValueId(index) {
+                plan.place[index] = plan.place[at.0];
             }
         }
         plan

@@ -1,5 +1,5 @@
 //! Is this card's arithmetic right? Every op and every kernel variant that an adapter can run, on odd and on usual
-//! shapes, against the [`reference`](crate::reference) in f64: what `polystage verify` runs on a user's own cards.
+//! shapes, against the [`crate::reference`] in f64: what `polystage verify` runs on a user's own cards.
 
 use serde::Serialize;
 
@@ -40,18 +40,28 @@ pub struct Outcome {
 /// n elements makes about 1/n, so that a tolerance of 1e-10 finds it in all but huge results.
 pub fn tolerance(op: &Op) -> (f64, &'static str) {
     match op {
-        Op::Add | Op::AddBias | Op::Embedding => (1e-13, "one addition in f32: at most 2^-24 of relative error"),
+        Op::Add | Op::AddBias | Op::Embedding => {
+            (1e-13, "one addition in f32: at most 2^-24 of relative error")
+        }
         Op::PositionBackward { .. } | Op::EmbeddingBackward { .. } => (1e-13, "a sum of few terms in f32"),
         Op::ColumnSum => (1e-11, "a long sum in f32, whose rounding errors grow with its length"),
-        Op::Matmul { .. } => (5e-12, "a dot product in f32; of the epilogues, gelu goes through exp and a division"),
+        Op::Matmul { .. } => {
+            (5e-12, "a dot product in f32; of the epilogues, gelu goes through exp and a division")
+        }
         Op::Activate(_) | Op::ActivateBackward(_) => {
             (1e-11, "exp may be off by 3 + 2|x| units in the last place, a division by 2.5")
         }
-        Op::LayerNorm { .. } => (5e-12, "x − mean cancels digits; inverseSqrt may be off by 2 units in the last place"),
+        Op::LayerNorm { .. } => {
+            (5e-12, "x − mean cancels digits; inverseSqrt may be off by 2 units in the last place")
+        }
         Op::LayerNormBackward { .. } => (1e-12, "three terms cancel, the more the fewer columns there are"),
         Op::LayerNormWeightBackward => (1e-11, "a long sum in f32 of terms in which x − mean cancels digits"),
-        Op::Attention { .. } => (1e-11, "exp of scores: the rounding of a large score is a relative error of its weight"),
-        Op::AttentionBackward { .. } => (1e-9, "weights recomputed from lse, then do·v − delta cancels digits"),
+        Op::Attention { .. } => {
+            (1e-11, "exp of scores: the rounding of a large score is a relative error of its weight")
+        }
+        Op::AttentionBackward { .. } => {
+            (1e-9, "weights recomputed from lse, then do·v − delta cancels digits")
+        }
         Op::CrossEntropy { .. } => (1e-11, "exp of logits; log may be off by 2^-21, whatever it gives"),
     }
 }
@@ -64,7 +74,7 @@ pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<V
         let wanted = wanted(&case, &arguments);
         let (stage, inputs, outputs) = single_node(&case.op, &case.shapes, case.accumulate)?;
         let mut seen: Vec<Vec<Lowered>> = Vec::new();
-        for (_, capabilities) in variants(device.capabilities()) {
+        for (choice, capabilities) in variants(device.capabilities()) {
             let plan = MemoryPlan::new(&stage, &capabilities);
             if seen.contains(&plan.lowered) {
                 continue;
@@ -72,6 +82,7 @@ pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<V
             seen.push(plan.lowered.clone());
             let variant = describe(&plan.lowered[0]);
             let got = run(device, &case, &arguments, stage.clone(), plan, &inputs, &outputs).await?;
+            device.check(&format!("{}, {choice}", case.label))?;
             let outcome = judge(&case, variant, &got, &wanted);
             each(&outcome);
             outcomes.push(outcome);
@@ -99,8 +110,11 @@ pub(super) fn single_node(
     accumulate: bool,
 ) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId>)> {
     let mut graph = Graph::default();
-    let inputs: Vec<ValueId> =
-        shapes.iter().enumerate().map(|(i, shape)| graph.input("argument", shape, argument_type(op, i))).collect();
+    let inputs: Vec<ValueId> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| graph.input("argument", shape, argument_type(op, i)))
+        .collect();
     let outputs = graph.push(op.clone(), &inputs, Phase::Forward)?;
     let mut gradients = Vec::new();
     if accumulate {
@@ -120,7 +134,9 @@ fn parameter_name(index: usize) -> String {
 /// Token ids and index tables are whole numbers.
 pub(super) fn argument_type(op: &Op, index: usize) -> DType {
     match (op, index) {
-        (Op::Embedding, 0) | (Op::EmbeddingBackward { .. }, 1 | 2) | (Op::CrossEntropy { .. }, 1) => DType::U32,
+        (Op::Embedding, 0) | (Op::EmbeddingBackward { .. }, 1 | 2) | (Op::CrossEntropy { .. }, 1) => {
+            DType::U32
+        }
         _ => DType::F32,
     }
 }
@@ -183,7 +199,6 @@ async fn run(
     for range in &to {
         got.push(device.read_f32(range).await?);
     }
-    device.check(&case.label)?;
     Ok(got)
 }
 
@@ -214,22 +229,24 @@ fn ulp(x: f64) -> f64 {
     (x.log2().floor() - 23.0).exp2()
 }
 
-/// Kernels of a lowering, each once, with what tells variants of one kernel apart.
+/// Kernels of a lowering, each once, then what tells their variants apart.
 fn describe(lowered: &Lowered) -> String {
-    let mut parts: Vec<String> = Vec::new();
+    let (mut names, mut details) = (Vec::new(), Vec::new());
+    let add = |list: &mut Vec<String>, text: String| {
+        if !list.contains(&text) {
+            list.push(text);
+        }
+    };
     for launch in &lowered.launches {
         let specialisation = &launch.key.specialisation;
-        let mut part = launch.key.name.to_string();
+        add(&mut names, launch.key.name.to_string());
         if let Some((_, lanes)) = specialisation.constants.iter().find(|(name, _)| *name == "LANES") {
-            part += &format!(" {lanes} lanes");
+            add(&mut details, format!("{lanes} lanes"));
         }
         let text = source(launch.key.name, specialisation.header);
         if let Some(header) = text.split("// Header \"").nth(1).and_then(|rest| rest.split('"').next()) {
-            part += &format!(", {header}");
-        }
-        if !parts.contains(&part) {
-            parts.push(part);
+            add(&mut details, header.to_string());
         }
     }
-    parts.join(" + ")
+    [vec![names.join(" + ")], details].concat().join(", ")
 }

@@ -1,0 +1,296 @@
+//! The program as a user runs it: real processes, real files, real signals.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use polystage::train::checkpoint;
+
+const CONFIG: &str = "
+[model]
+kind = 'gpt2'
+layers = 2
+width = 32
+heads = 2
+context = 32
+vocabulary = 256
+[data]
+train = ['text.txt']
+[train]
+steps = 12
+batch = 4
+sequence = 32
+learning_rate = 1e-2
+warmup = 2
+[pipeline]
+devices = [0, 0]
+microbatches = 2
+[output]
+checkpoint_every = 4
+keep = 2
+";
+
+/// A folder with a config and a text.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        let place = Place(tempfile::tempdir().unwrap());
+        std::fs::write(place.path("tiny.toml"), CONFIG).unwrap();
+        std::fs::write(place.path("text.txt"), "every device has something to do. ".repeat(200)).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn start(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn losses(&self, run: &str) -> Vec<(u64, f64)> {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap_or_default();
+        // A process killed while it writes leaves half a line at the end.
+        let rows = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        rows.map(|r| (r["step"].as_u64().unwrap(), r["loss"].as_f64().unwrap())).collect()
+    }
+
+    fn wait_for_steps(&self, run: &str, steps: usize) {
+        let start = Instant::now();
+        while self.losses(run).len() < steps {
+            assert!(start.elapsed() < Duration::from_secs(120), "no {steps} steps in two minutes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn one_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    assert_eq!(lines.len(), 1, "one clear line, not: {text}");
+    lines[0].to_string()
+}
+
+#[test]
+fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
+    let place = Place::new();
+    let shown = place.succeed(&["train", "tiny.toml", "--out", "run"]);
+    assert!(shown.contains("device 1 adapter 0") && shown.contains("sample"), "{shown}");
+    let losses = place.losses("run");
+    assert_eq!(losses.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    assert!(losses[11].1 < losses[0].1 - 1.0, "{losses:?}");
+    let run = place.path("run");
+    for name in ["config.toml", "timeline.svg", "trace.json", "checkpoints/latest", "checkpoints/000012/manifest.json"] {
+        assert!(run.join(name).exists(), "{name}");
+    }
+    assert!(!run.join("checkpoints/000004").exists(), "only the last two are kept");
+    let row = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let row: serde_json::Value = serde_json::from_str(row.lines().last().unwrap()).unwrap();
+    for key in ["step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds"] {
+        assert!(row[key].is_number(), "{key}");
+    }
+    for device in row["devices"].as_array().unwrap() {
+        assert!(device["busy_fraction"].as_f64().unwrap() > 0.0);
+        // One activation each way a microbatch, and the tied table once each way.
+        assert!(device["bytes_moved"].as_u64().unwrap() >= 2 * 2 * 32 * 32 * 4, "{device}");
+    }
+    let text = place.succeed(&["generate", "run", "--prompt", "every dev", "--max-tokens", "20", "--temperature", "0"]);
+    assert!(text.starts_with("every dev") && text.len() >= 29, "{text}");
+    let split = ["generate", "run/checkpoints/000012", "--prompt", "every dev", "--max-tokens", "20", "--temperature", "0", "--devices", "0,0"];
+    assert_eq!(text, place.succeed(&split), "two stages sample what one samples");
+    let again = place.run(&["train", "tiny.toml", "--out", "run"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(one_line(&again).contains("already holds a run"));
+}
+
+#[test]
+fn a_killed_run_loses_only_the_steps_since_its_last_checkpoint_and_resumes_bit_for_bit() {
+    let place = Place::new();
+    place.succeed(&["train", "tiny.toml", "--out", "whole"]);
+    let whole = place.losses("whole");
+    for (number, steps) in [1, 5, 6, 9].into_iter().enumerate() {
+        let run = format!("killed-{number}");
+        let mut child = place.start(&["train", "tiny.toml", "--out", &run]);
+        place.wait_for_steps(&run, steps);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let reached = place.losses(&run).len() as u64;
+        let kept = checkpoint::latest(&place.path(&run)).unwrap().map(|p| checkpoint::load(&p).unwrap().step);
+        assert!(kept.unwrap_or(0) + 4 >= reached, "reached {reached}, kept {kept:?}");
+        place.succeed(&["train", "tiny.toml", "--out", &run, "--resume"]);
+        assert_eq!(place.losses(&run), whole, "killed after {steps} steps");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_finishes_the_step_saves_and_exits_cleanly() {
+    let place = Place::new();
+    let child = place.start(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=100000"]);
+    place.wait_for_steps("run", 6);
+    // SAFETY: signals a child that has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let reached = place.losses("run").last().unwrap().0;
+    let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
+    assert_eq!(checkpoint::load(&kept).unwrap().step, reached);
+}
+
+#[test]
+fn bad_input_gets_one_line_and_status_2_and_touches_nothing() {
+    let place = Place::new();
+    std::fs::write(place.path("empty.txt"), "").unwrap();
+    std::fs::write(place.path("short.txt"), "too short").unwrap();
+    std::fs::write(place.path("broken.toml"), "[model\nkind = 3").unwrap();
+    let set = |value: &'static str| vec!["train", "tiny.toml", "--out", "out", "--set", value];
+    for (arguments, expected) in [
+        (set("train.learnig_rate=1"), "did you mean train.learning_rate"),
+        (set("trian.steps=1"), "did you mean [train]"),
+        (set("train.steps=0"), "at least 1"),
+        (set("train.steps='many'"), "steps"),
+        (set("train.learning_rate=-1"), "train.learning_rate"),
+        (set("nonsense"), "key.sub=value"),
+        (set("data.train=['missing.txt']"), "missing.txt"),
+        (set("data.train=['empty.txt']"), "empty.txt"),
+        (set("data.train=['short.txt']"), "33"),
+        (set("data.tokenizer='bpe'"), "bytes"),
+        (set("train.sequence=64"), "model.context = 32"),
+        (set("pipeline.microbatches=3"), "does not divide train.batch = 4"),
+        (set("pipeline.schedule='1f2b'"), "did you mean \"1f1b\""),
+        (set("pipeline.cuts=[9]"), "cuts"),
+        (set("pipeline.devices=[0,0,0,0,0,0]"), "6 stages cannot share 4 layers"),
+        (set("model.heads=5"), "5 heads do not divide the width 32"),
+        (set("model.kind='gpt9'"), "gpt9"),
+        (set("model.vocabulary=100"), "at least 256"),
+        (vec!["train", "tiny.toml", "--out", "out", "--devices", "0,99"], "adapter 99 does not exist"),
+        (vec!["train", "tiny.toml", "--out", "out", "--devices", "x"], "--devices"),
+        (vec!["train", "tiny.toml", "--out", "out", "--memory", "0=64KiB"], "device 0"),
+        (vec!["train", "tiny.toml", "--out", "out", "--memory", "lots"], "--memory"),
+        (vec!["train", "tiny.toml", "--out", "out", "--resume"], "does not exist"),
+        (vec!["train", "broken.toml", "--out", "out"], "line 1"),
+        (vec!["train", "nowhere.toml", "--out", "out"], "nowhere.toml"),
+        (vec!["generate", "nowhere", "--prompt", "x"], "nowhere"),
+        (vec!["generate", ".", "--prompt", "x"], "."),
+        (vec!["schedule", "1f1b", "--stages", "0"], "stages"),
+        (vec!["schedule", "zigzag"], "gpipe"),
+    ] {
+        let output = place.run(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let line = one_line(&output);
+        assert!(line.contains(expected), "{arguments:?} says {line:?}, not {expected:?}");
+        assert!(!place.path("out").exists(), "{arguments:?} wrote something");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_previous_good_one_offered() {
+    let place = Place::new();
+    place.succeed(&["train", "tiny.toml", "--out", "run"]);
+    let file = place.path("run/checkpoints/000012/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let more = ["train", "tiny.toml", "--out", "run", "--resume", "--set", "train.steps=14"];
+    let output = place.run(&more);
+    assert_eq!(output.status.code(), Some(2));
+    let line = one_line(&output);
+    assert!(line.contains("model.safetensors") && line.contains("000008"), "{line}");
+    let generate = place.run(&["generate", "run", "--prompt", "x"]);
+    assert_eq!(generate.status.code(), Some(2));
+}
+
+#[test]
+fn a_machine_without_an_adapter_is_told_how_to_get_one() {
+    let place = Place::new();
+    for verb in [&["devices"][..], &["train", "tiny.toml", "--out", "out"], &["verify"]] {
+        let output = place.command(verb).env("VK_ICD_FILENAMES", "/nowhere.json").env("VK_DRIVER_FILES", "/nowhere.json").output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(one_line(&output).contains("apt-get install mesa-vulkan-drivers"));
+    }
+}
+
+#[test]
+fn devices_and_schedules_are_shown_for_people_and_programs() {
+    let place = Place::new();
+    let list: serde_json::Value = serde_json::from_str(&place.succeed(&["devices", "--json"])).unwrap();
+    assert_eq!(list[0]["index"], 0);
+    assert!(list[0]["max_binding"].as_u64().unwrap() >= 128 << 20);
+    assert!(place.succeed(&["devices"]).contains(list[0]["name"].as_str().unwrap()));
+    assert!(place.succeed(&["schedule", "1f1b", "--stages", "3", "--microbatches", "4"]).contains("F3"));
+    let dry = place.succeed(&["train", "tiny.toml", "--dry-run", "--set", "train.steps=7"]);
+    assert!(dry.contains("steps = 7") && dry.contains("device 1"), "{dry}");
+    assert!(!place.path("runs").exists());
+}
+
+/// Stops a thread of another process, as a driver that never returns does.
+#[cfg(target_os = "linux")]
+fn freeze(thread: i32) {
+    // SAFETY: attaches to a thread of a child of this process and stops it; the child is killed later.
+    unsafe {
+        assert_eq!(libc::ptrace(libc::PTRACE_SEIZE, thread, 0, 0), 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(libc::ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0), 0);
+    }
+}
+
+/// The driver's threads: they keep the program's name, where the program names its own.
+#[cfg(target_os = "linux")]
+fn driver_threads(process: u32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let ids = tasks.filter_map(|t| t.ok()?.file_name().to_str()?.parse().ok());
+    let unnamed = |id: &i32| {
+        let comm = Path::new("/proc").join(id.to_string()).join("comm");
+        *id != process as i32 && std::fs::read_to_string(comm).is_ok_and(|c| c.trim_end() == "polystage")
+    };
+    ids.filter(unnamed).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_stays() {
+    let place = Place::new();
+    let mut command = place.command(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=100000"]);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    place.wait_for_steps("run", 6);
+    let workers = driver_threads(child.id());
+    if workers.is_empty() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eprintln!("SKIPPED: the driver of adapter 0 works without threads of its own, so none can be stopped");
+        return;
+    }
+    workers.iter().for_each(|&thread| freeze(thread));
+    let start = Instant::now();
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}: {text}", start.elapsed());
+    // A traced thread is reaped by its tracer before the process can be.
+    for worker in workers {
+        // SAFETY: waits for a thread that this thread traces.
+        unsafe { libc::waitpid(worker, std::ptr::null_mut(), libc::__WALL) };
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{text}");
+    assert!(text.contains("stalled") && text.contains("stage") && text.contains("the last checkpoint is"), "{text}");
+    let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
+    assert!(checkpoint::load(&kept).unwrap().step >= 4);
+}
