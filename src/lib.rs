@@ -4,7 +4,7 @@
 //! run of layers becomes a [`graph`] for one stage, and its autodiff splits the backward pass into I and W; [`ops`]
 //! compiles each graph into a program, a list of dispatches over planned buffers on one [`gpu`] device; a
 //! [`schedule`] says for every device which action comes when; [`pipeline`] runs the schedule over stages and the
-//! links between them; [`train`] and [`generate`] drive it. [`reference`] defines every op in f64.
+//! links between them; [`train`] and [`generate`] drive it. [`mod@reference`] defines every op in f64.
 //!
 //! A module uses only what stands above it. The library never prints and never blocks: its core is async, and the
 //! same code drives native threads and a browser's event loop.

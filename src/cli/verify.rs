@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{adapters, open, parse_devices, say};
@@ -40,9 +41,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         seen.push(index);
         if !arguments.json {
             say(format!("adapter {index}: {}", device.info().name));
-            say(format!("   {:<26} {:<34} {:>6} {:>10} {:>10} {:>10}", "op", "kernels", "cases", "NMSE", "tolerance", "ULP"));
+            say(format!("   {:<26} {:>6} {:>9} {:>9} {:>7}  {:<7} {}", "op", "cases", "NMSE", "allowed", "ULP", "result", "kernels"));
         }
-        let outcomes = device.block_on(verify::verify(device, |_| ()))?;
+        let bar = ProgressBar::new_spinner();
+        let outcomes = device.block_on(verify::verify(device, |outcome| {
+            bar.inc(1);
+            bar.set_message(format!("{} cases, {} {}", bar.position(), outcome.op, outcome.case));
+        }))?;
+        bar.finish_and_clear();
         passed &= outcomes.iter().all(|o| o.passed);
         if !arguments.json {
             table(&outcomes);
@@ -72,6 +78,9 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
     indices.sort();
     indices.dedup();
     let mut proofs = Vec::new();
+    let bar = ProgressBar::new_spinner();
+    bar.set_message("training with one stage and with several");
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
     for &index in &indices {
         for count in [2, 3] {
             for schedule in crate::schedule::NAMES {
@@ -84,6 +93,7 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
             proofs.push(prove::prove(&named, schedule)?);
         }
     }
+    bar.finish_and_clear();
     Ok(proofs)
 }
 
@@ -100,7 +110,7 @@ fn table(outcomes: &[Outcome]) {
         let failed: Vec<&str> = cases.iter().filter(|c| !c.passed).map(|c| c.case.as_str()).collect();
         let mark = if failed.is_empty() { "ok".into() } else { format!("FAILED: {}", failed.join("; ")) };
         say(format!(
-            "   {op:<26} {variant:<34} {:>6} {:>10.1e} {:>10.1e} {ulp:>10.1} {mark}",
+            "   {op:<26} {:>6} {:>9.1e} {:>9.1e} {ulp:>7.1}  {mark:<7} {variant}",
             cases.len(),
             worst.nmse,
             worst.tolerance

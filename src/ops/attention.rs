@@ -23,12 +23,13 @@ fn extents(l: &Lowering, packed: usize, heads: usize) -> Extents {
     Extents { batch, tokens, heads, size, parameters: [&words[..], &[scale.to_bits()]].concat() }
 }
 
-/// A kernel whose workgroups own 8 rows of one head and up to 8 columns a lane.
-fn tiled(l: &Lowering, e: &Extents, launch: Launch, vec4: &'static str) -> Launch {
+/// A kernel whose workgroups own 8 rows of one head and up to 8 columns a lane, and which does `share` of the op's work.
+fn tiled(l: &Lowering, e: &Extents, launch: Launch, vec4: &'static str, share: f64) -> Launch {
     let lanes = if l.capabilities.software { 8 } else { 32 };
     let mut launch = launch;
     launch.key.specialisation.constants.push(("LANES", lanes));
     launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(vec4);
+    launch.flops *= share;
     launch.groups = [
         e.tokens.div_ceil(8) as u32,
         (e.batch * e.heads) as u32,
@@ -41,7 +42,7 @@ pub(super) fn forward(l: &Lowering, heads: usize) -> Lowered {
     let e = extents(l, 0, heads);
     let operands = vec![l.input(0), l.output(0), l.output(1)];
     let launch = l.launch("attention", vec![], operands, e.parameters.clone(), [1; 3]);
-    Lowered::one(tiled(l, &e, launch, FORWARD_VEC4))
+    Lowered::one(tiled(l, &e, launch, FORWARD_VEC4, 1.0))
 }
 
 pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
@@ -60,6 +61,6 @@ pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
     let operands = vec![qkv, d_o, lse, delta, dqkv];
     let query = l.launch("attention_backward_query", vec![], operands.clone(), e.parameters.clone(), [1; 3]);
     let key = l.launch("attention_backward_key", vec![], operands, e.parameters.clone(), [1; 3]);
-    let launches = vec![first, tiled(l, &e, query, BACKWARD_VEC4), tiled(l, &e, key, BACKWARD_VEC4)];
+    let launches = vec![first, tiled(l, &e, query, BACKWARD_VEC4, 0.4), tiled(l, &e, key, BACKWARD_VEC4, 0.6)];
     Lowered { launches, scratch: Vec::new() }
 }

@@ -29,13 +29,15 @@ pub(super) fn sum_blocks(
     columns: usize,
     to: Operand,
 ) -> super::Launch {
-    l.launch(
+    let mut launch = l.launch(
         "column_sum",
         vec![("ACCUMULATE", l.accumulate as u32)],
         vec![from, to],
         vec![rows as u32, columns as u32, rows as u32, 0],
         [columns.div_ceil(64) as u32, 1, 1],
-    )
+    );
+    launch.flops = (rows * columns) as f64;
+    launch
 }
 
 pub(super) fn column_sum(l: &Lowering) -> Lowered {

@@ -104,7 +104,7 @@ pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
 }
 
 /// A stage of one node, with its arguments and results. With `accumulate` its results are gradients of parameters.
-pub(super) fn single_node(
+pub fn single_node(
     op: &Op,
     shapes: &[Vec<usize>],
     accumulate: bool,

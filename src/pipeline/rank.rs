@@ -388,6 +388,7 @@ impl Rank {
         };
         // Ranks without a read-back report once their work is done, so that their events are complete.
         device.below(1).await;
+        device.check("running the step")?;
         let sent = |o: &Option<Outgoing>| o.as_ref().map_or(0, |o| o.bytes);
         let bytes = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out)).sum();
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })

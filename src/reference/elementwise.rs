@@ -2,15 +2,20 @@
 
 const C: f64 = 0.797_884_560_802_865_4; // √(2/π)
 
+/// 1 / (1 + exp(−2z)), z = √(2/π)(x + 0.044715x³): (1 + tanh z) / 2 without its cancellation far below zero.
+fn gate(x: f64) -> f64 {
+    1.0 / (1.0 + (-2.0 * C * (x + 0.044715 * x * x * x)).exp())
+}
+
 /// x/2 · (1 + tanh(√(2/π)(x + 0.044715x³))).
 pub fn gelu(x: f64) -> f64 {
-    0.5 * x * (1.0 + (C * (x + 0.044715 * x * x * x)).tanh())
+    x * gate(x)
 }
 
 /// The derivative of [`gelu`].
 pub fn gelu_derivative(x: f64) -> f64 {
-    let t = (C * (x + 0.044715 * x * x * x)).tanh();
-    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * C * (1.0 + 3.0 * 0.044715 * x * x)
+    let s = gate(x);
+    s + x * s * (1.0 - s) * 2.0 * C * (1.0 + 3.0 * 0.044715 * x * x)
 }
 
 pub(super) fn add(inputs: &[&[f64]]) -> Vec<Vec<f64>> {

@@ -134,8 +134,9 @@ impl Trainer {
         self.step += 1;
         let seconds = now() - start;
         let fraction = |rank: usize, track: Track| {
-            let of = report.events.iter().filter(|e| e.rank == rank && e.track == track);
-            of.map(|e| e.end - e.start.max(start)).sum::<f64>().max(0.0) / seconds
+            // The last update's own events come with this step's; they may lie before it.
+            let of = report.events.iter().filter(|e| e.rank == rank && e.track == track && e.end > start);
+            of.map(|e| e.end - e.start.max(start)).sum::<f64>() / seconds
         };
         let devices = self.adapters.iter().enumerate().map(|(rank, adapter)| DeviceRow {
             adapter: adapter.clone(),
