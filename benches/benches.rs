@@ -42,14 +42,18 @@ fn open() -> Device {
 
 /// Normally distributed numbers, the same in every run. Zeros would take less power, hence run at a higher clock.
 fn random(len: usize, name: &str) -> Vec<f32> {
-    init::initial(&Parameter { name: name.into(), shape: vec![len], init: Init::Normal(1.0), tied_to: None }, 1)
+    init::initial(
+        &Parameter { name: name.into(), shape: vec![len], init: Init::Normal(1.0), tied_to: None },
+        1,
+    )
 }
 
 fn matmul(criterion: &mut Criterion, device: &Device) {
     let mut group = criterion.benchmark_group("matmul");
     for n in [256, 1024] {
         for layout in [MatmulLayout::NN, MatmulLayout::NT, MatmulLayout::TN] {
-            let node = Node::new(device, Op::Matmul { layout, epilogue: Epilogue::None }, &[&[n, n], &[n, n]]);
+            let node =
+                Node::new(device, Op::Matmul { layout, epilogue: Epilogue::None }, &[&[n, n], &[n, n]]);
             group.throughput(Throughput::Elements(node.flops as u64));
             node.bench(&mut group, BenchmarkId::new(format!("{layout:?}"), n));
         }
@@ -109,7 +113,11 @@ impl Node {
         self.device.check("benchmark").expect("runs");
     }
 
-    fn bench(mut self, group: &mut criterion::BenchmarkGroup<criterion::measurement::WallTime>, id: BenchmarkId) {
+    fn bench(
+        mut self,
+        group: &mut criterion::BenchmarkGroup<criterion::measurement::WallTime>,
+        id: BenchmarkId,
+    ) {
         group.bench_function(id, |bencher| bencher.iter(|| self.run()));
     }
 }
@@ -122,7 +130,7 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
         let (source, target) = (from.buffer("source", bytes), to.buffer("target", bytes));
         let (source, target) = (source.expect("allocates").whole(), target.expect("allocates").whole());
         from.upload(&source.buffer, 0, bytemuck::cast_slice(&random(bytes as usize / 4, "activation")));
-        let (mut out, mut inward) = connect(from, to, false, bytes, 3).expect("connects");
+        let (mut out, mut inward) = connect(from, to, bytes, 3).expect("connects");
         let send = async |count: usize| {
             for tag in 0..count {
                 let mut recorder = from.record();
@@ -209,7 +217,8 @@ fn trainer(config: &Config, devices: &[Device]) -> Trainer {
     let text = random(1 << 16, "text").iter().map(|x| (128.0 + 40.0 * x) as u8).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);
-    let mut trainer = Trainer::launch(config, plan, devices, batches.expect("is long enough")).expect("launches");
+    let mut trainer =
+        Trainer::launch(config, plan, devices, batches.expect("is long enough")).expect("launches");
     trainer.watch().block_on(trainer.initialise()).expect("initialises");
     trainer
 }

@@ -1,7 +1,8 @@
 // attention: causal softmax(q kᵀ · scale) v of one head, without storing the scores. A workgroup owns 8 queries; it walks
 // over the keys in blocks of 4 a lane, keeps a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022),
 // and each lane gathers 8 columns of the output. Writes o (B,T,C) and lse (B,H,T), the logarithm of the sum.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4".
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
+// adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
@@ -15,6 +16,43 @@ fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
     let i = base + min(at, vec4(p.size - 1u));
     return select(vec4<f32>(), vec4(qkv[i.x], qkv[i.y], qkv[i.z], qkv[i.w]), at < vec4(p.size));
+}
+
+struct Input {
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+}
+
+// Four neighbours in each of 8 rows.
+struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32> }
+
+// First elements of 8 rows.
+struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
+
+fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+    return Bases(
+        packed(part, batch, head, row0),
+        packed(part, batch, head, row0 + 1u),
+        packed(part, batch, head, row0 + 2u),
+        packed(part, batch, head, row0 + 3u),
+        packed(part, batch, head, row0 + 4u),
+        packed(part, batch, head, row0 + 5u),
+        packed(part, batch, head, row0 + 6u),
+        packed(part, batch, head, row0 + 7u),
+    );
+}
+
+fn rows_qkv(b: Bases, d: u32) -> Rows {
+    return Rows(
+        load_qkv(b.b0, d),
+        load_qkv(b.b1, d),
+        load_qkv(b.b2, d),
+        load_qkv(b.b3, d),
+        load_qkv(b.b4, d),
+        load_qkv(b.b5, d),
+        load_qkv(b.b6, d),
+        load_qkv(b.b7, d),
+    );
 }
 
 fn store_o(base: u32, d: u32, x: vec4<f32>) {
@@ -103,20 +141,14 @@ fn mask(score: vec4<f32>, key: u32, query: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(LANES, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let lane = local.x;
+fn main(input: Input) {
+    let group = input.group;
+    let lane = input.local.x;
     let row0 = group.x * ROWS;
     let batch = group.y / p.heads;
     let head = group.y % p.heads;
     let column = (group.z * LANES + lane) * 8u;
-    let q0 = packed(0u, batch, head, row0 + 0u);
-    let q1 = packed(0u, batch, head, row0 + 1u);
-    let q2 = packed(0u, batch, head, row0 + 2u);
-    let q3 = packed(0u, batch, head, row0 + 3u);
-    let q4 = packed(0u, batch, head, row0 + 4u);
-    let q5 = packed(0u, batch, head, row0 + 5u);
-    let q6 = packed(0u, batch, head, row0 + 6u);
-    let q7 = packed(0u, batch, head, row0 + 7u);
+    let queries = packed_rows(0u, batch, head, row0, input);
     var max_low = vec4(MASKED);
     var max_high = vec4(MASKED);
     var sum_low = vec4<f32>();
@@ -157,22 +189,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             let y1 = load_qkv(k1, d);
             let y2 = load_qkv(k2, d);
             let y3 = load_qkv(k3, d);
-            let x0 = load_qkv(q0, d);
-            s0 += vec4(dot(x0, y0), dot(x0, y1), dot(x0, y2), dot(x0, y3));
-            let x1 = load_qkv(q1, d);
-            s1 += vec4(dot(x1, y0), dot(x1, y1), dot(x1, y2), dot(x1, y3));
-            let x2 = load_qkv(q2, d);
-            s2 += vec4(dot(x2, y0), dot(x2, y1), dot(x2, y2), dot(x2, y3));
-            let x3 = load_qkv(q3, d);
-            s3 += vec4(dot(x3, y0), dot(x3, y1), dot(x3, y2), dot(x3, y3));
-            let x4 = load_qkv(q4, d);
-            s4 += vec4(dot(x4, y0), dot(x4, y1), dot(x4, y2), dot(x4, y3));
-            let x5 = load_qkv(q5, d);
-            s5 += vec4(dot(x5, y0), dot(x5, y1), dot(x5, y2), dot(x5, y3));
-            let x6 = load_qkv(q6, d);
-            s6 += vec4(dot(x6, y0), dot(x6, y1), dot(x6, y2), dot(x6, y3));
-            let x7 = load_qkv(q7, d);
-            s7 += vec4(dot(x7, y0), dot(x7, y1), dot(x7, y2), dot(x7, y3));
+            let x = rows_qkv(queries, d);
+            s0 += vec4(dot(x.r0, y0), dot(x.r0, y1), dot(x.r0, y2), dot(x.r0, y3));
+            s1 += vec4(dot(x.r1, y0), dot(x.r1, y1), dot(x.r1, y2), dot(x.r1, y3));
+            s2 += vec4(dot(x.r2, y0), dot(x.r2, y1), dot(x.r2, y2), dot(x.r2, y3));
+            s3 += vec4(dot(x.r3, y0), dot(x.r3, y1), dot(x.r3, y2), dot(x.r3, y3));
+            s4 += vec4(dot(x.r4, y0), dot(x.r4, y1), dot(x.r4, y2), dot(x.r4, y3));
+            s5 += vec4(dot(x.r5, y0), dot(x.r5, y1), dot(x.r5, y2), dot(x.r5, y3));
+            s6 += vec4(dot(x.r6, y0), dot(x.r6, y1), dot(x.r6, y2), dot(x.r6, y3));
+            s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
         }
         s0 = mask(s0, key, row0 + 0u);
         s1 = mask(s1, key, row0 + 1u);

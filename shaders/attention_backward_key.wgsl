@@ -1,6 +1,7 @@
 // attention_backward_key: the gradients of k and v. A workgroup owns 8 keys and walks over the queries that see them, 4 a
 // lane, recomputing the weights from lse: dv = Σ w do and dk = Σ ds q, with w and ds as in attention_backward_query.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4".
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
+// adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
@@ -22,6 +23,69 @@ fn load_d_o(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
     let i = base + min(at, vec4(p.size - 1u));
     return select(vec4<f32>(), vec4(d_o[i.x], d_o[i.y], d_o[i.z], d_o[i.w]), at < vec4(p.size));
+}
+
+struct Input {
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+}
+
+// Four neighbours in each of 8 rows.
+struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32> }
+
+// First elements of 8 rows.
+struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
+
+fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+    return Bases(
+        packed(part, batch, head, row0),
+        packed(part, batch, head, row0 + 1u),
+        packed(part, batch, head, row0 + 2u),
+        packed(part, batch, head, row0 + 3u),
+        packed(part, batch, head, row0 + 4u),
+        packed(part, batch, head, row0 + 5u),
+        packed(part, batch, head, row0 + 6u),
+        packed(part, batch, head, row0 + 7u),
+    );
+}
+
+fn plain_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+    return Bases(
+        plain(batch, head, row0),
+        plain(batch, head, row0 + 1u),
+        plain(batch, head, row0 + 2u),
+        plain(batch, head, row0 + 3u),
+        plain(batch, head, row0 + 4u),
+        plain(batch, head, row0 + 5u),
+        plain(batch, head, row0 + 6u),
+        plain(batch, head, row0 + 7u),
+    );
+}
+
+fn rows_qkv(b: Bases, d: u32) -> Rows {
+    return Rows(
+        load_qkv(b.b0, d),
+        load_qkv(b.b1, d),
+        load_qkv(b.b2, d),
+        load_qkv(b.b3, d),
+        load_qkv(b.b4, d),
+        load_qkv(b.b5, d),
+        load_qkv(b.b6, d),
+        load_qkv(b.b7, d),
+    );
+}
+
+fn rows_d_o(b: Bases, d: u32) -> Rows {
+    return Rows(
+        load_d_o(b.b0, d),
+        load_d_o(b.b1, d),
+        load_d_o(b.b2, d),
+        load_d_o(b.b3, d),
+        load_d_o(b.b4, d),
+        load_d_o(b.b5, d),
+        load_d_o(b.b6, d),
+        load_d_o(b.b7, d),
+    );
 }
 
 fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
@@ -57,29 +121,16 @@ fn sees(query: u32, key: u32) -> vec4<bool> {
 }
 
 @compute @workgroup_size(LANES, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let lane = local.x;
+fn main(input: Input) {
+    let group = input.group;
+    let lane = input.local.x;
     let row0 = group.x * ROWS;
     let batch = group.y / p.heads;
     let head = group.y % p.heads;
     let column = (group.z * LANES + lane) * 8u;
     let row = (batch * p.heads + head) * p.tokens;
-    let k0 = packed(1u, batch, head, row0 + 0u);
-    let v0 = packed(2u, batch, head, row0 + 0u);
-    let k1 = packed(1u, batch, head, row0 + 1u);
-    let v1 = packed(2u, batch, head, row0 + 1u);
-    let k2 = packed(1u, batch, head, row0 + 2u);
-    let v2 = packed(2u, batch, head, row0 + 2u);
-    let k3 = packed(1u, batch, head, row0 + 3u);
-    let v3 = packed(2u, batch, head, row0 + 3u);
-    let k4 = packed(1u, batch, head, row0 + 4u);
-    let v4 = packed(2u, batch, head, row0 + 4u);
-    let k5 = packed(1u, batch, head, row0 + 5u);
-    let v5 = packed(2u, batch, head, row0 + 5u);
-    let k6 = packed(1u, batch, head, row0 + 6u);
-    let v6 = packed(2u, batch, head, row0 + 6u);
-    let k7 = packed(1u, batch, head, row0 + 7u);
-    let v7 = packed(2u, batch, head, row0 + 7u);
+    let keys = packed_rows(1u, batch, head, row0, input);
+    let values = packed_rows(2u, batch, head, row0, input);
     var dk0l = vec4<f32>();
     var dk0r = vec4<f32>();
     var dv0l = vec4<f32>();
@@ -147,38 +198,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             let z2 = load_d_o(g2, d);
             let y3 = load_qkv(q3, d);
             let z3 = load_d_o(g3, d);
-            let x0 = load_qkv(k0, d);
-            s0 += vec4(dot(x0, y0), dot(x0, y1), dot(x0, y2), dot(x0, y3));
-            let u0 = load_qkv(v0, d);
-            w0 += vec4(dot(u0, z0), dot(u0, z1), dot(u0, z2), dot(u0, z3));
-            let x1 = load_qkv(k1, d);
-            s1 += vec4(dot(x1, y0), dot(x1, y1), dot(x1, y2), dot(x1, y3));
-            let u1 = load_qkv(v1, d);
-            w1 += vec4(dot(u1, z0), dot(u1, z1), dot(u1, z2), dot(u1, z3));
-            let x2 = load_qkv(k2, d);
-            s2 += vec4(dot(x2, y0), dot(x2, y1), dot(x2, y2), dot(x2, y3));
-            let u2 = load_qkv(v2, d);
-            w2 += vec4(dot(u2, z0), dot(u2, z1), dot(u2, z2), dot(u2, z3));
-            let x3 = load_qkv(k3, d);
-            s3 += vec4(dot(x3, y0), dot(x3, y1), dot(x3, y2), dot(x3, y3));
-            let u3 = load_qkv(v3, d);
-            w3 += vec4(dot(u3, z0), dot(u3, z1), dot(u3, z2), dot(u3, z3));
-            let x4 = load_qkv(k4, d);
-            s4 += vec4(dot(x4, y0), dot(x4, y1), dot(x4, y2), dot(x4, y3));
-            let u4 = load_qkv(v4, d);
-            w4 += vec4(dot(u4, z0), dot(u4, z1), dot(u4, z2), dot(u4, z3));
-            let x5 = load_qkv(k5, d);
-            s5 += vec4(dot(x5, y0), dot(x5, y1), dot(x5, y2), dot(x5, y3));
-            let u5 = load_qkv(v5, d);
-            w5 += vec4(dot(u5, z0), dot(u5, z1), dot(u5, z2), dot(u5, z3));
-            let x6 = load_qkv(k6, d);
-            s6 += vec4(dot(x6, y0), dot(x6, y1), dot(x6, y2), dot(x6, y3));
-            let u6 = load_qkv(v6, d);
-            w6 += vec4(dot(u6, z0), dot(u6, z1), dot(u6, z2), dot(u6, z3));
-            let x7 = load_qkv(k7, d);
-            s7 += vec4(dot(x7, y0), dot(x7, y1), dot(x7, y2), dot(x7, y3));
-            let u7 = load_qkv(v7, d);
-            w7 += vec4(dot(u7, z0), dot(u7, z1), dot(u7, z2), dot(u7, z3));
+            let x = rows_qkv(keys, d);
+            let u = rows_qkv(values, d);
+            s0 += vec4(dot(x.r0, y0), dot(x.r0, y1), dot(x.r0, y2), dot(x.r0, y3));
+            w0 += vec4(dot(u.r0, z0), dot(u.r0, z1), dot(u.r0, z2), dot(u.r0, z3));
+            s1 += vec4(dot(x.r1, y0), dot(x.r1, y1), dot(x.r1, y2), dot(x.r1, y3));
+            w1 += vec4(dot(u.r1, z0), dot(u.r1, z1), dot(u.r1, z2), dot(u.r1, z3));
+            s2 += vec4(dot(x.r2, y0), dot(x.r2, y1), dot(x.r2, y2), dot(x.r2, y3));
+            w2 += vec4(dot(u.r2, z0), dot(u.r2, z1), dot(u.r2, z2), dot(u.r2, z3));
+            s3 += vec4(dot(x.r3, y0), dot(x.r3, y1), dot(x.r3, y2), dot(x.r3, y3));
+            w3 += vec4(dot(u.r3, z0), dot(u.r3, z1), dot(u.r3, z2), dot(u.r3, z3));
+            s4 += vec4(dot(x.r4, y0), dot(x.r4, y1), dot(x.r4, y2), dot(x.r4, y3));
+            w4 += vec4(dot(u.r4, z0), dot(u.r4, z1), dot(u.r4, z2), dot(u.r4, z3));
+            s5 += vec4(dot(x.r5, y0), dot(x.r5, y1), dot(x.r5, y2), dot(x.r5, y3));
+            w5 += vec4(dot(u.r5, z0), dot(u.r5, z1), dot(u.r5, z2), dot(u.r5, z3));
+            s6 += vec4(dot(x.r6, y0), dot(x.r6, y1), dot(x.r6, y2), dot(x.r6, y3));
+            w6 += vec4(dot(u.r6, z0), dot(u.r6, z1), dot(u.r6, z2), dot(u.r6, z3));
+            s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
+            w7 += vec4(dot(u.r7, z0), dot(u.r7, z1), dot(u.r7, z2), dot(u.r7, z3));
         }
         let at = row + min(vec4(query) + vec4(0u, 1u, 2u, 3u), vec4(p.tokens - 1u));
         let sums = vec4(lse[at.x], lse[at.y], lse[at.z], lse[at.w]);
@@ -266,51 +303,67 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         workgroupBarrier();
     }
     if row0 + 0u < p.tokens {
-        store_dqkv(k0, column, dk0l);
-        store_dqkv(k0, column + 4u, dk0r);
-        store_dqkv(v0, column, dv0l);
-        store_dqkv(v0, column + 4u, dv0r);
+        let k = packed(1u, batch, head, row0 + 0u);
+        store_dqkv(k, column, dk0l);
+        store_dqkv(k, column + 4u, dk0r);
+        let v = packed(2u, batch, head, row0 + 0u);
+        store_dqkv(v, column, dv0l);
+        store_dqkv(v, column + 4u, dv0r);
     }
     if row0 + 1u < p.tokens {
-        store_dqkv(k1, column, dk1l);
-        store_dqkv(k1, column + 4u, dk1r);
-        store_dqkv(v1, column, dv1l);
-        store_dqkv(v1, column + 4u, dv1r);
+        let k = packed(1u, batch, head, row0 + 1u);
+        store_dqkv(k, column, dk1l);
+        store_dqkv(k, column + 4u, dk1r);
+        let v = packed(2u, batch, head, row0 + 1u);
+        store_dqkv(v, column, dv1l);
+        store_dqkv(v, column + 4u, dv1r);
     }
     if row0 + 2u < p.tokens {
-        store_dqkv(k2, column, dk2l);
-        store_dqkv(k2, column + 4u, dk2r);
-        store_dqkv(v2, column, dv2l);
-        store_dqkv(v2, column + 4u, dv2r);
+        let k = packed(1u, batch, head, row0 + 2u);
+        store_dqkv(k, column, dk2l);
+        store_dqkv(k, column + 4u, dk2r);
+        let v = packed(2u, batch, head, row0 + 2u);
+        store_dqkv(v, column, dv2l);
+        store_dqkv(v, column + 4u, dv2r);
     }
     if row0 + 3u < p.tokens {
-        store_dqkv(k3, column, dk3l);
-        store_dqkv(k3, column + 4u, dk3r);
-        store_dqkv(v3, column, dv3l);
-        store_dqkv(v3, column + 4u, dv3r);
+        let k = packed(1u, batch, head, row0 + 3u);
+        store_dqkv(k, column, dk3l);
+        store_dqkv(k, column + 4u, dk3r);
+        let v = packed(2u, batch, head, row0 + 3u);
+        store_dqkv(v, column, dv3l);
+        store_dqkv(v, column + 4u, dv3r);
     }
     if row0 + 4u < p.tokens {
-        store_dqkv(k4, column, dk4l);
-        store_dqkv(k4, column + 4u, dk4r);
-        store_dqkv(v4, column, dv4l);
-        store_dqkv(v4, column + 4u, dv4r);
+        let k = packed(1u, batch, head, row0 + 4u);
+        store_dqkv(k, column, dk4l);
+        store_dqkv(k, column + 4u, dk4r);
+        let v = packed(2u, batch, head, row0 + 4u);
+        store_dqkv(v, column, dv4l);
+        store_dqkv(v, column + 4u, dv4r);
     }
     if row0 + 5u < p.tokens {
-        store_dqkv(k5, column, dk5l);
-        store_dqkv(k5, column + 4u, dk5r);
-        store_dqkv(v5, column, dv5l);
-        store_dqkv(v5, column + 4u, dv5r);
+        let k = packed(1u, batch, head, row0 + 5u);
+        store_dqkv(k, column, dk5l);
+        store_dqkv(k, column + 4u, dk5r);
+        let v = packed(2u, batch, head, row0 + 5u);
+        store_dqkv(v, column, dv5l);
+        store_dqkv(v, column + 4u, dv5r);
     }
     if row0 + 6u < p.tokens {
-        store_dqkv(k6, column, dk6l);
-        store_dqkv(k6, column + 4u, dk6r);
-        store_dqkv(v6, column, dv6l);
-        store_dqkv(v6, column + 4u, dv6r);
+        let k = packed(1u, batch, head, row0 + 6u);
+        store_dqkv(k, column, dk6l);
+        store_dqkv(k, column + 4u, dk6r);
+        let v = packed(2u, batch, head, row0 + 6u);
+        store_dqkv(v, column, dv6l);
+        store_dqkv(v, column + 4u, dv6r);
     }
     if row0 + 7u < p.tokens {
-        store_dqkv(k7, column, dk7l);
-        store_dqkv(k7, column + 4u, dk7r);
-        store_dqkv(v7, column, dv7l);
-        store_dqkv(v7, column + 4u, dv7r);
+        let k = packed(1u, batch, head, row0 + 7u);
+        store_dqkv(k, column, dk7l);
+        store_dqkv(k, column + 4u, dk7r);
+        let v = packed(2u, batch, head, row0 + 7u);
+        store_dqkv(v, column, dv7l);
+        store_dqkv(v, column + 4u, dv7r);
     }
 }

@@ -1,6 +1,7 @@
 // attention_backward_query: the gradient of q. A workgroup owns 8 queries and walks over the keys in blocks of 4 a lane,
 // recomputing the weights from lse: w = exp(q·k scale − lse), ds = w (do·v − delta) scale, dq = Σ ds k.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4".
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
+// adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
@@ -22,6 +23,69 @@ fn load_d_o(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
     let i = base + min(at, vec4(p.size - 1u));
     return select(vec4<f32>(), vec4(d_o[i.x], d_o[i.y], d_o[i.z], d_o[i.w]), at < vec4(p.size));
+}
+
+struct Input {
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+}
+
+// Four neighbours in each of 8 rows.
+struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32> }
+
+// First elements of 8 rows.
+struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
+
+fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+    return Bases(
+        packed(part, batch, head, row0),
+        packed(part, batch, head, row0 + 1u),
+        packed(part, batch, head, row0 + 2u),
+        packed(part, batch, head, row0 + 3u),
+        packed(part, batch, head, row0 + 4u),
+        packed(part, batch, head, row0 + 5u),
+        packed(part, batch, head, row0 + 6u),
+        packed(part, batch, head, row0 + 7u),
+    );
+}
+
+fn plain_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+    return Bases(
+        plain(batch, head, row0),
+        plain(batch, head, row0 + 1u),
+        plain(batch, head, row0 + 2u),
+        plain(batch, head, row0 + 3u),
+        plain(batch, head, row0 + 4u),
+        plain(batch, head, row0 + 5u),
+        plain(batch, head, row0 + 6u),
+        plain(batch, head, row0 + 7u),
+    );
+}
+
+fn rows_qkv(b: Bases, d: u32) -> Rows {
+    return Rows(
+        load_qkv(b.b0, d),
+        load_qkv(b.b1, d),
+        load_qkv(b.b2, d),
+        load_qkv(b.b3, d),
+        load_qkv(b.b4, d),
+        load_qkv(b.b5, d),
+        load_qkv(b.b6, d),
+        load_qkv(b.b7, d),
+    );
+}
+
+fn rows_d_o(b: Bases, d: u32) -> Rows {
+    return Rows(
+        load_d_o(b.b0, d),
+        load_d_o(b.b1, d),
+        load_d_o(b.b2, d),
+        load_d_o(b.b3, d),
+        load_d_o(b.b4, d),
+        load_d_o(b.b5, d),
+        load_d_o(b.b6, d),
+        load_d_o(b.b7, d),
+    );
 }
 
 fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
@@ -59,29 +123,16 @@ fn d_score(score: vec4<f32>, d_weight: vec4<f32>, row: u32, key: u32, query: u32
 }
 
 @compute @workgroup_size(LANES, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let lane = local.x;
+fn main(input: Input) {
+    let group = input.group;
+    let lane = input.local.x;
     let row0 = group.x * ROWS;
     let batch = group.y / p.heads;
     let head = group.y % p.heads;
     let column = (group.z * LANES + lane) * 8u;
     let row = (batch * p.heads + head) * p.tokens;
-    let q0 = packed(0u, batch, head, row0 + 0u);
-    let g0 = plain(batch, head, row0 + 0u);
-    let q1 = packed(0u, batch, head, row0 + 1u);
-    let g1 = plain(batch, head, row0 + 1u);
-    let q2 = packed(0u, batch, head, row0 + 2u);
-    let g2 = plain(batch, head, row0 + 2u);
-    let q3 = packed(0u, batch, head, row0 + 3u);
-    let g3 = plain(batch, head, row0 + 3u);
-    let q4 = packed(0u, batch, head, row0 + 4u);
-    let g4 = plain(batch, head, row0 + 4u);
-    let q5 = packed(0u, batch, head, row0 + 5u);
-    let g5 = plain(batch, head, row0 + 5u);
-    let q6 = packed(0u, batch, head, row0 + 6u);
-    let g6 = plain(batch, head, row0 + 6u);
-    let q7 = packed(0u, batch, head, row0 + 7u);
-    let g7 = plain(batch, head, row0 + 7u);
+    let queries = packed_rows(0u, batch, head, row0, input);
+    let outputs = plain_rows(batch, head, row0, input);
     var d0l = vec4<f32>();
     var d0r = vec4<f32>();
     var d1l = vec4<f32>();
@@ -134,38 +185,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             let z2 = load_qkv(v2, d);
             let y3 = load_qkv(k3, d);
             let z3 = load_qkv(v3, d);
-            let x0 = load_qkv(q0, d);
-            s0 += vec4(dot(x0, y0), dot(x0, y1), dot(x0, y2), dot(x0, y3));
-            let u0 = load_d_o(g0, d);
-            w0 += vec4(dot(u0, z0), dot(u0, z1), dot(u0, z2), dot(u0, z3));
-            let x1 = load_qkv(q1, d);
-            s1 += vec4(dot(x1, y0), dot(x1, y1), dot(x1, y2), dot(x1, y3));
-            let u1 = load_d_o(g1, d);
-            w1 += vec4(dot(u1, z0), dot(u1, z1), dot(u1, z2), dot(u1, z3));
-            let x2 = load_qkv(q2, d);
-            s2 += vec4(dot(x2, y0), dot(x2, y1), dot(x2, y2), dot(x2, y3));
-            let u2 = load_d_o(g2, d);
-            w2 += vec4(dot(u2, z0), dot(u2, z1), dot(u2, z2), dot(u2, z3));
-            let x3 = load_qkv(q3, d);
-            s3 += vec4(dot(x3, y0), dot(x3, y1), dot(x3, y2), dot(x3, y3));
-            let u3 = load_d_o(g3, d);
-            w3 += vec4(dot(u3, z0), dot(u3, z1), dot(u3, z2), dot(u3, z3));
-            let x4 = load_qkv(q4, d);
-            s4 += vec4(dot(x4, y0), dot(x4, y1), dot(x4, y2), dot(x4, y3));
-            let u4 = load_d_o(g4, d);
-            w4 += vec4(dot(u4, z0), dot(u4, z1), dot(u4, z2), dot(u4, z3));
-            let x5 = load_qkv(q5, d);
-            s5 += vec4(dot(x5, y0), dot(x5, y1), dot(x5, y2), dot(x5, y3));
-            let u5 = load_d_o(g5, d);
-            w5 += vec4(dot(u5, z0), dot(u5, z1), dot(u5, z2), dot(u5, z3));
-            let x6 = load_qkv(q6, d);
-            s6 += vec4(dot(x6, y0), dot(x6, y1), dot(x6, y2), dot(x6, y3));
-            let u6 = load_d_o(g6, d);
-            w6 += vec4(dot(u6, z0), dot(u6, z1), dot(u6, z2), dot(u6, z3));
-            let x7 = load_qkv(q7, d);
-            s7 += vec4(dot(x7, y0), dot(x7, y1), dot(x7, y2), dot(x7, y3));
-            let u7 = load_d_o(g7, d);
-            w7 += vec4(dot(u7, z0), dot(u7, z1), dot(u7, z2), dot(u7, z3));
+            let x = rows_qkv(queries, d);
+            let u = rows_d_o(outputs, d);
+            s0 += vec4(dot(x.r0, y0), dot(x.r0, y1), dot(x.r0, y2), dot(x.r0, y3));
+            w0 += vec4(dot(u.r0, z0), dot(u.r0, z1), dot(u.r0, z2), dot(u.r0, z3));
+            s1 += vec4(dot(x.r1, y0), dot(x.r1, y1), dot(x.r1, y2), dot(x.r1, y3));
+            w1 += vec4(dot(u.r1, z0), dot(u.r1, z1), dot(u.r1, z2), dot(u.r1, z3));
+            s2 += vec4(dot(x.r2, y0), dot(x.r2, y1), dot(x.r2, y2), dot(x.r2, y3));
+            w2 += vec4(dot(u.r2, z0), dot(u.r2, z1), dot(u.r2, z2), dot(u.r2, z3));
+            s3 += vec4(dot(x.r3, y0), dot(x.r3, y1), dot(x.r3, y2), dot(x.r3, y3));
+            w3 += vec4(dot(u.r3, z0), dot(u.r3, z1), dot(u.r3, z2), dot(u.r3, z3));
+            s4 += vec4(dot(x.r4, y0), dot(x.r4, y1), dot(x.r4, y2), dot(x.r4, y3));
+            w4 += vec4(dot(u.r4, z0), dot(u.r4, z1), dot(u.r4, z2), dot(u.r4, z3));
+            s5 += vec4(dot(x.r5, y0), dot(x.r5, y1), dot(x.r5, y2), dot(x.r5, y3));
+            w5 += vec4(dot(u.r5, z0), dot(u.r5, z1), dot(u.r5, z2), dot(u.r5, z3));
+            s6 += vec4(dot(x.r6, y0), dot(x.r6, y1), dot(x.r6, y2), dot(x.r6, y3));
+            w6 += vec4(dot(u.r6, z0), dot(u.r6, z1), dot(u.r6, z2), dot(u.r6, z3));
+            s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
+            w7 += vec4(dot(u.r7, z0), dot(u.r7, z1), dot(u.r7, z2), dot(u.r7, z3));
         }
         s0 = d_score(s0, w0, row, key, row0 + 0u);
         s1 = d_score(s1, w1, row, key, row0 + 1u);
@@ -213,35 +250,43 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         workgroupBarrier();
     }
     if row0 + 0u < p.tokens {
-        store_dqkv(q0, column, d0l);
-        store_dqkv(q0, column + 4u, d0r);
+        let at = packed(0u, batch, head, row0 + 0u);
+        store_dqkv(at, column, d0l);
+        store_dqkv(at, column + 4u, d0r);
     }
     if row0 + 1u < p.tokens {
-        store_dqkv(q1, column, d1l);
-        store_dqkv(q1, column + 4u, d1r);
+        let at = packed(0u, batch, head, row0 + 1u);
+        store_dqkv(at, column, d1l);
+        store_dqkv(at, column + 4u, d1r);
     }
     if row0 + 2u < p.tokens {
-        store_dqkv(q2, column, d2l);
-        store_dqkv(q2, column + 4u, d2r);
+        let at = packed(0u, batch, head, row0 + 2u);
+        store_dqkv(at, column, d2l);
+        store_dqkv(at, column + 4u, d2r);
     }
     if row0 + 3u < p.tokens {
-        store_dqkv(q3, column, d3l);
-        store_dqkv(q3, column + 4u, d3r);
+        let at = packed(0u, batch, head, row0 + 3u);
+        store_dqkv(at, column, d3l);
+        store_dqkv(at, column + 4u, d3r);
     }
     if row0 + 4u < p.tokens {
-        store_dqkv(q4, column, d4l);
-        store_dqkv(q4, column + 4u, d4r);
+        let at = packed(0u, batch, head, row0 + 4u);
+        store_dqkv(at, column, d4l);
+        store_dqkv(at, column + 4u, d4r);
     }
     if row0 + 5u < p.tokens {
-        store_dqkv(q5, column, d5l);
-        store_dqkv(q5, column + 4u, d5r);
+        let at = packed(0u, batch, head, row0 + 5u);
+        store_dqkv(at, column, d5l);
+        store_dqkv(at, column + 4u, d5r);
     }
     if row0 + 6u < p.tokens {
-        store_dqkv(q6, column, d6l);
-        store_dqkv(q6, column + 4u, d6r);
+        let at = packed(0u, batch, head, row0 + 6u);
+        store_dqkv(at, column, d6l);
+        store_dqkv(at, column + 4u, d6r);
     }
     if row0 + 7u < p.tokens {
-        store_dqkv(q7, column, d7l);
-        store_dqkv(q7, column + 4u, d7r);
+        let at = packed(0u, batch, head, row0 + 7u);
+        store_dqkv(at, column, d7l);
+        store_dqkv(at, column + 4u, d7r);
     }
 }

@@ -54,7 +54,9 @@ pub enum Error {
         budget: u64,
     },
     /// A tensor larger than what one binding or buffer of the adapter can hold.
-    #[error("{tensor} takes {need} bytes, but {adapter} binds at most {limit} at once; use more microbatches, a shorter sequence or a smaller model")]
+    #[error(
+        "{tensor} takes {need} bytes, but {adapter} binds at most {limit} at once; use more microbatches, a shorter sequence or a smaller model"
+    )]
     Binding {
         /// The tensor's name.
         tensor: String,

@@ -6,8 +6,8 @@
 //! [`schedule`] says for every device which action comes when; [`pipeline`] runs the schedule over stages and the
 //! links between them; [`train`] and [`generate`] drive it. [`mod@reference`] defines every op in f64.
 //!
-//! A module uses only what stands above it. The library never prints and never blocks: its core is async, and the
-//! same code drives native threads and a browser's event loop.
+//! A module uses only what stands above it. The library never prints, and blocks only in wrappers that say so: its core
+//! is async, and the same code drives native threads and a browser's event loop.
 
 pub mod error;
 
@@ -16,8 +16,9 @@ pub mod graph;
 pub mod schedule;
 
 pub mod model;
-pub mod ops;
 pub mod reference;
+
+pub mod ops;
 
 pub mod pipeline;
 

@@ -98,7 +98,13 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
     assert_eq!(losses.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     assert!(losses[11].1 < losses[0].1 - 1.0, "{losses:?}");
     let run = place.path("run");
-    for name in ["config.toml", "timeline.svg", "trace.json", "checkpoints/latest", "checkpoints/000012/manifest.json"] {
+    for name in [
+        "config.toml",
+        "timeline.svg",
+        "trace.json",
+        "checkpoints/latest",
+        "checkpoints/000012/manifest.json",
+    ] {
         assert!(run.join(name).exists(), "{name}");
     }
     assert!(!run.join("checkpoints/000004").exists(), "only the last two are kept");
@@ -112,9 +118,29 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         // One activation each way a microbatch, and the tied table once each way.
         assert!(device["bytes_moved"].as_u64().unwrap() >= 2 * 2 * 32 * 32 * 4, "{device}");
     }
-    let text = place.succeed(&["generate", "run", "--prompt", "every dev", "--max-tokens", "20", "--temperature", "0"]);
+    let text = place.succeed(&[
+        "generate",
+        "run",
+        "--prompt",
+        "every dev",
+        "--max-tokens",
+        "20",
+        "--temperature",
+        "0",
+    ]);
     assert!(text.starts_with("every dev") && text.len() >= 29, "{text}");
-    let split = ["generate", "run/checkpoints/000012", "--prompt", "every dev", "--max-tokens", "20", "--temperature", "0", "--devices", "0,0"];
+    let split = [
+        "generate",
+        "run/checkpoints/000012",
+        "--prompt",
+        "every dev",
+        "--max-tokens",
+        "20",
+        "--temperature",
+        "0",
+        "--devices",
+        "0,0",
+    ];
     assert_eq!(text, place.succeed(&split), "two stages sample what one samples");
     let again = place.run(&["train", "tiny.toml", "--out", "run"]);
     assert_eq!(again.status.code(), Some(2));
@@ -194,7 +220,12 @@ fn bad_input_gets_one_line_and_status_2_and_touches_nothing() {
         (vec!["schedule", "zigzag"], "gpipe"),
     ] {
         let output = place.run(&arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let line = one_line(&output);
         assert!(line.contains(expected), "{arguments:?} says {line:?}, not {expected:?}");
         assert!(!place.path("out").exists(), "{arguments:?} wrote something");
@@ -223,7 +254,12 @@ fn a_damaged_checkpoint_is_named_and_the_previous_good_one_offered() {
 fn a_machine_without_an_adapter_is_told_how_to_get_one() {
     let place = Place::new();
     for verb in [&["devices"][..], &["train", "tiny.toml", "--out", "out"], &["verify"]] {
-        let output = place.command(verb).env("VK_ICD_FILENAMES", "/nowhere.json").env("VK_DRIVER_FILES", "/nowhere.json").output().unwrap();
+        let output = place
+            .command(verb)
+            .env("VK_ICD_FILENAMES", "/nowhere.json")
+            .env("VK_DRIVER_FILES", "/nowhere.json")
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(2));
         assert!(one_line(&output).contains("apt-get install mesa-vulkan-drivers"));
     }
@@ -276,7 +312,9 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
     if workers.is_empty() {
         child.kill().unwrap();
         child.wait().unwrap();
-        eprintln!("SKIPPED: the driver of adapter 0 works without threads of its own, so none can be stopped");
+        eprintln!(
+            "SKIPPED: the driver of adapter 0 works without threads of its own, so none can be stopped"
+        );
         return;
     }
     workers.iter().for_each(|&thread| freeze(thread));
@@ -290,7 +328,10 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
         unsafe { libc::waitpid(worker, std::ptr::null_mut(), libc::__WALL) };
     }
     assert_eq!(child.wait().unwrap().code(), Some(1), "{text}");
-    assert!(text.contains("stalled") && text.contains("stage") && text.contains("the last checkpoint is"), "{text}");
+    assert!(
+        text.contains("stalled") && text.contains("stage") && text.contains("the last checkpoint is"),
+        "{text}"
+    );
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
     assert!(checkpoint::load(&kept).unwrap().step >= 4);
 }

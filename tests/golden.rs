@@ -89,7 +89,12 @@ fn check(golden: &Golden, devices: &[usize], schedule: &str, microbatches: usize
             }
         }
         let off = (report.gradient_norm - golden.norm[step]).abs() / golden.norm[step];
-        assert!(off < 1e-4, "{at}: norm of step {step} is {}, not {}", report.gradient_norm, golden.norm[step]);
+        assert!(
+            off < 1e-4,
+            "{at}: norm of step {step} is {}, not {}",
+            report.gradient_norm,
+            golden.norm[step]
+        );
         let t = step as i32 + 1;
         let adam = AdamStep {
             clip: (1.0 / (report.gradient_norm + 1e-6)).min(1.0) as f32,

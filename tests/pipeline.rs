@@ -41,7 +41,8 @@ pub fn trainer(config: &Config, indices: &[usize]) -> Trainer {
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let plan = Plan::new(Trainer::setup(config, vec![None; indices.len()]), &described).unwrap();
     let t = &config.train;
-    let batches = Batches::new(Corpus::from_bytes(text()), t.batch, t.sequence, config.data.order, t.seed).unwrap();
+    let batches =
+        Batches::new(Corpus::from_bytes(text()), t.batch, t.sequence, config.data.order, t.seed).unwrap();
     let mut trainer = Trainer::launch(config, plan, &devices, batches).unwrap();
     trainer.watch().block_on(trainer.initialise()).unwrap();
     trainer
@@ -81,10 +82,21 @@ fn one_two_and_three_stages_give_the_same_losses_and_gradients_bit_for_bit_in_ev
             (vec![i, i, i], vec!["pipeline.schedule=gpipe", "pipeline.cuts=[2,4]"]),
         ] {
             let split = run(&config(&overrides), &indices, 3);
-            assert_eq!(alone.0, split.0, "losses of {} stages {overrides:?} on {}", indices.len(), adapter.name);
+            assert_eq!(
+                alone.0,
+                split.0,
+                "losses of {} stages {overrides:?} on {}",
+                indices.len(),
+                adapter.name
+            );
             for ((name, a), (_, b)) in alone.1.iter().zip(&split.1) {
                 let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "gradient of {name}, {} stages {overrides:?} on {}", indices.len(), adapter.name);
+                assert!(
+                    same,
+                    "gradient of {name}, {} stages {overrides:?} on {}",
+                    indices.len(),
+                    adapter.name
+                );
             }
         }
     }
@@ -100,7 +112,9 @@ fn the_same_plan_replays_bit_for_bit() {
 fn unlike_adapters_in_one_pipeline_follow_the_one_device_run_for_50_steps() {
     let adapters = adapters();
     if adapters.len() < 2 {
-        eprintln!("SKIPPED: this machine has one adapter, so there is nothing unlike; `make test` brings two");
+        eprintln!(
+            "SKIPPED: this machine has one adapter, so there is nothing unlike; `make test` brings two"
+        );
         return;
     }
     let pair = [adapters[0].index, adapters[1].index];

@@ -13,7 +13,9 @@ use crate::train::config::Devices;
 
 /// Continues a text with a trained model.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  polystage generate runs/tiny-1 --prompt \"fn main\" --max-tokens 200 --temperature 0.8")]
+#[command(
+    after_help = "Example:\n  polystage generate runs/tiny-1 --prompt \"fn main\" --max-tokens 200 --temperature 0.8"
+)]
 pub(super) struct Arguments {
     /// A run's folder, one of its checkpoints, or a Hugging Face folder.
     model: PathBuf,

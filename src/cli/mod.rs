@@ -80,7 +80,8 @@ fn budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>>
         devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index))).collect();
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
         let refuse = || {
-            let message = format!("{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}", devices.len());
+            let message =
+                format!("{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}", devices.len());
             Error::config("--memory", message)
         };
         let (which, size) = match part.split_once('=') {

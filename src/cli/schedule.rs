@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     /// Microbatches of a step.
     #[arg(long, default_value_t = 8)]
     microbatches: usize,
-    /// Print the text form, with transfers, which the program reads back.
+    /// Print the text form, transfers included: a line a device.
     #[arg(long)]
     text: bool,
 }

@@ -86,7 +86,10 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let out = out_folder(arguments)?;
     let resume = if arguments.resume { checkpoint::latest(&out)? } else { None };
     if arguments.resume && !out.exists() {
-        return Err(Error::config("--resume", format!("{} does not exist; there is nothing to resume", out.display())));
+        return Err(Error::config(
+            "--resume",
+            format!("{} does not exist; there is nothing to resume", out.display()),
+        ));
     }
     if !arguments.resume {
         Run::check_new(&out)?;
@@ -106,7 +109,10 @@ fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
         return Ok(numbered(free));
     }
     match free {
-        1 => Err(Error::config("--resume", format!("there is no run in {}; name one with --out", numbered(1).display()))),
+        1 => Err(Error::config(
+            "--resume",
+            format!("there is no run in {}; name one with --out", numbered(1).display()),
+        )),
         n => Ok(numbered(n - 1)),
     }
 }
@@ -143,7 +149,8 @@ fn describe(job: &Job) {
             [only] => only.clone(),
             [] => String::new(),
         };
-        let budget = plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
+        let budget =
+            plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
             "device {} adapter {} ({}): {shown}; {:.1} % of the work, {}{budget}",
             rank.rank,
@@ -188,7 +195,9 @@ fn train(job: Job) -> Result<u8> {
             Err(error) => {
                 bar.abandon();
                 let kept = checkpoint::latest(&out).ok().flatten();
-                let kept = kept.map_or("there is no checkpoint yet".into(), |p| format!("the last checkpoint is {}", p.display()));
+                let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
+                    format!("the last checkpoint is {}", p.display())
+                });
                 eprintln!("step {} failed; {kept}", trainer.step_number() + 1);
                 return Err(error);
             }

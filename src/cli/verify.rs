@@ -15,7 +15,9 @@ use crate::train::prove::{self, Proof};
 /// Proves the results of this machine's adapters: every op and kernel variant against a reference in 64-bit floats, then
 /// one stage against several.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  polystage verify --devices 0,1\n\nThe exit status is 1 if anything fails.")]
+#[command(
+    after_help = "Example:\n  polystage verify --devices 0,1\n\nThe exit status is 1 if anything fails."
+)]
 pub(super) struct Arguments {
     /// Adapters, such as 0,1 (default: all).
     #[arg(long)]
@@ -41,7 +43,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         seen.push(index);
         if !arguments.json {
             say(format!("adapter {index}: {}", device.info().name));
-            say(format!("   {:<26} {:>6} {:>9} {:>9} {:>7}  {:<7} {}", "op", "cases", "NMSE", "allowed", "ULP", "result", "kernels"));
+            say(format!(
+                "   {:<26} {:>6} {:>9} {:>9} {:>7}  {:<7} {}",
+                "op", "cases", "NMSE", "allowed", "ULP", "result", "kernels"
+            ));
         }
         let bar = ProgressBar::new_spinner();
         let outcomes = device.block_on(verify::verify(device, |outcome| {

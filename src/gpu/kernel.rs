@@ -113,10 +113,8 @@ impl Kernel {
         } else {
             raw.create_shader_module(descriptor)
         };
-        let layout = raw.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label,
-            entries: &bindings(&text),
-        });
+        let layout = raw
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &bindings(&text) });
         let pipeline_layout = raw.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
             bind_group_layouts: &[Some(&layout)],

@@ -152,7 +152,9 @@ impl Graph {
         let outputs = outputs
             .into_iter()
             .enumerate()
-            .map(|(output, shape)| self.add_value(op.name(), shape, DType::F32, Source::Node { node, output }))
+            .map(|(output, shape)| {
+                self.add_value(op.name(), shape, DType::F32, Source::Node { node, output })
+            })
             .collect::<Vec<_>>();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), phase });
         Ok(outputs)

@@ -22,7 +22,12 @@ pub(super) fn embedding_parameters(c: &ModelConfig) -> Vec<Parameter> {
 pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     let w = c.width;
     let mut parameters = norm_parameters(&format!("transformer.h.{i}.ln_1"), w);
-    parameters.extend(linear_parameters(&format!("transformer.h.{i}.attn.c_attn"), w, 3 * w, Init::Normal(STD)));
+    parameters.extend(linear_parameters(
+        &format!("transformer.h.{i}.attn.c_attn"),
+        w,
+        3 * w,
+        Init::Normal(STD),
+    ));
     let residual = residual_init(c.layers);
     parameters.extend(linear_parameters(&format!("transformer.h.{i}.attn.c_proj"), w, w, residual));
     parameters.extend(feed_forward_parameters(c, i));

@@ -186,8 +186,7 @@ impl Model {
     ) -> Result<StageGraph> {
         let mut graph = Graph::default();
         let width = self.config.width;
-        let input =
-            (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
+        let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
         let mut x = input;
         for layer in range.clone() {
             x = Some(self.append(&mut graph, layer, x, batch, sequence)?);

@@ -2,8 +2,16 @@
 
 use super::{Launch, Lowered, Lowering};
 
-const FORWARD_VEC4: &str = include_str!("../../shaders/headers/attention_vec4.wgsl");
-const BACKWARD_VEC4: &str = include_str!("../../shaders/headers/attention_backward_vec4.wgsl");
+/// Headers "multiples of 4", and "multiples of 4, subgroups".
+type Headers = [&'static str; 2];
+const FORWARD: Headers = [
+    include_str!("../../shaders/headers/attention_vec4.wgsl"),
+    include_str!("../../shaders/headers/attention_subgroup.wgsl"),
+];
+const BACKWARD: Headers = [
+    include_str!("../../shaders/headers/attention_backward_vec4.wgsl"),
+    include_str!("../../shaders/headers/attention_backward_subgroup.wgsl"),
+];
 
 struct Extents {
     batch: usize,
@@ -24,17 +32,18 @@ fn extents(l: &Lowering, packed: usize, heads: usize) -> Extents {
 }
 
 /// A kernel whose workgroups own 8 rows of one head and up to 8 columns a lane, and which does `share` of the op's work.
-fn tiled(l: &Lowering, e: &Extents, launch: Launch, vec4: &'static str, share: f64) -> Launch {
-    let lanes = if l.capabilities.software { 8 } else { 32 };
-    let mut launch = launch;
+fn tiled(l: &Lowering, e: &Extents, mut launch: Launch, headers: Headers, share: f64) -> Launch {
+    // On a CPU a load is a gather, so lanes share what they load; a GPU's caches do that.
+    let (lanes, header) = match (l.capabilities.software, l.capabilities.subgroup) {
+        (true, Some(size)) if size <= 32 => (size.max(8), headers[1]),
+        (true, _) => (8, headers[0]),
+        (false, _) => (32, headers[0]),
+    };
     launch.key.specialisation.constants.push(("LANES", lanes));
-    launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(vec4);
+    launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(header);
     launch.flops *= share;
-    launch.groups = [
-        e.tokens.div_ceil(8) as u32,
-        (e.batch * e.heads) as u32,
-        e.size.div_ceil(8 * lanes as usize) as u32,
-    ];
+    launch.groups =
+        [e.tokens.div_ceil(8) as u32, (e.batch * e.heads) as u32, e.size.div_ceil(8 * lanes as usize) as u32];
     launch
 }
 
@@ -42,7 +51,7 @@ pub(super) fn forward(l: &Lowering, heads: usize) -> Lowered {
     let e = extents(l, 0, heads);
     let operands = vec![l.input(0), l.output(0), l.output(1)];
     let launch = l.launch("attention", vec![], operands, e.parameters.clone(), [1; 3]);
-    Lowered::one(tiled(l, &e, launch, FORWARD_VEC4, 1.0))
+    Lowered::one(tiled(l, &e, launch, FORWARD, 1.0))
 }
 
 pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
@@ -50,17 +59,12 @@ pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
     let (d_o, qkv, o, lse, dqkv, delta) =
         (l.input(0), l.input(1), l.input(2), l.input(3), l.output(0), l.output(1));
     let rows = e.batch * e.tokens * e.heads;
-    let mut first = l.launch(
-        "attention_delta",
-        vec![],
-        vec![d_o, o, delta],
-        e.parameters.clone(),
-        l.each(rows),
-    );
+    let mut first =
+        l.launch("attention_delta", vec![], vec![d_o, o, delta], e.parameters.clone(), l.each(rows));
     first.flops = 2.0 * (rows * e.size) as f64;
     let operands = vec![qkv, d_o, lse, delta, dqkv];
     let query = l.launch("attention_backward_query", vec![], operands.clone(), e.parameters.clone(), [1; 3]);
     let key = l.launch("attention_backward_key", vec![], operands, e.parameters.clone(), [1; 3]);
-    let launches = vec![first, tiled(l, &e, query, BACKWARD_VEC4, 0.4), tiled(l, &e, key, BACKWARD_VEC4, 0.6)];
+    let launches = vec![first, tiled(l, &e, query, BACKWARD, 0.4), tiled(l, &e, key, BACKWARD, 0.6)];
     Lowered { launches, scratch: Vec::new() }
 }

@@ -22,13 +22,7 @@ pub(super) fn position_backward(l: &Lowering) -> Lowered {
     let shape = l.shape(0);
     let count = shape[1] * shape[2];
     let parameters = vec![shape[0] as u32, count as u32];
-    Lowered::one(l.launch(
-        "accumulate",
-        vec![],
-        vec![l.input(0), l.output(0)],
-        parameters,
-        l.each(count),
-    ))
+    Lowered::one(l.launch("accumulate", vec![], vec![l.input(0), l.output(0)], parameters, l.each(count)))
 }
 
 /// Rows sorted by token for `embedding_backward`: segments (id, start, end), padded with empty ones to

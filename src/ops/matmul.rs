@@ -5,7 +5,8 @@ use crate::graph::{Epilogue, Layout, Op};
 
 /// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's.
 static ANY_SHAPE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul"));
-static MULTIPLES_OF_4: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
+static MULTIPLES_OF_4: std::sync::LazyLock<String> =
+    std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
 
 fn header_of(kernel: &str) -> String {
     let text = crate::gpu::source(kernel, None);

@@ -101,9 +101,9 @@ impl Layout {
                 Some(_) => Role::Remote,
             };
             let elements = parameter.len().next_multiple_of(ALIGN);
-            let fits = pools.last().is_some_and(|pool| {
-                pool.role == role && 4 * (pool.elements + elements) as u64 <= POOL_BYTES
-            });
+            let fits = pools
+                .last()
+                .is_some_and(|pool| pool.role == role && 4 * (pool.elements + elements) as u64 <= POOL_BYTES);
             if !fits {
                 pools.push(Pool { role, elements: 0, entries: Vec::new() });
             }
@@ -237,12 +237,13 @@ impl Parameters {
         };
         let sums = device.buffer("sums of squares", 4 * self.layout.owned_chunks() as u64)?;
         let step = device.buffer("optimizer step", std::mem::size_of::<AdamStep>() as u64)?;
-        let bind = |key: &KernelKey, words: [u32; 2], ranges: Vec<Range>, groups: [u32; 3]| -> Result<Bound> {
-            let kernel = device.kernel(key)?;
-            let uniform = device.uniform("pool parameters", bytemuck::cast_slice(&words))?;
-            let ranges = [vec![uniform.whole()], ranges].concat();
-            Ok(Bound { group: device.bind(&kernel, &ranges), kernel, groups })
-        };
+        let bind =
+            |key: &KernelKey, words: [u32; 2], ranges: Vec<Range>, groups: [u32; 3]| -> Result<Bound> {
+                let kernel = device.kernel(key)?;
+                let uniform = device.uniform("pool parameters", bytemuck::cast_slice(&words))?;
+                let ranges = [vec![uniform.whole()], ranges].concat();
+                Ok(Bound { group: device.bind(&kernel, &ranges), kernel, groups })
+            };
         let (mut owners, mut norm, mut adam, mut fold) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (index, pool) in self.layout.pools.iter().enumerate() {
             let buffers = &self.buffers[index];

@@ -85,7 +85,9 @@ impl MemoryPlan {
             plan.place[index] = match value.source {
                 _ if home[index] != id => None,
                 Source::Parameter => Some(Place::Weight),
-                Source::Input if Some(id) == stage.d_output => Some(push(&mut plan.slot, value.bytes(), Place::Slot)),
+                Source::Input if Some(id) == stage.d_output => {
+                    Some(push(&mut plan.slot, value.bytes(), Place::Slot))
+                }
                 Source::Input => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
                     _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
@@ -141,8 +143,11 @@ impl MemoryPlan {
                     self.place[id.0] = Some(Place::Scratch(buffer));
                 }
             }
-            let own: Vec<usize> =
-                self.lowered[index].scratch.iter().map(|&bytes| take(&mut self.scratch, &mut free, bytes)).collect();
+            let own: Vec<usize> = self.lowered[index]
+                .scratch
+                .iter()
+                .map(|&bytes| take(&mut self.scratch, &mut free, bytes))
+                .collect();
             free.extend(&own);
             self.node_scratch[index] = own;
             let mut dead: Vec<ValueId> = node.inputs.iter().chain(&node.outputs).map(|v| home[v.0]).collect();
@@ -182,10 +187,11 @@ fn push(sizes: &mut Vec<u64>, bytes: u64, place: fn(usize) -> Place) -> Place {
 /// The smallest free buffer that is large enough, else the largest free one, grown, else a new one.
 fn take(sizes: &mut Vec<u64>, free: &mut Vec<usize>, bytes: u64) -> usize {
     let fitting = free.iter().copied().filter(|&b| sizes[b] >= bytes).min_by_key(|&b| (sizes[b], b));
-    let buffer = fitting.or_else(|| free.iter().copied().max_by_key(|&b| (sizes[b], b))).unwrap_or_else(|| {
-        sizes.push(0);
-        sizes.len() - 1
-    });
+    let buffer =
+        fitting.or_else(|| free.iter().copied().max_by_key(|&b| (sizes[b], b))).unwrap_or_else(|| {
+            sizes.push(0);
+            sizes.len() - 1
+        });
     sizes[buffer] = sizes[buffer].max(bytes);
     free.retain(|&b| b != buffer);
     buffer

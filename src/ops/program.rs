@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::Operand;
 use super::parameters::Parameters;
 use super::plan::{ALIGNMENT, MemoryPlan, Place};
-use super::Operand;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Kernel, Range, Recorder};
 use crate::graph::{Phase, StageGraph, ValueId};

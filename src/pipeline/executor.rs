@@ -191,7 +191,11 @@ impl Executor {
 }
 
 fn stopped(name: &str) -> Error {
-    Error::Gpu { adapter: name.into(), context: "running".into(), message: "the device's thread has stopped".into() }
+    Error::Gpu {
+        adapter: name.into(),
+        context: "running".into(),
+        message: "the device's thread has stopped".into(),
+    }
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -226,10 +230,10 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
     let mut ends: Ends = HashMap::new();
     for boundary in 0..count - 1 {
         let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
-        let (out, inward) = connect(&devices[boundary], &devices[boundary + 1], false, bytes, slots)?;
+        let (out, inward) = connect(&devices[boundary], &devices[boundary + 1], bytes, slots)?;
         ends.insert((Kind::F, boundary), (Some(out), Some(inward)));
         if training {
-            let (out, inward) = connect(&devices[boundary + 1], &devices[boundary], false, bytes, slots)?;
+            let (out, inward) = connect(&devices[boundary + 1], &devices[boundary], bytes, slots)?;
             ends.insert((Kind::B, boundary), (Some(out), Some(inward)));
         }
     }
@@ -246,7 +250,8 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
             let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
-            let (forward_out, backward_out) = (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
+            let (forward_out, backward_out) =
+                (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
             let mut inward = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.1.take());
             let (forward_in, backward_in) =
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
@@ -296,11 +301,12 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
 fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
     let bytes = ranks[user].parameters.weight(&name)?.bytes;
     let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
-    let (gradient_out, gradient_in) = connect(&user_device, &device, false, bytes, 1)?;
-    let (weight_out, weight_in) = connect(&device, &user_device, false, bytes, 1)?;
+    let (gradient_out, gradient_in) = connect(&user_device, &device, bytes, 1)?;
+    let (weight_out, weight_in) = connect(&device, &user_device, bytes, 1)?;
     ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
     let sum = device.buffer("tied gradient", bytes)?;
-    let kernel = device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    let kernel =
+        device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
     let elements = (bytes / 4) as usize;
     let uniform = device.uniform("tied gradient", bytemuck::cast_slice(&[1, elements as u32]))?;
     let ranges = [uniform.whole(), sum.range(0, bytes), ranks[home].parameters.gradient(&owner)?];
@@ -328,9 +334,7 @@ impl Watch {
     /// for it.
     pub fn stall(&self) -> Option<Error> {
         let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
-        let stuck = |state: State| {
-            standings.iter().position(|s| s.0 == state && s.1 > STALL_SECONDS)
-        };
+        let stuck = |state: State| standings.iter().position(|s| s.0 == state && s.1 > STALL_SECONDS);
         let all_wait = standings.iter().all(|s| s.0 != State::Working);
         let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
         let (state, seconds, doing) = &standings[rank];
@@ -339,8 +343,10 @@ impl Watch {
             Err(_) => format!("action {doing:?} (stage {rank})"),
         };
         let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
-        let message =
-            format!("device {rank} ({}) {what} {doing} for {seconds:.0} s; its driver does not return", self.names[rank]);
+        let message = format!(
+            "device {rank} ({}) {what} {doing} for {seconds:.0} s; its driver does not return",
+            self.names[rank]
+        );
         Some(Error::Stall { message })
     }
 

@@ -180,23 +180,21 @@ impl Plan {
             bytes += 2 * self.loss_bytes().max(16);
         }
         for boundary in 0..self.ranks.len() - 1 {
-            let (sends, receives) = link::memory(false, self.activation_bytes(), self.link_slots(boundary));
-            let directions: &[(usize, usize)] =
-                if training { &[(boundary, boundary + 1), (boundary + 1, boundary)] } else { &[(boundary, boundary + 1)] };
-            for &(from, to) in directions {
-                bytes += if rank == from { sends } else { 0 } + if rank == to { receives } else { 0 };
+            let directions = if training { 2 } else { 1 };
+            if rank == boundary || rank == boundary + 1 {
+                bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }
         if training {
             for (name, _, user, home) in self.tied() {
                 let list = self.ranks[user].layout.parameters();
                 let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
-                let (sends, receives) = link::memory(false, size, 1);
                 // Gradient out and weight in for the user; the reverse, and a place to add from, for the owner.
-                if rank == user {
-                    bytes += sends + receives;
-                } else if rank == home {
-                    bytes += sends + receives + size + 16;
+                if rank == user || rank == home {
+                    bytes += 2 * link::memory(size, 1);
+                }
+                if rank == home {
+                    bytes += size + 16;
                 }
             }
         }

@@ -200,7 +200,8 @@ impl Rank {
             self.feed(action, tokens)?;
         }
         let slots = self.slots(action);
-        let budget = SUBMISSION_SECONDS * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
+        let budget = SUBMISSION_SECONDS
+            * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let mut used = 0.0;
         let missing = || no_stage(action);
         for &phase in phases {
@@ -238,7 +239,12 @@ impl Rank {
     }
 
     /// Waits for what the action needs from a neighbour and records its copy into place.
-    async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>, copies: &mut Copies) -> Result<()> {
+    async fn receive(
+        &mut self,
+        action: Action,
+        recorder: &mut Recorder<'_>,
+        copies: &mut Copies,
+    ) -> Result<()> {
         let slots = self.slots(action);
         let log = self.log.clone();
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
@@ -252,9 +258,7 @@ impl Rank {
         let receive = Action { kind, ..action }.to_string();
         log.state(State::Waiting, receive.clone());
         let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
-        if let Some(copy) = copy {
-            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
         copies.received.push((action.stage, kind, recorded));
         Ok(())
     }
@@ -291,14 +295,18 @@ impl Rank {
     fn arm(&self, copies: &mut Copies) {
         for (stage, kind, recorded) in copies.sent.drain(..) {
             let stage = self.stages.get(&stage);
-            let end = stage.and_then(|s| if kind == Kind::SendF { s.forward_out.as_ref() } else { s.backward_out.as_ref() });
+            let end = stage.and_then(|s| {
+                if kind == Kind::SendF { s.forward_out.as_ref() } else { s.backward_out.as_ref() }
+            });
             if let Some(end) = end {
                 end.sent(recorded);
             }
         }
         for (stage, kind, recorded) in copies.received.drain(..) {
             let stage = self.stages.get(&stage);
-            let end = stage.and_then(|s| if kind == Kind::RecvF { s.forward_in.as_ref() } else { s.backward_in.as_ref() });
+            let end = stage.and_then(|s| {
+                if kind == Kind::RecvF { s.forward_in.as_ref() } else { s.backward_in.as_ref() }
+            });
             if let Some(end) = end {
                 end.received(recorded);
             }
@@ -348,10 +356,8 @@ impl Rank {
                 }
                 Tied::Owner { name, gradient, sum, add, .. } => {
                     self.log.state(State::Waiting, format!("gradient of {name}"));
-                    let (recorded, copy) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
-                    if let Some(c) = copy {
-                        self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
-                    }
+                    let (recorded, c) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
+                    self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
                     recorder.dispatch(&add.0, &add.1, add.2);
                     armed.push(recorded);
                 }
@@ -418,10 +424,8 @@ impl Rank {
                 let to = self.parameters.weight(name)?;
                 let mut recorder = device.record();
                 self.log.state(State::Waiting, format!("weight of {name}"));
-                let (recorded, copy) = weight.record(&mut recorder, &to, self.steps).await?;
-                if let Some(c) = copy {
-                    self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
-                }
+                let (recorded, c) = weight.record(&mut recorder, &to, self.steps).await?;
+                self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
                 self.log.submitted("tied weight", EventKind::Optimizer, None, 0.0);
                 let log = self.log.clone();
                 recorder.submit(move || log.finished());

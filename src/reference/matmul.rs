@@ -23,7 +23,8 @@ pub(super) fn matmul(
                 .sum();
         }
     }
-    let each = |f: &dyn Fn(usize, f64) -> f64| c.iter().enumerate().map(|(i, &x)| f(i, x)).collect::<Vec<_>>();
+    let each =
+        |f: &dyn Fn(usize, f64) -> f64| c.iter().enumerate().map(|(i, &x)| f(i, x)).collect::<Vec<_>>();
     match epilogue {
         Epilogue::None => vec![c],
         Epilogue::Bias => vec![each(&|i, x| x + inputs[2][i % n])],

@@ -62,9 +62,9 @@ fn run_node(graph: &Graph, node: &Node, values: &[Option<Vec<f64>>]) -> Vec<Vec<
 pub fn feed(graph: &Graph, named: &[(&str, &[f64])]) -> Vec<Option<Vec<f64>>> {
     let mut values = vec![None; graph.values.len()];
     for (name, data) in named {
-        let id = (0..graph.values.len()).map(ValueId).find(|&v| {
-            graph.value(v).name == *name && !matches!(graph.value(v).source, Source::Node { .. })
-        });
+        let id = (0..graph.values.len())
+            .map(ValueId)
+            .find(|&v| graph.value(v).name == *name && !matches!(graph.value(v).source, Source::Node { .. }));
         if let Some(id) = id {
             values[id.0] = Some(data.to_vec());
         }

@@ -98,7 +98,12 @@ pub struct PipelineConfig {
 
 impl Default for PipelineConfig {
     fn default() -> Self {
-        PipelineConfig { devices: Devices::default(), schedule: one_f_one_b(), microbatches: None, cuts: None }
+        PipelineConfig {
+            devices: Devices::default(),
+            schedule: one_f_one_b(),
+            microbatches: None,
+            cuts: None,
+        }
     }
 }
 
@@ -128,9 +133,10 @@ impl Devices {
         let auto = if hardware.is_empty() { (0..software.len()).collect() } else { hardware };
         match self {
             Devices::Named(name) if name == "auto" => Ok(auto),
-            Devices::Named(name) => {
-                Err(Error::config(place, format!("{name:?} is not known; write \"auto\", a number or a list")))
-            }
+            Devices::Named(name) => Err(Error::config(
+                place,
+                format!("{name:?} is not known; write \"auto\", a number or a list"),
+            )),
             Devices::Count(0) => Err(Error::config(place, "at least one device is needed")),
             Devices::Count(count) => Ok((0..*count).map(|i| auto[i % auto.len()]).collect()),
             Devices::List(list) if list.is_empty() => {
@@ -269,9 +275,9 @@ impl Config {
             set(&mut table, item)?;
         }
         check_keys(&table, place)?;
-        let config: Config = table.try_into().map_err(|e: toml::de::Error| {
-            Error::config(place, e.to_string().trim().replace('\n', ", "))
-        })?;
+        let config: Config = table
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::config(place, e.to_string().trim().replace('\n', ", ")))?;
         config.check(place)?;
         Ok(config)
     }
@@ -353,7 +359,8 @@ impl Config {
 /// Applies one `a.b=c`; c is TOML, or else a string.
 fn set(table: &mut toml::Table, item: &str) -> Result<()> {
     let refuse = |message: String| Error::config("--set", message);
-    let (path, value) = item.split_once('=').ok_or_else(|| refuse(format!("{item:?} is not key.sub=value")))?;
+    let (path, value) =
+        item.split_once('=').ok_or_else(|| refuse(format!("{item:?} is not key.sub=value")))?;
     let (section, key) = path
         .trim()
         .split_once('.')

@@ -19,7 +19,8 @@ pub fn adam_step(config: &TrainConfig, step: u64, gradient_norm: f64) -> AdamSte
     let rate = learning_rate(config, step);
     let t = (step + 1) as f64;
     // PyTorch's clip_grad_norm_ adds 1e-6 to the norm; so do we, to take the same steps.
-    let clip = if config.clip_norm > 0.0 { (config.clip_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
+    let clip =
+        if config.clip_norm > 0.0 { (config.clip_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
     AdamStep {
         clip: clip as f32,
         rate: rate as f32,

@@ -53,7 +53,8 @@ type Trace = (Vec<f64>, Vec<Vec<f32>>);
 
 fn trace(indices: &[usize], schedule: &str) -> Result<Trace> {
     let config = Config::parse(CONFIG, &[format!("pipeline.schedule={schedule}")], "proof")?;
-    let text: Vec<u8> = (0u32..4000).map(|i| b"pipelines keep every device busy; "[(i * i / 7 % 34) as usize]).collect();
+    let text: Vec<u8> =
+        (0u32..4000).map(|i| b"pipelines keep every device busy; "[(i * i / 7 % 34) as usize]).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed)?;
     let options = OpenOptions::default();

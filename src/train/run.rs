@@ -33,7 +33,9 @@ impl Run {
         write_atomic(&path.join("config.toml"), config.as_bytes())?;
         let file = path.join("metrics.jsonl");
         let kept: String = match std::fs::read_to_string(&file) {
-            Ok(text) if step > 0 => text.lines().filter(|l| is_before(l, step)).map(|l| format!("{l}\n")).collect(),
+            Ok(text) if step > 0 => {
+                text.lines().filter(|l| is_before(l, step)).map(|l| format!("{l}\n")).collect()
+            }
             _ => String::new(),
         };
         write_atomic(&file, kept.as_bytes())?;

@@ -165,7 +165,7 @@ impl Trainer {
             (event.start, event.end) = (e.start - origin, e.end - origin);
             event
         });
-        let devices = self.adapters.iter().enumerate().map(|(i, name)| format!("{i}: {name}")).collect();
+        let devices = self.adapters.clone();
         Timeline { devices, events: shifted.collect() }
     }
 
