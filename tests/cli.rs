@@ -200,10 +200,13 @@ fn bad_input_gets_one_line_and_status_2_and_touches_nothing() {
         (set("data.train=['short.txt']"), "33"),
         (set("data.tokenizer='bpe'"), "bytes"),
         (set("train.sequence=64"), "model.context = 32"),
-        (set("pipeline.microbatches=3"), "does not divide train.batch = 4"),
+        (set("pipeline.microbatches=3"), "2 and 4 do"),
         (set("pipeline.schedule='1f2b'"), "did you mean \"1f1b\""),
         (set("pipeline.cuts=[9]"), "cuts"),
         (set("pipeline.devices=[0,0,0,0,0,0]"), "6 stages cannot share 4 layers"),
+        (set("model.layers=1000000"), "model.layers"),
+        (set("train.batch=4611686018427387904"), "train.batch"),
+        (set("data.train=['text.txt'"), "TOML"),
         (set("model.heads=5"), "5 heads do not divide the width 32"),
         (set("model.kind='gpt9'"), "gpt9"),
         (set("model.vocabulary=100"), "at least 256"),
@@ -248,6 +251,24 @@ fn a_damaged_checkpoint_is_named_and_the_previous_good_one_offered() {
     assert!(line.contains("model.safetensors") && line.contains("000008"), "{line}");
     let generate = place.run(&["generate", "run", "--prompt", "x"]);
     assert_eq!(generate.status.code(), Some(2));
+    let good = [&more[..], &["--from", "run/checkpoints/000008"]].concat();
+    place.succeed(&good);
+    assert_eq!(place.losses("run").len(), 14);
+}
+
+#[test]
+fn a_reader_that_goes_away_or_a_second_process_does_not_harm_a_run() {
+    let place = Place::new();
+    let mut child = place.start(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=60"]);
+    // The progress goes to a pipe that nobody reads any more.
+    drop(child.stderr.take());
+    place.wait_for_steps("run", 6);
+    let second = place.run(&["train", "tiny.toml", "--out", "run", "--resume"]);
+    assert_eq!(second.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(text.contains("another process is training"), "{text}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(place.losses("run").len(), 60);
 }
 
 #[test]

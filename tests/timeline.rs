@@ -163,7 +163,7 @@ fn the_picture_escapes_names_and_labels() {
 #[test]
 fn the_trace_of_1f1b_has_a_thread_for_compute_and_one_for_copies() {
     let trace = one_f_one_b(8).to_chrome_trace();
-    assert_eq!(assert_trace(&trace).into_iter().collect::<Vec<_>>(), [(1, 17), (2, 8), (3, 17), (4, 8)]);
+    assert_eq!(assert_trace(&trace).into_iter().collect::<Vec<_>>(), [(1, 17), (3, 8), (4, 17), (6, 8)]);
     assert!(
         trace.contains("\"polystage\"") && trace.contains("1 AMD Radeon RX 7800 XT (RADV NAVI32) · copies")
     );

@@ -75,14 +75,30 @@ pub(super) fn continue_text(
     devices: &[Device],
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<()> {
-    let (config, tensors) = checkpoint::load_model(path)?;
+    let (config, mut tensors) = checkpoint::load_model(path)?;
     let model = Model::from_hugging_face(&config)?;
     let config = model.config();
-    if path.join("tokenizer.json").exists() || config.vocabulary < 256 || config.vocabulary > 512 {
+    // A run's own folder says which tokenizer it used; another's must have the bytes' 256 symbols.
+    let state = std::fs::read_to_string(path.join("state.json")).unwrap_or_default();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap_or_default();
+    let bytes = state["tokenizer"] == "bytes" || config.vocabulary == 256;
+    if !bytes || config.vocabulary < 256 || path.join("tokenizer.json").exists() {
         let message = format!(
             "a vocabulary of {} needs its own tokenizer; this version generates with byte-level models only",
             config.vocabulary
         );
+        return Err(Error::checkpoint(path, message));
+    }
+    // Published GPT-2 files leave the prefix out.
+    for tensor in &mut tensors {
+        if ["wte.", "wpe.", "h.", "ln_f."].iter().any(|start| tensor.name.starts_with(start)) {
+            tensor.name = format!("transformer.{}", tensor.name);
+        }
+    }
+    let known: Vec<String> = model.parameters().into_iter().map(|p| p.name).collect();
+    let mask = |name: &str| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
+    if let Some(extra) = tensors.iter().find(|t| !known.contains(&t.name) && !mask(&t.name)) {
+        let message = format!("tensor {} has no place in the model of config.json", extra.name);
         return Err(Error::checkpoint(path, message));
     }
     let mut tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();

@@ -6,6 +6,8 @@ mod schedule;
 mod train;
 mod verify;
 
+use std::io::Write;
+
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
@@ -42,7 +44,7 @@ pub fn run() -> u8 {
     match result {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("error: {error}");
+            note(format!("error: {error}"));
             if error.is_input() { 2 } else { 1 }
         }
     }
@@ -80,8 +82,10 @@ fn budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>>
         devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index))).collect();
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
         let refuse = || {
-            let message =
-                format!("{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}", devices.len());
+            let message = format!(
+                "{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}; units: KiB, MiB, GiB, TiB, KB, MB, GB",
+                devices.len()
+            );
             Error::config("--memory", message)
         };
         let (which, size) = match part.split_once('=') {
@@ -105,12 +109,14 @@ fn parse_bytes(text: &str) -> Option<u64> {
         "KiB" | "K" => 1024.0,
         "MiB" | "M" => 1024.0 * 1024.0,
         "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
+        "TiB" | "T" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
         "KB" => 1e3,
         "MB" => 1e6,
         "GB" => 1e9,
         _ => return None,
     };
-    Some((text[..digits].parse::<f64>().ok()? * unit) as u64)
+    let bytes = text[..digits].parse::<f64>().ok()? * unit;
+    (bytes < 1e18).then_some(bytes as u64)
 }
 
 /// Bytes for people.
@@ -136,10 +142,26 @@ fn show_count(n: u64) -> String {
     text
 }
 
-/// Prints a line; a closed pipe (as with `| head`) ends the program quietly instead of with a panic.
+/// Prints a line. A reader that has gone (as with `| head`) must not end the work.
 fn say(text: impl std::fmt::Display) {
-    use std::io::Write;
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(0);
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says something beside the results, on standard error.
+fn note(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Ends the process without the drivers' own clean-up at exit, which hangs after a stall and crashes with some of them
+/// while another thread still holds a device. Everything worth keeping is already on disk.
+pub fn leave(status: u8) -> ! {
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stderr().flush();
+    #[cfg(unix)]
+    // SAFETY: _exit only ends the process.
+    unsafe {
+        libc::_exit(status as i32)
     }
+    #[cfg(not(unix))]
+    std::process::exit(status as i32)
 }

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{adapters, budgets, generate, open, parse_devices, say, show_bytes, show_count};
+use super::{adapters, budgets, generate, leave, note, open, parse_devices, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
@@ -37,9 +38,13 @@ pub(super) struct Arguments {
     /// The run's folder (default: runs/<config's name>-<number>).
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Continue from the folder's last checkpoint.
+    /// Continue from the folder's last checkpoint. The same config gives the uninterrupted run bit for bit; another
+    /// train.steps also changes the rest of the learning rate's cosine.
     #[arg(long)]
     resume: bool,
+    /// With --resume: this checkpoint instead of the last.
+    #[arg(long, value_name = "CHECKPOINT", requires = "resume")]
+    from: Option<PathBuf>,
     /// Print the resolved config and the plan, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -53,6 +58,8 @@ struct Job {
     batches: Batches,
     out: PathBuf,
     resume: Option<PathBuf>,
+    /// What a user who resumes may not expect, said once the checkpoint is found to be good.
+    warnings: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
@@ -67,8 +74,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
 
 fn prepare(arguments: &Arguments) -> Result<Job> {
     let place = arguments.config.display().to_string();
-    let text = std::fs::read_to_string(&arguments.config)
-        .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?;
+    // A pipe would make the program wait for ever.
+    let text = match std::fs::metadata(&arguments.config) {
+        Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
+        _ => std::fs::read_to_string(&arguments.config)
+            .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
+    };
     let mut config = Config::parse(&text, &arguments.set, &place)?;
     if let Some(devices) = &arguments.devices {
         config.pipeline.devices = parse_devices(devices)?;
@@ -84,17 +95,15 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?);
     let plan = Plan::new(setup, &described)?;
     let out = out_folder(arguments)?;
-    let resume = if arguments.resume { checkpoint::latest(&out)? } else { None };
-    if arguments.resume && !out.exists() {
-        return Err(Error::config(
-            "--resume",
-            format!("{} does not exist; there is nothing to resume", out.display()),
-        ));
-    }
+    let mut warnings = Vec::new();
+    let resume = match arguments.resume {
+        true => resume_from(&out, arguments.from.as_deref(), &config, &mut warnings)?,
+        false => None,
+    };
     if !arguments.resume {
         Run::check_new(&out)?;
     }
-    Ok(Job { config, devices, plan, batches, out, resume })
+    Ok(Job { config, devices, plan, batches, out, resume, warnings })
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).
@@ -117,12 +126,57 @@ fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
     }
 }
 
+/// The checkpoint to continue from; warns about what a user may not expect.
+fn resume_from(
+    out: &Path,
+    from: Option<&Path>,
+    config: &Config,
+    warnings: &mut Vec<String>,
+) -> Result<Option<PathBuf>> {
+    let Ok(old) = std::fs::read_to_string(out.join("config.toml")) else {
+        let message = format!("{} does not exist or holds no run; there is nothing to resume", out.display());
+        return Err(Error::config("--resume", message));
+    };
+    let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
+    let (old, new) = (table(&old), table(&config.to_toml()));
+    for section in ["data", "train"] {
+        let (Some(old), Some(new)) = (old.get(section), new.get(section)) else { continue };
+        for (key, value) in new.as_table().into_iter().flatten() {
+            if let Some(before) = old.get(key)
+                && before != value
+            {
+                warnings
+                    .push(format!("warning: resuming with {section}.{key} = {value}, which was {before}"));
+            }
+        }
+    }
+    if let Some(from) = from {
+        return checkpoint::resolve(from).map(Some);
+    }
+    let found = checkpoint::latest(out)?;
+    let pointer = std::fs::read_to_string(out.join("checkpoints/latest")).unwrap_or_default();
+    match &found {
+        None => {
+            warnings.push(format!("warning: {} holds no checkpoint yet; starting at step 0", out.display()))
+        }
+        Some(path) if !path.ends_with(pointer.trim()) => {
+            let name = pointer.trim();
+            warnings.push(format!(
+                "warning: checkpoint {name:?} is incomplete; continuing from {}",
+                path.display()
+            ));
+        }
+        Some(_) => {}
+    }
+    Ok(found)
+}
+
 fn describe(job: &Job) {
     let (plan, config) = (&job.plan, &job.config);
     let p = &config.model;
     say(format!(
-        "model    {:?}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
-        p.kind,
+        "model    {}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
+        serde_json::to_value(p.kind).unwrap_or_default().as_str().unwrap_or_default(),
         show_count(plan.model.parameter_count() as u64),
         p.layers,
         p.width,
@@ -165,7 +219,7 @@ fn describe(job: &Job) {
 fn train(job: Job) -> Result<u8> {
     describe(&job);
     let entropy = job.batches.corpus().unigram_entropy();
-    let Job { config, devices, plan, batches, out, resume } = job;
+    let Job { config, devices, plan, batches, out, resume, warnings } = job;
     let contents = resume.as_ref().map(|path| checkpoint::load(path)).transpose()?;
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt);
@@ -179,6 +233,7 @@ fn train(job: Job) -> Result<u8> {
         _ => watch.block_on(trainer.initialise())?,
     }
     drop(contents);
+    warnings.iter().for_each(note);
     let mut run = Run::open(&out, &config.to_toml(), trainer.step_number())?;
     say(format!("run      {}", run.path().display()));
     let stop = stop_flag()?;
@@ -187,6 +242,7 @@ fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer, keep)?;
     }
     let bar = progress(config.train.steps, trainer.step_number());
+    let mut shown = Instant::now();
     let mut last = None;
     let mut saved = resume.as_ref().map(|_| trainer.step_number());
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
@@ -198,16 +254,16 @@ fn train(job: Job) -> Result<u8> {
                 let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
                     format!("the last checkpoint is {}", p.display())
                 });
-                eprintln!("step {} failed; {kept}", trainer.step_number() + 1);
+                note(format!("step {} failed; {kept}", trainer.step_number() + 1));
                 return Err(error);
             }
         };
         run.log(&row)?;
-        show(&bar, &row, config.train.steps);
+        show(&bar, &row, config.train.steps, &mut shown);
         let every = config.output.checkpoint_every;
         if every > 0 && row.step.is_multiple_of(every) {
             run.save(&mut trainer, keep)?;
-            run.draw(&trainer)?;
+            draw(&run, &trainer);
             saved = Some(row.step);
         }
         last = Some(row);
@@ -216,16 +272,23 @@ fn train(job: Job) -> Result<u8> {
     if saved != Some(trainer.step_number()) {
         run.save(&mut trainer, keep)?;
     }
-    run.draw(&trainer)?;
+    draw(&run, &trainer);
     let interrupted = trainer.step_number() < config.train.steps;
     finish(&run, &trainer, last.as_ref(), entropy);
     drop(trainer);
     if interrupted {
         say("stopped on request; continue with --resume");
-    } else {
+    } else if last.is_some() {
         sample(&run, &prompt, &devices)?;
     }
     Ok(0)
+}
+
+/// A picture that cannot be written must not end a run.
+fn draw(run: &Run, trainer: &Trainer) {
+    if let Err(error) = run.draw(trainer) {
+        note(format!("warning: {error}"));
+    }
 }
 
 /// Counts Ctrl-C: the first asks for a stop after the step, the second ends the program at once.
@@ -235,10 +298,10 @@ fn stop_flag() -> Result<Arc<AtomicUsize>> {
     let handler = count.clone();
     ctrlc::set_handler(move || {
         if handler.fetch_add(1, Ordering::SeqCst) > 0 {
-            std::process::abort();
+            leave(130);
         }
         if !WARNED.swap(true, Ordering::SeqCst) {
-            eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
+            note("\nstopping after this step; press Ctrl-C again to stop at once");
         }
     })
     .map_err(|e| Error::config("signals", e.to_string()))?;
@@ -257,12 +320,14 @@ fn progress(steps: u64, done: u64) -> ProgressBar {
 }
 
 /// On a terminal the bar moves; elsewhere a line now and then.
-fn show(bar: &ProgressBar, row: &Row, steps: u64) {
+fn show(bar: &ProgressBar, row: &Row, steps: u64, shown: &mut Instant) {
     let text = format!("loss {:.4}  {} tokens/s", row.loss, show_count(row.tokens_per_second as u64));
     bar.set_message(text.clone());
     bar.set_position(row.step);
-    if bar.is_hidden() && (row.step.is_multiple_of((steps / 20).max(1)) || row.step == 1) {
-        eprintln!("step {}/{steps}  {text}", row.step);
+    let due = shown.elapsed() > Duration::from_secs(10) || row.step == 1 || row.step == steps;
+    if bar.is_hidden() && due {
+        *shown = Instant::now();
+        note(format!("step {}/{steps}  {text}", row.step));
     }
 }
 

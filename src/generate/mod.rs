@@ -120,7 +120,11 @@ impl Generator {
         // Attention is causal: what stands after the last token cannot change its logits.
         let mut padded = seen.to_vec();
         padded.resize(self.sequence, 0);
-        self.executor.infer(padded, vec![seen.len() - 1]).await
+        let logits = self.executor.infer(padded, vec![seen.len() - 1]).await?;
+        if logits.iter().any(|l| !l.is_finite()) {
+            return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
+        }
+        Ok(logits)
     }
 }
 

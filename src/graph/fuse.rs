@@ -7,15 +7,36 @@ use super::{Epilogue, Graph, Layout, Node, Op, Source, StageGraph, ValueId};
 
 /// Applies every rewrite until none applies.
 pub fn fuse(stage: &mut StageGraph) {
-    let results = stage.results();
-    while let Some((producer, consumer, node)) = find(&stage.graph, &results) {
-        stage.graph.nodes[consumer] = node;
-        stage.graph.nodes.remove(producer);
-        renumber(&mut stage.graph);
+    let mut uses: HashMap<ValueId, usize> = HashMap::new();
+    for id in stage.graph.nodes.iter().flat_map(|n| n.inputs.clone()).chain(stage.results()) {
+        *uses.entry(id).or_default() += 1;
     }
+    // Nodes are in order, so one pass is enough if a fused node is looked at again. Its producer is only marked, so
+    // that indices hold until the end.
+    let mut dead = vec![false; stage.graph.nodes.len()];
+    for consumer in 0..dead.len() {
+        while let Some((producer, node)) = rewrite(&stage.graph, &uses, consumer) {
+            for (output, id) in node.outputs.iter().enumerate() {
+                stage.graph.values[id.0].source = Source::Node { node: consumer, output };
+            }
+            stage.graph.nodes[consumer] = node;
+            dead[producer] = true;
+        }
+    }
+    let mut index = 0;
+    stage.graph.nodes.retain(|_| {
+        index += 1;
+        !dead[index - 1]
+    });
+    renumber(&mut stage.graph);
 }
 
 fn renumber(graph: &mut Graph) {
+    for value in &mut graph.values {
+        if matches!(value.source, Source::Node { .. }) {
+            value.source = Source::Removed;
+        }
+    }
     for (node, n) in graph.nodes.iter().enumerate() {
         for (output, id) in n.outputs.iter().enumerate() {
             graph.values[id.0].source = Source::Node { node, output };
@@ -23,47 +44,42 @@ fn renumber(graph: &mut Graph) {
     }
 }
 
-/// The next rewrite: (index of the producer, of the consumer, the node that replaces both).
-fn find(graph: &Graph, results: &[ValueId]) -> Option<(usize, usize, Node)> {
-    let mut uses: HashMap<ValueId, usize> = HashMap::new();
-    for id in graph.nodes.iter().flat_map(|n| &n.inputs).chain(results) {
-        *uses.entry(*id).or_default() += 1;
-    }
-    for (index, consumer) in graph.nodes.iter().enumerate() {
-        for (position, &id) in consumer.inputs.iter().enumerate() {
-            let Source::Node { node: at, output: 0 } = graph.value(id).source else { continue };
-            let producer = &graph.nodes[at];
-            if producer.phase != consumer.phase {
-                continue;
+/// The next rewrite of a node: (index of the producer it swallows, the node that replaces both).
+fn rewrite(graph: &Graph, uses: &HashMap<ValueId, usize>, consumer: usize) -> Option<(usize, Node)> {
+    let consumer = &graph.nodes[consumer];
+    for (position, &id) in consumer.inputs.iter().enumerate() {
+        let Source::Node { node: at, output: 0 } = graph.value(id).source else { continue };
+        let producer = &graph.nodes[at];
+        if producer.phase != consumer.phase {
+            continue;
+        }
+        // u of a fused GELU stays a result, so later readers (the backward pass) do not matter there.
+        let sole = uses[&id] == 1;
+        let other = |n: usize| consumer.inputs[n];
+        let fused = match (&producer.op, &consumer.op, position) {
+            (Op::Matmul { layout, epilogue: Epilogue::None }, Op::AddBias, 0) if sole => {
+                Some((matmul(*layout, Epilogue::Bias), vec![other(1)], vec![]))
             }
-            // u of a fused GELU stays a result, so later readers (the backward pass) do not matter there.
-            let sole = uses[&id] == 1;
-            let other = |n: usize| consumer.inputs[n];
-            let fused = match (&producer.op, &consumer.op, position) {
-                (Op::Matmul { layout, epilogue: Epilogue::None }, Op::AddBias, 0) if sole => {
-                    Some((matmul(*layout, Epilogue::Bias), vec![other(1)], vec![]))
-                }
-                (Op::Matmul { layout, epilogue: Epilogue::Bias }, Op::Activate(_), 0) => {
-                    Some((matmul(*layout, Epilogue::BiasGelu), vec![], vec![id]))
-                }
-                (Op::Matmul { layout, epilogue: Epilogue::Bias }, Op::Add, _) if sole => {
-                    Some((matmul(*layout, Epilogue::BiasResidual), vec![other(1 - position)], vec![]))
-                }
-                (
-                    Op::Matmul { layout: layout @ Layout::NT, epilogue: Epilogue::None },
-                    Op::ActivateBackward(_),
-                    0,
-                ) if sole => Some((matmul(*layout, Epilogue::GeluBackward), vec![other(1)], vec![])),
-                (Op::LayerNormBackward { residual: false }, Op::Add, _) if sole => {
-                    Some((Op::LayerNormBackward { residual: true }, vec![other(1 - position)], vec![]))
-                }
-                _ => None,
-            };
-            if let Some((op, more_inputs, more_outputs)) = fused {
-                let inputs = [producer.inputs.clone(), more_inputs].concat();
-                let outputs = [consumer.outputs.clone(), more_outputs].concat();
-                return Some((at, index, Node { op, inputs, outputs, phase: consumer.phase }));
+            (Op::Matmul { layout, epilogue: Epilogue::Bias }, Op::Activate(_), 0) => {
+                Some((matmul(*layout, Epilogue::BiasGelu), vec![], vec![id]))
             }
+            (Op::Matmul { layout, epilogue: Epilogue::Bias }, Op::Add, _) if sole => {
+                Some((matmul(*layout, Epilogue::BiasResidual), vec![other(1 - position)], vec![]))
+            }
+            (
+                Op::Matmul { layout: layout @ Layout::NT, epilogue: Epilogue::None },
+                Op::ActivateBackward(_),
+                0,
+            ) if sole => Some((matmul(*layout, Epilogue::GeluBackward), vec![other(1)], vec![])),
+            (Op::LayerNormBackward { residual: false }, Op::Add, _) if sole => {
+                Some((Op::LayerNormBackward { residual: true }, vec![other(1 - position)], vec![]))
+            }
+            _ => None,
+        };
+        if let Some((op, more_inputs, more_outputs)) = fused {
+            let inputs = [producer.inputs.clone(), more_inputs].concat();
+            let outputs = [consumer.outputs.clone(), more_outputs].concat();
+            return Some((at, Node { op, inputs, outputs, phase: consumer.phase }));
         }
     }
     None

@@ -43,6 +43,8 @@ pub enum Source {
         /// Which of its outputs.
         output: usize,
     },
+    /// Swallowed by a fusion: nothing makes or uses it.
+    Removed,
 }
 
 /// A tensor in the graph: metadata only, row-major.
@@ -184,7 +186,7 @@ impl Graph {
     /// Checks that every node uses only earlier values and that shapes still agree: for graphs after a rewrite.
     pub fn verify(&self) -> Result<()> {
         let mut ready: Vec<bool> =
-            self.values.iter().map(|v| !matches!(v.source, Source::Node { .. })).collect();
+            self.values.iter().map(|v| matches!(v.source, Source::Input | Source::Parameter)).collect();
         for node in &self.nodes {
             if let Some(&early) = node.inputs.iter().find(|i| !ready[i.0]) {
                 return Err(Error::Shape {

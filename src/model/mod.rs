@@ -114,15 +114,16 @@ impl Model {
     /// Checks the extents.
     pub fn new(config: &ModelConfig) -> Result<Model> {
         let refuse = |key: &str, message: String| Err(Error::config(format!("model.{key}"), message));
-        for (key, value) in [
-            ("layers", config.layers),
-            ("width", config.width),
-            ("heads", config.heads),
-            ("context", config.context),
-            ("vocabulary", config.vocabulary),
+        // Far above any model that is known, far below what overflows a size in bytes.
+        for (key, value, most) in [
+            ("layers", config.layers, 4096),
+            ("width", config.width, 1 << 17),
+            ("heads", config.heads, 1 << 17),
+            ("context", config.context, 1 << 22),
+            ("vocabulary", config.vocabulary, 1 << 24),
         ] {
-            if value == 0 || value > u32::MAX as usize / 8 {
-                return refuse(key, format!("{value} is out of range; it must be at least 1"));
+            if value == 0 || value > most {
+                return refuse(key, format!("{value} is out of range; it must be between 1 and {most}"));
             }
         }
         if !config.width.is_multiple_of(config.heads) {
@@ -243,12 +244,14 @@ impl Model {
     /// Forward and backward floating-point operations of each layer for one microbatch: the weights of a split.
     pub fn layer_flops(&self, batch: usize, sequence: usize) -> Result<Vec<f64>> {
         let purpose = Purpose::Training { tokens: batch * sequence };
-        (0..self.layers())
-            .map(|layer| {
-                let stage = self.stage_graph(layer..layer + 1, batch, sequence, purpose)?;
-                Ok(stage.graph.nodes.iter().map(|n| stage.graph.flops(n)).sum())
-            })
-            .collect()
+        let flops = |layer: usize| -> Result<f64> {
+            let stage = self.stage_graph(layer..layer + 1, batch, sequence, purpose)?;
+            Ok(stage.graph.nodes.iter().map(|n| stage.graph.flops(n)).sum())
+        };
+        // All blocks are alike.
+        let (first, block, last) = (flops(0)?, flops(1)?, flops(self.layers() - 1)?);
+        let blocks = std::iter::repeat_n(block, self.layers() - 2);
+        Ok([first].into_iter().chain(blocks).chain([last]).collect())
     }
 
     /// The Hugging Face `config.json` of this model.

@@ -4,7 +4,7 @@
 //! microbatch in flight. Gradient slots: what I leaves for W. Scratch: the rest, buffers reused by lifetime and shared
 //! by the three programs, of which one runs at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Lowered, in_place, lower};
 use crate::gpu::Capabilities;
@@ -83,6 +83,7 @@ impl MemoryPlan {
             let id = ValueId(index);
             let used_until = last_phase.get(&id).copied();
             plan.place[index] = match value.source {
+                Source::Removed => None,
                 _ if home[index] != id => None,
                 Source::Parameter => Some(Place::Weight),
                 Source::Input if Some(id) == stage.d_output => {
@@ -124,7 +125,7 @@ impl MemoryPlan {
     /// Gives scratch buffers to the values of one phase that have no home yet, reusing those whose value is dead.
     fn place_scratch(&mut self, stage: &StageGraph, phase: Phase, home: &[ValueId]) {
         let graph = &stage.graph;
-        let results = stage.results();
+        let results: HashSet<ValueId> = stage.results().into_iter().collect();
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
         for (index, node) in graph.nodes.iter().enumerate() {
             for value in node.inputs.iter().chain(&node.outputs) {

@@ -61,17 +61,6 @@ impl StageProgram {
         stash: usize,
         gradient: usize,
     ) -> Result<StageProgram> {
-        for value in &stage.graph.values {
-            let limit = device.capabilities().max_binding;
-            if value.bytes() > limit {
-                return Err(Error::Binding {
-                    tensor: format!("{} {:?}", value.name, value.shape),
-                    adapter: device.info().name.clone(),
-                    need: value.bytes(),
-                    limit,
-                });
-            }
-        }
         let mut uniform = Vec::new();
         let mut steps = [const { Vec::new() }; 3];
         for (node, n) in stage.graph.nodes.iter().enumerate() {

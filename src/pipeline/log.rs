@@ -105,7 +105,8 @@ impl Log {
 
     /// Notes something that the host did.
     pub(super) fn host(&self, label: &str, kind: EventKind, start: f64, end: f64, bytes: u64) {
-        let (rank, track) = (self.rank, Track::Copy);
+        let rank = self.rank;
+        let track = if kind == EventKind::Copy { Track::Copy } else { Track::Host };
         let event = Event { rank, track, label: label.into(), kind, microbatch: None, start, end, bytes };
         self.lock().events.push(event);
     }

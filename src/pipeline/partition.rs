@@ -11,7 +11,9 @@ pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
     if stages == 0 || stages > n {
         return Err(Error::config(
             "pipeline.devices",
-            format!("{stages} stages cannot share {n} layers; use at most {n} devices or a deeper model"),
+            format!(
+                "{stages} stages cannot share {n} layers (embedding and head count as one each); use at most {n} devices or a deeper model"
+            ),
         ));
     }
     let mut prefix = vec![0.0];
@@ -49,7 +51,7 @@ pub fn from_cuts(cuts: &[usize], layers: usize, stages: usize) -> Result<Vec<Ran
     let rising = bounds.windows(2).all(|pair| pair[0] < pair[1]);
     if cuts.len() + 1 != stages || !rising {
         let message = format!(
-            "{cuts:?} does not cut {layers} layers into {stages} stages; give {} rising layer numbers between 1 and {}",
+            "{cuts:?} does not cut {layers} layers (embedding and head count as one each) into {stages} stages; give {} rising layer numbers between 1 and {}",
             stages - 1,
             layers - 1
         );

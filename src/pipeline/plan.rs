@@ -70,6 +70,20 @@ pub struct Plan {
     pub ranks: Vec<RankPlan>,
 }
 
+/// A tensor must fit one binding.
+fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capabilities) -> Result<()> {
+    let limit = capabilities.max_binding;
+    match stage.graph.values.iter().find(|value| value.bytes() > limit) {
+        None => Ok(()),
+        Some(value) => Err(Error::Binding {
+            tensor: format!("{} {:?}", value.name, value.shape),
+            adapter: adapter.name.clone(),
+            need: value.bytes(),
+            limit,
+        }),
+    }
+}
+
 impl Plan {
     /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
     pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
@@ -98,6 +112,7 @@ impl Plan {
         for (rank, (_, capabilities)) in devices.iter().enumerate() {
             let layers = stages[rank].clone();
             let graph = model.stage_graph(layers.clone(), setup.batch, setup.sequence, purpose)?;
+            check_bindings(&graph, &devices[rank].0, capabilities)?;
             let memory = MemoryPlan::new(&graph, capabilities);
             let stage = StagePlan {
                 stage: rank,

@@ -8,11 +8,16 @@ use serde_json::{Value, json};
 /// Where an event of a device is drawn: its queue works on both, and a copy may run beside compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Track {
-    /// Kernels, and what the host does for them.
+    /// Kernels.
     Compute,
+    /// What the host does for them.
+    Host,
     /// Activations and gradients on their way over a link.
     Copy,
 }
+
+const TRACKS: [(Track, &str); 3] =
+    [(Track::Compute, "compute"), (Track::Host, "host"), (Track::Copy, "copies")];
 
 /// What a device was doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,15 +108,15 @@ impl Timeline {
         Picture::new(self).draw(title)
     }
 
-    /// Chrome's trace format (JSON), which Perfetto opens: a thread a device for compute and another for its copies,
-    /// times in microseconds. Perfetto drops events that overlap on a thread, so each starts no sooner than the one
+    /// Chrome's trace format (JSON), which Perfetto opens: a thread a device for compute, one for the host and one
+    /// for its copies, times in microseconds. Perfetto drops events that overlap on a thread, so each starts no sooner than the one
     /// before it ended.
     pub fn to_chrome_trace(&self) -> String {
         let mut lines =
             vec![json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "polystage"}})];
         for rank in 0..self.ranks() {
-            for (track, what) in [(Track::Compute, "compute"), (Track::Copy, "copies")] {
-                let tid = 2 * rank + 1 + usize::from(track == Track::Copy);
+            for (number, (track, what)) in TRACKS.into_iter().enumerate() {
+                let tid = TRACKS.len() * rank + number + 1;
                 let meta = |name, args| json!({"name": name, "ph": "M", "pid": 1, "tid": tid, "args": args});
                 let name = format!("{rank} {} · {what}", self.name(rank));
                 lines.push(meta("thread_name", json!({ "name": name })));
@@ -320,7 +325,11 @@ impl Picture<'_> {
     fn cells(&self, svg: &mut String, rank: usize) {
         let y = HEADER + BLOCK * rank as f64 + NAME;
         svg.push_str("<g text-anchor=\"middle\">\n");
-        for (track, top, height) in [(Track::Compute, y, COMPUTE), (Track::Copy, y + COMPUTE + 3.0, COPIES)] {
+        for (track, top, height) in [
+            (Track::Compute, y, COMPUTE),
+            (Track::Host, y + COMPUTE + 3.0, COPIES),
+            (Track::Copy, y + COMPUTE + 3.0, COPIES),
+        ] {
             for event in self.timeline.track(rank, track) {
                 let (_, fill, ink) = event.kind.style();
                 let (x, mut width) = (self.x(event.start), (event.end - event.start) * self.scale);

@@ -373,9 +373,13 @@ pub fn load(folder: &Path) -> Result<Contents> {
         })
     };
     read().map_err(|error: Error| match (error, previous_good(folder)) {
-        (Error::Checkpoint { path, message }, Some(previous)) => {
-            Error::checkpoint(path, format!("{message}; the previous good one is {}", previous.display()))
-        }
+        (Error::Checkpoint { path, message }, Some(previous)) => Error::checkpoint(
+            path,
+            format!(
+                "{message}; the previous good one is {0} (continue from it with --resume --from {0})",
+                previous.display()
+            ),
+        ),
         (error, _) => error,
     })
 }

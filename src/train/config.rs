@@ -290,16 +290,22 @@ impl Config {
     fn check(&self, place: &str) -> Result<()> {
         let refuse = |message: String| Err(Error::config(place, message));
         let t = &self.train;
-        for (key, value) in [("steps", t.steps), ("batch", t.batch as u64), ("sequence", t.sequence as u64)] {
-            if value == 0 {
-                return refuse(format!("train.{key} must be at least 1"));
+        for (key, value, most) in [
+            ("steps", t.steps, u64::MAX),
+            ("batch", t.batch as u64, 1 << 20),
+            ("sequence", t.sequence as u64, 1 << 22),
+        ] {
+            if !(1..=most).contains(&value) {
+                return refuse(format!(
+                    "train.{key} = {value} is out of range; it must be at least 1 and at most {most}"
+                ));
             }
         }
         for (key, value, low, high) in [
             ("learning_rate", t.learning_rate, 0.0, 1e3),
             ("minimum_learning_rate", t.minimum_learning_rate.unwrap_or(0.0), 0.0, 1e3),
             ("weight_decay", t.weight_decay, 0.0, 1e3),
-            ("clip_norm", t.clip_norm, 0.0, f64::MAX),
+            ("clip_norm", t.clip_norm, 0.0, 1e9),
             ("beta1", t.beta1, 0.0, 0.999_999),
             ("beta2", t.beta2, 0.0, 0.999_999_9),
             ("epsilon", t.epsilon, 1e-30, 1.0),
@@ -310,12 +316,12 @@ impl Config {
         }
         let m = self.microbatches();
         if m == 0 || !t.batch.is_multiple_of(m) {
-            let divisors: Vec<String> =
-                (1..=t.batch).filter(|d| t.batch.is_multiple_of(*d)).map(|d| d.to_string()).collect();
+            let divides = |d: &usize| t.batch.is_multiple_of(*d);
+            let below = (1..m.clamp(2, t.batch)).rev().find(divides).unwrap_or(1);
+            let above = (m.max(1)..=t.batch).find(divides).unwrap_or(t.batch);
             return refuse(format!(
-                "pipeline.microbatches = {m} does not divide train.batch = {}; use one of {}",
-                t.batch,
-                divisors.join(", ")
+                "pipeline.microbatches = {m} does not divide train.batch = {}; {below} and {above} do",
+                t.batch
             ));
         }
         if t.sequence > self.model.context {
@@ -367,6 +373,9 @@ fn set(table: &mut toml::Table, item: &str) -> Result<()> {
         .ok_or_else(|| refuse(format!("{path:?} is not table.key, such as train.steps")))?;
     let value = value.trim();
     let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+    if parsed.is_none() && value.starts_with(|c: char| "[{\"'-.0123456789".contains(c)) {
+        return Err(refuse(format!("{value:?} is not a TOML value (in {item:?})")));
+    }
     let value = parsed.unwrap_or_else(|| toml::Value::String(value.into()));
     let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
     match entry.as_table_mut() {

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 pub struct Run {
     path: PathBuf,
     metrics: std::fs::File,
+    /// Held while the run lives, so that two processes do not write into one folder; the system lets go of it even
+    /// after `kill -9`.
+    _lock: std::fs::File,
 }
 
 impl Run {
@@ -19,7 +22,7 @@ impl Run {
         if path.exists() && !path.is_dir() {
             return Err(Error::config("--out", format!("{} is not a folder", path.display())));
         }
-        if path.join("config.toml").exists() || path.join("checkpoints").exists() {
+        if ["config.toml", "checkpoints", "metrics.jsonl"].iter().any(|name| path.join(name).exists()) {
             let message =
                 format!("{} already holds a run; add --resume or give another folder", path.display());
             return Err(Error::config("--out", message));
@@ -29,7 +32,17 @@ impl Run {
 
     /// Opens a folder, creating it, for a run that has done `step` steps: later rows of its metrics are dropped.
     pub fn open(path: &Path, config: &str, step: u64) -> Result<Run> {
-        std::fs::create_dir_all(path).map_err(Error::io(path))?;
+        let refuse =
+            |e: std::io::Error| Error::config("--out", format!("{} cannot be written: {e}", path.display()));
+        std::fs::create_dir_all(path).map_err(refuse)?;
+        let lock = std::fs::File::create(path.join(".lock")).map_err(refuse)?;
+        if lock.try_lock().is_err() {
+            let message = format!(
+                "another process is training in {}; wait for it or give another folder",
+                path.display()
+            );
+            return Err(Error::config("--out", message));
+        }
         write_atomic(&path.join("config.toml"), config.as_bytes())?;
         let file = path.join("metrics.jsonl");
         let kept: String = match std::fs::read_to_string(&file) {
@@ -40,7 +53,7 @@ impl Run {
         };
         write_atomic(&file, kept.as_bytes())?;
         let metrics = std::fs::OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
-        Ok(Run { path: path.to_path_buf(), metrics })
+        Ok(Run { path: path.to_path_buf(), metrics, _lock: lock })
     }
 
     /// The folder.

@@ -77,7 +77,8 @@ impl Trainer {
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
         let model = plan.model.clone();
         let executor = Executor::launch(plan, devices)?;
-        let adapters = devices.iter().map(|d| d.info().name.clone()).collect();
+        let adapters =
+            devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect();
         let (config, timeline) = (config.clone(), Vec::new());
         Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline })
     }
@@ -141,7 +142,7 @@ impl Trainer {
         let devices = self.adapters.iter().enumerate().map(|(rank, adapter)| DeviceRow {
             adapter: adapter.clone(),
             busy_fraction: fraction(rank, Track::Compute),
-            host_fraction: fraction(rank, Track::Copy),
+            host_fraction: fraction(rank, Track::Host) + fraction(rank, Track::Copy),
             bytes_moved: report.bytes[rank],
         });
         let devices = devices.collect();
@@ -189,10 +190,13 @@ impl Trainer {
     pub async fn restore(&mut self, contents: &Contents, path: &std::path::Path) -> Result<()> {
         let saved = Model::from_hugging_face(&contents.config)?;
         if saved.config() != self.model.config() {
+            let words = |m: &crate::model::ModelConfig| {
+                let json = serde_json::to_value(m).unwrap_or_default();
+                json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
+            };
+            let (there, here) = (words(saved.config()), words(self.model.config()));
             let message = format!(
-                "holds another model than the config: {:?}, not {:?}; use the config it was trained with",
-                saved.config(),
-                self.model.config()
+                "holds another model ({there}) than the config ({here}); use the config it was trained with"
             );
             return Err(Error::checkpoint(path, message));
         }
