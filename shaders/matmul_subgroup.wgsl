@@ -86,6 +86,8 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
 
 override LANES: u32 = 8u;
 
+var<workgroup> tile: array<vec4<f32>, LANES * 16u>; // each invocation's 8x8 sums
+
 @compute @workgroup_size(LANES, 1, 1)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -361,20 +363,27 @@ fn main(
             sum7r = fma(a37, b3r, sum7r);
         }
     }
-    finish(row + 0u, column, sum0l);
-    finish(row + 0u, column + 4u, sum0r);
-    finish(row + 1u, column, sum1l);
-    finish(row + 1u, column + 4u, sum1r);
-    finish(row + 2u, column, sum2l);
-    finish(row + 2u, column + 4u, sum2r);
-    finish(row + 3u, column, sum3l);
-    finish(row + 3u, column + 4u, sum3r);
-    finish(row + 4u, column, sum4l);
-    finish(row + 4u, column + 4u, sum4r);
-    finish(row + 5u, column, sum5l);
-    finish(row + 5u, column + 4u, sum5r);
-    finish(row + 6u, column, sum6l);
-    finish(row + 6u, column + 4u, sum6r);
-    finish(row + 7u, column, sum7l);
-    finish(row + 7u, column + 4u, sum7r);
+    // Through memory of its own, so that the epilogue is one piece of code in a loop: unrolled, it takes drivers longer to
+    // compile than all the rest.
+    let mine_at = local.x * 16u;
+    tile[mine_at + 0u] = sum0l;
+    tile[mine_at + 1u] = sum0r;
+    tile[mine_at + 2u] = sum1l;
+    tile[mine_at + 3u] = sum1r;
+    tile[mine_at + 4u] = sum2l;
+    tile[mine_at + 5u] = sum2r;
+    tile[mine_at + 6u] = sum3l;
+    tile[mine_at + 7u] = sum3r;
+    tile[mine_at + 8u] = sum4l;
+    tile[mine_at + 9u] = sum4r;
+    tile[mine_at + 10u] = sum5l;
+    tile[mine_at + 11u] = sum5r;
+    tile[mine_at + 12u] = sum6l;
+    tile[mine_at + 13u] = sum6r;
+    tile[mine_at + 14u] = sum7l;
+    tile[mine_at + 15u] = sum7r;
+    let count = 2u * min(8u, p.m - row);
+    for (var i = 0u; i < count; i++) {
+        finish(row + i / 2u, column + (i % 2u) * 4u, tile[mine_at + i]);
+    }
 }
