@@ -8,4 +8,5 @@ pub mod optimizer;
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
+mod tensors;
 pub mod trainer;
