@@ -18,8 +18,8 @@ fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4(qkv[i.x], qkv[i.y], qkv[i.z], qkv[i.w]), at < vec4(p.size));
 }
 
+// What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
 struct Input {
-    @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 }
 
@@ -141,8 +141,7 @@ fn mask(score: vec4<f32>, key: u32, query: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(LANES, 1, 1)
-fn main(input: Input) {
-    let group = input.group;
+fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     let lane = input.local.x;
     let row0 = group.x * ROWS;
     let batch = group.y / p.heads;

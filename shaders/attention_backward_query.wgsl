@@ -25,8 +25,8 @@ fn load_d_o(base: u32, d: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4(d_o[i.x], d_o[i.y], d_o[i.z], d_o[i.w]), at < vec4(p.size));
 }
 
+// What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
 struct Input {
-    @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
 }
 
@@ -123,8 +123,7 @@ fn d_score(score: vec4<f32>, d_weight: vec4<f32>, row: u32, key: u32, query: u32
 }
 
 @compute @workgroup_size(LANES, 1, 1)
-fn main(input: Input) {
-    let group = input.group;
+fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     let lane = input.local.x;
     let row0 = group.x * ROWS;
     let batch = group.y / p.heads;

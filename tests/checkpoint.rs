@@ -134,10 +134,9 @@ fn a_flipped_byte_in_any_file_is_found_and_the_previous_good_checkpoint_offered(
             bad[at] ^= 1 << (at % 8);
             fs::write(&path, bad).expect("written");
             let message = message(load(&folder));
-            assert!(message.ends_with(&format!(
-                "previous good one is {}",
-                run.path().join("checkpoints/000001").display()
-            )));
+            let previous = run.path().join("checkpoints/000001");
+            assert!(message.contains(&format!("previous good one is {} (", previous.display())), "{message}");
+            assert!(message.ends_with(&format!("--resume --from {})", previous.display())), "{message}");
             assert!(name == "manifest.json" || message.starts_with(&path.display().to_string()), "{message}");
         }
         fs::remove_file(&path).expect("removed");

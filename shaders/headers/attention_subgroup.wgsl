@@ -12,8 +12,8 @@ fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     return qkv[(base + min(d, p.size - 4u)) / 4u];
 }
 
+// What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
 struct Input {
-    @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(subgroup_invocation_id) lane: u32,
 }

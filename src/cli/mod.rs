@@ -16,7 +16,12 @@ use crate::train::config::Devices;
 
 /// Trains one neural network across every GPU in this machine, whatever its vendor.
 #[derive(Parser)]
-#[command(name = "polystage", version, max_term_width = 110)]
+#[command(
+    name = "polystage",
+    version,
+    max_term_width = 110,
+    after_help = "Example:\n  polystage train configs/tiny.toml\n\nThe exit status is 0, 1 (something failed) or 2 (bad input)."
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
