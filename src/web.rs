@@ -45,9 +45,8 @@ async fn launch(config: &Config, text: Vec<u8>) -> Result<Trainer> {
     for index in config.pipeline.devices.resolve(&software)? {
         devices.push(Device::open(index, OpenOptions::default()).await?);
     }
-    let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     // A browser does not say how much memory there is.
-    let plan = Plan::new(Trainer::setup(config, vec![None; devices.len()]), &described)?;
+    let plan = Plan::for_devices(Trainer::setup(config, vec![None; devices.len()]), &devices)?;
     let train = &config.train;
     let corpus = Corpus::from_bytes(text);
     let batches = Batches::new(corpus, train.batch, train.sequence, config.data.order, train.seed)?;

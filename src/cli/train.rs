@@ -91,9 +91,8 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let adapters = adapters()?;
     let devices = open(&config.pipeline.devices, &adapters)?;
     config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
-    let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?);
-    let plan = Plan::new(setup, &described)?;
+    let plan = Plan::for_devices(setup, &devices)?;
     let out = out_folder(arguments)?;
     let mut warnings = Vec::new();
     let resume = match arguments.resume {

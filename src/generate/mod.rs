@@ -97,9 +97,8 @@ impl Generator {
             training: false,
             budgets: devices.iter().map(|d| d.info().memory).collect(),
         };
-        let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
         let model = Model::new(config)?;
-        let mut executor = Executor::launch(Plan::new(setup, &described)?, devices)?;
+        let mut executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
         for p in model.parameters().iter().filter(|p| p.tied_to.is_none()) {
             executor.write(&p.name, Part::Weight, find(tensors, &p.name, &p.shape, path)?).await?;
         }

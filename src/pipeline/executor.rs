@@ -255,8 +255,6 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             let mut inward = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.1.take());
             let (forward_in, backward_in) =
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
-            let ends = (forward_in, forward_out, backward_in, backward_out);
-            let (forward_in, forward_out, backward_in, backward_out) = ends;
             stages.insert(
                 at,
                 Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },

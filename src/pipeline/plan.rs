@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{link, partition};
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterInfo, Capabilities};
+use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
 use crate::model::{Model, ModelConfig, Purpose};
 use crate::ops::parameters::Layout;
@@ -85,6 +85,12 @@ fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capa
 }
 
 impl Plan {
+    /// Plans for opened devices: [`Plan::new`] with what they are.
+    pub fn for_devices(setup: Setup, devices: &[Device]) -> Result<Plan> {
+        let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
+        Plan::new(setup, &described)
+    }
+
     /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
     pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
         let model = Model::new(&setup.model)?;

@@ -60,8 +60,7 @@ fn trace(indices: &[usize], schedule: &str) -> Result<Trace> {
     let options = OpenOptions::default();
     let devices =
         indices.iter().map(|&i| pollster::block_on(Device::open(i, options))).collect::<Result<Vec<_>>>()?;
-    let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-    let plan = Plan::new(Trainer::setup(&config, vec![None; devices.len()]), &described)?;
+    let plan = Plan::for_devices(Trainer::setup(&config, vec![None; devices.len()]), &devices)?;
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
     watch.block_on(trainer.initialise())?;
