@@ -29,6 +29,7 @@
 //! not there yet. Sends never wait, because the transport holds as many messages as the schedule needs; receives do.
 
 mod check;
+mod costs;
 mod draw;
 mod generate;
 mod index;
@@ -37,6 +38,7 @@ mod simulate;
 mod slots;
 mod text;
 
+pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 pub use draw::grid;
 pub use generate::{NAMES, generate};
 pub use simulate::{Cell, Simulation, simulate};

@@ -1,0 +1,145 @@
+//! What one training step costs on given devices: the simulator's and the synthesiser's whole input, plain data.
+//!
+//! Seconds and bytes throughout. A stage's times are those of its device when nothing else runs in the machine;
+//! [`Costs::cores`], [`RankCost::cores`] and [`Costs::slowdown`] say how much slower it gets when others do.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Schedule};
+
+/// Costs of one step. `stages`, `hops` and `ranks` must be as many as the schedule's stages, stages − 1 and ranks.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Costs {
+    /// One per stage.
+    pub stages: Vec<StageCost>,
+    /// `hops[s]` lies between stages `s` and `s + 1`.
+    pub hops: Vec<Hops>,
+    /// One per rank.
+    pub ranks: Vec<RankCost>,
+    /// Parameters whose two users are on different ranks.
+    #[serde(default)]
+    pub ties: Vec<Tie>,
+    /// Host cores that all devices share; 0 if that limits nothing.
+    #[serde(default)]
+    pub cores: f64,
+    /// `slowdown[i][j]`: how many times longer rank `i` takes while rank `j` is busy too, beyond what sharing `cores`
+    /// explains (memory bandwidth, caches, the bus). Empty for 1 throughout.
+    #[serde(default)]
+    pub slowdown: Vec<Vec<f64>>,
+}
+
+/// What a stage costs per microbatch on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct StageCost {
+    /// Seconds of F.
+    pub forward: f64,
+    /// Seconds of I, recomputation included.
+    pub input: f64,
+    /// Seconds of W.
+    pub weight: f64,
+    /// Seconds of B; less than I + W where the two share something.
+    pub backward: f64,
+    /// Bytes held from F until W (or B) has ended.
+    pub stash: u64,
+    /// Bytes held from I until W has ended; during B too.
+    pub gradient: u64,
+}
+
+/// The way between two neighbouring stages, both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Hops {
+    /// Of activations, to the next stage.
+    pub forward: Hop,
+    /// Of gradients, to the stage before.
+    pub backward: Hop,
+}
+
+/// The way of one tensor from one stage to another.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Hop {
+    /// Seconds on the sender's queue, part of the sending action (beside it, with a copy engine).
+    pub out: f64,
+    /// Seconds in which nothing works on it.
+    pub latency: f64,
+    /// Seconds of the host's copy; a link carries one tensor at a time.
+    pub copy: f64,
+    /// Seconds on the receiver's queue, part of the receiving action (before it, with a copy engine).
+    pub into: f64,
+    /// Bytes of the tensor.
+    pub bytes: u64,
+}
+
+/// What a rank costs beside its stages.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct RankCost {
+    /// Seconds before its first action: clearing gradients.
+    pub begin: f64,
+    /// Seconds after its last action: folding gradients, sums of squares, read-back.
+    pub end: f64,
+    /// Seconds of the optimizer step, after the gradient norm of all ranks is known.
+    pub update: f64,
+    /// Host cores that the device keeps busy while it works: the number of its threads for a software adapter, near 0
+    /// for a GPU.
+    pub cores: f64,
+    /// Whether copies run beside computation instead of in its queue.
+    pub copy_engine: bool,
+    /// Bytes that do not depend on the schedule: weights, optimizer state, scratch, link buffers.
+    pub fixed: u64,
+    /// Bytes it may use; none if unknown.
+    pub budget: Option<u64>,
+}
+
+/// A parameter used on one rank and owned by another: its gradient travels at the end of a step, its new weight after
+/// the update.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Tie {
+    /// The rank that uses it.
+    pub user: usize,
+    /// The rank that owns it.
+    pub owner: usize,
+    /// Of the gradient, from user to owner.
+    pub gradient: Hop,
+    /// Of the weight, from owner to user.
+    pub weight: Hop,
+}
+
+impl Hop {
+    /// Seconds from the end of the action that makes a tensor to the earliest start of the one that needs it, if no
+    /// other tensor is on the way.
+    pub fn delay(&self) -> f64 {
+        self.latency + self.copy
+    }
+}
+
+impl StageCost {
+    /// Seconds of a computation of this stage; 0 for a transfer.
+    pub fn seconds(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::F => self.forward,
+            Kind::I => self.input,
+            Kind::W => self.weight,
+            Kind::B => self.backward,
+            Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => 0.0,
+        }
+    }
+}
+
+impl Costs {
+    /// Equal stages with these times for F, I and W (B takes I + W), free ends of a step, no memory, and `latency`
+    /// between any two ranks: the world of the published formulas.
+    pub fn uniform(schedule: &Schedule, forward: f64, input: f64, weight: f64, latency: f64) -> Costs {
+        let stage = StageCost { forward, input, weight, backward: input + weight, ..StageCost::default() };
+        let hop = Hop { latency, ..Hop::default() };
+        let rank_of = |stage| schedule.rank_of(stage);
+        let hops = (1..schedule.stages).map(|s| {
+            let crosses = rank_of(s - 1) != rank_of(s);
+            if crosses { Hops { forward: hop, backward: hop } } else { Hops::default() }
+        });
+        Costs {
+            stages: vec![stage; schedule.stages],
+            hops: hops.collect(),
+            ranks: vec![RankCost::default(); schedule.ranks.len()],
+            ..Costs::default()
+        }
+    }
+}
