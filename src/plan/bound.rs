@@ -1,6 +1,8 @@
 //! What no schedule of a form can beat: a bound on a step in time proportional to the number of stages.
 
+use super::costs::Prices;
 use super::form::Layout;
+use super::space::Pool;
 use crate::schedule::Costs;
 
 /// Seconds that a step with these costs takes at least in a schedule of this layout. Three things bound it, each from the moment a stage can have its first input to the moment
@@ -40,8 +42,10 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
         }
         let beside = |rank: usize, seconds: f64| if costs.ranks[rank].copy_engine { seconds } else { 0.0 };
         let hops = &costs.hops[s];
-        let onwards = hops.forward.delay() + beside(before, hops.forward.out) + beside(after, hops.forward.into);
-        let back = hops.backward.delay() + beside(after, hops.backward.out) + beside(before, hops.backward.into);
+        let onwards =
+            hops.forward.delay() + beside(before, hops.forward.out) + beside(after, hops.forward.into);
+        let back =
+            hops.backward.delay() + beside(after, hops.backward.out) + beside(before, hops.backward.into);
         (onwards, back)
     };
     // From the start of a stage's F to the start of its I or B for the same microbatch.
@@ -86,4 +90,28 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
     let shared = if costs.cores > 0.0 { busy / costs.cores } else { 0.0 };
     let update = costs.ranks.iter().map(|cost| cost.update).fold(0.0, f64::max);
     shared.max(end + update)
+}
+
+/// Seconds of a microbatch that the busiest of so many ranks has at least, however layers are cut and on whichever
+/// devices: the work of all layers, shared out as finely as can be.
+pub(super) fn even_load(prices: &Prices, pool: &Pool, ranks: usize) -> f64 {
+    let layers = prices.workload.layers.len();
+    let seconds = |device: usize, layer: usize| {
+        let of = |range| {
+            let cost = prices.stage(device, &range, false);
+            cost.forward + cost.backward.min(cost.input + cost.weight)
+        };
+        // Without what each action costs beside its layers.
+        of(layer..layer + 1) - of(layer..layer)
+    };
+    let reference: Vec<f64> = (0..layers).map(|layer| seconds(pool.classes[0][0], layer)).collect();
+    let mut speeds: Vec<f64> = Vec::new();
+    for class in &pool.classes {
+        let slowness =
+            |(layer, &reference): (usize, &f64)| seconds(class[0], layer) / reference.max(f64::MIN_POSITIVE);
+        let least = reference.iter().enumerate().map(slowness).fold(f64::INFINITY, f64::min);
+        speeds.extend(class.iter().map(|_| 1.0 / least.max(f64::MIN_POSITIVE)));
+    }
+    speeds.sort_by(|a, b| b.total_cmp(a));
+    reference.iter().sum::<f64>() / speeds.iter().take(ranks).sum::<f64>()
 }

@@ -22,12 +22,7 @@ enum Move {
 
 /// Changes `start` until no small change makes it faster, or until `allowance` is spent; from a plan that does not fit
 /// the search first goes to one that does. None if there is no such way, or if the plan is slower than `cutoff`.
-pub(super) fn improve(
-    judge: &mut Judge,
-    start: Point,
-    cutoff: f64,
-    allowance: u64,
-) -> Result<Option<Timed>> {
+pub(super) fn improve(judge: &mut Judge, start: Point, cutoff: f64, allowance: u64) -> Result<Option<Timed>> {
     let until = judge.work + allowance;
     let mut point = start;
     let mut best = match judge.judge(&point, cutoff)? {

@@ -182,38 +182,14 @@ pub(super) fn choices(
     let mut lacking = 0;
     for (rank, own) in layout.own.iter().enumerate() {
         let device = devices[rank];
-        if own.iter().any(|&s| !prices.binds(device, &stages[s])) {
-            lacking += NEVER;
-            continue;
-        }
-        let limit = prices.machine.devices[device].memory.map(|budget| {
-            let rings = layout.rings[rank] * prices.batching.link_buffer;
-            Limit { budget, fixed: rings + prices.state(own.iter().map(|&s| &stages[s])) }
-        });
-        let bytes = |stage: usize, recompute| stage_bytes(prices, layout, stage, &stages[stage], recompute);
-        let found = match (&own[..], wish, &limit) {
-            (_, RecomputeChoice::AsNeeded, None) => continue,
-            (&[stage], RecomputeChoice::AsNeeded, Some(limit)) => {
-                let lacks = limit.lacks(bytes(stage, false));
-                first[stage] = lacks > 0;
-                if lacks == 0 { Ok(()) } else { limit.check(bytes(stage, true).min(bytes(stage, false))) }
+        let found = match own[..] {
+            [stage] => {
+                one_stage(prices, layout, stage, device, &stages[stage], wish).map(|on| first[stage] = on)
             }
-            (_, RecomputeChoice::AsNeeded, Some(limit)) => {
-                let work = |stage: usize| prices.stage(device, &stages[stage], false).forward;
-                match subsets(own, work, |set| limit.lacks(sum(own, set, bytes))) {
-                    Ok(sets) => {
-                        write(&mut first, own, &sets[0]);
-                        others.push((rank, sets));
-                        Ok(())
-                    }
-                    Err(lacks) => Err(lacks),
-                }
-            }
-            (_, wish, limit) => {
-                own.iter().for_each(|&stage| first[stage] = wish.is_on(stage));
-                let needed = own.iter().map(|&stage| bytes(stage, first[stage])).sum();
-                limit.as_ref().map_or(Ok(()), |limit| limit.check(needed))
-            }
+            _ => several_stages(prices, layout, rank, device, stages, wish).map(|sets| {
+                write(&mut first, own, &sets[0]);
+                others.push((rank, sets));
+            }),
         };
         lacking += found.err().unwrap_or_default();
     }
@@ -235,8 +211,72 @@ pub(super) fn choices(
     Ok(all)
 }
 
+/// Whether the only stage of a rank must repeat F to fit.
+///
+/// # Errors
+///
+/// The bytes that are lacking at least.
+pub(super) fn one_stage(
+    prices: &Prices,
+    layout: &Layout,
+    stage: usize,
+    device: usize,
+    range: &Range<usize>,
+    wish: &RecomputeChoice,
+) -> std::result::Result<bool, u64> {
+    if !prices.binds(device, range) {
+        return Err(NEVER);
+    }
+    let wished = wish.is_on(stage);
+    let Some(limit) = Limit::new(prices, layout, layout.stage_ranks[stage], device, [range]) else {
+        return Ok(wished);
+    };
+    let lacks = |recompute| limit.lacks(stage_bytes(prices, layout, stage, range, recompute));
+    match lacks(wished) {
+        0 => Ok(wished),
+        bytes if *wish == RecomputeChoice::AsNeeded => match lacks(true) {
+            0 => Ok(true),
+            repeated => Err(bytes.min(repeated)),
+        },
+        bytes => Err(bytes),
+    }
+}
+
+/// The sets of a rank's own stages, as flags, with which it fits.
+///
+/// # Errors
+///
+/// The bytes that are lacking at least.
+fn several_stages(
+    prices: &Prices,
+    layout: &Layout,
+    rank: usize,
+    device: usize,
+    stages: &[Range<usize>],
+    wish: &RecomputeChoice,
+) -> std::result::Result<Vec<Vec<bool>>, u64> {
+    let own = &layout.own[rank];
+    let ranges = || own.iter().map(|&stage| &stages[stage]);
+    if ranges().any(|range| !prices.binds(device, range)) {
+        return Err(NEVER);
+    }
+    let wished: Vec<bool> = own.iter().map(|&stage| wish.is_on(stage)).collect();
+    let Some(limit) = Limit::new(prices, layout, rank, device, ranges()) else { return Ok(vec![wished]) };
+    let lacks = |set: &[bool]| {
+        let bytes = |(&stage, &on)| stage_bytes(prices, layout, stage, &stages[stage], on);
+        limit.lacks(own.iter().zip(set).map(bytes).sum())
+    };
+    if *wish == RecomputeChoice::AsNeeded {
+        return subsets(own, |stage| prices.stage(device, &stages[stage], false).forward, lacks);
+    }
+    match lacks(&wished) {
+        0 => Ok(vec![wished]),
+        bytes => Err(bytes),
+    }
+}
+
 impl RecomputeChoice {
-    /// Whether a stage is to repeat F, if that is fixed.
+    /// Whether a stage repeats F if nothing forces it to.
     fn is_on(&self, stage: usize) -> bool {
         match self {
             RecomputeChoice::AsNeeded | RecomputeChoice::Never => false,
@@ -246,33 +286,35 @@ impl RecomputeChoice {
     }
 }
 
-/// Bytes of a rank.
+/// What a rank may hold.
 struct Limit {
     budget: u64,
-    /// What does not depend on the choice.
+    /// Bytes that do not depend on what is repeated.
     fixed: u64,
 }
 
 impl Limit {
-    fn lacks(&self, bytes: u64) -> u64 {
-        (self.fixed + bytes).saturating_sub(self.budget)
+    /// None if the device has no budget.
+    fn new<'r>(
+        prices: &Prices,
+        layout: &Layout,
+        rank: usize,
+        device: usize,
+        ranges: impl IntoIterator<Item = &'r Range<usize>>,
+    ) -> Option<Limit> {
+        let budget = prices.machine.devices[device].memory?;
+        let rings = layout.rings[rank] * prices.batching.link_buffer;
+        Some(Limit { budget, fixed: rings + prices.state(ranges.into_iter()) })
     }
 
-    fn check(&self, bytes: u64) -> std::result::Result<(), u64> {
-        match self.lacks(bytes) {
-            0 => Ok(()),
-            lacks => Err(lacks),
-        }
+    fn lacks(&self, bytes: u64) -> u64 {
+        (self.fixed + bytes).saturating_sub(self.budget)
     }
 }
 
 /// `set[i]` is for the `i`-th of a rank's own stages.
 fn write(choice: &mut [bool], own: &[usize], set: &[bool]) {
     own.iter().zip(set).for_each(|(&stage, &on)| choice[stage] = on);
-}
-
-fn sum(own: &[usize], set: &[bool], bytes: impl Fn(usize, bool) -> u64) -> u64 {
-    own.iter().zip(set).map(|(&stage, &on)| bytes(stage, on)).sum()
 }
 
 /// The sets of stages of one rank with which nothing is lacking and from which none can be taken away; first the one

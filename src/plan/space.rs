@@ -93,7 +93,13 @@ fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
     };
     // The other device as each of the two sees it.
     let seen = |device: usize| {
-        if device == a { b } else if device == b { a } else { device }
+        if device == a {
+            b
+        } else if device == b {
+            a
+        } else {
+            device
+        }
     };
     let alike = |i: usize| {
         let j = seen(i);
@@ -146,7 +152,8 @@ impl<'a> Space<'a> {
         }
         if let Some(wanted) = microbatches.filter(|_| space.batchings.is_empty()) {
             let known: Vec<String> = workload.batchings.iter().map(|b| b.microbatches.to_string()).collect();
-            let message = format!("{wanted} microbatches do not divide the batch; use one of {}", known.join(", "));
+            let message =
+                format!("{wanted} microbatches do not divide the batch; use one of {}", known.join(", "));
             return Err(Error::config("microbatches", message));
         }
         space.add_forms(name, given)?;
@@ -210,8 +217,11 @@ fn check(workload: &Workload, machine: &Machine, options: &Options) -> Result<()
             return Err(Error::config("devices", "the list is empty; name at least one"));
         }
         if let Some(index) = order.iter().find(|&&index| index >= devices) {
-            let message =
-                format!("device {index} does not exist: {} has {devices} (0 to {})", machine.name, devices - 1);
+            let message = format!(
+                "device {index} does not exist: {} has {devices} (0 to {})",
+                machine.name,
+                devices - 1
+            );
             return Err(Error::config("devices", message));
         }
         if let Some(at) = (1..order.len()).find(|&at| order[..at].contains(&order[at])) {
