@@ -213,7 +213,8 @@ fn training(criterion: &mut Criterion, devices: &[Device; 2]) {
 
 fn trainer(config: &Config, devices: &[Device]) -> Trainer {
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-    let plan = Plan::new(Trainer::setup(config, vec![None; devices.len()]), &described).expect("plans");
+    let plan =
+        Plan::new(Trainer::setup(config, vec![None; devices.len()]).unwrap(), &described).expect("plans");
     let text = random(1 << 16, "text").iter().map(|x| (128.0 + 40.0 * x) as u8).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);

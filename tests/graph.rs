@@ -86,7 +86,10 @@ fn recomputation_keeps_the_layers_inputs_and_joining_holds_nothing_between_i_and
         stage.join_backward();
     });
     assert_eq!((again, again_slot), (4 * row, row), "the inputs of four blocks");
-    assert!(stash > 40 * row && again_scratch < joined_scratch + (stash - again) / 3, "{stash} {again_scratch}");
+    assert!(
+        stash > 40 * row && again_scratch < joined_scratch + (stash - again) / 3,
+        "{stash} {again_scratch}"
+    );
 }
 
 proptest! {

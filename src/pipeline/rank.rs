@@ -169,18 +169,14 @@ impl Rank {
         self.parameters.record_clear(&mut recorder);
         self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
         for action in self.actions.clone() {
-            match action.kind {
-                Kind::F | Kind::I | Kind::W | Kind::B => self.compute(action, Some(tokens)).await?,
-                // A send belongs to the action that makes the data, a receive to the one that needs it: the
-                // schedule's transfers are there so that its proof can see them.
-                Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => {}
-            }
+            self.compute(action, tokens).await?;
         }
         self.finish_step().await
     }
 
-    /// Runs one compute action: receive, record, submit in parts, send.
-    async fn compute(&mut self, action: Action, tokens: Option<&[u32]>) -> Result<()> {
+    /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
+    /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
+    async fn compute(&mut self, action: Action, tokens: &[u32]) -> Result<()> {
         let label = action.to_string();
         let device = self.device.clone();
         let (kind, phases): (_, &[Phase]) = match action.kind {
@@ -194,9 +190,7 @@ impl Rank {
         self.receive(action, &mut recorder, &mut copies).await?;
         let mut started = now();
         self.log.state(State::Working, label.clone());
-        if action.kind == Kind::F
-            && let Some(tokens) = tokens
-        {
+        if action.kind == Kind::F {
             self.feed(action, tokens)?;
         }
         let slots = self.slots(action);
@@ -258,7 +252,9 @@ impl Rank {
         let receive = Action { kind, ..action }.to_string();
         log.state(State::Waiting, receive.clone());
         let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
-        log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        if let Some(copy) = copy {
+            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        }
         copies.received.push((action.stage, kind, recorded));
         Ok(())
     }
@@ -356,8 +352,10 @@ impl Rank {
                 }
                 Tied::Owner { name, gradient, sum, add, .. } => {
                     self.log.state(State::Waiting, format!("gradient of {name}"));
-                    let (recorded, c) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
-                    self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
+                    let (recorded, copy) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
+                    if let Some(c) = copy {
+                        self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
+                    }
                     recorder.dispatch(&add.0, &add.1, add.2);
                     armed.push(recorded);
                 }
@@ -424,8 +422,10 @@ impl Rank {
                 let to = self.parameters.weight(name)?;
                 let mut recorder = device.record();
                 self.log.state(State::Waiting, format!("weight of {name}"));
-                let (recorded, c) = weight.record(&mut recorder, &to, self.steps).await?;
-                self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
+                let (recorded, copy) = weight.record(&mut recorder, &to, self.steps).await?;
+                if let Some(c) = copy {
+                    self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
+                }
                 self.log.submitted("tied weight", EventKind::Optimizer, None, 0.0);
                 let log = self.log.clone();
                 recorder.submit(move || log.finished());
@@ -441,9 +441,7 @@ impl Rank {
         let padded: Vec<u32> =
             tokens.chunks(self.sequence).flat_map(|s| s.iter().copied().chain([0])).collect();
         for action in self.actions.clone() {
-            if action.kind == Kind::F {
-                self.compute(action, Some(&padded)).await?;
-            }
+            self.compute(action, &padded).await?;
         }
         self.log.take_events();
         let mut logits = Vec::new();

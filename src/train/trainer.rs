@@ -13,6 +13,7 @@ use crate::model::{Model, init};
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::schedule;
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -58,19 +59,19 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// The setup that a config asks for, on devices with these budgets.
-    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Setup {
+    /// The setup that a config asks for, on devices with these budgets, one each.
+    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Result<Setup> {
         let microbatches = config.microbatches();
-        Setup {
+        Ok(Setup {
             model: config.model.clone(),
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
-            microbatches,
-            schedule: config.pipeline.schedule.clone(),
+            schedule: schedule::generate(&config.pipeline.schedule, budgets.len(), microbatches)?,
             cuts: config.pipeline.cuts.clone(),
+            recompute: Vec::new(),
             training: true,
             budgets,
-        }
+        })
     }
 
     /// Allocates, compiles and starts; weights are not set yet.
