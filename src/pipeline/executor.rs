@@ -79,6 +79,12 @@ impl Executor {
         Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent })
     }
 
+    /// Stops the ranks and resolves once their memory is free.
+    pub async fn stop(mut self) {
+        self.commands.clear();
+        while self.replies.next().await.is_some() {}
+    }
+
     /// What blocks a native thread on this executor's futures, and notices a stall.
     pub fn watch(&self) -> Watch {
         Watch { logs: self.logs.clone(), names: self.names.clone() }

@@ -125,9 +125,12 @@ impl Rank {
             self.log.state(State::Idle, "");
             let failed = result.is_err();
             if replies.unbounded_send((self.index, result)).is_err() || failed {
-                return;
+                break;
             }
         }
+        // Whoever waits for the channel's end may count on the memory being free.
+        drop(self);
+        drop(replies);
     }
 
     fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
