@@ -9,8 +9,13 @@ pub mod link;
 mod log;
 pub mod partition;
 mod plan;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod profile;
 mod rank;
 pub mod timeline;
+pub mod workload;
 
 pub use executor::{Executor, StepReport, Watch};
 pub use plan::{Plan, RankPlan, Setup};

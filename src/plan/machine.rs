@@ -164,6 +164,13 @@ impl Machine {
     }
 }
 
+impl LayerProfile {
+    /// F, I and W together.
+    pub fn sum(&self) -> f64 {
+        self.forward + self.input + self.weight
+    }
+}
+
 impl DeviceProfile {
     /// What was measured for microbatches of this shape.
     pub fn shape(&self, shape: &str) -> Option<&ShapeProfile> {
