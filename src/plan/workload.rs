@@ -179,19 +179,26 @@ impl KindMemory {
 impl Workload {
     /// What the stage of these layers holds: sums over its layers, the largest scratch, and what its place adds.
     pub fn need(&self, batching: &Batching, range: &Range<usize>, mode: Mode) -> StageNeed {
-        let ends = &batching.ends;
-        let first = if range.start == 0 { &ends.first } else { &ends.after_first };
-        let last = if range.end == self.layers.len() { &ends.last } else { &ends.before_last };
         let kinds = self.layers[range.clone()].iter().map(|layer| &batching.memory[layer.kind]);
         let mut need = StageNeed::default();
         let mut scratch = 0;
-        for part in kinds.chain([first, last]).map(|memory| memory.in_mode(mode)) {
-            need.fixed += part.fixed;
-            need.stash += part.stash;
-            need.gradient += part.gradient;
+        for part in kinds.chain(self.ends(batching, range)).map(|memory| memory.in_mode(mode)) {
+            need.add(&part);
             scratch = scratch.max(part.scratch);
         }
         need.fixed += scratch;
         need
+    }
+
+    /// What the place of a stage adds.
+    pub(super) fn ends<'a>(
+        &self,
+        batching: &'a Batching,
+        range: &Range<usize>,
+    ) -> impl Iterator<Item = &'a KindMemory> + use<'a> {
+        let ends = &batching.ends;
+        let first = if range.start == 0 { &ends.first } else { &ends.after_first };
+        let last = if range.end == self.layers.len() { &ends.last } else { &ends.before_last };
+        [first, last].into_iter()
     }
 }
