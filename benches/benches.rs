@@ -5,6 +5,8 @@
 //! every core by itself; with `LP_NUM_THREADS=1` each lavapipe device is one core, so that one and two devices compare
 //! as they would on one and two GPUs.
 
+mod prediction;
+
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
@@ -28,6 +30,9 @@ fn main() {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
+    if std::env::args().any(|word| word == "prediction") {
+        return prediction::table();
+    }
     let devices = [open(), open()];
     matmul(&mut criterion, &devices[0]);
     attention(&mut criterion, &devices[0]);
