@@ -1,5 +1,7 @@
 //! Schedules: text form, recipes, lowering, validation, simulation, slots. No GPU.
 
+mod formulas;
+
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -163,46 +165,6 @@ fn no_stages_no_microbatches_and_absurdly_many_are_refused() {
             (schedule.stages, schedule.microbatches) = (stages, microbatches);
             assert!(matches!(schedule.validate(), Err(Error::Config { .. })));
         }
-    }
-}
-
-#[test]
-fn bubble_and_memory_follow_the_papers_formulas() {
-    for name in NAMES {
-        for p in 1..=8 {
-            for m in 1..=32 {
-                let schedule = generate(name, p, m).unwrap();
-                let simulation = textbook(&schedule, 0.0);
-                let expected = (p - 1) as f64 / (m + p - 1) as f64;
-                assert!(
-                    (simulation.bubble - expected).abs() < 1e-12,
-                    "{name} {p} {m}: {}",
-                    simulation.bubble
-                );
-                assert_eq!(simulation.makespan, 3.0 * (m + p - 1) as f64, "{name} {p} {m}");
-                let kept: Vec<usize> =
-                    (0..p).map(|stage| if *name == "gpipe" { m } else { m.min(p - stage) }).collect();
-                assert_eq!(simulation.peak_in_flight, kept, "{name} {p} {m}");
-                let slots: Vec<usize> = (0..p).map(|stage| schedule.slots(stage).count).collect();
-                assert_eq!(slots, kept, "{name} {p} {m}");
-            }
-        }
-    }
-}
-
-/// 3 stages, 16 microbatches; the percentages come from an independent list scheduler, written before this one.
-#[test]
-fn hops_cost_what_an_independent_scheduler_says() {
-    for (name, hop, percent) in [
-        ("gpipe", 0.25, 12.7),
-        ("gpipe", 0.5, 14.3),
-        ("gpipe", 1.0, 17.2),
-        ("1f1b", 0.25, 20.0),
-        ("1f1b", 0.5, 27.3),
-        ("1f1b", 1.0, 38.5),
-    ] {
-        let simulation = textbook(&generate(name, 3, 16).unwrap(), hop);
-        assert!((100.0 * simulation.bubble - percent).abs() < 0.05, "{name} {hop}: {}", simulation.bubble);
     }
 }
 
