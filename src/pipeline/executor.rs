@@ -6,10 +6,11 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
-use super::rank::{Command, Rank, Reply, Stage, Tied};
+use super::rank::{Command, Rank, Reply, Stage};
 use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, KernelKey, Mapping, Specialisation};

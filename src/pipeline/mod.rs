@@ -5,6 +5,7 @@
 //! device and drives them through messages; each rank runs its list of actions over its stages and links.
 
 mod executor;
+mod finish;
 pub mod link;
 mod log;
 pub mod partition;
