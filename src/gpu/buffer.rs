@@ -99,6 +99,13 @@ pub struct Range {
     pub bytes: u64,
 }
 
+/// Ranges bound for a kernel. The driver keeps their buffers as long as this lives, and so does the ledger.
+#[derive(Clone, Debug)]
+pub struct BindGroup {
+    pub(super) raw: wgpu::BindGroup,
+    pub(super) _buffers: Vec<Buffer>,
+}
+
 impl Range {
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {

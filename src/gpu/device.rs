@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{AdapterInfo, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
+use super::{AdapterInfo, BindGroup, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
 use crate::error::{Error, Result};
 
 /// How to open an adapter.
@@ -240,14 +240,18 @@ impl Device {
     }
 
     /// Binds ranges to binding numbers 0, 1, 2 ….
-    pub fn bind(&self, kernel: &Kernel, ranges: &[Range]) -> wgpu::BindGroup {
+    pub fn bind(&self, kernel: &Kernel, ranges: &[Range]) -> BindGroup {
         let entries: Vec<wgpu::BindGroupEntry> = ranges
             .iter()
             .enumerate()
             .map(|(i, range)| wgpu::BindGroupEntry { binding: i as u32, resource: range.binding() })
             .collect();
         let layout = &kernel.layout;
-        self.0.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+        BindGroup {
+            raw: self.0.device.create_bind_group(&descriptor),
+            _buffers: ranges.iter().map(|range| range.buffer.clone()).collect(),
+        }
     }
 
     /// Starts a submission.
