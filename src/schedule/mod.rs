@@ -29,19 +29,25 @@
 //! not there yet. Sends never wait, because the transport holds as many messages as the schedule needs; receives do.
 
 mod check;
+mod clock;
 mod costs;
 mod draw;
 mod generate;
+mod idle;
 mod index;
 mod lower;
+mod memory;
+mod order;
 mod simulate;
 mod slots;
+mod tail;
 mod text;
 
 pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 pub use draw::grid;
 pub use generate::{NAMES, generate};
-pub use simulate::{Cell, Simulation, simulate};
+pub use idle::{Idle, attribute};
+pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
 
 /// What an [`Action`] does with its stage and microbatch.
