@@ -136,7 +136,7 @@ impl Probe {
     }
 
     /// Ends it and frees its memory.
-    pub(super) fn stop(self) -> Result<()> {
+    pub(super) fn stop(mut self) -> Result<()> {
         let watch = self.executor.watch();
         watch.block_on(async {
             self.executor.stop().await;

@@ -4,6 +4,7 @@ use super::config::{Config, Devices, Recompute};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::Model;
+use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Setup};
 use crate::plan::{
@@ -15,6 +16,7 @@ use crate::schedule::{ALL_NAMES, Schedule};
 const CORRECTIONS: usize = 6;
 
 /// What is to be planned, and for what.
+#[derive(Clone)]
 pub struct Planning {
     /// The experiment.
     pub config: Config,
@@ -156,6 +158,43 @@ impl Planning {
     pub fn plan(&self, candidate: &Candidate) -> Result<Plan> {
         let adapters: Vec<_> = candidate.devices.iter().map(|&d| self.adapters[d].clone()).collect();
         Plan::new(self.setup(candidate), &adapters)
+    }
+
+    /// Corrects the machine by what a step of `candidate` took: each device's times by the ratio of its measured to its
+    /// predicted seconds of work.
+    pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) {
+        for (rank, &device) in candidate.devices.iter().enumerate() {
+            let cells = candidate.simulation.cells.iter();
+            let predicted: f64 = cells
+                .filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer())
+                .map(|cell| cell.end - cell.start)
+                .sum();
+            let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
+            let measured: f64 =
+                actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            if predicted > 0.0 && measured > 0.0 {
+                self.machine.devices[device].scale(measured / predicted);
+            }
+        }
+    }
+
+    /// The same plan with the machine's present times.
+    pub fn again(&self, candidate: &Candidate) -> Result<Candidate> {
+        let options = Options {
+            devices: Some(candidate.devices.clone()),
+            schedule: ScheduleChoice::Given(candidate.schedule.clone()),
+            cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
+            microbatches: Some(candidate.microbatches),
+            recompute: RecomputeChoice::Stages(candidate.recompute.clone()),
+            budgets: Vec::new(),
+        };
+        Ok(search(&self.workload, &self.machine, &options)?.best)
+    }
+
+    /// The best plan with the machine's present times and the same microbatches, on which rounding depends.
+    pub fn search_again(&self, candidate: &Candidate) -> Result<Planned> {
+        let options = Options { microbatches: Some(candidate.microbatches), ..self.options.clone() };
+        Planning { options, ..self.clone() }.search()
     }
 
     fn setup(&self, candidate: &Candidate) -> Setup {
