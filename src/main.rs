@@ -7,5 +7,7 @@ fn main() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) }
     }
-    polystage::cli::leave(polystage::cli::run())
+    // https://no-color.org
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    polystage::cli::leave(polystage::cli::run(plain))
 }

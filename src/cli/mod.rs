@@ -3,6 +3,7 @@
 mod devices;
 mod generate;
 mod schedule;
+mod trace;
 mod train;
 mod verify;
 
@@ -31,17 +32,19 @@ struct Arguments {
 enum Verb {
     Devices(devices::Arguments),
     Train(train::Arguments),
+    Trace(trace::Arguments),
     Verify(verify::Arguments),
     Generate(generate::Arguments),
     Schedule(schedule::Arguments),
 }
 
-/// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
-pub fn run() -> u8 {
+/// Runs the program, without colours if `plain`; the status is 0, 1 (something failed) or 2 (bad input).
+pub fn run(plain: bool) -> u8 {
     let arguments = Arguments::parse();
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
         Verb::Train(a) => train::run(&a),
+        Verb::Trace(a) => trace::run(&a, plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Generate(a) => generate::run(&a),
         Verb::Schedule(a) => schedule::run(&a),

@@ -9,8 +9,10 @@ pub mod link;
 mod log;
 pub mod partition;
 mod plan;
+mod prediction;
 mod rank;
 pub mod timeline;
 
 pub use executor::{Executor, StepReport, Watch};
 pub use plan::{Plan, RankPlan, Setup};
+pub use prediction::Prediction;
