@@ -42,10 +42,11 @@ mod simulate;
 mod slots;
 mod tail;
 mod text;
+mod zero_bubble;
 
 pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 pub use draw::grid;
-pub use generate::{NAMES, generate};
+pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
 pub use idle::{Idle, attribute};
 pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
