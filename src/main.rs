@@ -20,5 +20,7 @@ fn main() {
     let drivers = ["LP_NUM_THREADS", "MESA_VK_DEVICE_SELECT"]
         .map(|name| format!("{name}={}", var(name).unwrap_or_default()))
         .join(" ");
-    leave(run(&Environment { cache, drivers }))
+    // https://no-color.org
+    let plain = var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    leave(run(&Environment { cache, drivers, plain }))
 }

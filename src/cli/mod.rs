@@ -5,6 +5,7 @@ mod generate;
 mod plan;
 mod planning;
 mod schedule;
+mod trace;
 mod train;
 mod verify;
 
@@ -33,6 +34,7 @@ struct Arguments {
 enum Verb {
     Devices(devices::Arguments),
     Train(train::Arguments),
+    Trace(trace::Arguments),
     Verify(verify::Arguments),
     Generate(generate::Arguments),
     Plan(plan::Arguments),
@@ -45,6 +47,8 @@ pub struct Environment {
     pub cache: Option<std::path::PathBuf>,
     /// Settings of drivers on which speed depends, in words.
     pub drivers: String,
+    /// Whether colours are unwanted, even on a terminal.
+    pub plain: bool,
 }
 
 /// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
@@ -53,6 +57,7 @@ pub fn run(environment: &Environment) -> u8 {
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
         Verb::Train(a) => train::run(&a, environment),
+        Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Generate(a) => generate::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),

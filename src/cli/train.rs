@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
 use crate::pipeline::Plan;
-use crate::pipeline::prediction::Prediction;
+use crate::pipeline::Prediction;
 use crate::plan::Planned;
 use crate::train::checkpoint;
 use crate::train::config::Config;

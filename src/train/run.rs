@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{self, write_atomic};
 use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
-use crate::pipeline::prediction::Prediction;
+use crate::pipeline::Prediction;
 
 /// An open run folder.
 pub struct Run {

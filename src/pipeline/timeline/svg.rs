@@ -43,7 +43,7 @@ impl Timeline {
                 WIDTH - MARGIN,
                 100.0 * self.busy_fraction(rank),
             );
-            lane.draw(&mut svg, &scale);
+            lane.draw(&mut svg, &scale, last);
         }
         // Over the lanes, where the eye compares devices, and under the cells.
         scale.draw(&mut svg, bottom - 8.0, &lanes);
@@ -91,7 +91,17 @@ pub(super) fn swatch(svg: &mut String, x: f64, y: f64, fill: impl std::fmt::Disp
         x + 20.0,
         y + 11.5,
     );
-    x + 48.0 + 7.2 * name.len() as f64
+    x + 44.0 + name.chars().map(breadth).sum::<f64>()
+}
+
+/// Roughly what a character takes of a line; fonts differ.
+fn breadth(c: char) -> f64 {
+    match c {
+        'i' | 'j' | 'l' | ':' | ',' | '.' | '\'' => 3.6,
+        ' ' | '-' | 'f' | 'r' | 't' => 5.0,
+        'm' | 'w' | 'M' | 'W' => 11.5,
+        _ => 7.9,
+    }
 }
 
 /// A device's number and name.
@@ -159,14 +169,15 @@ impl Lane {
         if self.copies > 0.0 { self.compute + GAP + self.copies } else { self.compute }
     }
 
-    /// The empty rows: what stays visible of them is idle time.
-    pub fn draw(&self, svg: &mut String, scale: &Scale) {
-        let (x, width) = (scale.left, scale.right - scale.left);
+    /// The empty rows up to `end`: what stays visible of them is idle time.
+    pub fn draw(&self, svg: &mut String, scale: &Scale, end: f64) {
+        let x = scale.left;
+        let width = if scale.per_second > 0.0 { scale.x(end) - x } else { scale.right - x };
         for (top, height, radius) in [(self.top, self.compute, 3), (self.thin(), self.copies, 2)] {
             if height > 0.0 {
                 let _ = writeln!(
                     svg,
-                    "<rect x=\"{x}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\" \
+                    "<rect x=\"{x}\" y=\"{top}\" width=\"{width:.2}\" height=\"{height}\" rx=\"{radius}\" \
                      fill=\"{LANE}\"/>"
                 );
             }
