@@ -42,6 +42,6 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         None => for_devices(&config, &arguments.machine, environment, &bases)?.0,
     };
     let planned = planning.search()?;
-    say(format!("{} evaluated", planned.evaluated));
+    say(format!("{} evaluated", planned.best.simulation.step));
     Ok(0)
 }

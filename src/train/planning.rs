@@ -8,7 +8,7 @@ use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Setup};
 use crate::plan::{
-    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, search,
+    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 
@@ -126,11 +126,11 @@ impl Planning {
     ///
     /// # Errors
     ///
-    /// Those of [`search`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
+    /// Those of [`plan`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
     pub fn search(&self) -> Result<Planned> {
         let mut machine = self.machine.clone();
         for _ in 0..CORRECTIONS {
-            let mut planned = search(&self.workload, &machine, &self.options)?;
+            let mut planned = plan(&self.workload, &machine, &self.options)?;
             match self.count(&mut planned.best) {
                 Ok(()) => return Ok(planned),
                 // The planner adds up layers, so it may be a little off; it looks again with so much less.
@@ -142,7 +142,7 @@ impl Planning {
                 Err(error) => return Err(error),
             }
         }
-        let mut planned = search(&self.workload, &machine, &self.options)?;
+        let mut planned = plan(&self.workload, &machine, &self.options)?;
         self.count(&mut planned.best)?;
         Ok(planned)
     }
@@ -150,7 +150,7 @@ impl Planning {
     /// Replaces the planner's bytes by those that will be allocated.
     fn count(&self, candidate: &mut Candidate) -> Result<()> {
         let plan = self.plan(candidate)?;
-        candidate.bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
+        candidate.simulation.slot_bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
         Ok(())
     }
 
@@ -188,7 +188,7 @@ impl Planning {
             recompute: RecomputeChoice::Stages(candidate.recompute.clone()),
             budgets: Vec::new(),
         };
-        Ok(search(&self.workload, &self.machine, &options)?.best)
+        Ok(plan(&self.workload, &self.machine, &options)?.best)
     }
 
     /// The best plan with the machine's present times and the same microbatches, on which rounding depends.
