@@ -61,6 +61,37 @@ fn accepted_or_explained(op: &Op, shapes: &[Vec<usize>]) -> Result<bool, TestCas
     }
 }
 
+/// Bytes of a stash slot, of a gradient slot, and of scratch.
+fn memory_of(rewrite: impl Fn(&mut StageGraph)) -> (u64, u64, u64) {
+    let config =
+        ModelConfig { kind: Kind::Gpt2, layers: 4, width: 64, heads: 4, context: 32, vocabulary: 300 };
+    let model = Model::new(&config).unwrap();
+    let mut stage = model.stage_graph(1..5, 2, 32, Purpose::Training { tokens: 64 }).unwrap();
+    rewrite(&mut stage);
+    let plan = MemoryPlan::new(&stage, &capabilities(true));
+    let sum = |sizes: &[u64]| sizes.iter().sum();
+    (sum(&plan.stash), sum(&plan.slot), sum(&plan.scratch))
+}
+
+#[test]
+fn recomputation_keeps_the_layers_inputs_and_joining_holds_nothing_between_i_and_w() {
+    let row = 4 * 2 * 32 * 64;
+    let (stash, slot, _) = memory_of(|_| ());
+    let (joined_stash, joined_slot, joined_scratch) = memory_of(StageGraph::join_backward);
+    // What is left of a gradient slot is the gradient that the next stage feeds.
+    assert_eq!((joined_stash, joined_slot), (stash, row));
+    assert!(slot > 10 * row, "{slot}");
+    let (again, again_slot, again_scratch) = memory_of(|stage| {
+        stage.recompute();
+        stage.join_backward();
+    });
+    assert_eq!((again, again_slot), (4 * row, row), "the inputs of four blocks");
+    assert!(
+        stash > 40 * row && again_scratch < joined_scratch + (stash - again) / 3,
+        "{stash} {again_scratch}"
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -242,8 +273,17 @@ proptest! {
     fn scratch_buffers_are_shared_only_by_values_that_do_not_live_together(
         setup in any_stage(),
         software in any::<bool>(),
+        recompute in any::<bool>(),
+        join in any::<bool>(),
     ) {
-        let stage = setup.graph();
+        let mut stage = setup.graph();
+        if recompute {
+            stage.recompute();
+        }
+        if join {
+            stage.join_backward();
+        }
+        stage.graph.verify().unwrap();
         let plan = MemoryPlan::new(&stage, &capabilities(software));
         memory_is_sound(&stage, &plan)?;
         // Stash and slots belong to one value each, unless a result takes an argument's place.

@@ -1,6 +1,8 @@
 //! Schedules: text form, recipes, lowering, validation, simulation, slots. No GPU.
 
 mod formulas;
+mod machines;
+mod simulation;
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -27,6 +27,8 @@ pub struct StageGraph {
     pub loss: Option<ValueId>,
     /// Each parameter with its gradient for one microbatch, in order of first appearance.
     pub gradients: Vec<(ValueId, ValueId)>,
+    /// The activation that each layer hands to the next, layer by layer; the last is `output` or the logits.
+    pub boundaries: Vec<ValueId>,
 }
 
 impl StageGraph {
@@ -109,7 +111,8 @@ pub fn differentiate(
             ),
         });
     }
-    Ok(StageGraph { graph, input, output, d_output, d_input, loss, gradients: parameter_gradients })
+    let gradients = parameter_gradients;
+    Ok(StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries: Vec::new() })
 }
 
 /// Appends the nodes that turn the gradient `dy` of a node's first output into gradients of its arguments.

@@ -10,6 +10,7 @@
 pub mod autodiff;
 pub mod fuse;
 mod op;
+mod recompute;
 
 pub use autodiff::{StageGraph, differentiate};
 pub use op::{Activation, Epilogue, Layout, Op};
@@ -92,9 +93,9 @@ impl Value {
 pub enum Phase {
     /// Forward.
     Forward,
-    /// Backward, input half (I).
+    /// Backward, input half (I); the whole of it (B) where the two are joined.
     Input,
-    /// Backward, weight half (W).
+    /// Backward, weight half (W); empty where the two are joined.
     Weight,
 }
 

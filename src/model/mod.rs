@@ -189,8 +189,11 @@ impl Model {
         let width = self.config.width;
         let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
         let mut x = input;
+        let mut boundaries = Vec::new();
         for layer in range.clone() {
-            x = Some(self.append(&mut graph, layer, x, batch, sequence)?);
+            let y = self.append(&mut graph, layer, x, batch, sequence)?;
+            boundaries.push(y);
+            x = Some(y);
         }
         let last = range.end == self.layers();
         let mut stage = match purpose {
@@ -202,6 +205,7 @@ impl Model {
                 d_input: None,
                 loss: None,
                 gradients: Vec::new(),
+                boundaries: Vec::new(),
             },
             Purpose::Training { tokens } if last => {
                 let logits = x.ok_or_else(empty_stage)?;
@@ -212,6 +216,7 @@ impl Model {
             }
             Purpose::Training { .. } => differentiate(graph, input, x)?,
         };
+        stage.boundaries = boundaries;
         fuse::fuse(&mut stage);
         stage.graph.verify()?;
         Ok(stage)

@@ -124,7 +124,8 @@ pub fn single_node(
         }
     }
     let (input, output, d_output, d_input, loss) = (None, None, None, None, None);
-    Ok((StageGraph { graph, input, output, d_output, d_input, loss, gradients }, inputs, outputs))
+    let boundaries = Vec::new();
+    Ok((StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries }, inputs, outputs))
 }
 
 fn parameter_name(index: usize) -> String {

@@ -164,6 +164,16 @@ impl KindMemory {
             (true, true) => self.split_recompute,
         }
     }
+
+    /// The bytes in one mode, to be set.
+    pub fn in_mode_mut(&mut self, mode: Mode) -> &mut LayerMemory {
+        match (mode.split, mode.recompute) {
+            (false, false) => &mut self.whole,
+            (true, false) => &mut self.split,
+            (false, true) => &mut self.whole_recompute,
+            (true, true) => &mut self.split_recompute,
+        }
+    }
 }
 
 impl Workload {

@@ -121,6 +121,11 @@ impl Schedule {
         self.ranks.iter().position(|actions| actions.iter().any(|action| action.stage == stage))
     }
 
+    /// Whether a stage's backward pass is split into I and W.
+    pub fn splits(&self, stage: usize) -> bool {
+        self.ranks.iter().flatten().any(|action| action.stage == stage && action.kind == Kind::I)
+    }
+
     /// Whether it holds any send or receive. Without any, a stage's needs are met by the mere end of its neighbour's
     /// action; with some, every need between ranks must be met by a transfer.
     pub fn is_lowered(&self) -> bool {

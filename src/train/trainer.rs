@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::checkpoint::{Contents, Tensor};
-use super::config::Config;
+use super::config::{Config, Recompute};
 use super::data::Batches;
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
@@ -13,6 +13,7 @@ use crate::model::{Model, init};
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::schedule;
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +30,8 @@ pub struct Row {
     pub tokens_per_second: f64,
     /// Wall-clock seconds.
     pub step_seconds: f64,
+    /// Seconds that the plan promised; none for a run without a planner.
+    pub predicted_step_seconds: Option<f64>,
     /// Each device in pipeline order.
     pub devices: Vec<DeviceRow>,
 }
@@ -55,32 +58,53 @@ pub struct Trainer {
     adapters: Vec<String>,
     step: u64,
     timeline: Vec<Event>,
+    predicted: Option<f64>,
 }
 
 impl Trainer {
-    /// The setup that a config asks for, on devices with these budgets.
-    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Setup {
+    /// The setup that a config asks for without a planner, on devices with these budgets: what is left open is 1f1b, as
+    /// many microbatches as sequences, and stages balanced by floating-point operations.
+    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Result<Setup> {
         let microbatches = config.microbatches();
-        Setup {
+        let name = config.pipeline.schedule.as_deref().unwrap_or("1f1b");
+        let schedule = schedule::generate(name, budgets.len(), microbatches)?;
+        Ok(Setup {
             model: config.model.clone(),
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
-            microbatches,
-            schedule: config.pipeline.schedule.clone(),
+            recompute: match &config.pipeline.recompute {
+                Some(Recompute::All(true)) => (0..schedule.stages).collect(),
+                Some(Recompute::Stages(stages)) => stages.clone(),
+                Some(Recompute::All(false)) | None => Vec::new(),
+            },
+            schedule,
             cuts: config.pipeline.cuts.clone(),
             training: true,
             budgets,
-        }
+        })
     }
 
     /// Allocates, compiles and starts; weights are not set yet.
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
         let model = plan.model.clone();
         let executor = Executor::launch(plan, devices)?;
-        let adapters =
-            devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect();
-        let (config, timeline) = (config.clone(), Vec::new());
-        Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline })
+        let (config, timeline, adapters) = (config.clone(), Vec::new(), names(devices));
+        Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline, predicted: None })
+    }
+
+    /// Sets the seconds that a step is said to take.
+    pub fn predict(&mut self, seconds: f64) {
+        self.predicted = Some(seconds);
+    }
+
+    /// Goes on with another plan: everything that training depends on moves over the host to where the plan wants it,
+    /// and the next step is the one that would have been next.
+    pub async fn move_to(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
+        let contents = self.contents().await?;
+        self.executor.stop().await;
+        self.executor = Executor::launch(plan, devices)?;
+        self.adapters = names(devices);
+        self.restore(&contents, std::path::Path::new("the run itself")).await
     }
 
     /// For blocking on this trainer's futures.
@@ -91,6 +115,16 @@ impl Trainer {
     /// Steps done.
     pub fn step_number(&self) -> u64 {
         self.step
+    }
+
+    /// The devices' names, in pipeline order.
+    pub fn adapters(&self) -> &[String] {
+        &self.adapters
+    }
+
+    /// Everything that every device did in the last step.
+    pub fn events(&self) -> &[Event] {
+        &self.timeline
     }
 
     /// The data it draws from.
@@ -154,6 +188,7 @@ impl Trainer {
             learning_rate: rate,
             tokens_per_second: (self.config.train.batch * self.config.train.sequence) as f64 / seconds,
             step_seconds: seconds,
+            predicted_step_seconds: self.predicted,
             devices,
         })
     }
@@ -214,6 +249,10 @@ impl Trainer {
         self.step = contents.step;
         Ok(())
     }
+}
+
+fn names(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect()
 }
 
 /// A tensor by name, its shape checked.

@@ -1,0 +1,225 @@
+//! Lines of text for a terminal, coloured or plain, that are never wider than it.
+
+use super::colour::Colour;
+use super::gaps::Gap;
+use super::step::Step;
+use super::{Event, Track};
+
+/// One line, a character a column, cut off at a width.
+pub(super) struct Line {
+    width: usize,
+    cells: Vec<Cell>,
+}
+
+/// One column.
+#[derive(Clone, Copy, PartialEq)]
+struct Cell {
+    text: char,
+    style: Style,
+}
+
+/// How a character looks where there are colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Style {
+    pub ink: Option<Colour>,
+    pub fill: Option<Colour>,
+    pub bold: bool,
+    pub faint: bool,
+}
+
+impl Style {
+    pub const PLAIN: Style = Style { ink: None, fill: None, bold: false, faint: false };
+    pub const BOLD: Style = Style { bold: true, ..Style::PLAIN };
+    pub const FAINT: Style = Style { faint: true, ..Style::PLAIN };
+
+    pub fn ink(colour: Colour) -> Style {
+        Style { ink: Some(colour), ..Style::PLAIN }
+    }
+}
+
+impl Line {
+    pub fn new(width: usize) -> Line {
+        Line { width, cells: Vec::new() }
+    }
+
+    /// Columns filled so far.
+    pub fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// Appends `text`; what does not fit is left out, the last column then saying so.
+    pub fn push(&mut self, text: &str, style: Style) -> &mut Line {
+        for c in text.chars() {
+            if self.cells.len() < self.width {
+                self.cells.push(Cell { text: narrow(c), style });
+            } else if let Some(last) = self.cells.last_mut() {
+                last.text = '…';
+            }
+        }
+        self
+    }
+
+    /// Appends blanks up to column `to`.
+    pub fn pad(&mut self, to: usize) -> &mut Line {
+        while self.cells.len() < to.min(self.width) {
+            self.cells.push(Cell { text: ' ', style: Style::PLAIN });
+        }
+        self
+    }
+
+    /// Appends a line break to `text`, after the line: with escapes for colours, or without any.
+    pub fn finish(mut self, text: &mut String, colour: bool) {
+        while self.cells.last().is_some_and(|cell| cell.text == ' ' && cell.style.fill.is_none()) {
+            self.cells.pop();
+        }
+        let mut style = Style::PLAIN;
+        for cell in self.cells {
+            if colour && cell.style != style {
+                style = cell.style;
+                text.push_str(&escape(style));
+            }
+            text.push(cell.text);
+        }
+        if style != Style::PLAIN {
+            text.push_str(&escape(Style::PLAIN));
+        }
+        text.push('\n');
+    }
+}
+
+/// The ANSI escape that sets a style, whatever was set before.
+fn escape(style: Style) -> String {
+    let mut text = String::from("\x1b[0");
+    for (set, code) in [(style.bold, ";1"), (style.faint, ";2")] {
+        if set {
+            text.push_str(code);
+        }
+    }
+    for (colour, code) in [(style.ink, 38), (style.fill, 48)] {
+        if let Some([red, green, blue]) = colour.map(Colour::channels) {
+            text += &format!(";{code};2;{red};{green};{blue}");
+        }
+    }
+    text + "m"
+}
+
+/// A character that takes one column, and no escape: names come from drivers and files.
+fn narrow(c: char) -> char {
+    match c {
+        ' '..='~' | '¡'..='ʯ' | '™' | '…' | '→' | '█' | '▌' | '▐' | '─' | '┬' | '└' | '┴' | '├' => {
+            c
+        }
+        _ => '?',
+    }
+}
+
+/// Where times lie in the columns of a line.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    /// Seconds that fill all of them; they start at 0.
+    pub seconds: f64,
+    pub count: usize,
+}
+
+impl Columns {
+    /// The column, with fractions, at which `time` lies.
+    pub fn at(&self, time: f64) -> f64 {
+        if self.seconds < 1e-9 { 0.0 } else { time / self.seconds * self.count as f64 }
+    }
+
+    /// For each of `parts` equal parts of the width the event that fills most of it, where not most of it is idle.
+    fn sample<'a>(&self, events: &[&'a Event], parts: usize) -> Vec<Option<&'a Event>> {
+        let mut best = vec![(None, 0.0); parts];
+        let mut busy = vec![0.0; parts];
+        let per_column = parts as f64 / self.count.max(1) as f64;
+        for event in events {
+            let (start, end) = (self.at(event.start) * per_column, self.at(event.end) * per_column);
+            for part in start as usize..(end.ceil() as usize).min(parts) {
+                let covered = end.min(part as f64 + 1.0) - start.max(part as f64);
+                busy[part] += covered;
+                if covered > best[part].1 {
+                    best[part] = (Some(*event), covered);
+                }
+            }
+        }
+        best.into_iter().zip(busy).map(|((event, _), busy)| event.filter(|_| busy >= 0.5)).collect()
+    }
+
+    /// The column of `time`, and no further than the last.
+    fn nearest(&self, time: f64) -> usize {
+        (self.at(time).round().max(0.0) as usize).min(self.count)
+    }
+}
+
+/// Appends what a device did in a step: coloured, two parts of time in a column; plain, letters.
+pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, colour: bool) {
+    let events: Vec<&Event> = step.timeline.track(rank, Track::Compute).collect();
+    let mut cells: Vec<Option<Cell>> = if colour {
+        let halves = columns.sample(&events, 2 * columns.count);
+        halves.chunks(2).map(|half| coloured(half[0], half[1])).collect()
+    } else {
+        let kinds = columns.sample(&events, columns.count).into_iter();
+        kinds.map(|event| event.map(|e| Cell { text: e.kind.letter(), style: Style::PLAIN })).collect()
+    };
+    for event in events {
+        let number = event.microbatch.map(|m| m.to_string()).unwrap_or_default();
+        let (fill, ink) = event.kind.colours();
+        if colour {
+            let on = |ink| Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
+            // Only where all columns of the text belong to the event.
+            let (from, to) = (columns.at(event.start).ceil() as usize, columns.at(event.end) as usize);
+            let room = to.min(columns.count).saturating_sub(from);
+            if number.len() <= room {
+                write(&mut cells[from + (room - number.len()) / 2..], &number, on(ink));
+            }
+            // Parts it from a neighbour of the same colour.
+            let first = (2.0 * columns.at(event.start)).round() as usize / 2;
+            let cell = cells.get_mut(first).and_then(Option::as_mut);
+            if let Some(cell) = cell.filter(|cell| **cell == blank(fill)) {
+                *cell = Cell { text: '▏', style: on(fill.darker()) };
+            }
+        } else {
+            let (from, to) = (columns.nearest(event.start), columns.nearest(event.end));
+            let text = format!("{}{number}", event.kind.letter());
+            if text.len() <= to - from {
+                write(&mut cells[from..to], &format!("{text:-<0$}", to - from), Style::PLAIN);
+            }
+        }
+    }
+    let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.rank == rank).collect();
+    let ends = columns.nearest(step.seconds);
+    for (column, cell) in cells.into_iter().enumerate() {
+        let time = (column as f64 + 0.5) / columns.count as f64 * columns.seconds;
+        let gap = gaps.iter().find(|gap| gap.start <= time && time < gap.end);
+        let idle = match gap {
+            Some(gap) if colour => Cell { text: '·', style: Style::ink(gap.cause.colours().1) },
+            _ if column >= ends => Cell { text: ' ', style: Style::PLAIN },
+            _ => Cell { text: if colour { '·' } else { '.' }, style: Style::FAINT },
+        };
+        if line.cells.len() < line.width {
+            line.cells.push(cell.unwrap_or(idle));
+        }
+    }
+}
+
+fn write(cells: &mut [Option<Cell>], text: &str, style: Style) {
+    for (cell, text) in cells.iter_mut().zip(text.chars()) {
+        *cell = Some(Cell { text, style });
+    }
+}
+
+fn blank(fill: Colour) -> Cell {
+    Cell { text: ' ', style: Style { fill: Some(fill), ..Style::PLAIN } }
+}
+
+/// The left and the right half of a column. Where both are alike it is a coloured blank, so that a text can go there.
+fn coloured(left: Option<&Event>, right: Option<&Event>) -> Option<Cell> {
+    let colour = |event: Option<&Event>| event.map(|event| event.kind.colours().0);
+    let (text, style) = match (colour(left), colour(right)) {
+        (None, None) => return None,
+        (Some(left), Some(right)) if left == right => (' ', Style { fill: Some(left), ..Style::PLAIN }),
+        (Some(left), right) => ('▌', Style { ink: Some(left), fill: right, ..Style::PLAIN }),
+        (None, Some(right)) => ('▐', Style::ink(right)),
+    };
+    Some(Cell { text, style })
+}
