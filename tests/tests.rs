@@ -27,5 +27,7 @@ mod schedules;
 mod shaders;
 // Pictures and traces.
 mod timeline;
+// The verb trace, on a run and on damaged folders.
+mod trace;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
