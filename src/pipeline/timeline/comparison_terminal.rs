@@ -145,7 +145,7 @@ impl Table {
         let mut line = Line::new(self.width);
         line.push(label, Style::FAINT).pad(LABEL);
         for (text, width) in cells {
-            line.push(&format!("{text:>width$}"), style);
+            line.push(&format!("{text:>width$}"), if text == "0.0" { Style::FAINT } else { style });
         }
         line.finish(&mut self.text, self.colour);
     }
