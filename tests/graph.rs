@@ -12,9 +12,11 @@ use polystage::reference;
 use proptest::prelude::*;
 
 fn any_op() -> impl Strategy<Value = Op> {
-    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward};
+    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward, Residual};
     let layouts = prop::sample::select(vec![Layout::NN, Layout::NT, Layout::TN]);
-    let epilogues = prop::sample::select(vec![Epilogue::None, Bias, BiasGelu, BiasResidual, GeluBackward]);
+    let epilogues =
+        prop::sample::select(vec![Epilogue::None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual]);
+    let heads = (0usize..4, 0usize..3);
     prop_oneof![
         Just(Op::Embedding),
         (1usize..5).prop_map(|vocabulary| Op::EmbeddingBackward { vocabulary }),
@@ -28,8 +30,25 @@ fn any_op() -> impl Strategy<Value = Op> {
         Just(Op::Activate(Activation::GeluTanh)),
         Just(Op::ActivateBackward(Activation::GeluTanh)),
         Just(Op::ColumnSum),
-        (0usize..4).prop_map(|heads| Op::Attention { heads }),
-        (0usize..4).prop_map(|heads| Op::AttentionBackward { heads }),
+        Just(Op::Gather),
+        Just(Op::RmsNorm { epsilon: 1e-6 }),
+        any::<bool>().prop_map(|residual| Op::RmsNormBackward { residual }),
+        Just(Op::RmsNormWeightBackward),
+        Just(Op::SwiGlu),
+        Just(Op::SwiGluBackward),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), positions)| Op::Rope {
+            heads,
+            kv_heads,
+            positions
+        }),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), positions)| Op::RopeBackward {
+            heads,
+            kv_heads,
+            positions
+        }),
+        heads.clone().prop_map(|(heads, kv_heads)| Op::Attention { heads, kv_heads }),
+        heads.clone().prop_map(|(heads, kv_heads)| Op::AttentionBackward { heads, kv_heads }),
+        heads.prop_map(|(heads, kv_heads)| Op::AttentionCached { heads, kv_heads }),
         Just(Op::CrossEntropy { scale: 0.5 }),
     ]
 }
@@ -86,7 +105,10 @@ fn recomputation_keeps_the_layers_inputs_and_joining_holds_nothing_between_i_and
         stage.join_backward();
     });
     assert_eq!((again, again_slot), (4 * row, row), "the inputs of four blocks");
-    assert!(stash > 40 * row && again_scratch < joined_scratch + (stash - again) / 3, "{stash} {again_scratch}");
+    assert!(
+        stash > 40 * row && again_scratch < joined_scratch + (stash - again) / 3,
+        "{stash} {again_scratch}"
+    );
 }
 
 proptest! {

@@ -25,7 +25,8 @@ impl StageGraph {
         let head = if self.loss.is_some() { self.boundaries.iter().rev().nth(1) } else { None };
         let forward: Vec<Node> = nodes.iter().filter(|n| n.phase == Phase::Forward).cloned().collect();
         let first_of_head = head.and_then(|last| forward.iter().position(|n| n.outputs.contains(last)));
-        let repeatable = first_of_head.map_or(if self.loss.is_some() { 0 } else { forward.len() }, |at| at + 1);
+        let repeatable =
+            first_of_head.map_or(if self.loss.is_some() { 0 } else { forward.len() }, |at| at + 1);
         let makers: HashMap<ValueId, usize> = forward[..repeatable]
             .iter()
             .enumerate()

@@ -83,7 +83,7 @@ fn linear(g: &mut Graph, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
 pub(super) fn block(g: &mut Graph, x: ValueId, w: &[ValueId], heads: usize) -> Result<ValueId> {
     let y = norm(g, x, &w[0..2])?;
     let qkv = linear(g, y, &w[2..4])?;
-    let o = g.forward(Op::Attention { heads }, &[qkv])?;
+    let o = g.forward(Op::Attention { heads, kv_heads: heads }, &[qkv])?;
     let y = linear(g, o, &w[4..6])?;
     let x = g.forward(Op::Add, &[x, y])?;
     feed_forward(g, x, &w[6..12])

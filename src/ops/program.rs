@@ -36,6 +36,7 @@ pub struct StageProgram {
     stash: Vec<Vec<Buffer>>,
     slots: Vec<Vec<Buffer>>,
     scratch: Vec<Buffer>,
+    constants: Vec<Buffer>,
     unread: Buffer,
     unwritten: Buffer,
     groups: HashMap<(Phase, Slots), Vec<crate::gpu::BindGroup>>,
@@ -75,7 +76,14 @@ impl StageProgram {
         let buffers = |label: &str, sizes: &[u64]| {
             sizes.iter().map(|&bytes| device.buffer(label, bytes)).collect::<Result<Vec<_>>>()
         };
+        let constants = buffers("constant", &plan.constants)?;
+        for (value, place) in stage.graph.values.iter().zip(&plan.place) {
+            if let (Some(elements), Some(Place::Constant(i))) = (&value.constant, place) {
+                device.upload(&constants[*i], 0, bytemuck::cast_slice(elements));
+            }
+        }
         Ok(StageProgram {
+            constants,
             uniforms: device.uniform("kernel parameters", &uniform)?,
             stash: (0..stash).map(|_| buffers("stash", &plan.stash)).collect::<Result<_>>()?,
             slots: (0..gradient).map(|_| buffers("gradient slot", &plan.slot)).collect::<Result<_>>()?,
@@ -111,6 +119,7 @@ impl StageProgram {
             }
             Some(Place::Stash(i)) => &self.stash[slots.stash][i],
             Some(Place::Slot(i)) => &self.slots[slots.gradient][i],
+            Some(Place::Constant(i)) => &self.constants[i],
             Some(Place::Scratch(i)) => &self.scratch[i],
             None => {
                 let message = format!("{} has no home in memory", value.name);
