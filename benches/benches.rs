@@ -5,6 +5,8 @@
 //! every core by itself; with `LP_NUM_THREADS=1` each lavapipe device is one core, so that one and two devices compare
 //! as they would on one and two GPUs.
 
+mod prediction;
+
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
@@ -28,6 +30,9 @@ fn main() {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
+    if std::env::args().any(|word| word == "prediction") {
+        return prediction::table();
+    }
     let devices = [open(), open()];
     matmul(&mut criterion, &devices[0]);
     attention(&mut criterion, &devices[0]);
@@ -214,7 +219,8 @@ fn training(criterion: &mut Criterion, devices: &[Device; 2]) {
 
 fn trainer(config: &Config, devices: &[Device]) -> Trainer {
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-    let plan = Plan::new(Trainer::setup(config, vec![None; devices.len()]), &described).expect("plans");
+    let plan =
+        Plan::new(Trainer::setup(config, vec![None; devices.len()]).unwrap(), &described).expect("plans");
     let text = random(1 << 16, "text").iter().map(|x| (128.0 + 40.0 * x) as u8).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);

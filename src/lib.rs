@@ -20,6 +20,8 @@ pub mod reference;
 
 pub mod ops;
 
+pub mod plan;
+
 pub mod pipeline;
 
 pub mod generate;

@@ -46,7 +46,7 @@ async fn launch(config: &Config, text: Vec<u8>) -> Result<Trainer> {
         devices.push(Device::open(index, OpenOptions::default()).await?);
     }
     // A browser does not say how much memory there is.
-    let plan = Plan::for_devices(Trainer::setup(config, vec![None; devices.len()]), &devices)?;
+    let plan = Plan::for_devices(Trainer::setup(config, vec![None; devices.len()])?, &devices)?;
     let train = &config.train;
     let corpus = Corpus::from_bytes(text);
     let batches = Batches::new(corpus, train.batch, train.sequence, config.data.order, train.seed)?;

@@ -198,7 +198,7 @@ fn native() -> Vec<f64> {
     let first = adapters()[0].index;
     let devices = open(&[first, first]);
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-    let plan = Plan::new(Trainer::setup(&config, vec![None; 2]), &described).expect("plans");
+    let plan = Plan::new(Trainer::setup(&config, vec![None; 2]).unwrap(), &described).expect("plans");
     let train = &config.train;
     let corpus = Corpus::from_bytes(text());
     let batches = Batches::new(corpus, train.batch, train.sequence, config.data.order, train.seed);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use polystage::model::Model;
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::Setup;
+use polystage::schedule::generate;
 use safetensors::SafeTensors;
 
 use crate::common::{adapters, launch, nmse};
@@ -60,9 +61,9 @@ fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -
         model: golden.model.config().clone(),
         batch: 8 / microbatches,
         sequence: 32,
-        microbatches,
-        schedule: schedule.into(),
+        schedule: generate(schedule, devices, microbatches).unwrap(),
         cuts: None,
+        recompute: Vec::new(),
         training: true,
         budgets: vec![None; devices],
     }

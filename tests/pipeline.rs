@@ -3,6 +3,7 @@
 use polystage::model::{Kind, ModelConfig};
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup};
+use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
@@ -37,13 +38,19 @@ fn text() -> Vec<u8> {
 }
 
 pub fn trainer(config: &Config, indices: &[usize]) -> Trainer {
+    train(config, Trainer::setup(config, vec![None; indices.len()]).unwrap(), indices)
+}
+
+fn train(config: &Config, setup: Setup, indices: &[usize]) -> Trainer {
     let devices = open(indices);
-    let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-    let plan = Plan::new(Trainer::setup(config, vec![None; indices.len()]), &described).unwrap();
+    let plan = Plan::for_devices(setup, &devices).unwrap();
+    let predicted: Vec<u64> = plan.ranks.iter().map(|r| r.bytes).collect();
     let t = &config.train;
     let batches =
         Batches::new(Corpus::from_bytes(text()), t.batch, t.sequence, config.data.order, t.seed).unwrap();
     let mut trainer = Trainer::launch(config, plan, &devices, batches).unwrap();
+    let allocated: Vec<u64> = devices.iter().map(|d| d.allocated()).collect();
+    assert_eq!(predicted, allocated, "the plan's bytes are what is allocated, to the byte");
     trainer.watch().block_on(trainer.initialise()).unwrap();
     trainer
 }
@@ -55,7 +62,10 @@ fn config(overrides: &[&str]) -> Config {
 
 /// Losses of `steps` steps and all gradients of the last.
 fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
-    let mut trainer = trainer(config, indices);
+    measure(trainer(config, indices), steps)
+}
+
+fn measure(mut trainer: Trainer, steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
     let watch = trainer.watch();
     let losses = (0..steps).map(|_| watch.block_on(trainer.step()).unwrap().loss).collect();
     let owned = trainer.executor().parameters().iter().filter(|p| p.tied_to.is_none());
@@ -69,34 +79,55 @@ fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(Stri
 }
 
 #[test]
-fn one_two_and_three_stages_give_the_same_losses_and_gradients_bit_for_bit_in_every_schedule_and_cut() {
+fn every_schedule_and_cut_over_two_and_three_devices_gives_one_devices_losses_and_gradients_bit_for_bit() {
     for adapter in adapters() {
         let i = adapter.index;
-        let alone = run(&config(&[]), &[i], 3);
-        for (indices, overrides) in [
-            (vec![i], vec!["pipeline.schedule=gpipe"]),
-            (vec![i, i], vec![]),
-            (vec![i, i], vec!["pipeline.schedule=gpipe"]),
-            (vec![i, i], vec!["pipeline.cuts=[1]"]),
-            (vec![i, i, i], vec![]),
-            (vec![i, i, i], vec!["pipeline.schedule=gpipe", "pipeline.cuts=[2,4]"]),
-        ] {
-            let split = run(&config(&overrides), &indices, 3);
-            assert_eq!(
-                alone.0,
-                split.0,
-                "losses of {} stages {overrides:?} on {}",
-                indices.len(),
-                adapter.name
-            );
-            for ((name, a), (_, b)) in alone.1.iter().zip(&split.1) {
-                let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(
-                    same,
-                    "gradient of {name}, {} stages {overrides:?} on {}",
-                    indices.len(),
-                    adapter.name
-                );
+        let with = |more: &[&str]| config(&[&["pipeline.microbatches=6"], more].concat());
+        let alone = run(&with(&[]), &[i], 2);
+        for name in NAMES {
+            let schedule = format!("pipeline.schedule={name}");
+            let what = |devices| format!("{name} over {devices} devices on {}", adapter.name);
+            assert_same(&what(2), &alone, &run(&with(&[&schedule]), &[i, i], 2));
+            // Three devices with two chunks each would need six layers; there are five.
+            if default_chunks(name).unwrap() == 1 {
+                let cuts = ["pipeline.cuts=[2,4]", "pipeline.cuts=[1,2]"][name.len() % 2];
+                assert_same(&what(3), &alone, &run(&with(&[&schedule, cuts]), &[i, i, i], 2));
+            }
+        }
+    }
+}
+
+/// Schedules by hand: rank 0 with the first and last of four stages (a V, whose turn is a hand-over on rank 1), stages
+/// dealt round with I and W apart, and all on one rank.
+const SEVERAL_STAGES_A_RANK: [&str; 3] = [
+    "0F0 0F1 3F0 3B0 0F2 3F1 3B1 0B0 3F2 3B2 0B1 0B2\n1F0 2F0 1F1 2F1 2B0 1B0 1F2 2F2 2B1 1B1 2B2 1B2",
+    "0F0 2F0 0F1 2F1 2I0 0F2 2F2 2I1 2W0 0I0 2I2 0I1 2W1 0W0 0I2 0W1 2W2 0W2\n1F0 3F0 3I0 1F1 3F1 1I0 3I1 3W0 1F2 3F2 1I1 3I2 1W0 3W1 1I2 1W1 1W2 3W2",
+    "0F0 1F0 2F0 3F0 3I0 3W0 2B0 1B0 0I0 0F1 1F1 0F2 1F2 2F1 3F1 3I1 2F2 3F2 3I2 3W1 2B1 3W2 2B2 1B1 0I1 1B2 0I2 0W0 0W1 0W2",
+];
+
+fn assert_same(what: &str, a: &(Vec<f64>, Vec<(String, Vec<f32>)>), b: &(Vec<f64>, Vec<(String, Vec<f32>)>)) {
+    assert_eq!(a.0, b.0, "losses, {what}");
+    for ((name, a), (_, b)) in a.1.iter().zip(&b.1) {
+        let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "gradient of {name}, {what}");
+    }
+}
+
+#[test]
+fn several_stages_a_rank_split_backward_passes_and_recomputation_change_no_bit() {
+    for adapter in adapters() {
+        let i = adapter.index;
+        let config = config(&[]);
+        let alone = run(&config, &[i], 3);
+        for (text, cuts) in SEVERAL_STAGES_A_RANK.iter().zip([[1, 2, 4], [1, 2, 3], [2, 3, 4]]) {
+            for recompute in [vec![], vec![0, 1, 2, 3], vec![1, 3]] {
+                let schedule: Schedule =
+                    format!("# name: by hand, stages: 4, microbatches: 3\n{text}\n").parse().unwrap();
+                let indices = vec![i; schedule.ranks.len()];
+                let setup = Trainer::setup(&config, vec![None; indices.len()]).unwrap();
+                let what = format!("{text} recomputing {recompute:?} on {}", adapter.name);
+                let setup = Setup { schedule, cuts: Some(cuts.to_vec()), recompute, ..setup };
+                assert_same(&what, &alone, &measure(train(&config, setup, &indices), 3));
             }
         }
     }
@@ -170,9 +201,9 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         model: ModelConfig { kind: Kind::Gpt2, layers: 2, width: 64, heads: 4, context: 16, vocabulary: 256 },
         batch: 1,
         sequence: 16,
-        microbatches: 4,
-        schedule: "1f1b".into(),
+        schedule: generate("1f1b", 2, 4).unwrap(),
         cuts: None,
+        recompute: Vec::new(),
         training: true,
         budgets: vec![None, Some(1000)],
     };

@@ -91,7 +91,7 @@ fn prepare(arguments: &Arguments) -> Result<Job> {
     let adapters = adapters()?;
     let devices = open(&config.pipeline.devices, &adapters)?;
     config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
-    let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?);
+    let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?)?;
     let plan = Plan::for_devices(setup, &devices)?;
     let out = out_folder(arguments)?;
     let mut warnings = Vec::new();
@@ -192,11 +192,12 @@ fn describe(job: &Job) {
     ));
     say(format!(
         "schedule {}, {} microbatches of {} sequences",
-        plan.schedule.name, plan.setup.microbatches, plan.setup.batch
+        plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
     ));
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
     for (rank, device) in plan.ranks.iter().zip(&job.devices) {
-        let layers: Vec<String> = rank.layers.clone().map(|l| plan.model.layer_name(l)).collect();
+        let layers: Vec<String> =
+            rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {
             [first, .., last] => format!("{first} to {last}"),
             [only] => only.clone(),

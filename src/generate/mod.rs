@@ -8,6 +8,7 @@ use crate::model::init::philox;
 use crate::model::{Model, ModelConfig};
 use crate::ops::parameters::Part;
 use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::schedule;
 use crate::train::checkpoint::Tensor;
 use crate::train::trainer::find;
 
@@ -91,9 +92,9 @@ impl Generator {
             model: config.clone(),
             batch: 1,
             sequence,
-            microbatches: 1,
-            schedule: "gpipe".into(),
+            schedule: schedule::generate("gpipe", devices.len(), 1)?,
             cuts: None,
+            recompute: Vec::new(),
             training: false,
             budgets: devices.iter().map(|d| d.info().memory).collect(),
         };

@@ -1,6 +1,9 @@
 //! Buffers and parts of them.
 
+use std::sync::Arc;
+
 use super::Device;
+use super::device::Lease;
 use crate::error::{Error, Result};
 
 /// What a mapped buffer is mapped for; a buffer has one direction for life.
@@ -12,17 +15,18 @@ pub enum Mapping {
     Write,
 }
 
-/// A device buffer. Cloning clones the handle.
+/// A device buffer. Cloning clones the handle; its bytes leave the device's ledger with the last one.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     pub(super) raw: wgpu::Buffer,
     bytes: u64,
+    _lease: Arc<Lease>,
 }
 
 impl Buffer {
-    pub(super) fn new(raw: wgpu::Buffer) -> Self {
+    pub(super) fn new(raw: wgpu::Buffer, lease: Lease) -> Self {
         let bytes = raw.size();
-        Buffer { raw, bytes }
+        Buffer { raw, bytes, _lease: Arc::new(lease) }
     }
 
     /// Size in bytes.
@@ -93,6 +97,13 @@ pub struct Range {
     pub offset: u64,
     /// Length in bytes.
     pub bytes: u64,
+}
+
+/// Ranges bound for a kernel. The driver keeps their buffers as long as this lives, and so does the ledger.
+#[derive(Clone, Debug)]
+pub struct BindGroup {
+    pub(super) raw: wgpu::BindGroup,
+    pub(super) _buffers: Vec<Buffer>,
 }
 
 impl Range {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{AdapterInfo, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
+use super::{AdapterInfo, BindGroup, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
 use crate::error::{Error, Result};
 
 /// How to open an adapter.
@@ -52,12 +52,25 @@ struct Inner {
 }
 
 /// Submissions not yet finished, oldest first, and the first error.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     pending: VecDeque<Option<wgpu::SubmissionIndex>>,
     allocated: u64,
     wakers: Vec<std::task::Waker>,
     failure: Option<String>,
+}
+
+/// A buffer's entry in the ledger of its device.
+#[derive(Debug)]
+pub(super) struct Lease {
+    bytes: u64,
+    state: Arc<Mutex<State>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.state).allocated -= self.bytes;
+    }
 }
 
 impl std::fmt::Debug for Inner {
@@ -162,7 +175,7 @@ impl Device {
         }
     }
 
-    /// Bytes allocated on this device since it was opened: the ledger.
+    /// Bytes of this device's living buffers: the ledger.
     pub fn allocated(&self) -> u64 {
         lock(&self.0.state).allocated
     }
@@ -185,7 +198,7 @@ impl Device {
         });
         self.check(&format!("allocating {size} bytes for {label}"))?;
         lock(&self.0.state).allocated += size;
-        Ok(Buffer::new(raw))
+        Ok(Buffer::new(raw, Lease { bytes: size, state: self.0.state.clone() }))
     }
 
     /// A buffer for kernels, zero at first.
@@ -227,14 +240,18 @@ impl Device {
     }
 
     /// Binds ranges to binding numbers 0, 1, 2 ….
-    pub fn bind(&self, kernel: &Kernel, ranges: &[Range]) -> wgpu::BindGroup {
+    pub fn bind(&self, kernel: &Kernel, ranges: &[Range]) -> BindGroup {
         let entries: Vec<wgpu::BindGroupEntry> = ranges
             .iter()
             .enumerate()
             .map(|(i, range)| wgpu::BindGroupEntry { binding: i as u32, resource: range.binding() })
             .collect();
         let layout = &kernel.layout;
-        self.0.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+        BindGroup {
+            raw: self.0.device.create_bind_group(&descriptor),
+            _buffers: ranges.iter().map(|range| range.buffer.clone()).collect(),
+        }
     }
 
     /// Starts a submission.
@@ -282,7 +299,6 @@ impl Device {
         recorder.copy(&range.buffer, range.offset, &staging, 0, range.bytes);
         recorder.submit(|| ());
         let bytes = self.read_staging(&staging, range.bytes).await?;
-        lock(&self.0.state).allocated -= staging.bytes();
         Ok(bytes)
     }
 

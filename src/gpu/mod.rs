@@ -11,11 +11,10 @@ mod kernel;
 mod recorder;
 
 pub use adapter::{AdapterInfo, list, none_found};
-pub use buffer::{Buffer, Mapping, Range};
+pub use buffer::{BindGroup, Buffer, Mapping, Range};
 pub use device::{Capabilities, Device, OpenOptions};
 pub use kernel::{KERNELS, Kernel, KernelKey, Specialisation, source};
 pub use recorder::Recorder;
-pub use wgpu::BindGroup;
 
 /// Seconds since the first call: one clock for the events of all devices.
 pub fn now() -> f64 {

@@ -1,6 +1,6 @@
 //! One submission: dispatches and copies in order.
 
-use super::{Buffer, Device, Kernel, Range};
+use super::{BindGroup, Buffer, Device, Kernel, Range};
 
 /// Collects work and submits it. Consecutive dispatches share a compute pass.
 pub struct Recorder<'d> {
@@ -16,14 +16,14 @@ impl<'d> Recorder<'d> {
     }
 
     /// Runs a kernel on workgroups `groups`.
-    pub fn dispatch(&mut self, kernel: &Kernel, group: &wgpu::BindGroup, groups: [u32; 3]) {
+    pub fn dispatch(&mut self, kernel: &Kernel, group: &BindGroup, groups: [u32; 3]) {
         if self.pass.is_none() {
             let pass = self.encoder.begin_compute_pass(&Default::default());
             self.pass = Some(pass.forget_lifetime());
         }
         if let Some(pass) = &mut self.pass {
             pass.set_pipeline(&kernel.pipeline);
-            pass.set_bind_group(0, group, &[]);
+            pass.set_bind_group(0, &group.raw, &[]);
             pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
         }
     }

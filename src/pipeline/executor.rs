@@ -6,10 +6,11 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::link::{Incoming, Outgoing, connect};
+use super::finish::Tied;
+use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
-use super::rank::{Command, Rank, Reply, Stage, Tied};
+use super::rank::{Command, Rank, Reply, Stage};
 use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, KernelKey, Mapping, Specialisation};
@@ -44,6 +45,8 @@ pub struct Executor {
     names: Vec<String>,
     parameters: Vec<Parameter>,
     owner: HashMap<String, usize>,
+    /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
+    users: HashMap<String, (usize, String)>,
     sent: Vec<u64>,
 }
 
@@ -53,6 +56,8 @@ impl Executor {
         let parameters = plan.model.parameters();
         let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
+        let tied = plan.tied().into_iter();
+        let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
         let ranks = build(plan, devices, &logs)?;
         let mut owner = HashMap::new();
         for rank in &ranks {
@@ -72,7 +77,13 @@ impl Executor {
             })
             .collect::<Result<Vec<_>>>()?;
         let sent = vec![0; devices.len()];
-        Ok(Executor { commands, replies, logs, names, parameters, owner, sent })
+        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent })
+    }
+
+    /// Stops the ranks and resolves once their memory is free.
+    pub async fn stop(mut self) {
+        self.commands.clear();
+        while self.replies.next().await.is_some() {}
     }
 
     /// What blocks a native thread on this executor's futures, and notices a stall.
@@ -176,9 +187,7 @@ impl Executor {
         let owner = self.owner.get(name).copied().unwrap_or(0);
         let mut targets = vec![(owner, name.to_string())];
         if part == Part::Weight {
-            let users = self.parameters.iter().filter(|p| p.tied_to.as_deref() == Some(name));
-            // The last layers' device uses the head; where it is the owner's own, the weight is shared.
-            targets.extend(users.map(|p| (self.commands.len() - 1, p.name.clone())));
+            targets.extend(self.users.get(name).cloned());
         }
         for (rank, name) in &targets {
             self.tell(*rank, Command::Write(name.clone(), part, values.to_vec()))?;
@@ -224,21 +233,28 @@ fn start(
 /// Two ends for each direction of each boundary.
 type Ends = HashMap<(Kind, usize), (Option<Outgoing>, Option<Incoming>)>;
 
-fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
-    let training = plan.setup.training;
-    let count = devices.len();
+fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
     let mut ends: Ends = HashMap::new();
-    for boundary in 0..count - 1 {
+    for boundary in 0..plan.stages.len() - 1 {
         let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
-        let (out, inward) = connect(&devices[boundary], &devices[boundary + 1], bytes, slots)?;
-        ends.insert((Kind::F, boundary), (Some(out), Some(inward)));
-        if training {
-            let (out, inward) = connect(&devices[boundary + 1], &devices[boundary], bytes, slots)?;
-            ends.insert((Kind::B, boundary), (Some(out), Some(inward)));
+        let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
+        let directions = [(Kind::F, before, after), (Kind::B, after, before)];
+        for (kind, from, to) in directions.into_iter().take(if plan.setup.training { 2 } else { 1 }) {
+            let (out, inward) = match plan.crosses(boundary) {
+                true => connect(from, to, bytes, slots)?,
+                false => connect_local(from, bytes, slots)?,
+            };
+            ends.insert((kind, boundary), (Some(out), Some(inward)));
         }
     }
+    Ok(ends)
+}
+
+fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
+    let training = plan.setup.training;
+    let mut ends = links(&plan, devices)?;
     let ties = if training { plan.tied() } else { Vec::new() };
-    let loss_bytes = plan.loss_bytes();
+    let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
@@ -260,18 +276,14 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
             );
         }
-        let last = index + 1 == count;
-        let losses = (training && last)
+        let losses = (training && index == last)
             .then(|| {
                 let buffer = device.buffer("losses", loss_bytes)?;
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
-        let actions = if training {
-            plan.schedule.ranks[index].clone()
-        } else {
-            vec![Action { stage: index, kind: Kind::F, microbatch: 0 }]
-        };
+        let mut actions = plan.schedule.ranks[index].clone();
+        actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
         ranks.push(Rank {
             index,
@@ -338,7 +350,7 @@ impl Watch {
         let (state, seconds, doing) = &standings[rank];
         let doing = match doing.parse::<Action>() {
             Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
-            Err(_) => format!("action {doing:?} (stage {rank})"),
+            Err(_) => format!("action {doing:?}"),
         };
         let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
         let message = format!(

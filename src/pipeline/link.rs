@@ -4,6 +4,8 @@
 //! mapping straight into a mapped upload buffer of its device, one host copy in all, and gives the read-back buffer
 //! back. Both rings are kept for the whole run. As many buffers as microbatches can be in flight, and one more, so a
 //! send never has to wait for the receiver and the schedule's proof holds.
+//!
+//! Two stages on one device hand over through a ring of the device's own memory; the host sees nothing of it.
 
 use std::collections::HashMap;
 
@@ -13,18 +15,20 @@ use futures_util::StreamExt;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 
-/// A filled read-back buffer on its way.
+/// A filled buffer on its way.
 struct Message {
     tag: usize,
-    staging: Buffer,
-    mapped: bool,
+    buffer: Buffer,
+    /// Whether a read-back buffer could be mapped.
+    good: bool,
 }
 
 /// The sending end.
 pub struct Outgoing {
     free: mpsc::UnboundedReceiver<Buffer>,
     filled: mpsc::UnboundedSender<Message>,
-    /// Bytes sent so far.
+    local: bool,
+    /// Bytes sent to another device so far.
     pub bytes: u64,
 }
 
@@ -34,14 +38,19 @@ pub struct Incoming {
     filled: mpsc::UnboundedReceiver<Message>,
     back: mpsc::UnboundedSender<Buffer>,
     early: HashMap<usize, Message>,
+    /// The upload ring; none where both ends are on one device.
+    upload: Option<Upload>,
+}
+
+struct Upload {
     free: mpsc::UnboundedReceiver<Buffer>,
     writable: mpsc::UnboundedSender<Buffer>,
 }
 
-/// A buffer whose copy is recorded; [`Outgoing::sent`] or [`Incoming::received`] follows the submission.
+/// A mappable buffer whose copy is recorded; [`Outgoing::sent`] or [`Incoming::received`] follows the submission.
 pub struct Recorded {
     tag: usize,
-    buffer: Buffer,
+    buffer: Option<Buffer>,
 }
 
 /// One host copy: when, and how many bytes.
@@ -62,17 +71,34 @@ pub fn memory(bytes: u64, slots: usize) -> u64 {
 
 /// Connects two devices for tensors of up to `bytes` bytes, `slots` at a time.
 pub fn connect(from: &Device, to: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    let (back, returned) = mpsc::unbounded();
-    let (filled, arriving) = mpsc::unbounded();
     let (writable, free) = mpsc::unbounded();
     for _ in 0..slots {
-        // The receivers of both channels are held here, so sending cannot fail.
-        let _ = back.unbounded_send(from.staging("link read-back", bytes, Mapping::Read)?);
+        // The receiver is held here, so sending cannot fail.
         let _ = writable.unbounded_send(to.staging("link upload", bytes, Mapping::Write)?);
     }
-    let device = to.clone();
-    let incoming = Incoming { device, filled: arriving, back, early: HashMap::new(), free, writable };
-    Ok((Outgoing { free: returned, filled, bytes: 0 }, incoming))
+    let ring = || from.staging("link read-back", bytes, Mapping::Read);
+    join(to, Some(Upload { free, writable }), slots, ring)
+}
+
+/// Connects two stages on one device.
+pub fn connect_local(device: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
+    join(device, None, slots, || device.buffer("hand-over", bytes))
+}
+
+fn join(
+    to: &Device,
+    upload: Option<Upload>,
+    slots: usize,
+    buffer: impl Fn() -> Result<Buffer>,
+) -> Result<(Outgoing, Incoming)> {
+    let (back, free) = mpsc::unbounded();
+    let (filled, arriving) = mpsc::unbounded();
+    for _ in 0..slots {
+        let _ = back.unbounded_send(buffer()?);
+    }
+    let local = upload.is_none();
+    let incoming = Incoming { device: to.clone(), filled: arriving, back, early: HashMap::new(), upload };
+    Ok((Outgoing { free, filled, local, bytes: 0 }, incoming))
 }
 
 fn closed() -> Error {
@@ -90,29 +116,34 @@ impl Outgoing {
     ) -> Result<Recorded> {
         let buffer = self.free.next().await.ok_or_else(closed)?;
         recorder.copy(&from.buffer, from.offset, &buffer, 0, from.bytes);
-        self.bytes += from.bytes;
-        Ok(Recorded { tag, buffer })
+        if !self.local {
+            self.bytes += from.bytes;
+            return Ok(Recorded { tag, buffer: Some(buffer) });
+        }
+        // The receiver's copy is recorded after this one in the same queue.
+        let _ = self.filled.unbounded_send(Message { tag, buffer, good: true });
+        Ok(Recorded { tag, buffer: None })
     }
 
     /// Lets the copy travel as soon as the submission that holds it has finished.
     pub fn sent(&self, recorded: Recorded) {
-        let Recorded { tag, buffer } = recorded;
-        let (filled, staging) = (self.filled.clone(), buffer.clone());
-        buffer.map(Mapping::Read, move |mapped| {
+        let Recorded { tag, buffer: Some(buffer) } = recorded else { return };
+        let (filled, message) = (self.filled.clone(), buffer.clone());
+        buffer.map(Mapping::Read, move |good| {
             // A receiver that is gone has failed and said so.
-            let _ = filled.unbounded_send(Message { tag, staging, mapped });
+            let _ = filled.unbounded_send(Message { tag, buffer: message, good });
         });
     }
 }
 
 impl Incoming {
-    /// Waits for tensor number `tag` and records its copy into `to`.
+    /// Waits for tensor number `tag` and records its copy into `to`; says when the host copied it, if it did.
     pub async fn record(
         &mut self,
         recorder: &mut Recorder<'_>,
         to: &Range,
         tag: usize,
-    ) -> Result<(Recorded, HostCopy)> {
+    ) -> Result<(Recorded, Option<HostCopy>)> {
         let message = loop {
             if let Some(message) = self.early.remove(&tag) {
                 break message;
@@ -120,26 +151,32 @@ impl Incoming {
             let message = self.filled.next().await.ok_or_else(closed)?;
             self.early.insert(message.tag, message);
         };
-        if !message.mapped {
+        if !message.good {
             return Err(self.device.error("receiving", "the sender's read-back failed"));
         }
-        let upload = self.free.next().await.ok_or_else(closed)?;
+        let Some(ring) = &mut self.upload else {
+            recorder.copy(&message.buffer, 0, &to.buffer, to.offset, to.bytes);
+            let _ = self.back.unbounded_send(message.buffer);
+            return Ok((Recorded { tag, buffer: None }, None));
+        };
+        let upload = ring.free.next().await.ok_or_else(closed)?;
         let start = now();
-        message.staging.copy_mapped(&upload, to.bytes)?;
+        message.buffer.copy_mapped(&upload, to.bytes)?;
         let copy = HostCopy { start, end: now(), bytes: to.bytes };
-        message.staging.unmap();
+        message.buffer.unmap();
         upload.unmap();
         // A sender that is gone needs its buffer no more.
-        let _ = self.back.unbounded_send(message.staging);
+        let _ = self.back.unbounded_send(message.buffer);
         recorder.copy(&upload, 0, &to.buffer, to.offset, to.bytes);
-        Ok((Recorded { tag, buffer: upload }, copy))
+        Ok((Recorded { tag, buffer: Some(upload) }, Some(copy)))
     }
 
     /// Makes the upload buffer writable again after the submission that reads it.
     pub fn received(&self, recorded: Recorded) {
-        let (writable, upload) = (self.writable.clone(), recorded.buffer.clone());
-        recorded.buffer.map(Mapping::Write, move |ok| {
-            if ok {
+        let (Some(ring), Some(buffer)) = (&self.upload, recorded.buffer) else { return };
+        let (writable, upload) = (ring.writable.clone(), buffer.clone());
+        buffer.map(Mapping::Write, move |good| {
+            if good {
                 let _ = writable.unbounded_send(upload);
             }
         });

@@ -5,12 +5,18 @@
 //! device and drives them through messages; each rank runs its list of actions over its stages and links.
 
 mod executor;
+mod finish;
 pub mod link;
 mod log;
 pub mod partition;
 mod plan;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod profile;
 mod rank;
 pub mod timeline;
+pub mod workload;
 
 pub use executor::{Executor, StepReport, Watch};
 pub use plan::{Plan, RankPlan, Setup};

@@ -10,7 +10,7 @@ use crate::model::{Model, ModelConfig, Purpose};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
-use crate::schedule::{self, Schedule, SlotPlan};
+use crate::schedule::{Schedule, SlotPlan};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -21,12 +21,12 @@ pub struct Setup {
     pub batch: usize,
     /// Tokens of a sequence.
     pub sequence: usize,
-    /// Microbatches of a step.
-    pub microbatches: usize,
-    /// Schedule by name.
-    pub schedule: String,
+    /// When each device computes what; says the number of stages, whose stages are where, and the microbatches of a step.
+    pub schedule: Schedule,
     /// First layers of the stages after the first; balanced by floating-point operations if none.
     pub cuts: Option<Vec<usize>>,
+    /// Stages that compute the activations of their layers again in the backward pass.
+    pub recompute: Vec<usize>,
     /// Whether to train or only to compute logits.
     pub training: bool,
     /// Bytes each device may use; none where it is unknown.
@@ -46,8 +46,8 @@ pub(super) struct StagePlan {
 pub struct RankPlan {
     /// Position in the pipeline.
     pub rank: usize,
-    /// Its layers.
-    pub layers: Range<usize>,
+    /// The layers of its stages, stage by stage.
+    pub layers: Vec<Range<usize>>,
     /// Bytes that will be allocated on it.
     pub bytes: u64,
     /// Floating-point operations of a step on it.
@@ -101,44 +101,39 @@ impl Plan {
             );
             return Err(Error::config("train.sequence", message));
         }
-        if setup.batch == 0 || setup.microbatches == 0 {
-            return Err(Error::config("pipeline.microbatches", "a microbatch needs at least one sequence"));
+        if setup.batch == 0 {
+            return Err(Error::config("train.batch", "a microbatch needs at least one sequence"));
         }
-        let count = devices.len();
+        let schedule = setup.schedule.lowered()?;
+        let (count, ranks) = (devices.len(), schedule.ranks.len());
+        if count != ranks {
+            let message = format!("the schedule {} is for {ranks} devices, not {count}", schedule.name);
+            return Err(Error::config("pipeline.schedule", message));
+        }
         let flops = model.layer_flops(setup.batch, setup.sequence)?;
         let stages = match &setup.cuts {
-            Some(cuts) => partition::from_cuts(cuts, model.layers(), count)?,
-            None => partition::balanced(&flops, count)?,
+            Some(cuts) => partition::from_cuts(cuts, model.layers(), schedule.stages)?,
+            None => partition::balanced(&flops, schedule.stages)?,
         };
-        let schedule = schedule::generate(&setup.schedule, count, setup.microbatches)?.lowered()?;
-        schedule.validate()?;
-        let tokens = setup.batch * setup.sequence * setup.microbatches;
-        let purpose = if setup.training { Purpose::Training { tokens } } else { Purpose::Inference };
-        let mut ranks = Vec::new();
-        for (rank, (_, capabilities)) in devices.iter().enumerate() {
-            let layers = stages[rank].clone();
-            let graph = model.stage_graph(layers.clone(), setup.batch, setup.sequence, purpose)?;
-            check_bindings(&graph, &devices[rank].0, capabilities)?;
-            let memory = MemoryPlan::new(&graph, capabilities);
-            let stage = StagePlan {
-                stage: rank,
-                stash: schedule.slots(rank),
-                gradient: schedule.gradient_slots(rank),
-                graph,
-                memory,
-            };
-            let list = layers.clone().flat_map(|layer| model.layer_parameters(layer)).collect();
-            let flops = flops[layers.clone()].iter().sum::<f64>() * setup.microbatches as f64;
-            ranks.push(RankPlan {
-                rank,
-                layers,
-                bytes: 0,
-                flops,
-                stages: vec![stage],
-                layout: Layout::new(list),
-            });
+        if let Some(stage) = setup.recompute.iter().find(|&&stage| stage >= schedule.stages) {
+            let message = format!("there is no stage {stage}; the last is {}", schedule.stages - 1);
+            return Err(Error::config("pipeline.recompute", message));
         }
-        let mut plan = Plan { setup, model, schedule, stages, ranks };
+        let microbatches = schedule.microbatches;
+        let mut plan = Plan { setup, model, schedule, stages, ranks: Vec::new() };
+        for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
+            let mine: Vec<usize> =
+                (0..plan.stages.len()).filter(|&s| plan.schedule.rank_of(s) == Some(rank)).collect();
+            let stages = mine
+                .iter()
+                .map(|&stage| plan.plan_stage(stage, adapter, capabilities))
+                .collect::<Result<Vec<_>>>()?;
+            let layers: Vec<Range<usize>> = mine.iter().map(|&s| plan.stages[s].clone()).collect();
+            let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
+            let layout = Layout::new(list.collect());
+            let flops = layers.iter().flat_map(|l| &flops[l.clone()]).sum::<f64>() * microbatches as f64;
+            plan.ranks.push(RankPlan { rank, layers, bytes: 0, flops, stages, layout });
+        }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
         }
@@ -155,6 +150,43 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    fn plan_stage(
+        &self,
+        stage: usize,
+        adapter: &AdapterInfo,
+        capabilities: &Capabilities,
+    ) -> Result<StagePlan> {
+        let Setup { batch, sequence, training, .. } = self.setup;
+        let tokens = batch * sequence * self.schedule.microbatches;
+        let purpose = if training { Purpose::Training { tokens } } else { Purpose::Inference };
+        let mut graph = self.model.stage_graph(self.stages[stage].clone(), batch, sequence, purpose)?;
+        if self.setup.recompute.contains(&stage) {
+            graph.recompute();
+        }
+        if !self.schedule.splits(stage) {
+            graph.join_backward();
+        }
+        check_bindings(&graph, adapter, capabilities)?;
+        Ok(StagePlan {
+            stage,
+            stash: self.schedule.slots(stage),
+            gradient: self.schedule.gradient_slots(stage),
+            memory: MemoryPlan::new(&graph, capabilities),
+            graph,
+        })
+    }
+
+    /// The rank of a stage.
+    pub(super) fn rank_of(&self, stage: usize) -> usize {
+        // A validated schedule has every stage on a rank.
+        self.schedule.rank_of(stage).unwrap_or(0)
+    }
+
+    /// Whether the boundary after a stage lies between two devices.
+    pub(super) fn crosses(&self, boundary: usize) -> bool {
+        self.rank_of(boundary) != self.rank_of(boundary + 1)
     }
 
     /// Bytes of an activation between stages.
@@ -184,7 +216,7 @@ impl Plan {
 
     /// Bytes of the buffers that hold results until the end of a step on the last stage, read-back included.
     pub(super) fn loss_bytes(&self) -> u64 {
-        4 * (self.setup.batch * self.setup.sequence * self.setup.microbatches) as u64
+        4 * (self.setup.batch * self.setup.sequence * self.schedule.microbatches) as u64
     }
 
     fn count_bytes(&self, rank: usize) -> u64 {
@@ -196,13 +228,12 @@ impl Plan {
         }
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        let last = rank + 1 == self.ranks.len();
-        if training && last {
+        if training && self.rank_of(self.stages.len() - 1) == rank {
             bytes += 2 * self.loss_bytes().max(16);
         }
-        for boundary in 0..self.ranks.len() - 1 {
+        for boundary in 0..self.stages.len() - 1 {
             let directions = if training { 2 } else { 1 };
-            if rank == boundary || rank == boundary + 1 {
+            if rank == self.rank_of(boundary) || rank == self.rank_of(boundary + 1) {
                 bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }

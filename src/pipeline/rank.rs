@@ -6,11 +6,12 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
-use crate::gpu::{BindGroup, Buffer, Device, Kernel, Recorder, now};
+use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{Phase, ValueId};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
@@ -68,20 +69,6 @@ pub(super) struct Stage {
     pub(super) backward_out: Option<Outgoing>,
 }
 
-/// The end of a tied pair that this rank holds.
-pub(super) enum Tied {
-    /// Uses the parameter: sends its gradient, receives the new weight.
-    User { name: String, gradient: Outgoing, weight: Incoming },
-    /// Owns it: adds the user's gradient, sends the new weight.
-    Owner {
-        name: String,
-        gradient: Incoming,
-        weight: Outgoing,
-        sum: Buffer,
-        add: (Arc<Kernel>, BindGroup, [u32; 3]),
-    },
-}
-
 /// One device with everything it holds.
 pub(super) struct Rank {
     pub(super) index: usize,
@@ -125,9 +112,12 @@ impl Rank {
             self.log.state(State::Idle, "");
             let failed = result.is_err();
             if replies.unbounded_send((self.index, result)).is_err() || failed {
-                return;
+                break;
             }
         }
+        // Whoever waits for the channel's end may count on the memory being free.
+        drop(self);
+        drop(replies);
     }
 
     fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
@@ -142,7 +132,7 @@ impl Rank {
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
-    async fn submit(
+    pub(super) async fn submit(
         &self,
         recorder: Recorder<'_>,
         label: &str,
@@ -169,18 +159,14 @@ impl Rank {
         self.parameters.record_clear(&mut recorder);
         self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
         for action in self.actions.clone() {
-            match action.kind {
-                Kind::F | Kind::I | Kind::W | Kind::B => self.compute(action, Some(tokens)).await?,
-                // A send belongs to the action that makes the data, a receive to the one that needs it: the
-                // schedule's transfers are there so that its proof can see them.
-                Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => {}
-            }
+            self.compute(action, tokens).await?;
         }
         self.finish_step().await
     }
 
-    /// Runs one compute action: receive, record, submit in parts, send.
-    async fn compute(&mut self, action: Action, tokens: Option<&[u32]>) -> Result<()> {
+    /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
+    /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
+    async fn compute(&mut self, action: Action, tokens: &[u32]) -> Result<()> {
         let label = action.to_string();
         let device = self.device.clone();
         let (kind, phases): (_, &[Phase]) = match action.kind {
@@ -194,9 +180,7 @@ impl Rank {
         self.receive(action, &mut recorder, &mut copies).await?;
         let mut started = now();
         self.log.state(State::Working, label.clone());
-        if action.kind == Kind::F
-            && let Some(tokens) = tokens
-        {
+        if action.kind == Kind::F {
             self.feed(action, tokens)?;
         }
         let slots = self.slots(action);
@@ -258,7 +242,9 @@ impl Rank {
         let receive = Action { kind, ..action }.to_string();
         log.state(State::Waiting, receive.clone());
         let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
-        log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        if let Some(copy) = copy {
+            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        }
         copies.received.push((action.stage, kind, recorded));
         Ok(())
     }
@@ -342,108 +328,13 @@ impl Rank {
         Ok(())
     }
 
-    /// After the last action: exchanges tied gradients, sums squares, reads losses back.
-    async fn finish_step(&mut self) -> Result<StepPart> {
-        let device = self.device.clone();
-        let mut recorder = device.record();
-        let mut armed = Vec::new();
-        for tied in &mut self.tied {
-            match tied {
-                Tied::User { name, gradient, .. } => {
-                    let from = self.parameters.gradient(name)?;
-                    let recorded = gradient.record(&mut recorder, &from, self.steps).await?;
-                    armed.push(recorded);
-                }
-                Tied::Owner { name, gradient, sum, add, .. } => {
-                    self.log.state(State::Waiting, format!("gradient of {name}"));
-                    let (recorded, c) = gradient.record(&mut recorder, &sum.whole(), self.steps).await?;
-                    self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
-                    recorder.dispatch(&add.0, &add.1, add.2);
-                    armed.push(recorded);
-                }
-            }
-        }
-        self.log.state(State::Working, "norm");
-        let started = now();
-        self.parameters.record_fold(&mut recorder);
-        let sums = self.parameters.record_norm(&mut recorder)?;
-        if sums.bytes > 0 {
-            recorder.copy(&sums.buffer, 0, &self.sums, 0, sums.bytes);
-        }
-        if let Some((losses, staging)) = &self.losses {
-            recorder.copy(losses, 0, staging, 0, losses.bytes());
-        }
-        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
-        for (tied, recorded) in self.tied.iter().zip(armed) {
-            match tied {
-                Tied::User { gradient, .. } => gradient.sent(recorded),
-                Tied::Owner { gradient, .. } => gradient.received(recorded),
-            }
-        }
-        let squares = if sums.bytes > 0 {
-            let bytes = device.read_staging(&self.sums, sums.bytes).await?;
-            self.parameters.squares(&bytemuck::pod_collect_to_vec(&bytes))
-        } else {
-            Vec::new()
-        };
-        let losses = match &self.losses {
-            Some((losses, staging)) => {
-                bytemuck::pod_collect_to_vec(&device.read_staging(staging, losses.bytes()).await?)
-            }
-            None => Vec::new(),
-        };
-        // Ranks without a read-back report once their work is done, so that their events are complete.
-        device.below(1).await;
-        device.check("running the step")?;
-        let sent = |o: &Option<Outgoing>| o.as_ref().map_or(0, |o| o.bytes);
-        let bytes = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out)).sum();
-        Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
-    }
-
-    /// AdamW on what it owns; tied users receive the new weight.
-    async fn update(&mut self, step: AdamStep) -> Result<()> {
-        let device = self.device.clone();
-        let started = now();
-        let mut recorder = device.record();
-        self.parameters.record_adam(&device, &mut recorder, step)?;
-        let mut sent = Vec::new();
-        for tied in &mut self.tied {
-            if let Tied::Owner { name, weight, .. } = tied {
-                let from = self.parameters.weight(name)?;
-                sent.push(weight.record(&mut recorder, &from, self.steps).await?);
-            }
-        }
-        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
-        let owners = self.tied.iter().filter_map(|t| match t {
-            Tied::Owner { weight, .. } => Some(weight),
-            Tied::User { .. } => None,
-        });
-        owners.zip(sent).for_each(|(weight, recorded)| weight.sent(recorded));
-        for tied in &mut self.tied {
-            if let Tied::User { name, weight, .. } = tied {
-                let to = self.parameters.weight(name)?;
-                let mut recorder = device.record();
-                self.log.state(State::Waiting, format!("weight of {name}"));
-                let (recorded, c) = weight.record(&mut recorder, &to, self.steps).await?;
-                self.log.host("tied weight", EventKind::Copy, c.start, c.end, c.bytes);
-                self.log.submitted("tied weight", EventKind::Optimizer, None, 0.0);
-                let log = self.log.clone();
-                recorder.submit(move || log.finished());
-                weight.received(recorded);
-            }
-        }
-        device.check("updating weights")
-    }
-
     /// Forward only; the last stage answers the logits of the given rows.
     async fn infer(&mut self, tokens: &[u32], rows: &[usize]) -> Result<Vec<f32>> {
         // `feed` reads sequences of T+1 tokens; the last of each is a target, which inference has not.
         let padded: Vec<u32> =
             tokens.chunks(self.sequence).flat_map(|s| s.iter().copied().chain([0])).collect();
         for action in self.actions.clone() {
-            if action.kind == Kind::F {
-                self.compute(action, Some(&padded)).await?;
-            }
+            self.compute(action, &padded).await?;
         }
         self.log.take_events();
         let mut logits = Vec::new();

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Schedule};
+use crate::error::{Error, Result};
 
 /// Costs of one step. `stages`, `hops` and `ranks` must be as many as the schedule's stages, stages − 1 and ranks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -109,6 +110,10 @@ impl Hop {
     pub fn delay(&self) -> f64 {
         self.latency + self.copy
     }
+
+    fn check(&self, place: impl Fn() -> String) -> Result<()> {
+        check_times(&[self.out, self.latency, self.copy, self.into], place)
+    }
 }
 
 impl StageCost {
@@ -126,13 +131,18 @@ impl StageCost {
 
 impl Costs {
     /// Equal stages with these times for F, I and W (B takes I + W), free ends of a step, no memory, and `latency`
-    /// between any two ranks: the world of the published formulas.
+    /// between any two ranks: the world of the published formulas. The schedule must be valid.
     pub fn uniform(schedule: &Schedule, forward: f64, input: f64, weight: f64, latency: f64) -> Costs {
         let stage = StageCost { forward, input, weight, backward: input + weight, ..StageCost::default() };
         let hop = Hop { latency, ..Hop::default() };
-        let rank_of = |stage| schedule.rank_of(stage);
-        let hops = (1..schedule.stages).map(|s| {
-            let crosses = rank_of(s - 1) != rank_of(s);
+        let mut owner = vec![None; schedule.stages];
+        for (rank, actions) in schedule.ranks.iter().enumerate() {
+            for action in actions {
+                owner[action.stage] = Some(rank);
+            }
+        }
+        let hops = owner.windows(2).map(|pair| {
+            let crosses = pair[0] != pair[1];
             if crosses { Hops { forward: hop, backward: hop } } else { Hops::default() }
         });
         Costs {
@@ -141,5 +151,63 @@ impl Costs {
             ranks: vec![RankCost::default(); schedule.ranks.len()],
             ..Costs::default()
         }
+    }
+
+    /// Refuses costs that do not belong to a schedule of so many stages and ranks, and times that are none.
+    pub(super) fn check(&self, stages: usize, ranks: usize) -> Result<()> {
+        let count = |what: &str, is: usize, should: usize| {
+            if is == should {
+                return Ok(());
+            }
+            Err(Error::config(
+                format!("costs.{what}"),
+                format!("{is} entries where the schedule has {should}"),
+            ))
+        };
+        count("stages", self.stages.len(), stages)?;
+        count("hops", self.hops.len(), stages.saturating_sub(1))?;
+        count("ranks", self.ranks.len(), ranks)?;
+        for (at, stage) in self.stages.iter().enumerate() {
+            let StageCost { forward, input, weight, backward, .. } = *stage;
+            check_times(&[forward, input, weight, backward], || format!("costs.stages[{at}]"))?;
+        }
+        for (at, hops) in self.hops.iter().enumerate() {
+            hops.forward.check(|| format!("costs.hops[{at}].forward"))?;
+            hops.backward.check(|| format!("costs.hops[{at}].backward"))?;
+        }
+        for (at, rank) in self.ranks.iter().enumerate() {
+            let RankCost { begin, end, update, cores, .. } = *rank;
+            check_times(&[begin, end, update, cores], || format!("costs.ranks[{at}]"))?;
+        }
+        for (at, tie) in self.ties.iter().enumerate() {
+            let place = || format!("costs.ties[{at}]");
+            if tie.user >= ranks || tie.owner >= ranks || tie.user == tie.owner {
+                let message =
+                    format!("user {} and owner {} are not two of {ranks} ranks", tie.user, tie.owner);
+                return Err(Error::config(place(), message));
+            }
+            tie.gradient.check(place)?;
+            tie.weight.check(place)?;
+        }
+        check_times(&[self.cores], || "costs.cores".into())?;
+        if !self.slowdown.is_empty() {
+            count("slowdown", self.slowdown.len(), ranks)?;
+        }
+        for (at, row) in self.slowdown.iter().enumerate() {
+            let place = || format!("costs.slowdown[{at}]");
+            count(&format!("slowdown[{at}]"), row.len(), ranks)?;
+            check_times(row, place)?;
+            if row.contains(&0.0) {
+                return Err(Error::config(place(), "0 would make a rank infinitely fast"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_times(times: &[f64], place: impl Fn() -> String) -> Result<()> {
+    match times.iter().find(|time| !(time.is_finite() && **time >= 0.0)) {
+        None => Ok(()),
+        Some(time) => Err(Error::config(place(), format!("{time} must be finite and at least 0"))),
     }
 }

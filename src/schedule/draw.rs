@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::index::Place;
-use super::{Action, Cell, Kind, Schedule, Simulation, simulate};
+use super::{Action, Cell, Costs, Schedule, Simulation, Simulator};
 
 /// Written behind an offending cell.
 const MARK: &str = "<-- ";
@@ -23,8 +23,10 @@ const LABELLED: usize = 5;
 /// long ones is left out. The last line says makespan, bubble, and the most microbatches in flight on each stage. For a
 /// schedule that cannot run, returns the reason instead.
 pub fn grid(schedule: &Schedule) -> String {
-    let ticks = |kind| if kind == Kind::B { 2.0 } else { 1.0 };
-    match simulate(schedule, |action| ticks(action.kind), 0.0) {
+    // Only of a schedule that has been proved can the costs be made.
+    let simulation = Simulator::new(schedule)
+        .and_then(|simulator| simulator.simulate(&Costs::uniform(schedule, 1.0, 1.0, 1.0, 0.0)));
+    match simulation {
         Ok(simulation) => draw(schedule, &simulation),
         Err(error) => error.to_string(),
     }

@@ -29,19 +29,26 @@
 //! not there yet. Sends never wait, because the transport holds as many messages as the schedule needs; receives do.
 
 mod check;
+mod clock;
 mod costs;
 mod draw;
 mod generate;
+mod idle;
 mod index;
 mod lower;
+mod memory;
+mod order;
 mod simulate;
 mod slots;
+mod tail;
 mod text;
+mod zero_bubble;
 
 pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 pub use draw::grid;
-pub use generate::{NAMES, generate};
-pub use simulate::{Cell, Simulation, simulate};
+pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
+pub use idle::{Idle, attribute};
+pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
 
 /// What an [`Action`] does with its stage and microbatch.
@@ -112,6 +119,11 @@ impl Schedule {
     /// The rank that owns `stage`, or `None` if no rank has an action of it.
     pub fn rank_of(&self, stage: usize) -> Option<usize> {
         self.ranks.iter().position(|actions| actions.iter().any(|action| action.stage == stage))
+    }
+
+    /// Whether a stage's backward pass is split into I and W.
+    pub fn splits(&self, stage: usize) -> bool {
+        self.ranks.iter().flatten().any(|action| action.stage == stage && action.kind == Kind::I)
     }
 
     /// Whether it holds any send or receive. Without any, a stage's needs are met by the mere end of its neighbour's

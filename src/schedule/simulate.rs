@@ -1,9 +1,16 @@
-//! Runs a schedule without doing anything: when each action starts and ends, or who waits for whom for ever.
+//! Runs a schedule without doing anything: when each action starts and ends on given devices, and what that leaves idle
+//! and holds in memory.
 
 use super::check::check;
-use super::index::Index;
-use super::{Action, Kind, Schedule, draw};
-use crate::error::{Error, Result};
+use super::clock::{Clock, Link, NONE, Span, Task, Way};
+use super::costs::{Costs, Hops};
+use super::idle::{self, Idle};
+use super::index::{Index, Place};
+use super::memory::{self, Memory};
+use super::order::order;
+use super::tail::Tail;
+use super::{Action, Kind, Schedule};
+use crate::error::Result;
 
 /// When one action runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,9 +19,9 @@ pub struct Cell {
     pub rank: usize,
     /// What it does.
     pub action: Action,
-    /// When it starts, in the unit of the durations given; the step starts at 0.
+    /// When it starts, in seconds; the step starts at 0. For a transfer, when the tensor leaves.
     pub start: f64,
-    /// When it ends; for a send or receive the same as `start`.
+    /// When it ends. For a transfer, when the tensor has arrived.
     pub end: f64,
 }
 
@@ -23,136 +30,284 @@ pub struct Cell {
 pub struct Simulation {
     /// Every action, rank by rank, in the order of the rank's list.
     pub cells: Vec<Cell>,
-    /// When the last action ends, in the unit of the durations given.
+    /// When the last action ends, in seconds from the start of the step, [`RankCost::begin`](super::RankCost) included.
     pub makespan: f64,
-    /// The part of all ranks' time in which they have nothing to do: 0 to 1.
+    /// Seconds of the whole step: up to the last action, the exchange of tied gradients, the end of the step, and the
+    /// update, for which all ranks wait for one another since it needs the norm of all gradients.
+    pub step: f64,
+    /// The part of all ranks' time up to `makespan` in which they have nothing to do: 0 to 1.
     pub bubble: f64,
     /// For each stage, the most microbatches that are at any time between the start of F and the end of W (or B).
     pub peak_in_flight: Vec<usize>,
+    /// For each rank, [`RankCost::fixed`](super::RankCost) and the most bytes of stash and gradients held at once.
+    pub peak_bytes: Vec<u64>,
+    /// For each rank, what it needs if each stage has its own buffers ([`Schedule::slots`],
+    /// [`Schedule::gradient_slots`]), as a running pipeline has: at least `peak_bytes`.
+    pub slot_bytes: Vec<u64>,
+    /// For each rank, the bytes it holds from a time on, in order of time; the first entry is at time 0.
+    pub memory: Vec<Vec<(f64, u64)>>,
+    /// For each rank, why it has nothing to do. The sum is `makespan` less the rank's busy seconds.
+    pub idle: Vec<Idle>,
 }
 
-/// Predicts when everything happens if a computation takes `duration(action)`, and what it yields reaches another rank
-/// `hop` later. Each rank does its list in order; an action starts when the rank is free and the action's inputs are
-/// there. Sends and receives take no time of a rank, and `duration` is not asked for them, so a schedule and its
-/// lowered form give the same prediction; a receive written earlier than its consumer makes the rank wait there. Takes
-/// time in proportion to the number of actions.
+/// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once.
 ///
 /// # Errors
 ///
-/// Those of [`Schedule::validate`], and [`Error::Config`] for a duration or hop that is negative or not finite.
-pub fn simulate(schedule: &Schedule, duration: impl Fn(Action) -> f64, hop: f64) -> Result<Simulation> {
-    let index = Index::new(schedule)?;
-    check(&index)?;
-    let spans = run(&index, duration, check_time(hop, || "hop".into())?)?;
-    let mut cells = Vec::with_capacity(spans.iter().map(Vec::len).sum());
-    for (rank, spans) in spans.iter().enumerate() {
-        for (&action, span) in schedule.ranks[rank].iter().zip(spans) {
-            cells.push(Cell { rank, action, start: span.start, end: span.end });
+/// Those of [`Simulator::new`] and [`Simulator::simulate`].
+pub fn simulate(schedule: &Schedule, costs: &Costs) -> Result<Simulation> {
+    Simulator::new(schedule)?.simulate(costs)
+}
+
+/// A valid schedule, laid out to be timed many times with different costs.
+///
+/// Each rank does its list in order; an action starts when the rank is free and the action's input is there. On its way
+/// between ranks a tensor spends [`Hop::out`](super::Hop::out) on the sender's queue as part of the action that makes it,
+/// [`latency`](super::Hop::latency), then [`copy`](super::Hop::copy) on the link, which carries one tensor at a time in each direction in the order
+/// of sending, and [`into`](super::Hop::into) on the receiver's queue as part of the action that needs it. With a copy engine, `out`
+/// and `into` are spent on the way instead, again one tensor at a time. Between two stages of one rank only `out` and
+/// `into` count, both on the queue. Sends and receives take no time of a rank, so a schedule and its lowered form give
+/// the same prediction; a receive written earlier than its consumer makes the rank wait there. Busy ranks slow each
+/// other down as [`Costs::cores`] and [`Costs::slowdown`] say.
+pub struct Simulator<'a> {
+    index: Index<'a>,
+    /// The begin of every rank, then all actions, rank by rank.
+    tasks: Vec<Task>,
+    /// Tasks in an order in which each comes after what it waits for.
+    order: Vec<u32>,
+    /// `first[r]` is the task of the first action of rank `r`; the last entry ends the last rank.
+    first: Vec<u32>,
+}
+
+/// Kinds of computation that have a duration: F, B, I, W, the first of [`Kind`].
+const COMPUTED: usize = 4;
+
+impl<'a> Simulator<'a> {
+    /// Proves that the schedule can be run.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Schedule::validate`].
+    pub fn new(schedule: &'a Schedule) -> Result<Self> {
+        let index = Index::new(schedule)?;
+        check(&index)?;
+        let places = order(&index)?;
+        let ranks = schedule.ranks.len();
+        let mut first = vec![ranks as u32];
+        for actions in &schedule.ranks {
+            first.push(first[first.len() - 1] + actions.len() as u32);
         }
-    }
-    let makespan = cells.iter().map(|cell| cell.end).fold(0.0, f64::max);
-    let busy: f64 = cells.iter().map(|cell| cell.end - cell.start).sum();
-    let available = makespan * schedule.ranks.len() as f64;
-    let bubble = if available > 0.0 { (1.0 - busy / available).max(0.0) } else { 0.0 };
-    Ok(Simulation { cells, makespan, bubble, peak_in_flight: peak_in_flight(schedule) })
-}
-
-fn peak_in_flight(schedule: &Schedule) -> Vec<usize> {
-    let mut now = vec![0; schedule.stages];
-    let mut peak = vec![0; schedule.stages];
-    for action in schedule.ranks.iter().flatten() {
-        match action.kind {
-            Kind::F => now[action.stage] += 1,
-            Kind::B | Kind::W => now[action.stage] -= 1,
-            _ => {}
-        }
-        peak[action.stage] = peak[action.stage].max(now[action.stage]);
-    }
-    peak
-}
-
-fn check_time(time: f64, what: impl FnOnce() -> String) -> Result<f64> {
-    if time.is_finite() && time >= 0.0 {
-        return Ok(time);
-    }
-    Err(Error::config(what(), format!("{time} is not a time: it must be finite and at least 0")))
-}
-
-/// When an action starts and ends.
-#[derive(Clone, Copy)]
-pub(super) struct Span {
-    pub start: f64,
-    pub end: f64,
-}
-
-/// Runs every rank as far as it gets, again and again as others make progress. Each action that ends wakes the ranks of
-/// the two neighbouring stages, the only ones that can wait for it, so the work is linear in the number of actions.
-/// Start times follow from needs alone; the order in which ranks are taken does not show.
-pub(super) fn run(index: &Index, duration: impl Fn(Action) -> f64, hop: f64) -> Result<Vec<Vec<Span>>> {
-    let ranks = &index.schedule.ranks;
-    let mut spans: Vec<Vec<Span>> = ranks.iter().map(|actions| Vec::with_capacity(actions.len())).collect();
-    let mut awake: Vec<usize> = (0..ranks.len()).collect();
-    let mut is_awake = vec![true; ranks.len()];
-    while let Some(rank) = awake.pop() {
-        is_awake[rank] = false;
-        while let Some(&action) = ranks[rank].get(spans[rank].len()) {
-            let Ok(start) = earliest_start(index, &spans, rank, action, hop) else { break };
-            let time = if action.kind.is_transfer() {
-                0.0
-            } else {
-                check_time(duration(action), || format!("duration of {action}"))?
-            };
-            spans[rank].push(Span { start, end: start + time });
-            for stage in action.stage.saturating_sub(1)..(action.stage + 2).min(index.schedule.stages) {
-                let neighbour = index.owner[stage];
-                if neighbour != rank && !std::mem::replace(&mut is_awake[neighbour], true) {
-                    awake.push(neighbour);
+        let id = |(rank, at): Place| first[rank] + at as u32;
+        let free_of_charge = (COMPUTED * schedule.stages) as u32;
+        let begin = |rank: usize| Task {
+            rank: rank as u32,
+            work: free_of_charge + 1 + rank as u32,
+            need: NONE,
+            way: NONE,
+        };
+        let mut tasks: Vec<Task> = (0..ranks).map(begin).collect();
+        for (rank, actions) in schedule.ranks.iter().enumerate() {
+            tasks.extend(actions.iter().map(|&action| {
+                // What comes earlier on the same rank has ended, and needs no waiting for.
+                let need = index.needs(action).into_iter().flatten().filter_map(|need| index.find(need));
+                Task {
+                    rank: rank as u32,
+                    work: if action.kind.is_transfer() {
+                        free_of_charge
+                    } else {
+                        (COMPUTED * action.stage) as u32 + action.kind as u32
+                    },
+                    need: need.filter(|need| need.0 != rank).map(id).next().unwrap_or(NONE),
+                    way: way_of(&index, action),
                 }
+            }));
+        }
+        let order = (0..ranks as u32).chain(places.into_iter().map(id)).collect();
+        Ok(Simulator { index, tasks, order, first })
+    }
+
+    /// The schedule.
+    pub fn schedule(&self) -> &'a Schedule {
+        self.index.schedule
+    }
+
+    /// Seconds of the whole step: [`Simulation::step`] and nothing else, in about 10 ns an action where ranks do not
+    /// slow each other down.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Simulator::simulate`].
+    pub fn step(&self, costs: &Costs) -> Result<f64> {
+        self.check(costs)?;
+        Ok(self.time(costs).1)
+    }
+
+    /// Predicts one training step with these costs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::error::Error::Config) for costs that do not fit the schedule, and for a time that is negative or not finite.
+    pub fn simulate(&self, costs: &Costs) -> Result<Simulation> {
+        self.check(costs)?;
+        let schedule = self.schedule();
+        let (spans, step) = self.time(costs);
+        let mut cells = Vec::with_capacity(self.tasks.len());
+        for (rank, actions) in schedule.ranks.iter().enumerate() {
+            for (at, &action) in actions.iter().enumerate() {
+                let (start, end) = self.cell(&spans, (rank, at), action);
+                cells.push(Cell { rank, action, start, end });
             }
         }
+        let ready: Vec<f64> = costs.ranks.iter().map(|rank| rank.begin).collect();
+        let computed = || cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+        let makespan = computed().map(|cell| cell.end).chain(ready.iter().copied()).fold(0.0, f64::max);
+        let idle = idle::attribute(schedule, &cells, &ready, |rank, at| {
+            let need = self.tasks[self.first[rank] as usize + at].need;
+            spans.get(need as usize).map(|span| span.ready)
+        })?;
+        let available = makespan * schedule.ranks.len() as f64;
+        let unused: f64 = idle.iter().map(Idle::total).sum();
+        let bubble = if available > 0.0 { unused / available } else { 0.0 };
+        let Memory { peak_in_flight, peak_bytes, slot_bytes, timeline } =
+            memory::measure(&self.index, costs, &cells);
+        Ok(Simulation {
+            cells,
+            makespan,
+            step,
+            bubble,
+            peak_in_flight,
+            peak_bytes,
+            slot_bytes,
+            memory: timeline,
+            idle,
+        })
     }
-    match (0..ranks.len()).find(|&rank| spans[rank].len() < ranks[rank].len()) {
-        None => Ok(spans),
-        Some(stuck) => Err(deadlock(index, &spans, stuck)),
-    }
-}
 
-/// When `rank` can start `action`, its next, or the first action it still waits for.
-fn earliest_start(
-    index: &Index,
-    spans: &[Vec<Span>],
-    rank: usize,
-    action: Action,
-    hop: f64,
-) -> std::result::Result<f64, Action> {
-    let mut start = spans[rank].last().map_or(0.0, |span| span.end);
-    for need in index.needs(action).into_iter().flatten() {
-        let (peer, at) = index.find(need).ok_or(need)?;
-        let end = spans[peer].get(at).ok_or(need)?.end;
-        start = start.max(if peer == rank { end } else { end + hop });
-    }
-    Ok(start)
-}
-
-/// Names the ranks that wait for one another in a circle. There always is one: what a rank waits for stands in the list
-/// of a rank that has not come so far, and so waits itself.
-fn deadlock(index: &Index, spans: &[Vec<Span>], stuck: usize) -> Error {
-    let mut rank = stuck;
-    let mut chain: Vec<(usize, String)> = Vec::new();
-    let circle = loop {
-        if let Some(first) = chain.iter().position(|&(seen, _)| seen == rank) {
-            break &chain[first..];
+    /// Start and end as a [`Cell`] has them.
+    fn cell(&self, spans: &[Span], place: Place, action: Action) -> (f64, f64) {
+        let task = self.first[place.0] as usize + place.1;
+        let Span { start, end, ready } = spans[task];
+        match action.kind {
+            Kind::SendF | Kind::SendB => (start, ready),
+            Kind::RecvF | Kind::RecvB => {
+                let sent = spans[self.tasks[task].need as usize];
+                (sent.start, sent.ready)
+            }
+            _ => (start, end),
         }
-        let action = index.schedule.ranks[rank][spans[rank].len()];
-        let Err(need) = earliest_start(index, spans, rank, action, 0.0) else { break &chain[..] };
-        let peer = index.owner[need.stage];
-        chain.push((rank, format!("rank {rank} waits at {action} for {need} of rank {peer}")));
-        rank = peer;
+    }
+
+    /// When each task runs, and the seconds of the step.
+    fn time(&self, costs: &Costs) -> (Vec<Span>, f64) {
+        let ranks = costs.ranks.len();
+        let mut works = self.works(costs);
+        let mut ways = self.ways(costs);
+        let tail = Tail::new(self.tasks.len(), costs, &mut works, &mut ways);
+        let mut spans = vec![Span::UNKNOWN; self.tasks.len() + tail.tasks.len()];
+        let links = vec![Link::default(); ranks * ranks];
+        let mut clock = Clock { costs, works: &works, ways: &ways, links, free: vec![0.0; ranks] };
+        let barrier = |clock: &Clock| clock.free.iter().copied().fold(0.0, f64::max);
+        if is_shared(costs) {
+            let tasks = [&self.tasks[..], &tail.tasks].concat();
+            let mut lists: Vec<Vec<u32>> = (0..ranks)
+                .map(|rank| {
+                    std::iter::once(rank as u32).chain(self.first[rank]..self.first[rank + 1]).collect()
+                })
+                .collect();
+            tail.append(0..tail.updates, &mut lists);
+            clock.share(&tasks, &lists, &mut spans);
+            let together = barrier(&clock);
+            clock.free.fill(together);
+            let mut lists = vec![Vec::new(); ranks];
+            tail.append(tail.updates..tail.tasks.len(), &mut lists);
+            clock.share(&tasks, &lists, &mut spans);
+        } else {
+            for &id in &self.order {
+                clock.advance(&self.tasks[id as usize], &mut spans, id as usize);
+            }
+            for (at, task) in tail.tasks.iter().enumerate() {
+                if at == tail.updates {
+                    let together = barrier(&clock);
+                    clock.free.fill(together);
+                }
+                clock.advance(task, &mut spans, tail.first + at);
+            }
+        }
+        let step = barrier(&clock);
+        (spans, step)
+    }
+
+    /// Seconds of each stage's computations on its rank's queue, 0 for transfers, and the begin of each rank.
+    fn works(&self, costs: &Costs) -> Vec<f64> {
+        let stages = costs.stages.len();
+        let mut works = Vec::with_capacity(COMPUTED * stages + 1 + 2 * costs.ranks.len());
+        let local = |stage: usize| !self.index.crosses(stage);
+        for (stage, cost) in costs.stages.iter().enumerate() {
+            let engine = costs.ranks[self.index.owner[stage]].copy_engine;
+            let on_queue = |hop: usize, seconds: f64| if engine && !local(hop) { 0.0 } else { seconds };
+            let (mut forward, mut backward) = (0.0, 0.0);
+            if stage > 0 {
+                let Hops { forward: activation, backward: gradient } = costs.hops[stage - 1];
+                forward += on_queue(stage - 1, activation.into);
+                backward += on_queue(stage - 1, gradient.out);
+            }
+            if stage + 1 < stages {
+                let Hops { forward: activation, backward: gradient } = costs.hops[stage];
+                forward += on_queue(stage, activation.out);
+                backward += on_queue(stage, gradient.into);
+            }
+            for kind in &Kind::ALL[..COMPUTED] {
+                let ends = match kind {
+                    Kind::F => forward,
+                    Kind::B | Kind::I => backward,
+                    _ => 0.0,
+                };
+                works.push(cost.seconds(*kind) + ends);
+            }
+        }
+        works.push(0.0);
+        works.extend(costs.ranks.iter().map(|rank| rank.begin));
+        works
+    }
+
+    /// The ways between stages, two for each hop; those within a rank are never taken.
+    fn ways(&self, costs: &Costs) -> Vec<Way> {
+        let mut ways = Vec::with_capacity(2 * costs.hops.len() + 2 * costs.ties.len());
+        for (stage, hops) in costs.hops.iter().enumerate() {
+            let (before, after) = (self.index.owner[stage], self.index.owner[stage + 1]);
+            ways.push(Way::new(&hops.forward, costs, before, after));
+            ways.push(Way::new(&hops.backward, costs, after, before));
+        }
+        ways
+    }
+
+    fn check(&self, costs: &Costs) -> Result<()> {
+        let schedule = self.schedule();
+        costs.check(schedule.stages, schedule.ranks.len())
+    }
+}
+
+/// Whether ranks can slow each other down.
+fn is_shared(costs: &Costs) -> bool {
+    let wanted: f64 = costs.ranks.iter().map(|rank| rank.cores).sum();
+    let slower =
+        |(i, row): (usize, &Vec<f64>)| row.iter().enumerate().any(|(j, &factor)| i != j && factor != 1.0);
+    (costs.cores > 0.0 && wanted > costs.cores) || costs.slowdown.iter().enumerate().any(slower)
+}
+
+/// The way of an action's result between ranks, if it takes one: that of the send in a lowered schedule.
+fn way_of(index: &Index, action: Action) -> u32 {
+    let Action { stage, kind, .. } = action;
+    let last = index.schedule.stages - 1;
+    let (onwards, back) = if index.lowered {
+        (kind == Kind::SendF, kind == Kind::SendB)
+    } else {
+        let onwards = kind == Kind::F && stage < last && index.crosses(stage);
+        (onwards, matches!(kind, Kind::I | Kind::B) && stage > 0 && index.crosses(stage - 1))
     };
-    let sentences: Vec<&str> = circle.iter().map(|(_, sentence)| sentence.as_str()).collect();
-    let marks: Vec<_> = circle.iter().map(|&(rank, _)| (rank, spans[rank].len())).collect();
-    Error::Schedule {
-        message: format!("deadlock: {}", sentences.join("; ")),
-        grid: draw::marked(index.schedule, &marks),
+    match (onwards, back) {
+        (true, _) => 2 * stage as u32,
+        (_, true) => 2 * stage as u32 - 1,
+        _ => NONE,
     }
 }

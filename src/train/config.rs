@@ -79,32 +79,40 @@ pub struct TrainConfig {
 }
 
 /// Devices and schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineConfig {
     /// `"auto"`, a number of devices, or a list of adapters.
     #[serde(default)]
     pub devices: Devices,
-    /// Schedule by name.
-    #[serde(default = "one_f_one_b")]
-    pub schedule: String,
-    /// Microbatches of a step; they divide `train.batch`. As many as sequences by default.
+    /// A schedule's name, `"auto"` for one synthesised for these devices, or a file with one written by hand, from the
+    /// config's folder or the working directory. The planner chooses by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Microbatches of a step; they divide `train.batch`. The planner chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub microbatches: Option<usize>,
-    /// First layers of the stages after the first; balanced by default.
+    /// First layers of the stages after the first. The planner chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cuts: Option<Vec<usize>>,
+    /// Which stages compute activations again in the backward pass: all, none, or these. The planner chooses by default
+    /// those that would not fit otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// Whether to cut again, between two steps, when steps keep taking more than a tenth longer or shorter than
+    /// predicted.
+    #[serde(default)]
+    pub replan: bool,
 }
 
-impl Default for PipelineConfig {
-    fn default() -> Self {
-        PipelineConfig {
-            devices: Devices::default(),
-            schedule: one_f_one_b(),
-            microbatches: None,
-            cuts: None,
-        }
-    }
+/// Which stages compute activations again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Recompute {
+    /// All of them or none.
+    All(bool),
+    /// These.
+    Stages(Vec<usize>),
 }
 
 /// Which adapters to open.
@@ -201,9 +209,6 @@ fn epsilon() -> f64 {
 fn seed() -> u64 {
     1
 }
-fn one_f_one_b() -> String {
-    "1f1b".into()
-}
 fn checkpoint_every() -> u64 {
     100
 }
@@ -232,7 +237,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "seed",
         ],
     ),
-    ("pipeline", &["devices", "schedule", "microbatches", "cuts"]),
+    ("pipeline", &["devices", "schedule", "microbatches", "cuts", "recompute", "replan"]),
     ("output", &["checkpoint_every", "checkpoint_at_start", "keep"]),
 ];
 
@@ -282,7 +287,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Microbatches of a step.
+    /// Microbatches of a step where no planner chooses: as many as sequences.
     pub fn microbatches(&self) -> usize {
         self.pipeline.microbatches.unwrap_or(self.train.batch)
     }
@@ -330,12 +335,14 @@ impl Config {
                 t.sequence, self.model.context
             ));
         }
-        if !schedule::NAMES.contains(&self.pipeline.schedule.as_str()) {
-            let near = nearest(&self.pipeline.schedule, schedule::NAMES.iter().copied());
+        if let Some(name) = &self.pipeline.schedule
+            && !schedule::ALL_NAMES.contains(&name.as_str())
+            && !name.contains(['.', '/'])
+        {
+            let near = nearest(name, schedule::ALL_NAMES.iter().copied());
             return refuse(format!(
-                "pipeline.schedule = {:?} is not known; did you mean {near:?}? Known: {}",
-                self.pipeline.schedule,
-                schedule::NAMES.join(", ")
+                "pipeline.schedule = {name:?} is not known; did you mean {near:?}? Known: {}, or a file",
+                schedule::ALL_NAMES.join(", ")
             ));
         }
         if self.data.tokenizer != "bytes" {
@@ -373,7 +380,10 @@ fn set(table: &mut toml::Table, item: &str) -> Result<()> {
         .ok_or_else(|| refuse(format!("{path:?} is not table.key, such as train.steps")))?;
     let value = value.trim();
     let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
-    if parsed.is_none() && value.starts_with(|c: char| "[{\"'-.0123456789".contains(c)) {
+    // 1f1b is a name, 1.2.3 a slip.
+    let number = value.starts_with(|c: char| "-+.0123456789".contains(c))
+        && value.chars().all(|c| c.is_ascii_digit() || "+-._eE".contains(c));
+    if parsed.is_none() && (number || value.starts_with(['[', '{', '"', '\''])) {
         return Err(refuse(format!("{value:?} is not a TOML value (in {item:?})")));
     }
     let value = parsed.unwrap_or_else(|| toml::Value::String(value.into()));

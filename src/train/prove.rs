@@ -60,7 +60,7 @@ fn trace(indices: &[usize], schedule: &str) -> Result<Trace> {
     let options = OpenOptions::default();
     let devices =
         indices.iter().map(|&i| pollster::block_on(Device::open(i, options))).collect::<Result<Vec<_>>>()?;
-    let plan = Plan::for_devices(Trainer::setup(&config, vec![None; devices.len()]), &devices)?;
+    let plan = Plan::for_devices(Trainer::setup(&config, vec![None; devices.len()])?, &devices)?;
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
     watch.block_on(trainer.initialise())?;

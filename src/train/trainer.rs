@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::checkpoint::{Contents, Tensor};
-use super::config::Config;
+use super::config::{Config, Recompute};
 use super::data::Batches;
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
@@ -13,6 +13,7 @@ use crate::model::{Model, init};
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::schedule;
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -58,19 +59,26 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// The setup that a config asks for, on devices with these budgets.
-    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Setup {
+    /// The setup that a config asks for without a planner, on devices with these budgets: what is left open is 1f1b, as
+    /// many microbatches as sequences, and stages balanced by floating-point operations.
+    pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Result<Setup> {
         let microbatches = config.microbatches();
-        Setup {
+        let name = config.pipeline.schedule.as_deref().unwrap_or("1f1b");
+        let schedule = schedule::generate(name, budgets.len(), microbatches)?;
+        Ok(Setup {
             model: config.model.clone(),
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
-            microbatches,
-            schedule: config.pipeline.schedule.clone(),
+            recompute: match &config.pipeline.recompute {
+                Some(Recompute::All(true)) => (0..schedule.stages).collect(),
+                Some(Recompute::Stages(stages)) => stages.clone(),
+                Some(Recompute::All(false)) | None => Vec::new(),
+            },
+            schedule,
             cuts: config.pipeline.cuts.clone(),
             training: true,
             budgets,
-        }
+        })
     }
 
     /// Allocates, compiles and starts; weights are not set yet.

@@ -1,0 +1,254 @@
+//! Times of real steps of a small model: what profiles are made of.
+//!
+//! A probe is an executor on one device, or on two, whose model has the layers in question and few of them. So what is
+//! measured is what will run: the same kernels, submissions, hand-overs and callbacks.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::timeline::{Event, Track};
+use super::{Executor, Plan, Setup};
+use crate::error::Result;
+use crate::gpu::{Device, now};
+use crate::model::init::{self, philox};
+use crate::model::{Model, ModelConfig};
+use crate::ops::parameters::{AdamStep, Part};
+use crate::schedule::{Action, Kind, Schedule};
+
+/// Microbatches of a probe's step: two, so that no stash slot is used twice running.
+const MICROBATCHES: usize = 2;
+/// Measured steps go on until this many seconds have passed …
+const SECONDS: f64 = 0.25;
+/// … or this many have been done.
+const STEPS: usize = 8;
+
+/// An executor with the batch that it repeats.
+pub(super) struct Probe {
+    executor: Executor,
+    tokens: Vec<u32>,
+    /// Bytes of all weights, each counted once.
+    pub(super) weights: u64,
+}
+
+/// What steps of a probe took, in seconds; each a median.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Times {
+    /// Each action of each stage, from the end of what the device did before.
+    pub(super) actions: HashMap<(usize, Kind), f64>,
+    /// From the end of the first stage's F on rank 0 to the start of the next on rank 1, and the host's copy in it.
+    pub(super) forward_hop: (f64, f64),
+    /// The same for gradients, from rank 1 to rank 0.
+    pub(super) backward_hop: (f64, f64),
+    /// Clearing gradients.
+    pub(super) clear: f64,
+    /// Folding, sums of squares.
+    pub(super) norm: f64,
+    /// AdamW.
+    pub(super) update: f64,
+    /// Of a step with its update, in which no device worked at all: messages, read-back, the host's sums.
+    pub(super) barrier: f64,
+    /// All actions of a step.
+    pub(super) busy: f64,
+    /// Host cores in use while the device worked.
+    pub(super) cores: f64,
+}
+
+impl Times {
+    /// Seconds of an action of a stage; 0 if there was none.
+    pub(super) fn of(&self, stage: usize, kind: Kind) -> f64 {
+        self.actions.get(&(stage, kind)).copied().unwrap_or(0.0)
+    }
+}
+
+impl Probe {
+    /// `cuts` of a model with `layers` blocks, into stages that `schedule` runs. Fails as [`Plan::new`] does.
+    pub(super) fn new(
+        config: &ModelConfig,
+        schedule: Schedule,
+        cuts: Vec<usize>,
+        (sequences, sequence): (usize, usize),
+        devices: &[Device],
+        budget: Option<u64>,
+    ) -> Result<Probe> {
+        let model = Model::new(config)?;
+        let setup = Setup {
+            model: config.clone(),
+            batch: sequences,
+            sequence,
+            cuts: Some(cuts),
+            recompute: Vec::new(),
+            training: true,
+            budgets: vec![budget; devices.len()],
+            schedule,
+        };
+        let count = sequences * (sequence + 1) * setup.schedule.microbatches;
+        let mut executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
+        let watch = executor.watch();
+        let owned = model.parameters().into_iter().filter(|p| p.tied_to.is_none());
+        let mut weights = 0;
+        for parameter in owned {
+            // Zeros take less power, hence a higher clock, than what a training run multiplies.
+            let values = init::initial(&parameter, 1);
+            weights += 4 * values.len() as u64;
+            watch.block_on(executor.write(&parameter.name, Part::Weight, &values))?;
+        }
+        let vocabulary = config.vocabulary as u32;
+        let tokens = (0..count as u32).map(|i| philox([i, 0, 0, 0], [1, 0])[0] % vocabulary).collect();
+        Ok(Probe { executor, tokens, weights })
+    }
+
+    /// Runs steps and takes their times; `go_on` may ask for more of them.
+    pub(super) fn measure(&mut self, mut go_on: impl FnMut() -> bool) -> Result<Times> {
+        let watch = self.executor.watch();
+        let mut taken: HashMap<Key, Vec<f64>> = HashMap::new();
+        let begin = now();
+        // The first step also compiles, and touches fresh memory.
+        let mut step = 0;
+        while step < 2 || go_on() || (now() - begin < SECONDS && step <= STEPS) {
+            let (start, cpu) = (now(), cpu_seconds());
+            let report = watch.block_on(self.executor.step(self.tokens.clone()))?;
+            let (middle, cpu) = (now(), cpu_seconds() - cpu);
+            watch.block_on(self.executor.update(NO_CHANGE))?;
+            let end = now();
+            if step > 0 {
+                note(&report.events, (start, middle, end), cpu, &mut taken);
+            }
+            step += 1;
+        }
+        let mut times = Times::default();
+        for (key, seconds) in taken {
+            let seconds = median(seconds);
+            match key {
+                Key::Action(stage, kind) => drop(times.actions.insert((stage, kind), seconds)),
+                Key::Forward => times.forward_hop.0 = seconds,
+                Key::ForwardCopy => times.forward_hop.1 = seconds,
+                Key::Backward => times.backward_hop.0 = seconds,
+                Key::BackwardCopy => times.backward_hop.1 = seconds,
+                Key::Clear => times.clear = seconds,
+                Key::Norm => times.norm = seconds,
+                Key::Update => times.update = seconds,
+                Key::Barrier => times.barrier = seconds,
+                Key::Busy => times.busy = seconds,
+                Key::Cores => times.cores = seconds,
+            }
+        }
+        Ok(times)
+    }
+
+    /// Ends it and frees its memory.
+    pub(super) fn stop(self) -> Result<()> {
+        let watch = self.executor.watch();
+        watch.block_on(async {
+            self.executor.stop().await;
+            Ok(())
+        })
+    }
+}
+
+/// A step that leaves every weight as it is.
+const NO_CHANGE: AdamStep = AdamStep {
+    clip: 1.0,
+    rate: 0.0,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    decay: 0.0,
+    correction1: 1.0,
+    correction2: 1.0,
+};
+
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    Action(usize, Kind),
+    Forward,
+    ForwardCopy,
+    Backward,
+    BackwardCopy,
+    Clear,
+    Norm,
+    Update,
+    Barrier,
+    Busy,
+    Cores,
+}
+
+/// Sorts a step's events. The update before it reports with it.
+fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<Key, Vec<f64>>) {
+    let (start, middle, end) = times;
+    let mut add = |key: Key, seconds: f64| taken.entry(key).or_default().push(seconds);
+    let mut compute: Vec<&Event> = events.iter().filter(|e| e.track == Track::Compute).collect();
+    compute.sort_by(|a, b| a.start.total_cmp(&b.start));
+    let (mut busy, mut last) = (0.0, 0.0);
+    let mut update = 0.0;
+    let alone = compute.iter().all(|e| e.rank == 0);
+    for (at, event) in compute.iter().enumerate() {
+        let before = compute[..at].iter().rev().find(|e| e.rank == event.rank && e.start >= start);
+        let seconds = event.end - before.filter(|_| alone).map_or(event.start, |e| e.end);
+        if event.start < start {
+            update = event.end - event.start;
+            add(Key::Update, update);
+            continue;
+        }
+        busy += seconds;
+        last = event.end;
+        match (event.label.parse::<Action>(), event.label.as_str()) {
+            (Ok(action), _) => add(Key::Action(action.stage, action.kind), seconds),
+            (_, "clear") => add(Key::Clear, seconds),
+            (_, "norm") => add(Key::Norm, seconds),
+            _ => {}
+        }
+    }
+    let find = |label: &str| events.iter().find(|e| e.label == label && e.start >= start);
+    for (sender, receiver, hop, copied, copy) in [
+        ("0F0", "1F0", Key::Forward, "1RECV_F0", Key::ForwardCopy),
+        ("1B0", "0B0", Key::Backward, "0RECV_B0", Key::BackwardCopy),
+    ] {
+        if let (Some(from), Some(to), Some(host)) = (find(sender), find(receiver), find(copied)) {
+            add(hop, to.start - from.end);
+            add(copy, host.end - host.start);
+        }
+    }
+    let first = compute.iter().map(|e| e.start).filter(|&s| s >= start).fold(f64::INFINITY, f64::min);
+    if alone && last > first {
+        add(Key::Barrier, ((middle - start) - (last - first) + (end - middle) - update).max(0.0));
+        add(Key::Busy, busy);
+        add(Key::Cores, cpu / (middle - start));
+    }
+}
+
+/// One rank with a stage for the embedding, one of one block, one of two, one for the head; I and W apart or together.
+pub(super) fn layers_schedule(split: bool) -> (Schedule, Vec<usize>) {
+    let stages = 4;
+    let pass = |kind: Kind, backward: bool| {
+        (0..MICROBATCHES).flat_map(move |m| {
+            (0..stages).map(move |s| Action::new(if backward { stages - 1 - s } else { s }, kind, m))
+        })
+    };
+    let kinds: &[Kind] = if split { &[Kind::I, Kind::W] } else { &[Kind::B] };
+    let list = pass(Kind::F, false).chain(kinds.iter().flat_map(|&kind| pass(kind, true))).collect();
+    let name = "probe".to_string();
+    (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, vec![1, 2, 4])
+}
+
+/// Layers of each stage of [`layers_schedule`].
+pub(super) const LAYERS: [Range<usize>; 4] = [0..1, 1..2, 2..4, 4..5];
+
+/// Seconds of processor time that all threads of this process have taken.
+fn cpu_seconds() -> f64 {
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call only writes `time`.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        if failed == 0 { time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9 } else { 0.0 }
+    }
+    #[cfg(not(unix))]
+    {
+        0.0
+    }
+}
+
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}

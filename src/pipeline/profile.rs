@@ -1,0 +1,399 @@
+//! Measures this machine for a model: layers on each adapter, links between each pair, how much two disturb each other.
+//! Every figure comes from [real steps](super::probe) and takes seconds; a cache keeps them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use super::probe::{LAYERS, Probe, Times, layers_schedule};
+use super::workload::{KINDS, shape_key};
+use crate::error::{Error, Result};
+use crate::gpu::{Device, KERNELS};
+use crate::graph::Phase;
+use crate::model::{Model, ModelConfig, Purpose};
+use crate::plan::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+use crate::schedule::{Kind, generate};
+
+const GIGA: f64 = 1e9;
+const MICRO: f64 = 1e-6;
+/// Seconds that measuring one size of microbatch may take; sizes that would take longer are extrapolated.
+const PATIENCE: f64 = 6.0;
+/// Steps that a measurement makes at most: its own, and one that compiles.
+const STEPS_OF_A_MEASUREMENT: f64 = 5.0;
+
+/// What to measure, and where results are kept.
+pub struct Profiler<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// The devices of the machine; one adapter may be opened several times and is measured once.
+    pub devices: &'a [Device],
+    /// Bytes that each device may use.
+    pub budgets: &'a [Option<u64>],
+    /// Folder of measurements.
+    pub cache: Option<PathBuf>,
+    /// Whatever else the times depend on, such as the settings of a driver; part of the cache's key.
+    pub environment: String,
+    /// Measure again what the cache has.
+    pub fresh: bool,
+}
+
+/// Two devices at work side by side.
+#[derive(Clone, Copy)]
+struct Pair {
+    there: Link,
+    back: Link,
+    /// How many times longer the first takes while the second is busy, and the other way round.
+    slowdown: (f64, f64),
+}
+
+impl Profiler<'_> {
+    /// The machine, with times for microbatches of each of `sizes` sequences: measured for some of them, interpolated
+    /// between. `say` hears what is being measured.
+    ///
+    /// # Errors
+    ///
+    /// Those of a device that fails. A model of which not even three layers fit a device has no measured times, only
+    /// rates.
+    pub fn machine(&self, sizes: &[usize], say: &mut dyn FnMut(&str)) -> Result<Machine> {
+        let adapter = |device: usize| self.devices[device].info().index;
+        let first = |device: usize| (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device);
+        let mut profiles: HashMap<usize, DeviceProfile> = HashMap::new();
+        let mut pairs: HashMap<(usize, usize), Pair> = HashMap::new();
+        let count = self.devices.len();
+        for device in (0..count).filter(|&d| first(d) == d) {
+            profiles.insert(device, self.device(device, sizes, say)?);
+        }
+        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        for i in 0..count {
+            for j in i + 1..count {
+                let key = (first(i), first(j));
+                if !pairs.contains_key(&key) {
+                    let demand = profiles[&key.0].cores + profiles[&key.1].cores;
+                    pairs.insert(key, self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
+                }
+            }
+        }
+        let mut machine = Machine { name: "this machine".into(), cores: Some(cores), ..Machine::default() };
+        machine.slowdown = vec![vec![1.0; count]; count];
+        for i in 0..count {
+            let profile = profiles[&first(i)].clone();
+            machine.devices.push(DeviceProfile { memory: self.budgets[i], ..profile });
+            for j in i + 1..count {
+                let pair = pairs[&(first(i), first(j))];
+                machine.slowdown[i][j] = pair.slowdown.0;
+                machine.slowdown[j][i] = pair.slowdown.1;
+                machine.links.push(LinkProfile { from: i, to: j, link: pair.there });
+                machine.links.push(LinkProfile { from: j, to: i, link: pair.back });
+                machine.link = pair.there;
+            }
+        }
+        if count == 1 {
+            machine.link = Link { latency_us: 0.0, gb_s: 10.0, ..Link::default() };
+        }
+        Ok(machine)
+    }
+
+    /// One adapter, from the cache as far as it has the shapes.
+    fn device(&self, index: usize, sizes: &[usize], say: &mut dyn FnMut(&str)) -> Result<DeviceProfile> {
+        let device = &self.devices[index];
+        let key = self.key(&[device]);
+        let known = self.read(&key).and_then(|machine| machine.devices.into_iter().next());
+        let mut profile = known.unwrap_or_else(|| DeviceProfile {
+            name: device.info().name.clone(),
+            driver: device.info().driver.clone(),
+            max_binding: Some(device.capabilities().max_binding),
+            ..DeviceProfile::default()
+        });
+        let shape = |size: usize| shape_key(self.model, size, self.sequence);
+        let mut sorted = sizes.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut samples: BTreeMap<usize, ShapeProfile> = BTreeMap::new();
+        let mut seconds_per_sequence = 0.0;
+        for size in chosen(&sorted) {
+            if let Some(known) = profile.shape(&shape(size)) {
+                samples.insert(size, known.clone());
+                continue;
+            }
+            if seconds_per_sequence * size as f64 * STEPS_OF_A_MEASUREMENT > PATIENCE {
+                continue;
+            }
+            say(&format!("measuring {}: microbatches of {size} sequences", profile.name));
+            let Some(measured) = self.measure(device, size, &mut profile)? else { break };
+            seconds_per_sequence = measured.1 / size as f64;
+            profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.0.clone() });
+            samples.insert(size, measured.0);
+        }
+        if profile.rates.matmul_gflops == 0.0 {
+            say(&format!("measuring {}: rates, because no three layers fit", profile.name));
+            profile.rates = rates_alone(device)?;
+        }
+        let machine = Machine {
+            name: key.clone(),
+            link: Link { gb_s: 1.0, ..Link::default() },
+            devices: vec![profile.clone()],
+            ..Machine::default()
+        };
+        self.write(&key, &machine);
+        for &size in &sorted {
+            if profile.shape(&shape(size)).is_none()
+                && let Some(between) = interpolated(&samples, size)
+            {
+                profile.shapes.push(ShapeProfile { shape: shape(size), ..between });
+            }
+        }
+        Ok(profile)
+    }
+
+    /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them; with the seconds
+    /// of a step. None where the layers do not fit.
+    fn measure(
+        &self,
+        device: &Device,
+        size: usize,
+        profile: &mut DeviceProfile,
+    ) -> Result<Option<(ShapeProfile, f64)>> {
+        let mut by_split = Vec::new();
+        let mut weights = 0;
+        for split in [true, false] {
+            let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
+            by_split.push(probe.measure(|| false)?);
+            weights = probe.weights;
+            probe.stop()?;
+        }
+        let (apart, joined) = (&by_split[0], &by_split[1]);
+        // Two blocks against one: what is left of the one is what an action costs beside its layers.
+        let mut beside = Vec::new();
+        for (times, kind) in [(apart, Kind::F), (apart, Kind::I), (apart, Kind::W), (joined, Kind::B)] {
+            beside.push((2.0 * times.of(1, kind) - times.of(2, kind)).max(0.0));
+        }
+        let submit = super::probe::median(beside);
+        let mut layers = BTreeMap::new();
+        for (kind, name) in KINDS.iter().enumerate() {
+            let seconds = |times: &Times, action: Kind| match kind {
+                0 => (times.of(0, action) - submit).max(0.0),
+                1 => ((times.of(1, action) + times.of(2, action) - 2.0 * submit) / 3.0).max(0.0),
+                _ => (times.of(3, action) - submit).max(0.0),
+            };
+            let profile = LayerProfile {
+                forward: seconds(apart, Kind::F),
+                input: seconds(apart, Kind::I),
+                weight: seconds(apart, Kind::W),
+                backward: Some(seconds(joined, Kind::B)),
+            };
+            layers.insert(name.to_string(), profile);
+        }
+        let software = device.capabilities().software;
+        // A software adapter's demand is its number of threads; what goes beyond is this program's own.
+        profile.cores = if software { joined.cores.round().max(1.0) } else { joined.cores.min(1.0) };
+        let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
+        profile.rates = Rates {
+            matmul_gflops: self.block_flops(size)? / GIGA / layers["block"].sum().max(1e-9),
+            memory_gb_s: rate(7 * weights, joined.update),
+            launch_us: 0.0,
+            submit_us: submit / MICRO,
+            optimizer_gb_s: Some(rate(weights, joined.update)),
+            norm_gb_s: Some(rate(weights, joined.norm)),
+            clear_gb_s: Some(rate(weights, joined.clear)),
+            barrier_us: joined.barrier / MICRO,
+        };
+        let shape = ShapeProfile { shape: String::new(), submit_us: Some(submit / MICRO), layers };
+        Ok(Some((shape, joined.busy)))
+    }
+
+    fn block_flops(&self, size: usize) -> Result<f64> {
+        let purpose = Purpose::Training { tokens: size * self.sequence };
+        let graph = self.model.stage_graph(1..2, size, self.sequence, purpose)?.graph;
+        Ok([Phase::Forward, Phase::Input, Phase::Weight].iter().map(|&p| graph.phase_flops(p)).sum())
+    }
+
+    /// A probe of three blocks between embedding and head; none if it does not fit.
+    fn probe(&self, device: &Device, size: usize, split: bool) -> Result<Option<Probe>> {
+        let (schedule, cuts) = layers_schedule(split);
+        let config = self.config(LAYERS[1].len() + LAYERS[2].len());
+        let shape = (size, self.sequence);
+        match Probe::new(&config, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
+            Ok(probe) => Ok(Some(probe)),
+            Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn config(&self, layers: usize) -> ModelConfig {
+        ModelConfig { layers, ..self.model.config().clone() }
+    }
+
+    /// Two devices: the links between them, and how much slower each is while the other works. `shared` is the factor
+    /// that sharing the host's cores explains.
+    fn pair(
+        &self,
+        (i, j): (usize, usize),
+        sizes: &[usize],
+        shared: f64,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Pair> {
+        let (a, b) = (&self.devices[i], &self.devices[j]);
+        let size = sizes.iter().copied().min().unwrap_or(1);
+        let key = format!("{} {}", self.key(&[a, b]), shape_key(self.model, size, self.sequence));
+        if let Some(known) = self.read(&key)
+            && known.devices.len() == 2
+        {
+            let slowdown = (known.slowdown(0, 1), known.slowdown(1, 0));
+            return Ok(Pair { there: known.link(0, 1), back: known.link(1, 0), slowdown });
+        }
+        say(&format!("measuring {} beside {}", a.info().name, b.info().name));
+        let (there, back) = self.links(a, b, size)?;
+        let slowdown = self.disturbance(a, b, size, shared)?;
+        let pair = Pair { there, back, slowdown };
+        let bare = |device: &Device| DeviceProfile {
+            name: device.info().name.clone(),
+            rates: Rates { matmul_gflops: 1.0, memory_gb_s: 1.0, ..Rates::default() },
+            ..DeviceProfile::default()
+        };
+        let machine = Machine {
+            name: key.clone(),
+            slowdown: vec![vec![1.0, slowdown.0], vec![slowdown.1, 1.0]],
+            link: there,
+            devices: vec![bare(a), bare(b)],
+            links: vec![LinkProfile { from: 1, to: 0, link: back }],
+            ..Machine::default()
+        };
+        self.write(&key, &machine);
+        Ok(pair)
+    }
+
+    /// A pipeline of two ranks and one microbatch: every hop lies open.
+    fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
+        let pair = [a.clone(), b.clone()];
+        let shape = (size, self.sequence);
+        let mut probe = Probe::new(&self.config(1), generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
+        let times = probe.measure(|| false)?;
+        probe.stop()?;
+        let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
+        let link = |(hop, copy): (f64, f64)| Link {
+            latency_us: (hop - copy).clamp(0.0, 10.0) / MICRO,
+            gb_s: (bytes / GIGA / copy.max(1e-9)).clamp(1e-3, 1e6),
+            ..Link::default()
+        };
+        Ok((link(times.forward_hop), link(times.backward_hop)))
+    }
+
+    /// Each device's actions while the other repeats steps of its own, against its actions alone.
+    fn disturbance(&self, a: &Device, b: &Device, size: usize, shared: f64) -> Result<(f64, f64)> {
+        let probe = |device| self.probe(device, size, false);
+        let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
+        let alone = (first.measure(|| false)?, second.measure(|| false)?);
+        let beside = |one: &mut Probe, other: &mut Probe| -> Result<f64> {
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let load = scope.spawn(|| other.measure(|| !done.load(Ordering::Acquire)));
+                let times = one.measure(|| false);
+                done.store(true, Ordering::Release);
+                let failed = Error::config("profile", "a measuring thread has stopped");
+                load.join().map_err(|_| failed)??;
+                Ok(times?.busy)
+            })
+        };
+        let slower = (beside(&mut first, &mut second)?, beside(&mut second, &mut first)?);
+        first.stop()?;
+        second.stop()?;
+        let factor = |slow: f64, fast: f64| (slow / fast.max(1e-9) / shared).clamp(1.0, 100.0);
+        Ok((factor(slower.0, alone.0.busy), factor(slower.1, alone.1.busy)))
+    }
+
+    /// Everything that measured times depend on.
+    fn key(&self, devices: &[&Device]) -> String {
+        let mut shaders = Sha256::new();
+        for (name, text) in KERNELS {
+            shaders.update(name);
+            shaders.update(text);
+        }
+        let adapters: Vec<String> = devices
+            .iter()
+            .map(|d| format!("{} / {} / {}", d.info().name, d.info().backend, d.info().driver))
+            .collect();
+        let shaders = hex(&shaders.finalize()[..6]);
+        format!("{} / shaders {shaders} / {}", adapters.join(" + "), self.environment)
+    }
+
+    fn file(&self, key: &str) -> Option<PathBuf> {
+        let name = hex(&Sha256::digest(key)[..12]);
+        self.cache.as_ref().map(|folder| folder.join(format!("{name}.toml")))
+    }
+
+    /// What the cache has under this key; a damaged file counts as none.
+    fn read(&self, key: &str) -> Option<Machine> {
+        let path = self.file(key).filter(|_| !self.fresh)?;
+        let text = std::fs::read_to_string(&path).ok()?;
+        Machine::parse(&text, &path.to_string_lossy()).ok().filter(|machine| machine.name == key)
+    }
+
+    /// Keeps a measurement. A cache that cannot be written costs seconds next time, nothing else.
+    fn write(&self, key: &str, machine: &Machine) {
+        if let Some(path) = self.file(key) {
+            let _ = write_whole(&path, &machine.to_toml());
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Written beside and renamed, so that no reader sees half a file.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent)?;
+    let beside = path.with_extension(format!("tmp-{}", std::process::id()));
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, path)
+}
+
+/// The sizes that are measured: the smallest, the largest and one between.
+fn chosen(sorted: &[usize]) -> Vec<usize> {
+    let last = sorted.len().saturating_sub(1);
+    let mut chosen: Vec<usize> = [0, last / 2, last].iter().filter_map(|&i| sorted.get(i)).copied().collect();
+    chosen.dedup();
+    chosen
+}
+
+/// Times for a size between, below or above the measured ones, on a line through the two nearest.
+fn interpolated(samples: &BTreeMap<usize, ShapeProfile>, size: usize) -> Option<ShapeProfile> {
+    let below = samples.range(..=size).next_back().or_else(|| samples.iter().next())?;
+    let above = samples.range(below.0 + 1..).next().or_else(|| samples.range(..below.0).next_back());
+    let at = |low: f64, high: Option<f64>| {
+        let (x, x0) = (size as f64, *below.0 as f64);
+        match (high, above) {
+            (Some(high), Some((&x1, _))) => (low + (high - low) * (x - x0) / (x1 as f64 - x0)).max(0.0),
+            _ => low * x / x0,
+        }
+    };
+    let mut layers = BTreeMap::new();
+    for (kind, low) in &below.1.layers {
+        let high = above.and_then(|(_, shape)| shape.layers.get(kind));
+        let profile = LayerProfile {
+            forward: at(low.forward, high.map(|h| h.forward)),
+            input: at(low.input, high.map(|h| h.input)),
+            weight: at(low.weight, high.map(|h| h.weight)),
+            backward: low.backward.map(|b| at(b, high.and_then(|h| h.backward))),
+        };
+        layers.insert(kind.clone(), profile);
+    }
+    Some(ShapeProfile { shape: String::new(), submit_us: below.1.submit_us, layers })
+}
+
+/// Rates of a device on which no layers could be measured.
+fn rates_alone(device: &Device) -> Result<Rates> {
+    let speed = device.block_on(crate::ops::bench::measure(device))?;
+    Ok(Rates {
+        matmul_gflops: speed.matmul_gflops,
+        memory_gb_s: speed.memory_gb_s,
+        submit_us: 1e3 * speed.readback_latency_ms,
+        barrier_us: 1e3 * speed.readback_latency_ms,
+        ..Rates::default()
+    })
+}

@@ -1,0 +1,40 @@
+//! Round times for an axis, the same for pictures and terminals.
+
+/// Places on a time axis with what stands there.
+pub(super) struct Axis {
+    /// Seconds and the number beside the mark.
+    pub marks: Vec<(f64, String)>,
+    /// What the numbers count.
+    pub unit: &'static str,
+}
+
+/// About `count` marks between two times in seconds, 1, 2 or 5 times a power of ten apart. None where no time passes.
+pub(super) fn axis(first: f64, last: f64, count: usize) -> Axis {
+    let (unit, factor) = match last - first {
+        span if span >= 2.0 => ("s", 1.0),
+        span if span >= 2e-3 => ("ms", 1e3),
+        _ => ("us", 1e6),
+    };
+    let count = count.max(1);
+    let rough = (last - first) / count as f64;
+    // Below a nanosecond there is nothing to see, and the divisions could overflow.
+    if last - first < 1e-9 {
+        return Axis { marks: Vec::new(), unit };
+    }
+    let power = 10f64.powf(rough.log10().floor());
+    let step = power * [1.0, 2.0, 5.0, 10.0].into_iter().find(|m| m * power >= rough * 0.999).unwrap_or(10.0);
+    let decimals = (-((step * factor).log10() + 1e-9).floor()).clamp(0.0, 9.0) as usize;
+    let times = (0..=count).map(|i| ((first / step).ceil() + i as f64) * step);
+    let marks = times.take_while(|&time| time <= last + step * 1e-6);
+    // Adding 0 turns -0 into 0.
+    Axis { marks: marks.map(|time| (time, format!("{:.decimals$}", time * factor + 0.0))).collect(), unit }
+}
+
+/// Seconds in words.
+pub(super) fn duration(seconds: f64) -> String {
+    match seconds.abs() {
+        s if s >= 1.0 => format!("{seconds:.3} s"),
+        s if s >= 1e-3 || s == 0.0 => format!("{:.3} ms", seconds * 1e3),
+        _ => format!("{:.1} us", seconds * 1e6),
+    }
+}

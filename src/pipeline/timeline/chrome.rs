@@ -1,0 +1,123 @@
+//! A timeline as Chrome's trace format, which Perfetto opens, and back.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Event, EventKind, Timeline, Track};
+use crate::error::{Error, Result};
+
+/// The tracks of a device in the order of their threads, and what the threads are called.
+const TRACKS: [(Track, &str); 3] =
+    [(Track::Compute, "compute"), (Track::Host, "host"), (Track::Copy, "copies")];
+
+impl Timeline {
+    /// Chrome's trace format (JSON), which Perfetto opens: a thread a device for compute, one for the host and one
+    /// for its copies, times in microseconds. Perfetto drops events that overlap on a thread, so each starts no sooner
+    /// than the one before it ended; the exact times stand in the events' arguments, and
+    /// [`Timeline::from_chrome_trace`] reads those.
+    pub fn to_chrome_trace(&self) -> String {
+        let mut lines =
+            vec![json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "polystage"}})];
+        for rank in 0..self.ranks() {
+            for (number, (track, what)) in TRACKS.into_iter().enumerate() {
+                let tid = TRACKS.len() * rank + number + 1;
+                let meta = |name, args| json!({"name": name, "ph": "M", "pid": 1, "tid": tid, "args": args});
+                let name = format!("{rank} {} · {what}", self.name(rank));
+                lines.push(meta("thread_name", json!({ "name": name })));
+                lines.push(meta("thread_sort_index", json!({ "sort_index": tid })));
+                // Whole nanoseconds, so that rounding cannot make neighbours overlap.
+                let mut until = i64::MIN;
+                for event in self.track(rank, track) {
+                    let start = ((event.start * 1e9).round() as i64).max(until);
+                    until = ((event.end * 1e9).round() as i64).max(start);
+                    lines.push(json!({
+                        "name": event.label, "cat": event.kind.name(), "ph": "X", "pid": 1, "tid": tid,
+                        "ts": start as f64 / 1e3, "dur": (until - start) as f64 / 1e3, "args": arguments(event),
+                    }));
+                }
+            }
+        }
+        let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+        let devices: Vec<&str> = (0..self.ranks()).map(|rank| self.name(rank)).collect();
+        format!(
+            "{{\"displayTimeUnit\":\"ms\",\"otherData\":{},\"traceEvents\":[\n{}\n]}}\n",
+            json!({ "polystage": { "devices": devices } }),
+            lines.join(",\n")
+        )
+    }
+
+    /// Reads what [`Timeline::to_chrome_trace`] wrote, without loss: every usable event with its exact times, device
+    /// after device, track after track, by start. `place` names the text in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] in one line for what is not JSON, not a trace of Polystage, or damaged.
+    pub fn from_chrome_trace(text: &str, place: &str) -> Result<Timeline> {
+        let refuse = |message: String| Error::config(place, message);
+        let trace: Trace = serde_json::from_str(text).map_err(|error| {
+            refuse(format!("is damaged or not a trace ({error}); `polystage train` writes a new one"))
+        })?;
+        let Some(Origin { devices }) = trace.other.polystage else {
+            let message =
+                "is a trace, but not one that this version of polystage wrote; `polystage train` writes one";
+            return Err(refuse(message.into()));
+        };
+        let events = trace.events.into_iter().filter(|value| value["ph"] == "X").map(|value| {
+            let name = value["name"].as_str().unwrap_or_default().to_string();
+            read(value, devices.len()).ok_or_else(|| {
+                refuse(format!("event {name:?} is damaged; `polystage train` writes a new trace"))
+            })
+        });
+        let events = events.collect::<Result<_>>()?;
+        Ok(Timeline { devices, events })
+    }
+}
+
+#[derive(Deserialize)]
+struct Trace {
+    #[serde(rename = "otherData", default)]
+    other: Other,
+    #[serde(rename = "traceEvents")]
+    events: Vec<Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct Other {
+    polystage: Option<Origin>,
+}
+
+#[derive(Deserialize)]
+struct Origin {
+    devices: Vec<String>,
+}
+
+/// What Chrome's own fields do not say, or not exactly.
+fn arguments(event: &Event) -> Value {
+    let mut arguments = json!({ "start_seconds": event.start, "end_seconds": event.end });
+    if let Some(microbatch) = event.microbatch {
+        arguments["microbatch"] = microbatch.into();
+    }
+    if event.bytes > 0 {
+        arguments["bytes"] = event.bytes.into();
+    }
+    arguments
+}
+
+fn read(value: Value, devices: usize) -> Option<Event> {
+    let thread = usize::try_from(value["tid"].as_u64()?).ok()?.checked_sub(1)?;
+    let (rank, (track, _)) = (thread / TRACKS.len(), TRACKS[thread % TRACKS.len()]);
+    let kind = EventKind::ALL.into_iter().find(|kind| value["cat"] == kind.name())?;
+    let arguments = &value["args"];
+    let microbatch = match &arguments["microbatch"] {
+        Value::Null => None,
+        number => Some(usize::try_from(number.as_u64()?).ok()?),
+    };
+    let bytes = match &arguments["bytes"] {
+        Value::Null => 0,
+        number => number.as_u64()?,
+    };
+    let (start, end) = (arguments["start_seconds"].as_f64()?, arguments["end_seconds"].as_f64()?);
+    let label = value["name"].as_str()?.to_string();
+    let event = Event { rank, track, label, kind, microbatch, start, end, bytes };
+    (rank < devices && event.is_usable()).then_some(event)
+}

@@ -1,0 +1,138 @@
+//! What every device did, and when: pure data in, text out.
+//!
+//! A [`Timeline`] is measured by the executor or made from a simulation ([`Timeline::from_simulation`]); it is drawn as
+//! a picture ([`Timeline::to_svg`]) and written as a trace for Perfetto or chrome://tracing, from which it can be read
+//! back. A [`Comparison`] sets a prediction beside a measurement and says where the time went.
+
+mod axis;
+mod chrome;
+mod colour;
+mod svg;
+
+use crate::schedule::Kind;
+
+/// Where an event of a device is drawn: its queue works on both, and a copy may run beside compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Track {
+    /// Kernels.
+    Compute,
+    /// What the host does for them.
+    Host,
+    /// Activations and gradients on their way over a link.
+    Copy,
+}
+
+/// What a device was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// F.
+    Forward,
+    /// B: I then W.
+    Backward,
+    /// I: the gradient of the input.
+    BackwardInput,
+    /// W: the gradients of the weights.
+    BackwardWeight,
+    /// The update of the weights.
+    Optimizer,
+    /// A transfer over a link.
+    Copy,
+    /// Work of the host for which the device waits. The device is not busy.
+    Host,
+}
+
+use EventKind::*;
+
+impl EventKind {
+    /// Every kind, in the order of the legend.
+    pub(super) const ALL: [EventKind; 7] =
+        [Forward, Backward, BackwardInput, BackwardWeight, Optimizer, Copy, Host];
+
+    /// What an action of a schedule is on a timeline.
+    pub fn of(kind: Kind) -> EventKind {
+        match kind {
+            Kind::F => Forward,
+            Kind::B => Backward,
+            Kind::I => BackwardInput,
+            Kind::W => BackwardWeight,
+            Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => Copy,
+        }
+    }
+}
+
+/// One thing that one device did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Position of the device in the pipeline.
+    pub rank: usize,
+    /// Compute or copy.
+    pub track: Track,
+    /// The action: "0F3", "1SEND_B2", "step".
+    pub label: String,
+    /// What it was.
+    pub kind: EventKind,
+    /// The microbatch, where there is one.
+    pub microbatch: Option<usize>,
+    /// Seconds on the host's clock since the start of the run.
+    pub start: f64,
+    /// Seconds on the host's clock since the start of the run.
+    pub end: f64,
+    /// Bytes moved; 0 for compute.
+    pub bytes: u64,
+}
+
+/// The events of a run, or of some of its steps, in any order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    /// The devices' names, by rank.
+    pub devices: Vec<String>,
+    /// What they did. An event that ends before it starts, or lies more than 1e9 s from 0, is ignored.
+    pub events: Vec<Event>,
+}
+
+impl Timeline {
+    /// The share of the time between the first start and the last end of all events in which the device computed: 0 to
+    /// 1, and 0 if nothing took time. Waiting for the host and copying are not computing.
+    pub fn busy_fraction(&self, rank: usize) -> f64 {
+        let (first, last) = self.span();
+        let (mut busy, mut until) = (0.0, f64::NEG_INFINITY);
+        for event in self.track(rank, Track::Compute).filter(|event| event.kind != Host) {
+            busy += (event.end - event.start.max(until)).max(0.0);
+            until = until.max(event.end);
+        }
+        if last > first { busy / (last - first) } else { 0.0 }
+    }
+
+    /// Events with usable times.
+    fn usable(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter().filter(|event| event.is_usable())
+    }
+
+    /// The usable events of one track of one device by start.
+    fn track(&self, rank: usize, track: Track) -> impl Iterator<Item = &Event> {
+        let mut events: Vec<&Event> = self.usable().filter(|e| e.rank == rank && e.track == track).collect();
+        events.sort_by(|a, b| a.start.total_cmp(&b.start));
+        events.into_iter()
+    }
+
+    /// First start and last end in seconds; equal if there is nothing.
+    fn span(&self) -> (f64, f64) {
+        let first = self.usable().map(|e| e.start).reduce(f64::min).unwrap_or(0.0);
+        (first, self.usable().map(|e| e.end).fold(first, f64::max))
+    }
+
+    fn ranks(&self) -> usize {
+        self.usable().map(|e| e.rank + 1).fold(self.devices.len(), usize::max)
+    }
+
+    fn name(&self, rank: usize) -> &str {
+        self.devices.get(rank).map_or("unnamed device", String::as_str)
+    }
+}
+
+impl Event {
+    fn is_usable(&self) -> bool {
+        // Other times are nonsense, and in nanoseconds they would not fit an i64. NaN fails the comparisons.
+        self.start >= -1e9 && self.start <= self.end && self.end <= 1e9
+    }
+}

@@ -1,0 +1,245 @@
+//! A timeline as a picture, and the parts that all pictures share.
+
+use std::fmt::Write;
+
+use super::axis::{axis, duration};
+use super::{Event, EventKind, Timeline, Track};
+
+pub(super) const WIDTH: f64 = 1200.0;
+pub(super) const MARGIN: f64 = 28.0;
+pub(super) const INK: &str = "#1f2933";
+pub(super) const FAINT: &str = "#66717f";
+pub(super) const LANE: &str = "#eef1f5";
+pub(super) const GRID: &str = "#d3d9e1";
+
+/// Top of the first device's block: below the title and the legend.
+const HEADER: f64 = 88.0;
+/// A device's block: its name, compute, copies, and room to the next.
+const BLOCK: f64 = 88.0;
+const NAME: f64 = 24.0;
+const COMPUTE: f64 = 34.0;
+const COPIES: f64 = 10.0;
+const FOOTER: f64 = 46.0;
+
+impl Timeline {
+    /// A picture: for each device a row of compute, a thin row of copies and the host's work below it, and its busy
+    /// share; a legend and an axis. It stands alone, scales, brings its own background, and names an event under the
+    /// pointer.
+    pub fn to_svg(&self, title: &str) -> String {
+        let (first, last) = self.span();
+        let scale = Scale::new(first, last, MARGIN, WIDTH - MARGIN);
+        let bottom = HEADER + BLOCK * self.ranks() as f64;
+        let mut svg = open(title, bottom + FOOTER);
+        legend(&mut svg, self.kinds(), 56.0);
+        let lanes: Vec<Lane> = (0..self.ranks())
+            .map(|rank| Lane { top: HEADER + BLOCK * rank as f64 + NAME, compute: COMPUTE, copies: COPIES })
+            .collect();
+        for (rank, lane) in lanes.iter().enumerate() {
+            let y = lane.top - 8.0;
+            let _ = writeln!(
+                svg,
+                "{}<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">busy {:.0} %</text>",
+                device(rank, self.name(rank), y),
+                WIDTH - MARGIN,
+                100.0 * self.busy_fraction(rank),
+            );
+            lane.draw(&mut svg, &scale);
+        }
+        // Over the lanes, where the eye compares devices, and under the cells.
+        scale.draw(&mut svg, bottom - 8.0, &lanes);
+        for (rank, lane) in lanes.iter().enumerate() {
+            lane.cells(&mut svg, &scale, self, rank);
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+
+    /// The kinds that occur, in the order of the legend.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = EventKind> {
+        EventKind::ALL.into_iter().filter(|&kind| self.usable().any(|event| event.kind == kind))
+    }
+}
+
+/// The start of a picture of this height: background and title.
+pub(super) fn open(title: &str, height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
+         height=\"{height}\" font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif\" \
+         font-size=\"13\" fill=\"{INK}\">\n<title>{0}</title>\n\
+         <rect x=\"0.5\" y=\"0.5\" width=\"{1}\" height=\"{2}\" rx=\"12\" fill=\"#ffffff\" stroke=\"{GRID}\"/>\n\
+         <text x=\"{MARGIN}\" y=\"38\" font-size=\"19\" font-weight=\"600\">{0}</text>\n",
+        escape(title),
+        WIDTH - 1.0,
+        height - 1.0,
+    )
+}
+
+/// Colours and names in a row at `y`.
+pub(super) fn legend(svg: &mut String, kinds: impl Iterator<Item = EventKind>, y: f64) {
+    let mut x = MARGIN;
+    for kind in kinds {
+        x = swatch(svg, x, y, kind.colours().0, kind.name());
+    }
+}
+
+/// A square of a colour with its meaning; returns where the next one goes.
+pub(super) fn swatch(svg: &mut String, x: f64, y: f64, fill: impl std::fmt::Display, name: &str) -> f64 {
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{x:.1}\" y=\"{y}\" width=\"14\" height=\"14\" rx=\"3\" fill=\"{fill}\"/>\
+         <text x=\"{:.1}\" y=\"{}\" fill=\"{FAINT}\">{name}</text>",
+        x + 20.0,
+        y + 11.5,
+    );
+    x + 48.0 + 7.2 * name.len() as f64
+}
+
+/// A device's number and name.
+pub(super) fn device(rank: usize, name: &str, y: f64) -> String {
+    format!(
+        "<text x=\"{MARGIN}\" y=\"{y}\"><tspan fill=\"{FAINT}\">{rank}</tspan><tspan dx=\"8\" \
+         font-weight=\"600\">{}</tspan></text>",
+        escape(name)
+    )
+}
+
+/// Times to places on the page, in SVG units.
+pub(super) struct Scale {
+    first: f64,
+    last: f64,
+    left: f64,
+    right: f64,
+    per_second: f64,
+}
+
+impl Scale {
+    pub fn new(first: f64, last: f64, left: f64, right: f64) -> Scale {
+        // Below a nanosecond there is nothing to see, and the division could overflow.
+        let per_second = if last - first >= 1e-9 { (right - left) / (last - first) } else { 0.0 };
+        Scale { first, last, left, right, per_second }
+    }
+
+    pub fn x(&self, time: f64) -> f64 {
+        self.left + (time - self.first) * self.per_second
+    }
+
+    /// The axis at `y`, and its marks across the lanes: a line through a device's name would make it hard to read.
+    pub fn draw(&self, svg: &mut String, y: f64, lanes: &[Lane]) {
+        let Scale { left, right, .. } = *self;
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{left} {y}H{right}\" stroke=\"{FAINT}\"/>\n<g text-anchor=\"middle\" fill=\"{FAINT}\">",
+        );
+        let axis = axis(self.first, self.last, 10);
+        for (time, number) in axis.marks {
+            let x = self.x(time);
+            let _ = write!(svg, "<path stroke=\"{GRID}\" d=\"M{x:.2} {y}v5");
+            for lane in lanes {
+                let _ = write!(svg, "M{x:.2} {}v{}", lane.top, lane.height());
+            }
+            let _ = writeln!(svg, "\"/><text x=\"{x:.2}\" y=\"{}\">{number}</text>", y + 21.0);
+        }
+        let (x, unit) = ((left + right) / 2.0, axis.unit);
+        let _ = writeln!(svg, "<text x=\"{x}\" y=\"{}\">time in {unit}</text>\n</g>", y + 40.0);
+    }
+}
+
+/// The rows of one device: compute, and below it a thin one for copies and the host's work.
+pub(super) struct Lane {
+    pub top: f64,
+    pub compute: f64,
+    pub copies: f64,
+}
+
+/// Between the two rows of a lane.
+const GAP: f64 = 3.0;
+
+impl Lane {
+    pub fn height(&self) -> f64 {
+        if self.copies > 0.0 { self.compute + GAP + self.copies } else { self.compute }
+    }
+
+    /// The empty rows: what stays visible of them is idle time.
+    pub fn draw(&self, svg: &mut String, scale: &Scale) {
+        let (x, width) = (scale.left, scale.right - scale.left);
+        for (top, height, radius) in [(self.top, self.compute, 3), (self.thin(), self.copies, 2)] {
+            if height > 0.0 {
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{x}\" y=\"{top}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\" \
+                     fill=\"{LANE}\"/>"
+                );
+            }
+        }
+    }
+
+    fn thin(&self) -> f64 {
+        self.top + self.compute + GAP
+    }
+
+    /// What the device of `rank` did.
+    pub fn cells(&self, svg: &mut String, scale: &Scale, timeline: &Timeline, rank: usize) {
+        svg.push_str("<g text-anchor=\"middle\">\n");
+        for (track, top, height) in [
+            (Track::Compute, self.top, self.compute),
+            (Track::Host, self.thin(), self.copies),
+            (Track::Copy, self.thin(), self.copies),
+        ] {
+            for event in timeline.track(rank, track).filter(|_| height > 0.0) {
+                cell(svg, scale, event, top, height);
+            }
+        }
+        svg.push_str("</g>\n");
+    }
+}
+
+fn cell(svg: &mut String, scale: &Scale, event: &Event, top: f64, height: f64) {
+    let (fill, ink) = event.kind.colours();
+    let (x, mut width) = (scale.x(event.start), (event.end - event.start) * scale.per_second);
+    // A hair of white between neighbours, where there is room; and nothing is too short to be seen.
+    width = if width > 4.0 { width - 1.0 } else { width.max(0.5) };
+    let radius = if width > 8.0 { 2 } else { 0 };
+    let _ = write!(
+        svg,
+        "<rect x=\"{x:.2}\" y=\"{top}\" width=\"{width:.2}\" height=\"{height}\" rx=\"{radius}\" \
+         fill=\"{fill}\"><title>{}</title></rect>",
+        escape(&tooltip(event))
+    );
+    let text = event.microbatch.map_or_else(|| event.label.clone(), |m| m.to_string());
+    if event.track == Track::Compute && 8.0 * text.chars().count() as f64 + 4.0 <= width {
+        let (x, y, text) = (x + width / 2.0, top + height / 2.0 + 4.5, escape(&text));
+        let _ =
+            write!(svg, "<text x=\"{x:.2}\" y=\"{y}\" fill=\"{ink}\" pointer-events=\"none\">{text}</text>");
+    }
+    svg.push('\n');
+}
+
+/// The text under the pointer: what, when, how long, and for a copy how much and how fast.
+fn tooltip(event: &Event) -> String {
+    let seconds = event.end - event.start;
+    let mut text = format!("{} at {}, took {}", event.label, duration(event.start), duration(seconds));
+    if event.bytes > 0 {
+        let megabytes = event.bytes as f64 / 1e6;
+        let _ = write!(text, ", {megabytes:.3} MB");
+        if seconds > 0.0 {
+            let _ = write!(text, " ({:.2} GB/s)", megabytes / 1e3 / seconds);
+        }
+    }
+    text
+}
+
+/// Text for XML; a control character, which XML cannot hold, becomes U+FFFD.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,177 @@
+//! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
+
+use super::link;
+use crate::error::Result;
+use crate::gpu::Capabilities;
+use crate::graph::{Phase, StageGraph};
+use crate::model::{Model, Purpose};
+use crate::ops::lower;
+use crate::ops::parameters::Layout;
+use crate::ops::plan::MemoryPlan;
+use crate::ops::program::DUMMY_BYTES;
+use crate::plan::{
+    Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, TiedLayers, Work, Workload,
+};
+
+/// The kinds of layers. All blocks are alike.
+pub const KINDS: [&str; 3] = ["embedding", "block", "head"];
+
+/// The workload of a training step of `batch` sequences of `sequence` tokens, divided into each of `microbatches`
+/// microbatches, which must divide the batch. `capabilities` decide the kernels, whose scratch memory differs.
+pub fn workload(
+    model: &Model,
+    batch: usize,
+    sequence: usize,
+    microbatches: &[usize],
+    capabilities: &Capabilities,
+) -> Result<Workload> {
+    let layers = (0..model.layers()).map(|layer| {
+        let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
+        Layer {
+            name: model.layer_name(layer),
+            kind: kind_of(model, layer),
+            weights: own.iter().map(|p| 4 * p.len() as u64).sum(),
+            state: Layout::new(own).bytes(true),
+        }
+    });
+    let batchings = microbatches.iter().map(|&m| batching(model, batch / m, m, sequence, capabilities));
+    Ok(Workload {
+        layers: layers.collect(),
+        kinds: KINDS.map(String::from).to_vec(),
+        tie: tie(model),
+        tokens: (batch * sequence) as u64,
+        batchings: batchings.collect::<Result<_>>()?,
+    })
+}
+
+fn kind_of(model: &Model, layer: usize) -> usize {
+    match layer {
+        0 => 0,
+        layer if layer + 1 == model.layers() => 2,
+        _ => 1,
+    }
+}
+
+/// The key of measured times: everything that they depend on beside the device and the shaders.
+pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
+    // Whatever the number of blocks, one takes the same time.
+    let mut config = serde_json::to_value(model.config()).unwrap_or_default();
+    if let Some(table) = config.as_object_mut() {
+        table.remove("layers");
+    }
+    let words = config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ");
+    format!("{words} batch {sequences} sequence {sequence}")
+}
+
+fn tie(model: &Model) -> Option<TiedLayers> {
+    let (user, parameter) = (0..model.layers()).find_map(|layer| {
+        let tied = model.layer_parameters(layer).into_iter().find(|p| p.tied_to.is_some())?;
+        Some((layer, tied))
+    })?;
+    let owner = (0..model.layers()).find(|&layer| {
+        model.layer_parameters(layer).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
+    })?;
+    let bytes = 4 * parameter.len() as u64;
+    // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
+    let ends = 2 * link::memory(bytes, 1);
+    let (together, user_apart, owner_apart) = (bytes, 2 * bytes + ends, bytes + 16 + ends);
+    Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
+}
+
+fn batching(
+    model: &Model,
+    sequences: usize,
+    microbatches: usize,
+    sequence: usize,
+    capabilities: &Capabilities,
+) -> Result<Batching> {
+    let purpose = Purpose::Training { tokens: sequences * microbatches * sequence };
+    let last = model.layers() - 1;
+    let graph = |range| model.stage_graph(range, sequences, sequence, purpose);
+    let (first, block, head) = (graph(0..1)?, graph(1..2)?, graph(last..last + 1)?);
+    let activation = 4 * (sequences * sequence * model.config().width) as u64;
+    let mut memory = vec![KindMemory::default(); 3];
+    let mut ends = EndMemory::default();
+    for (split, recompute) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mode = Mode { split, recompute };
+        let held = |graph: &StageGraph| held(graph, mode, capabilities);
+        let single = [held(&first), held(&block), held(&head)];
+        // What a second block adds is a block's own; the rest belongs to the stage's ends.
+        let pair = held(&graph(1..3.min(last))?);
+        let own = if last > 2 { difference(&pair, &single[1]) } else { single[1] };
+        let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
+        let before_last = LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
+        let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
+        *memory[1].in_mode_mut(mode) = LayerMemory { scratch: single[1].scratch.max(pair.scratch), ..own };
+        *memory[0].in_mode_mut(mode) = difference(&single[0], &before_last);
+        *memory[2].in_mode_mut(mode) = difference(&single[2], &sum(&after_first, &last_end));
+        *ends.after_first.in_mode_mut(mode) = after_first;
+        *ends.before_last.in_mode_mut(mode) = before_last;
+        *ends.last.in_mode_mut(mode) = LayerMemory {
+            // Losses of the whole batch, and their read-back.
+            fixed: last_end.fixed + 8 * (sequences * microbatches * sequence) as u64,
+            ..last_end
+        };
+    }
+    let graphs = [&first, &block, &head];
+    let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
+    Ok(Batching {
+        sequences,
+        microbatches,
+        shape: shape_key(model, sequences, sequence),
+        work: graphs.map(|stage| work(stage, capabilities)).to_vec(),
+        memory,
+        ends,
+        activation,
+        link_buffer: link::memory(activation, 1),
+        largest_tensor: graphs.map(largest).to_vec(),
+    })
+}
+
+/// What a stage holds on its own.
+fn held(stage: &StageGraph, mode: Mode, capabilities: &Capabilities) -> LayerMemory {
+    let mut stage = stage.clone();
+    if mode.recompute {
+        stage.recompute();
+    }
+    if !mode.split {
+        stage.join_backward();
+    }
+    let plan = MemoryPlan::new(&stage, capabilities);
+    let scratch = plan.scratch.iter().sum();
+    let (stash, gradient) = (plan.bytes(1, 0) - plan.bytes(0, 0), plan.bytes(0, 1) - plan.bytes(0, 0));
+    LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient }
+}
+
+fn difference(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {
+    LayerMemory {
+        fixed: a.fixed.saturating_sub(b.fixed),
+        scratch: a.scratch,
+        stash: a.stash.saturating_sub(b.stash),
+        gradient: a.gradient.saturating_sub(b.gradient),
+    }
+}
+
+fn sum(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {
+    LayerMemory {
+        fixed: a.fixed + b.fixed,
+        scratch: a.scratch.max(b.scratch),
+        stash: a.stash + b.stash,
+        gradient: a.gradient + b.gradient,
+    }
+}
+
+/// Operations, bytes and launches of a layer's three programs.
+fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
+    let of = |phase: Phase| {
+        let mut work = Work::default();
+        for node in stage.graph.nodes.iter().filter(|n| n.phase == phase) {
+            work.flops += stage.graph.flops(node);
+            let touched = node.inputs.iter().chain(&node.outputs);
+            work.bytes += touched.map(|&v| stage.graph.value(v).bytes() as f64).sum::<f64>();
+            work.launches += lower(&stage.graph, node, capabilities, false).launches.len();
+        }
+        work
+    };
+    KindWork { forward: of(Phase::Forward), input: of(Phase::Input), weight: of(Phase::Weight) }
+}

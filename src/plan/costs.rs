@@ -1,0 +1,338 @@
+//! Where profiles become seconds: one table of prices for a batching, from which the costs of every plan are read.
+
+use std::ops::Range;
+
+use super::machine::{DeviceProfile, Machine, Rates, ShapeProfile};
+use super::workload::{Batching, LayerMemory, Mode, StageNeed, Work, Workload};
+use crate::schedule::{Costs, Hop, Hops, RankCost, StageCost, Tie};
+
+const MICRO: f64 = 1e-6;
+const GIGA: f64 = 1e9;
+
+/// Who computes what: as much of a plan as its costs depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Assignment<'a> {
+    /// The machine's device of each rank.
+    pub devices: &'a [usize],
+    /// Layers of each stage.
+    pub stages: &'a [Range<usize>],
+    /// The rank that has each stage.
+    pub stage_ranks: &'a [usize],
+    /// For each stage, whether it repeats F before its backward pass.
+    pub recompute: &'a [bool],
+    /// For each stage, whether the schedule has its I and W apart.
+    pub split: &'a [bool],
+    /// For each stage, how many microbatches it holds at the worst moment: the size of the links' rings.
+    pub in_flight: &'a [usize],
+}
+
+/// Seconds and bytes of one training step of `workload`, divided as `batching` says, on these devices of `machine`. The
+/// only place where profiles become seconds: a layer's measured times where the device's profile has the shape and
+/// kind, else the longer of operations ÷ rate and bytes ÷ bandwidth, plus its launches.
+///
+/// # Panics
+///
+/// On stages, ranks and devices that do not exist.
+pub fn costs(workload: &Workload, batching: &Batching, machine: &Machine, assignment: &Assignment) -> Costs {
+    let mut costs = Costs::default();
+    Prices::new(workload, batching, machine).fill(assignment, &mut costs);
+    costs
+}
+
+/// Seconds of the first layers on one device: entry `i` is the sum of layers `0..i`.
+#[derive(Debug, Clone)]
+struct Times {
+    forward: Vec<f64>,
+    input: Vec<f64>,
+    weight: Vec<f64>,
+    backward: Vec<f64>,
+    submit: f64,
+    /// How many of the first layers have a tensor too large for one binding.
+    too_large: Vec<usize>,
+}
+
+/// Bytes of the first layers in one mode, and the scratch of each kind.
+#[derive(Debug, Clone)]
+struct Bytes {
+    sums: Vec<StageNeed>,
+    scratch: Vec<u64>,
+}
+
+/// Times and bytes of every contiguous range of layers on every device, for one batching.
+#[derive(Debug, Clone)]
+pub(super) struct Prices<'a> {
+    pub(super) workload: &'a Workload,
+    pub(super) batching: &'a Batching,
+    pub(super) machine: &'a Machine,
+    times: Vec<Times>,
+    bytes: [Bytes; 4],
+    /// `counts[kind][i]`: layers of that kind among the first `i`.
+    counts: Vec<Vec<usize>>,
+    weights: Vec<u64>,
+    state: Vec<u64>,
+    /// The way of an activation from device `from` to device `to`, at `from` × devices + `to`.
+    hops: Vec<Hop>,
+}
+
+const MODES: [Mode; 4] = [
+    Mode { split: false, recompute: false },
+    Mode { split: true, recompute: false },
+    Mode { split: false, recompute: true },
+    Mode { split: true, recompute: true },
+];
+
+/// Entry `i` is the sum over the first `i` items.
+fn running<T: Copy + Default + std::ops::Add<Output = T>>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut sums = vec![T::default()];
+    let mut sum = T::default();
+    for item in items {
+        sum = sum + item;
+        sums.push(sum);
+    }
+    sums
+}
+
+impl<'a> Prices<'a> {
+    pub(super) fn new(workload: &'a Workload, batching: &'a Batching, machine: &'a Machine) -> Prices<'a> {
+        let layers = || workload.layers.iter();
+        let count = |kind| running(layers().map(move |layer| usize::from(layer.kind == kind)));
+        let devices = 0..machine.devices.len();
+        let pairs = devices.clone().flat_map(|from| devices.clone().map(move |to| (from, to)));
+        Prices {
+            workload,
+            batching,
+            machine,
+            times: machine.devices.iter().map(|device| times(workload, batching, device)).collect(),
+            bytes: MODES.map(|mode| bytes(workload, batching, mode)),
+            counts: (0..workload.kinds.len()).map(count).collect(),
+            weights: running(layers().map(|layer| layer.weights)),
+            state: running(layers().map(|layer| layer.state)),
+            hops: pairs.map(|(from, to)| hop(machine, from, to, batching.activation)).collect(),
+        }
+    }
+
+    /// Seconds of a stage's actions. Its bytes are left at 0.
+    pub(super) fn stage(&self, device: usize, range: &Range<usize>, recompute: bool) -> StageCost {
+        let times = &self.times[device];
+        let of = |sums: &[f64]| sums[range.end] - sums[range.start];
+        let forward = of(&times.forward);
+        let again = if recompute { forward } else { 0.0 };
+        StageCost {
+            forward: times.submit + forward,
+            input: times.submit + of(&times.input) + again,
+            weight: times.submit + of(&times.weight),
+            backward: times.submit + of(&times.backward) + again,
+            ..StageCost::default()
+        }
+    }
+
+    /// The way of one activation between two devices.
+    pub(super) fn hop(&self, from: usize, to: usize) -> &Hop {
+        &self.hops[from * self.machine.devices.len() + to]
+    }
+
+    /// Whether every tensor of these layers fits one binding of the device.
+    pub(super) fn binds(&self, device: usize, range: &Range<usize>) -> bool {
+        let too_large = &self.times[device].too_large;
+        too_large[range.start] == too_large[range.end]
+    }
+
+    /// Bytes of a stage, weights and links aside: what [`Workload::need`] says, in constant time.
+    pub(super) fn need(&self, range: &Range<usize>, mode: Mode) -> StageNeed {
+        let bytes = &self.bytes[usize::from(mode.split) + 2 * usize::from(mode.recompute)];
+        let (from, to) = (&bytes.sums[range.start], &bytes.sums[range.end]);
+        let mut need = StageNeed {
+            fixed: to.fixed - from.fixed,
+            stash: to.stash - from.stash,
+            gradient: to.gradient - from.gradient,
+        };
+        let mut scratch = 0;
+        for (count, &of_kind) in self.counts.iter().zip(&bytes.scratch) {
+            if count[range.start] < count[range.end] {
+                scratch = scratch.max(of_kind);
+            }
+        }
+        for end in self.workload.ends(self.batching, range).map(|end| end.in_mode(mode)) {
+            need.add(&end);
+            scratch = scratch.max(end.scratch);
+        }
+        need.fixed += scratch;
+        need
+    }
+
+    /// Bytes of the weights, gradients and moments of the stages that one rank has.
+    pub(super) fn state<'r>(&self, stages: impl Iterator<Item = &'r Range<usize>>) -> u64 {
+        let (mut bytes, mut uses, mut owns) = (0, false, false);
+        for range in stages {
+            bytes += self.state[range.end] - self.state[range.start];
+            uses |= self.workload.tie.is_some_and(|tie| range.contains(&tie.user));
+            owns |= self.workload.tie.is_some_and(|tie| range.contains(&tie.owner));
+        }
+        let tied = self.workload.tie.map_or(0, |tie| match (uses, owns) {
+            (true, true) => tie.together,
+            (true, false) => tie.user_apart,
+            (false, true) => tie.owner_apart,
+            (false, false) => 0,
+        });
+        bytes + tied
+    }
+
+    /// Writes the costs of a plan over what `costs` holds.
+    pub(super) fn fill(&self, plan: &Assignment, costs: &mut Costs) {
+        let Assignment { devices, stages, stage_ranks, .. } = *plan;
+        costs.stages.clear();
+        costs.hops.clear();
+        costs.ranks.clear();
+        costs.ties.clear();
+        costs.cores = self.machine.cores.unwrap_or(0.0);
+        self.slowdown(devices, &mut costs.slowdown);
+        costs.ranks.extend((0..devices.len()).map(|rank| self.rank(plan, rank)));
+        for (s, range) in stages.iter().enumerate() {
+            let need = self.need(range, Mode { split: plan.split[s], recompute: plan.recompute[s] });
+            let rank = stage_ranks[s];
+            costs.ranks[rank].fixed += need.fixed;
+            let times = self.stage(devices[rank], range, plan.recompute[s]);
+            costs.stages.push(StageCost { stash: need.stash, gradient: need.gradient, ..times });
+            let Some(&next) = stage_ranks.get(s + 1) else { continue };
+            costs.hops.push(Hops {
+                forward: *self.hop(devices[rank], devices[next]),
+                backward: *self.hop(devices[next], devices[rank]),
+            });
+            if rank != next {
+                let rings = self.batching.link_buffer * ring_buffers(plan.in_flight[s]);
+                costs.ranks[rank].fixed += rings;
+                costs.ranks[next].fixed += rings;
+            }
+        }
+        let Some(tie) = self.workload.tie else { return };
+        let rank_of = |layer: usize| {
+            let at = stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
+            stage_ranks[at]
+        };
+        let (user, owner) = (rank_of(tie.user), rank_of(tie.owner));
+        if user != owner {
+            costs.ties.push(Tie {
+                user,
+                owner,
+                gradient: hop(self.machine, devices[user], devices[owner], tie.bytes),
+                weight: hop(self.machine, devices[owner], devices[user], tie.bytes),
+            });
+        }
+    }
+
+    /// A rank's costs; of its bytes only weights and what belongs to them.
+    fn rank(&self, plan: &Assignment, rank: usize) -> RankCost {
+        let device = &self.machine.devices[plan.devices[rank]];
+        let rates = &device.rates;
+        let own = || plan.stages.iter().zip(plan.stage_ranks).filter(|&(_, &owner)| owner == rank);
+        let has = |layer: usize| own().any(|(range, _)| range.contains(&layer));
+        let weights: u64 = own().map(|(range, _)| self.weights[range.end] - self.weights[range.start]).sum();
+        let weights = weights as f64 / GIGA;
+        let tie = self.workload.tie.filter(|tie| has(tie.user));
+        let used = tie.map_or(0.0, |tie| tie.bytes as f64 / GIGA);
+        // Adding the user's gradient to the owner's reads two tensors and writes one.
+        let folded = if tie.is_some_and(|tie| has(tie.owner)) { 3.0 * used } else { 0.0 };
+        let memory = rates.memory_gb_s;
+        let submit = rates.submit_us * MICRO;
+        RankCost {
+            begin: submit + (weights + used) / rates.clear_gb_s.unwrap_or(memory),
+            end: rates.barrier_us * MICRO + folded / memory + weights / rates.norm_gb_s.unwrap_or(memory),
+            update: submit + weights / rates.optimizer_gb_s.unwrap_or(memory / 7.0),
+            cores: device.cores,
+            copy_engine: device.copy_engine,
+            fixed: self.state(own().map(|(range, _)| range)),
+            budget: device.memory,
+        }
+    }
+
+    fn slowdown(&self, devices: &[usize], matrix: &mut Vec<Vec<f64>>) {
+        matrix.clear();
+        if !self.machine.slowdown.is_empty() {
+            let row = |&i: &usize| devices.iter().map(|&j| self.machine.slowdown(i, j)).collect();
+            matrix.extend(devices.iter().map(row));
+        }
+    }
+}
+
+/// Buffers that a boundary between two ranks takes on each of them: a ring in each direction, of one more than
+/// microbatches are in flight.
+pub(super) fn ring_buffers(in_flight: usize) -> u64 {
+    2 * (in_flight as u64 + 1)
+}
+
+/// The way of a tensor between two devices.
+fn hop(machine: &Machine, from: usize, to: usize, bytes: u64) -> Hop {
+    if from == to {
+        return Hop::default();
+    }
+    let link = machine.link(from, to);
+    let seconds = |gb_s: f64| bytes as f64 / (gb_s * GIGA);
+    Hop {
+        out: link.out_gb_s.map_or(0.0, seconds),
+        latency: link.latency_us * MICRO,
+        copy: seconds(link.gb_s),
+        into: link.into_gb_s.map_or(0.0, seconds),
+        bytes,
+    }
+}
+
+fn times(workload: &Workload, batching: &Batching, device: &DeviceProfile) -> Times {
+    let shape = device.shape(&batching.shape);
+    let seconds = |kind| kind_seconds(workload, batching, device, shape, kind);
+    let kinds: Vec<[f64; 4]> = (0..workload.kinds.len()).map(seconds).collect();
+    let sums = |part: usize| running(workload.layers.iter().map(|layer| kinds[layer.kind][part]));
+    let limit = device.max_binding.unwrap_or(u64::MAX);
+    let too_large = workload.layers.iter().map(|l| usize::from(batching.largest_tensor[l.kind] > limit));
+    Times {
+        forward: sums(0),
+        input: sums(1),
+        weight: sums(2),
+        backward: sums(3),
+        submit: shape.and_then(|shape| shape.submit_us).unwrap_or(device.rates.submit_us) * MICRO,
+        too_large: running(too_large),
+    }
+}
+
+/// F, I, W and B of one layer.
+fn kind_seconds(
+    workload: &Workload,
+    batching: &Batching,
+    device: &DeviceProfile,
+    shape: Option<&ShapeProfile>,
+    kind: usize,
+) -> [f64; 4] {
+    if let Some(measured) = shape.and_then(|shape| shape.layers.get(&workload.kinds[kind])) {
+        let whole = measured.backward.unwrap_or(measured.input + measured.weight);
+        return [measured.forward, measured.input, measured.weight, whole];
+    }
+    let work = &batching.work[kind];
+    let [forward, input, weight] =
+        [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
+    [forward, input, weight, input + weight]
+}
+
+fn roofline(work: &Work, rates: &Rates) -> f64 {
+    let compute = work.flops / (rates.matmul_gflops * GIGA);
+    let memory = work.bytes / (rates.memory_gb_s * GIGA);
+    compute.max(memory) + work.launches as f64 * rates.launch_us * MICRO
+}
+
+fn bytes(workload: &Workload, batching: &Batching, mode: Mode) -> Bytes {
+    let of_kind = |kind: usize| batching.memory[kind].in_mode(mode);
+    let mut sums = vec![StageNeed::default()];
+    for layer in &workload.layers {
+        let mut sum = sums[sums.len() - 1];
+        sum.add(&of_kind(layer.kind));
+        sums.push(sum);
+    }
+    Bytes { sums, scratch: (0..workload.kinds.len()).map(|kind| of_kind(kind).scratch).collect() }
+}
+
+impl StageNeed {
+    /// Adds all of a layer's bytes but its scratch.
+    pub(super) fn add(&mut self, layer: &LayerMemory) {
+        self.fixed += layer.fixed;
+        self.stash += layer.stash;
+        self.gradient += layer.gradient;
+    }
+}

@@ -1,0 +1,179 @@
+//! What a machine can do, as data: its devices, the links between them, and how they disturb one another.
+//!
+//! A machine is measured on the one at hand or written by hand for one that is not there; the planner cannot tell.
+//! In a file the numbers carry their units in their names; [`super::costs`](super::costs()) is the only place that
+//! turns them into seconds.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::read;
+use crate::error::Result;
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Machine {
+    /// What people call it.
+    pub name: String,
+    /// Host cores that its software adapters share; none if that limits nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<f64>,
+    /// `slowdown[i][j]`: how many times longer device `i` takes while device `j` is busy too, beyond what sharing
+    /// `cores` explains. Empty for 1 throughout.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub slowdown: Vec<Vec<f64>>,
+    /// The way between two devices that `links` does not name.
+    pub link: Link,
+    /// Its devices. A position in this list is a device's number.
+    pub devices: Vec<DeviceProfile>,
+    /// Ways that differ from `link`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<LinkProfile>,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct DeviceProfile {
+    /// The adapter's name.
+    pub name: String,
+    /// Driver and version; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub driver: String,
+    /// Bytes that a plan may use; none if unknown. In a file a number of bytes, or text such as `"24GiB"`.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "read::write_size")]
+    pub memory: Option<u64>,
+    /// Bytes that one binding may hold; none if unknown.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "read::write_size")]
+    pub max_binding: Option<u64>,
+    /// Host cores that it keeps busy while it works: the number of its threads for a software adapter, 0 for a GPU.
+    pub cores: f64,
+    /// Whether copies run beside computation instead of in its queue.
+    pub copy_engine: bool,
+    /// How fast it is where nothing was measured.
+    pub rates: Rates,
+    /// What was measured on it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shapes: Vec<ShapeProfile>,
+}
+
+/// Speeds that price what no measurement covers.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Rates {
+    /// 10⁹ floating-point operations a second in matrix products of the sizes that occur.
+    pub matmul_gflops: f64,
+    /// 10⁹ bytes a second to and from its memory.
+    pub memory_gb_s: f64,
+    /// Microseconds that every launch of a kernel costs.
+    pub launch_us: f64,
+    /// Microseconds that every submission costs, which is once an action.
+    pub submit_us: f64,
+    /// 10⁹ bytes of weights a second that the optimizer updates. Without it: a seventh of `memory_gb_s`, because AdamW
+    /// reads weight, gradient and two moments and writes three of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimizer_gb_s: Option<f64>,
+    /// 10⁹ bytes of gradients a second that are summed for the norm. Without it: `memory_gb_s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_gb_s: Option<f64>,
+    /// 10⁹ bytes of gradients a second that are cleared. Without it: `memory_gb_s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clear_gb_s: Option<f64>,
+    /// Microseconds between a device's last action and the moment the host knows its sums: a read-back.
+    pub barrier_us: f64,
+}
+
+/// What was measured for one shape of microbatch.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct ShapeProfile {
+    /// Which: equal to [`Batching::shape`](super::Batching::shape).
+    pub shape: String,
+    /// Microseconds that an action costs beside its layers; [`Rates::submit_us`] if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submit_us: Option<f64>,
+    /// Times by kind of layer.
+    pub layers: BTreeMap<String, LayerProfile>,
+}
+
+/// Seconds of one layer for one microbatch.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct LayerProfile {
+    /// F.
+    pub forward: f64,
+    /// I.
+    pub input: f64,
+    /// W.
+    pub weight: f64,
+    /// B; I + W if it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backward: Option<f64>,
+}
+
+/// The way from one device to another.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Link {
+    /// Microseconds in which nothing works on a tensor.
+    pub latency_us: f64,
+    /// 10⁹ bytes a second of the host's copy.
+    pub gb_s: f64,
+    /// 10⁹ bytes a second from the sender's memory to the host; no time if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out_gb_s: Option<f64>,
+    /// 10⁹ bytes a second from the host to the receiver's memory; no time if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub into_gb_s: Option<f64>,
+}
+
+/// A [`Link`] that differs from the usual one.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct LinkProfile {
+    /// The device that sends.
+    pub from: usize,
+    /// The device that receives.
+    pub to: usize,
+    /// The way.
+    #[serde(flatten)]
+    pub link: Link,
+}
+
+impl Machine {
+    /// Reads a machine file. `place` is what errors name: the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::error::Error::Config) with the line of a key that is unknown (and the nearest known
+    /// one), missing, of the wrong type or out of range, and of a link that names no device.
+    pub fn parse(text: &str, place: &str) -> Result<Machine> {
+        read::machine(text, place)
+    }
+
+    /// As a file that [`Machine::parse`] reads.
+    pub fn to_toml(&self) -> String {
+        // Only maps with keys that are not text, and values that TOML cannot hold, can fail; there are none.
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    /// The way from one device to another.
+    pub fn link(&self, from: usize, to: usize) -> Link {
+        let named = self.links.iter().find(|profile| profile.from == from && profile.to == to);
+        named.map_or(self.link, |profile| profile.link)
+    }
+
+    /// How many times longer device `i` takes while device `j` is busy.
+    pub fn slowdown(&self, i: usize, j: usize) -> f64 {
+        self.slowdown.get(i).and_then(|row| row.get(j)).copied().unwrap_or(1.0)
+    }
+}
+
+impl LayerProfile {
+    /// F, I and W together.
+    pub fn sum(&self) -> f64 {
+        self.forward + self.input + self.weight
+    }
+}
+
+impl DeviceProfile {
+    /// What was measured for microbatches of this shape.
+    pub fn shape(&self, shape: &str) -> Option<&ShapeProfile> {
+        self.shapes.iter().find(|profile| profile.shape == shape)
+    }
+}

@@ -1,0 +1,93 @@
+//! Which device computes which layers, when, and how well that will go: plans for machines of unequal devices.
+//!
+//! A [`Machine`] is data about devices and links, measured or imagined. A [`Workload`] is data about a model and a
+//! batch. [`costs`](costs()) prices an assignment of layers to devices, and nothing else turns profiles into seconds.
+//! Nothing here knows a GPU or a tensor, so a plan can be made for a machine that is not there.
+
+mod costs;
+mod machine;
+mod read;
+mod workload;
+
+pub use costs::{Assignment, costs};
+pub use machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+pub use workload::{
+    Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
+    Workload,
+};
+
+use std::ops::Range;
+
+use crate::schedule::{Costs, Schedule, Simulation};
+
+/// What may be decided by hand; what is left open the planner chooses.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Options {
+    /// The devices in the order of the pipeline, all of them used.
+    pub devices: Option<Vec<usize>>,
+    /// The schedule.
+    pub schedule: ScheduleChoice,
+    /// First layers of the stages after the first.
+    pub cuts: Option<Vec<usize>>,
+    /// Microbatches of a step.
+    pub microbatches: Option<usize>,
+    /// Which stages repeat F.
+    pub recompute: RecomputeChoice,
+    /// Bytes that each device of the machine may use, instead of its profile's `memory`; none keeps that.
+    pub budgets: Vec<Option<u64>>,
+}
+
+/// Which schedules are tried.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum ScheduleChoice {
+    /// All that have a name, and one synthesised for the machine.
+    #[default]
+    Any,
+    /// This one; `auto` is the synthesised one.
+    Named(String),
+    /// This very list of actions.
+    Given(Schedule),
+}
+
+/// Which stages keep only their input and repeat F before the backward pass.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RecomputeChoice {
+    /// Those that would not fit otherwise.
+    #[default]
+    AsNeeded,
+    /// None.
+    Never,
+    /// All.
+    Always,
+    /// These, by stage.
+    Stages(Vec<bool>),
+}
+
+/// A plan: who computes what and when, and what that costs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The machine's device of each rank.
+    pub devices: Vec<usize>,
+    /// Layers of each stage.
+    pub stages: Vec<Range<usize>>,
+    /// The rank that has each stage.
+    pub stage_ranks: Vec<usize>,
+    /// Computation only; [`Schedule::lowered`] adds the transfers.
+    pub schedule: Schedule,
+    /// Position in [`Workload::batchings`].
+    pub batching: usize,
+    /// Microbatches of a step.
+    pub microbatches: usize,
+    /// Sequences of a microbatch.
+    pub batch: usize,
+    /// For each stage, whether it repeats F before its backward pass.
+    pub recompute: Vec<bool>,
+    /// What everything costs.
+    pub costs: Costs,
+    /// When everything happens.
+    pub simulation: Simulation,
+    /// For each rank, the bytes that will be allocated on it.
+    pub bytes: Vec<u64>,
+    /// Tokens of a step ÷ its seconds.
+    pub tokens_per_second: f64,
+}

@@ -1,0 +1,350 @@
+//! Machine files: every key is checked, and every complaint has a line.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use serde::{Serialize, Serializer};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+use crate::error::{Error, Result};
+
+/// Rates: from a hundred thousand times below a slow adapter to a thousand times above a fast one.
+const RATE: RangeInclusive<f64> = 1e-4..=1e9;
+/// Microseconds, up to a minute.
+const MICROSECONDS: RangeInclusive<f64> = 0.0..=6e7;
+/// Seconds of a layer, up to an hour.
+const SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
+/// Host cores.
+const CORES: RangeInclusive<f64> = 0.0..=65536.0;
+/// How many times slower.
+const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
+/// More devices than anyone plugs into one machine.
+const MAX_DEVICES: usize = 64;
+
+type Value<'t> = Spanned<DeValue<'t>>;
+
+/// Reads a machine file.
+pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
+    let file = File { text, place };
+    let root = DeTable::parse(text)
+        .map_err(|error| file.error(error.span().unwrap_or(0..0), &error.message().replace('\n', ", ")))?;
+    let root = Section::new(&file, root.get_ref(), root.span(), String::new());
+    root.known(&["name", "cores", "slowdown", "link", "devices", "links"])?;
+    let devices = root.tables("devices")?.iter().map(device).collect::<Result<Vec<_>>>()?;
+    if devices.is_empty() || devices.len() > MAX_DEVICES {
+        let message = format!(
+            "a machine needs [[devices]], at least one and at most {MAX_DEVICES}; it has {}",
+            devices.len()
+        );
+        return Err(file.error(root.span, &message));
+    }
+    let cores = root.optional("cores", |v, path| file.number(v, path, CORES))?;
+    let count = devices.len();
+    let mut links: Vec<LinkProfile> = Vec::new();
+    for section in root.tables("links")? {
+        section.known(&["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"])?;
+        let end = |key| section.required(key, |v, path| file.index(v, path, count));
+        let (from, to) = (end("from")?, end("to")?);
+        if from == to {
+            let message = format!("{} goes from device {from} to itself", section.path);
+            return Err(file.error(section.span.clone(), &message));
+        }
+        if links.iter().any(|other| (other.from, other.to) == (from, to)) {
+            let message = format!("{} is the second link from device {from} to {to}", section.path);
+            return Err(file.error(section.span.clone(), &message));
+        }
+        links.push(LinkProfile { from, to, link: link(&section)? });
+    }
+    let usual = root.table("link")?;
+    usual.known(&["latency_us", "gb_s", "out_gb_s", "into_gb_s"])?;
+    Ok(Machine {
+        name: root.required("name", |v, path| file.text(v, path))?,
+        cores,
+        slowdown: root.optional("slowdown", |v, path| file.matrix(v, path, count))?.unwrap_or_default(),
+        link: link(&usual)?,
+        devices,
+        links,
+    })
+}
+
+fn device(section: &Section) -> Result<DeviceProfile> {
+    let file = section.file;
+    section.known(&["name", "driver", "memory", "max_binding", "cores", "copy_engine", "rates", "shapes"])?;
+    let mut shapes: Vec<ShapeProfile> = Vec::new();
+    for part in section.tables("shapes")? {
+        let profile = shape(&part)?;
+        if shapes.iter().any(|other| other.shape == profile.shape) {
+            let message = format!("{} repeats the shape {:?}", part.path, profile.shape);
+            return Err(file.error(part.span, &message));
+        }
+        shapes.push(profile);
+    }
+    Ok(DeviceProfile {
+        name: section.required("name", |v, path| file.text(v, path))?,
+        driver: section.optional("driver", |v, path| file.text(v, path))?.unwrap_or_default(),
+        memory: section.optional("memory", |v, path| file.size(v, path))?,
+        max_binding: section.optional("max_binding", |v, path| file.size(v, path))?,
+        cores: section.optional("cores", |v, path| file.number(v, path, CORES))?.unwrap_or(0.0),
+        copy_engine: section.optional("copy_engine", |v, path| file.flag(v, path))?.unwrap_or(false),
+        rates: rates(&section.table("rates")?)?,
+        shapes,
+    })
+}
+
+fn rates(section: &Section) -> Result<Rates> {
+    let file = section.file;
+    section.known(&[
+        "matmul_gflops",
+        "memory_gb_s",
+        "launch_us",
+        "submit_us",
+        "optimizer_gb_s",
+        "norm_gb_s",
+        "clear_gb_s",
+        "barrier_us",
+    ])?;
+    let rate = |key| section.required(key, |v, path| file.number(v, path, RATE));
+    let time = |key| section.required(key, |v, path| file.number(v, path, MICROSECONDS));
+    let maybe = |key| section.optional(key, |v, path| file.number(v, path, RATE));
+    Ok(Rates {
+        matmul_gflops: rate("matmul_gflops")?,
+        memory_gb_s: rate("memory_gb_s")?,
+        launch_us: time("launch_us")?,
+        submit_us: time("submit_us")?,
+        optimizer_gb_s: maybe("optimizer_gb_s")?,
+        norm_gb_s: maybe("norm_gb_s")?,
+        clear_gb_s: maybe("clear_gb_s")?,
+        barrier_us: time("barrier_us")?,
+    })
+}
+
+fn shape(section: &Section) -> Result<ShapeProfile> {
+    let file = section.file;
+    section.known(&["shape", "submit_us", "layers"])?;
+    let layers = section.table("layers")?;
+    let mut profiles = BTreeMap::new();
+    for kind in layers.table.keys().map(|key| key.get_ref().to_string()) {
+        let layer = layers.table(&kind)?;
+        layer.known(&["forward", "input", "weight", "backward"])?;
+        let time = |key| layer.required(key, |v, path| file.number(v, path, SECONDS));
+        let profile = LayerProfile {
+            forward: time("forward")?,
+            input: time("input")?,
+            weight: time("weight")?,
+            backward: layer.optional("backward", |v, path| file.number(v, path, SECONDS))?,
+        };
+        profiles.insert(kind, profile);
+    }
+    Ok(ShapeProfile {
+        shape: section.required("shape", |v, path| file.text(v, path))?,
+        submit_us: section.optional("submit_us", |v, path| file.number(v, path, MICROSECONDS))?,
+        layers: profiles,
+    })
+}
+
+fn link(section: &Section) -> Result<Link> {
+    let file = section.file;
+    let maybe = |key| section.optional(key, |v, path| file.number(v, path, RATE));
+    Ok(Link {
+        latency_us: section.required("latency_us", |v, path| file.number(v, path, MICROSECONDS))?,
+        gb_s: section.required("gb_s", |v, path| file.number(v, path, RATE))?,
+        out_gb_s: maybe("out_gb_s")?,
+        into_gb_s: maybe("into_gb_s")?,
+    })
+}
+
+/// A text, and what errors call it.
+struct File<'t> {
+    text: &'t str,
+    place: &'t str,
+}
+
+impl File<'_> {
+    fn error(&self, span: std::ops::Range<usize>, message: &str) -> Error {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        Error::config(self.place, format!("line {}: {message}", before.matches('\n').count() + 1))
+    }
+
+    fn wrong<T>(&self, value: &Value, path: &str, wanted: &str) -> Result<T> {
+        let given = value.get_ref().type_str();
+        Err(self.error(value.span(), &format!("{path} must be {wanted}, not {given}")))
+    }
+
+    fn text(&self, value: &Value, path: &str) -> Result<String> {
+        match value.get_ref().as_str() {
+            Some(text) if text.chars().any(char::is_control) => {
+                Err(self.error(value.span(), &format!("{path} must be one line without control characters")))
+            }
+            Some(text) => Ok(text.to_string()),
+            None => self.wrong(value, path, "text in quotes"),
+        }
+    }
+
+    fn flag(&self, value: &Value, path: &str) -> Result<bool> {
+        value.get_ref().as_bool().map_or_else(|| self.wrong(value, path, "true or false"), Ok)
+    }
+
+    fn number(&self, value: &Value, path: &str, range: RangeInclusive<f64>) -> Result<f64> {
+        let number = match value.get_ref() {
+            DeValue::Float(float) => float.as_str().replace('_', "").parse().ok(),
+            DeValue::Integer(integer) => self.integer(integer).map(|whole| whole as f64),
+            _ => None,
+        };
+        let Some(number) = number else { return self.wrong(value, path, "a number") };
+        if range.contains(&number) {
+            return Ok(number);
+        }
+        let message = format!("{path} = {number} must be between {} and {}", range.start(), range.end());
+        Err(self.error(value.span(), &message))
+    }
+
+    fn integer(&self, integer: &toml::de::DeInteger) -> Option<i64> {
+        i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
+    }
+
+    fn index(&self, value: &Value, path: &str, count: usize) -> Result<usize> {
+        let number = value.get_ref().as_integer().and_then(|integer| self.integer(integer));
+        let Some(number) = number else { return self.wrong(value, path, "the number of a device") };
+        usize::try_from(number).ok().filter(|&index| index < count).ok_or_else(|| {
+            let message =
+                format!("{path} = {number} is no device: this machine has {count} (0 to {})", count - 1);
+            self.error(value.span(), &message)
+        })
+    }
+
+    fn size(&self, value: &Value, path: &str) -> Result<u64> {
+        let bytes = match value.get_ref() {
+            DeValue::Integer(integer) => self.integer(integer).and_then(|bytes| u64::try_from(bytes).ok()),
+            DeValue::String(text) => parse_size(text),
+            _ => return self.wrong(value, path, "bytes, or a size such as \"24GiB\""),
+        };
+        bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
+            let message =
+                format!("{path} is not a size such as \"24GiB\"; units: KiB, MiB, GiB, TiB, KB, MB, GB, TB");
+            self.error(value.span(), &message)
+        })
+    }
+
+    fn matrix(&self, value: &Value, path: &str, count: usize) -> Result<Vec<Vec<f64>>> {
+        let rows = value.get_ref().as_array().filter(|rows| rows.len() == count);
+        let wanted = format!("{count} rows of {count} numbers, one for each device");
+        let Some(rows) = rows else { return self.wrong(value, path, &wanted) };
+        let mut matrix = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            let Some(numbers) = row.get_ref().as_array().filter(|numbers| numbers.len() == count) else {
+                return self.wrong(row, &format!("{path}[{i}]"), &format!("{count} numbers"));
+            };
+            let read =
+                |(j, number): (usize, &Value)| self.number(number, &format!("{path}[{i}][{j}]"), SLOWDOWN);
+            matrix.push(numbers.iter().enumerate().map(read).collect::<Result<_>>()?);
+        }
+        Ok(matrix)
+    }
+}
+
+/// One table of the file.
+struct Section<'a, 't> {
+    file: &'a File<'t>,
+    table: &'a DeTable<'t>,
+    span: std::ops::Range<usize>,
+    /// As a user would write it: `devices[1].rates`; empty for the whole file.
+    path: String,
+}
+
+impl<'a, 't> Section<'a, 't> {
+    fn new(
+        file: &'a File<'t>,
+        table: &'a DeTable<'t>,
+        span: std::ops::Range<usize>,
+        path: String,
+    ) -> Section<'a, 't> {
+        Section { file, table, span, path }
+    }
+
+    fn path_to(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Refuses a key that is not in the list.
+    fn known(&self, keys: &[&str]) -> Result<()> {
+        let Some(stranger) = self.table.keys().find(|key| !keys.contains(&key.get_ref().as_ref())) else {
+            return Ok(());
+        };
+        let likeness = |known: &&&str| strsim::jaro_winkler(stranger.get_ref(), known);
+        let nearest = keys.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
+        let message = format!(
+            "unknown key {}; did you mean {}?",
+            self.path_to(stranger.get_ref()),
+            self.path_to(nearest.unwrap_or_default())
+        );
+        Err(self.file.error(stranger.span(), &message))
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&'a Value<'t>, &str) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.table.get(key).map(|value| read(value, &self.path_to(key))).transpose()
+    }
+
+    fn required<T>(&self, key: &str, read: impl FnOnce(&'a Value<'t>, &str) -> Result<T>) -> Result<T> {
+        self.optional(key, read)?
+            .ok_or_else(|| self.file.error(self.span.clone(), &format!("{} is missing", self.path_to(key))))
+    }
+
+    fn table(&self, key: &str) -> Result<Section<'a, 't>> {
+        self.required(key, |value, path| match value.get_ref().as_table() {
+            Some(table) => Ok(Section::new(self.file, table, value.span(), path.to_string())),
+            None => self.file.wrong(value, path, "a table"),
+        })
+    }
+
+    /// The tables of an array such as `[[devices]]`; none if it is not there.
+    fn tables(&self, key: &str) -> Result<Vec<Section<'a, 't>>> {
+        let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };
+        let path = self.path_to(key);
+        let wanted = format!("a list of tables: write [[{path}]]");
+        let Some(array) = value.get_ref().as_array() else { return self.file.wrong(value, &path, &wanted) };
+        let mut sections = Vec::new();
+        for (i, item) in array.iter().enumerate() {
+            let Some(table) = item.get_ref().as_table() else { return self.file.wrong(item, &path, &wanted) };
+            sections.push(Section::new(self.file, table, item.span(), format!("{path}[{i}]")));
+        }
+        Ok(sections)
+    }
+}
+
+const UNITS: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+/// `24GiB`, `512 MiB`, `1.5GB`.
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, unit) = UNITS.iter().find_map(|&(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    let bytes = number.trim().parse::<f64>().ok()? * unit as f64;
+    (bytes.is_finite() && (0.0..=1e18).contains(&bytes)).then_some(bytes as u64)
+}
+
+/// Whole binary units as text, other sizes as a number of bytes.
+pub(super) fn write_size<S: Serializer>(
+    size: &Option<u64>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let bytes = size.unwrap_or_default();
+    match UNITS[..4].iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+        Some((name, unit)) => format!("{}{name}", bytes / unit).serialize(serializer),
+        None => bytes.serialize(serializer),
+    }
+}

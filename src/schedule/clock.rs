@@ -1,0 +1,206 @@
+//! When every task of a step starts and ends: the arithmetic of the simulator.
+//!
+//! A task occupies its rank's queue for some seconds, may wait for the result of one task of another rank, and may send
+//! its own result along a way. Ranks do their tasks in order. Where ranks do not slow each other down, one pass over
+//! the tasks in an order in which each comes after what it waits for is enough; else time advances from event to event.
+
+use super::costs::{Costs, Hop};
+
+/// No task, or no way.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// One piece of work of a rank.
+#[derive(Clone, Copy)]
+pub(super) struct Task {
+    pub rank: u32,
+    /// Which of the durations.
+    pub work: u32,
+    /// The task whose result it waits for, or [`NONE`].
+    pub need: u32,
+    /// The way its result takes to another rank, or [`NONE`] if it stays.
+    pub way: u32,
+}
+
+/// The way from one rank to another. The parts follow one another, and each carries one tensor at a time, in the order
+/// of sending; nothing limits `latency`.
+#[derive(Clone, Copy)]
+pub(super) struct Way {
+    /// Seconds on the sender's copy engine.
+    pub out: f64,
+    pub latency: f64,
+    pub copy: f64,
+    /// Seconds on the receiver's copy engine.
+    pub into: f64,
+    /// Which of the links: one for each ordered pair of ranks.
+    pub link: usize,
+}
+
+/// When the parts of a link are free again.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Link {
+    out: f64,
+    copy: f64,
+    into: f64,
+}
+
+impl Way {
+    pub fn new(hop: &Hop, costs: &Costs, from: usize, to: usize) -> Way {
+        let beside = |rank: usize, seconds| if costs.ranks[rank].copy_engine { seconds } else { 0.0 };
+        Way {
+            out: beside(from, hop.out),
+            latency: hop.latency,
+            copy: hop.copy,
+            into: beside(to, hop.into),
+            link: from * costs.ranks.len() + to,
+        }
+    }
+
+    /// When a tensor arrives that leaves at `time`.
+    fn carry(&self, time: f64, links: &mut [Link]) -> f64 {
+        let link = &mut links[self.link];
+        let mut time = time;
+        for (seconds, delay, free) in [
+            (self.out, 0.0, &mut link.out),
+            (self.copy, self.latency, &mut link.copy),
+            (self.into, 0.0, &mut link.into),
+        ] {
+            time += delay;
+            if seconds > 0.0 {
+                time = time.max(*free) + seconds;
+                *free = time;
+            }
+        }
+        time
+    }
+}
+
+/// Tasks with their durations, and what is known about their times.
+pub(super) struct Clock<'a> {
+    pub costs: &'a Costs,
+    pub works: &'a [f64],
+    pub ways: &'a [Way],
+    pub links: Vec<Link>,
+    /// When each rank has ended the tasks done so far.
+    pub free: Vec<f64>,
+}
+
+/// When a task starts and ends, and when its result is where it is needed.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub start: f64,
+    pub end: f64,
+    pub ready: f64,
+}
+
+impl Span {
+    /// Of a task that has not ended.
+    pub const UNKNOWN: Span = Span { start: f64::INFINITY, end: f64::INFINITY, ready: f64::INFINITY };
+}
+
+impl Clock<'_> {
+    /// Does one task; all that it waits for has been done.
+    pub fn advance(&mut self, task: &Task, spans: &mut [Span], id: usize) {
+        let free = &mut self.free[task.rank as usize];
+        let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
+        let start = free.max(input);
+        let end = start + self.works[task.work as usize];
+        *free = end;
+        let ready =
+            if task.way == NONE { end } else { self.ways[task.way as usize].carry(end, &mut self.links) };
+        spans[id] = Span { start, end, ready };
+    }
+
+    /// Does all tasks, of which `lists` holds the ids for each rank, while busy ranks slow each other down: processor
+    /// sharing, after [`Costs::cores`] and [`Costs::slowdown`].
+    pub fn share(&mut self, tasks: &[Task], lists: &[Vec<u32>], spans: &mut [Span]) {
+        let ranks = lists.len();
+        let mut next = vec![0; ranks];
+        let mut running = vec![None::<Running>; ranks];
+        let mut rates = vec![1.0; ranks];
+        let mut time = 0.0_f64;
+        loop {
+            let mut changed = false;
+            let mut event = f64::INFINITY;
+            let mut rank = 0;
+            while rank < ranks {
+                if let Some(at) = running[rank]
+                    && at.finish <= time
+                {
+                    running[rank] = None;
+                    changed = true;
+                    let task = &tasks[at.id];
+                    self.free[rank] = at.finish;
+                    let ready = if task.way == NONE {
+                        at.finish
+                    } else {
+                        self.ways[task.way as usize].carry(at.finish, &mut self.links)
+                    };
+                    spans[at.id] = Span { start: at.start, end: at.finish, ready };
+                    // A rank before this one may wait for the result.
+                    (rank, event) = (0, f64::INFINITY);
+                    continue;
+                }
+                if running[rank].is_none()
+                    && let Some(&id) = lists[rank].get(next[rank])
+                {
+                    let task = &tasks[id as usize];
+                    let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
+                    let start = self.free[rank].max(input);
+                    if start <= time {
+                        let work = self.works[task.work as usize];
+                        running[rank] = Some(Running { id: id as usize, start: time, finish: time + work });
+                        rates[rank] = 1.0;
+                        next[rank] += 1;
+                        changed = true;
+                        continue;
+                    }
+                    event = event.min(start);
+                }
+                rank += 1;
+            }
+            if changed {
+                self.set_rates(&mut running, &mut rates, time);
+            }
+            for at in running.iter().flatten() {
+                event = event.min(at.finish);
+            }
+            if event == f64::INFINITY {
+                return;
+            }
+            time = event;
+        }
+    }
+
+    /// The rates of a new set of busy ranks, and when what they do will be finished at these rates.
+    fn set_rates(&self, running: &mut [Option<Running>], rates: &mut [f64], time: f64) {
+        let cores = &self.costs.cores;
+        let busy = |running: &[Option<Running>], rank: usize| running[rank].is_some();
+        let wanted: f64 =
+            (0..rates.len()).filter(|&r| busy(running, r)).map(|r| self.costs.ranks[r].cores).sum();
+        let share = if *cores > 0.0 && wanted > *cores { cores / wanted } else { 1.0 };
+        for rank in 0..rates.len() {
+            let mut rate = share;
+            if let Some(slowdown) = self.costs.slowdown.get(rank) {
+                for (other, factor) in slowdown.iter().enumerate() {
+                    if other != rank && busy(running, other) {
+                        rate /= factor;
+                    }
+                }
+            }
+            if let Some(at) = &mut running[rank]
+                && rate != rates[rank]
+            {
+                at.finish = time + (at.finish - time) * rates[rank] / rate;
+                rates[rank] = rate;
+            }
+        }
+    }
+}
+
+/// The task a rank is at, and when it ends if nothing changes.
+#[derive(Clone, Copy)]
+struct Running {
+    id: usize,
+    start: f64,
+    finish: f64,
+}

@@ -1,0 +1,207 @@
+//! From a config and a machine to a plan, and back when the machine turns out to be another.
+
+use super::config::{Config, Devices, Recompute};
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterInfo, Capabilities, Device};
+use crate::model::Model;
+use crate::pipeline::workload::workload;
+use crate::pipeline::{Plan, Setup};
+use crate::plan::{
+    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, search,
+};
+use crate::schedule::{ALL_NAMES, Schedule};
+
+/// Times that the planner's own count of bytes is corrected by the exact one.
+const CORRECTIONS: usize = 6;
+
+/// What is to be planned, and for what.
+pub struct Planning {
+    /// The experiment.
+    pub config: Config,
+    /// The model and its batch, as the planner sees them.
+    pub workload: Workload,
+    /// The devices.
+    pub machine: Machine,
+    /// What is fixed.
+    pub options: Options,
+    /// The adapters behind the machine's devices, or what is assumed of them.
+    adapters: Vec<(AdapterInfo, Capabilities)>,
+}
+
+/// The microbatch counts that a config leaves to choose from: the one it names, or the divisors of its batch.
+pub fn microbatches(config: &Config) -> Vec<usize> {
+    match config.pipeline.microbatches {
+        Some(count) => vec![count],
+        None => (1..=config.train.batch).filter(|m| config.train.batch.is_multiple_of(*m)).collect(),
+    }
+}
+
+/// A schedule written by hand, from the first of `bases` that has the file; none if the config names another kind.
+pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<Option<Schedule>> {
+    let Some(name) = config.pipeline.schedule.as_deref().filter(|name| !ALL_NAMES.contains(name)) else {
+        return Ok(None);
+    };
+    let place = "pipeline.schedule";
+    let Some(path) = bases.iter().map(|base| base.join(name)).find(|path| path.is_file()) else {
+        return Err(Error::config(place, format!("there is no file {name}, and no schedule of that name")));
+    };
+    let text = std::fs::read_to_string(&path)
+        .map_err(|e| Error::config(path.display().to_string(), format!("cannot be read: {e}")))?;
+    let schedule: Schedule = text.parse()?;
+    schedule.validate()?;
+    Ok(Some(schedule))
+}
+
+impl Planning {
+    /// For opened devices, one for each of the machine's.
+    pub fn for_devices(
+        config: &Config,
+        machine: Machine,
+        devices: &[Device],
+        given: Option<Schedule>,
+    ) -> Result<Planning> {
+        if devices.len() != machine.devices.len() {
+            let message = format!(
+                "it has {} devices, the run {}; give as many with --devices",
+                machine.devices.len(),
+                devices.len()
+            );
+            return Err(Error::config(machine.name, message));
+        }
+        let adapters = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
+        Planning::new(config, machine, adapters, given)
+    }
+
+    /// For a machine that may not be there: its devices are taken for GPUs without subgroups.
+    pub fn for_machine(config: &Config, machine: Machine, given: Option<Schedule>) -> Result<Planning> {
+        let adapters = machine.devices.iter().enumerate().map(|(index, device)| imagined(index, device));
+        let adapters = adapters.collect();
+        Planning::new(config, machine, adapters, given)
+    }
+
+    fn new(
+        config: &Config,
+        machine: Machine,
+        adapters: Vec<(AdapterInfo, Capabilities)>,
+        given: Option<Schedule>,
+    ) -> Result<Planning> {
+        let model = Model::new(&config.model)?;
+        let counts = match &given {
+            Some(schedule) => vec![schedule.microbatches],
+            None => microbatches(config),
+        };
+        let t = &config.train;
+        if let Some(count) = counts.iter().find(|&&count| !t.batch.is_multiple_of(count)) {
+            let message = format!("{count} microbatches do not divide train.batch = {}", t.batch);
+            return Err(Error::config("pipeline.schedule", message));
+        }
+        let workload = workload(&model, t.batch, t.sequence, &counts, &adapters[0].1)?;
+        let fixed = config.pipeline.devices != Devices::default() || adapters.len() == 1;
+        let options = Options {
+            devices: fixed.then(|| (0..adapters.len()).collect()),
+            schedule: match (given, &config.pipeline.schedule) {
+                (Some(schedule), _) => ScheduleChoice::Given(schedule),
+                (None, Some(name)) => ScheduleChoice::Named(name.clone()),
+                (None, None) => ScheduleChoice::Any,
+            },
+            cuts: config.pipeline.cuts.clone(),
+            microbatches: config.pipeline.microbatches,
+            recompute: match &config.pipeline.recompute {
+                None => RecomputeChoice::AsNeeded,
+                Some(Recompute::All(false)) => RecomputeChoice::Never,
+                Some(Recompute::All(true)) => RecomputeChoice::Always,
+                Some(Recompute::Stages(stages)) => {
+                    let last = stages.iter().copied().max().unwrap_or(0);
+                    RecomputeChoice::Stages((0..=last).map(|s| stages.contains(&s)).collect())
+                }
+            },
+            budgets: Vec::new(),
+        };
+        Ok(Planning { config: config.clone(), workload, machine, options, adapters })
+    }
+
+    /// The best plan, its bytes counted as they will be allocated.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`search`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
+    pub fn search(&self) -> Result<Planned> {
+        let mut machine = self.machine.clone();
+        for _ in 0..CORRECTIONS {
+            let mut planned = search(&self.workload, &machine, &self.options)?;
+            match self.count(&mut planned.best) {
+                Ok(()) => return Ok(planned),
+                // The planner adds up layers, so it may be a little off; it looks again with so much less.
+                Err(Error::Memory { device, need, budget, .. }) => {
+                    let profile = &mut machine.devices[planned.best.devices[device]];
+                    let short = need.saturating_sub(budget).max(budget / 256);
+                    profile.memory = profile.memory.map(|bytes| bytes.saturating_sub(short));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut planned = search(&self.workload, &machine, &self.options)?;
+        self.count(&mut planned.best)?;
+        Ok(planned)
+    }
+
+    /// Replaces the planner's bytes by those that will be allocated.
+    fn count(&self, candidate: &mut Candidate) -> Result<()> {
+        let plan = self.plan(candidate)?;
+        candidate.bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
+        Ok(())
+    }
+
+    /// The plan that a candidate stands for.
+    pub fn plan(&self, candidate: &Candidate) -> Result<Plan> {
+        let adapters: Vec<_> = candidate.devices.iter().map(|&d| self.adapters[d].clone()).collect();
+        Plan::new(self.setup(candidate), &adapters)
+    }
+
+    fn setup(&self, candidate: &Candidate) -> Setup {
+        let stages = 0..candidate.recompute.len();
+        Setup {
+            model: self.config.model.clone(),
+            batch: candidate.batch,
+            sequence: self.config.train.sequence,
+            schedule: candidate.schedule.clone(),
+            cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
+            recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
+            training: true,
+            budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
+        }
+    }
+}
+
+fn imagined(index: usize, device: &DeviceProfile) -> (AdapterInfo, Capabilities) {
+    let most = device.max_binding.unwrap_or(u64::MAX);
+    let capabilities = Capabilities {
+        software: false,
+        subgroup: None,
+        max_binding: most,
+        max_buffer: u64::MAX,
+        max_groups: 65535,
+    };
+    let info = AdapterInfo {
+        index,
+        name: device.name.clone(),
+        vendor: String::new(),
+        vendor_id: 0,
+        device_id: 0,
+        backend: String::new(),
+        kind: "imagined".into(),
+        driver: device.driver.clone(),
+        software: false,
+        f16: false,
+        subgroups: false,
+        subgroup_size: [0, 0],
+        cooperative_matrices: Vec::new(),
+        max_buffer: u64::MAX,
+        max_binding: most,
+        max_storage_buffers: 8,
+        max_workgroup: 256,
+        workgroup_memory: 16 << 10,
+        memory: device.memory,
+    };
+    (info, capabilities)
+}
