@@ -27,3 +27,5 @@ mod shaders;
 mod timeline;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
+// Every architecture against transformers; configs in and out; decoding with caches.
+mod models;

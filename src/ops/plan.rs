@@ -28,6 +28,8 @@ pub enum Place {
     Scratch(usize),
     /// Buffer of a constant.
     Constant(usize),
+    /// Cache number of a stash slot.
+    Cache(usize),
 }
 
 /// The memory of a stage and the launches of its nodes.
@@ -43,6 +45,8 @@ pub struct MemoryPlan {
     pub scratch: Vec<u64>,
     /// Bytes of the constants.
     pub constants: Vec<u64>,
+    /// Bytes of the caches of one stash slot: what is fed from outside and then changed in place by every run.
+    pub caches: Vec<u64>,
     /// Launches of each node.
     pub lowered: Vec<Lowered>,
     /// Scratch buffers behind each node's own scratch.
@@ -60,7 +64,7 @@ impl MemoryPlan {
         let gradients: HashMap<ValueId, ValueId> = stage.gradients.iter().map(|&(p, g)| (g, p)).collect();
         // An argument that a result replaces in memory has the result's home.
         let mut home: Vec<ValueId> = (0..graph.values.len()).map(ValueId).collect();
-        // A result in the place of what is fed from outside stays: a cache that each run adds to.
+        // A result in the place of what is fed from outside stays until the next run.
         let mut updated: HashSet<ValueId> = HashSet::new();
         for node in &graph.nodes {
             if let Some((argument, result)) = in_place(&node.op) {
@@ -86,6 +90,7 @@ impl MemoryPlan {
             slot: Vec::new(),
             scratch: Vec::new(),
             constants: Vec::new(),
+            caches: Vec::new(),
             lowered: Vec::new(),
             node_scratch: Vec::new(),
         };
@@ -103,7 +108,7 @@ impl MemoryPlan {
                 Source::Input => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
                     _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
-                    _ if updated.contains(&id) => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
+                    _ if updated.contains(&id) => Some(push(&mut plan.caches, value.bytes(), Place::Cache)),
                     (Phase::Forward, Some(Phase::Input | Phase::Weight)) => {
                         Some(push(&mut plan.stash, value.bytes(), Place::Stash))
                     }
@@ -182,7 +187,7 @@ impl MemoryPlan {
         let sum = |sizes: &[u64]| sizes.iter().map(|&b| buffer_bytes(b)).sum::<u64>();
         sum(&self.scratch)
             + sum(&self.constants)
-            + stash_slots as u64 * sum(&self.stash)
+            + stash_slots as u64 * (sum(&self.stash) + sum(&self.caches))
             + gradient_slots as u64 * sum(&self.slot)
             + buffer_bytes(self.uniform_bytes())
     }
