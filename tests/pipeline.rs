@@ -198,7 +198,15 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let devices = open(&[i, i]);
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Setup {
-        model: ModelConfig { kind: Kind::Gpt2, layers: 2, width: 64, heads: 4, context: 16, vocabulary: 256 },
+        model: ModelConfig {
+            kind: Kind::Gpt2,
+            layers: 2,
+            width: 64,
+            heads: 4,
+            context: 16,
+            vocabulary: 256,
+            ..Default::default()
+        },
         batch: 1,
         sequence: 16,
         schedule: generate("1f1b", 2, 4).unwrap(),

@@ -31,3 +31,5 @@ mod timeline;
 mod trace;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
+// Every architecture against transformers; configs in and out; decoding with caches.
+mod models;
