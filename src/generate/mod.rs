@@ -7,7 +7,7 @@ use crate::gpu::Device;
 use crate::model::init::philox;
 use crate::model::{Model, ModelConfig};
 use crate::ops::parameters::Part;
-use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule;
 use crate::train::checkpoint::Tensor;
 use crate::train::trainer::find;
@@ -95,7 +95,7 @@ impl Generator {
             schedule: schedule::generate("gpipe", devices.len(), 1)?,
             cuts: None,
             recompute: Vec::new(),
-            training: false,
+            purpose: Use::Logits,
             budgets: devices.iter().map(|d| d.info().memory).collect(),
         };
         let model = Model::new(config)?;

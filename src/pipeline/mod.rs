@@ -20,5 +20,5 @@ pub mod timeline;
 pub mod workload;
 
 pub use executor::{Executor, StepReport, Watch};
-pub use plan::{Plan, RankPlan, Setup};
+pub use plan::{Plan, RankPlan, Setup, Use};
 pub use prediction::Prediction;
