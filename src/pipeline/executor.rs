@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::decode::Grow;
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
@@ -164,6 +165,22 @@ impl Executor {
         Ok(logits)
     }
 
+    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
+    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
+    pub fn grow(&self, grow: Grow) -> Result<()> {
+        let grow = Arc::new(grow);
+        (0..self.commands.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
+    }
+
+    /// The next group's logits, (B,V), and its number.
+    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
+        loop {
+            if let (_, Reply::Logits(group, values)) = self.answer().await? {
+                return Ok((group, values));
+            }
+        }
+    }
+
     /// Part of a parameter, from the device that owns it.
     pub async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
         let rank = self.owner.get(name).copied();
@@ -265,6 +282,10 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             let at = stage.stage;
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
+            let single = stage.single.map(|(graph, memory)| {
+                StageProgram::with_caches(device, graph, memory, 0, program.caches().to_vec())
+            });
+            let single = single.transpose()?;
             let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
             let (forward_out, backward_out) =
                 (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
@@ -273,7 +294,16 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
             stages.insert(
                 at,
-                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
+                Stage {
+                    program,
+                    single,
+                    stash,
+                    gradient,
+                    forward_in,
+                    forward_out,
+                    backward_in,
+                    backward_out,
+                },
             );
         }
         let losses = (training && index == last)

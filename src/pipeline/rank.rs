@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::decode::Grow;
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
@@ -33,6 +34,8 @@ pub(super) enum Command {
     Update(AdamStep),
     /// Logits of these rows of one (B,T) microbatch, from the last stage.
     Infer(Arc<Vec<u32>>, Vec<usize>),
+    /// New tokens of a group of texts; the last stage answers logits.
+    Decode(Arc<Grow>),
     /// Overwrite part of a parameter.
     Write(String, Part, Vec<f32>),
     /// Read part of a parameter.
@@ -43,6 +46,8 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Step(StepPart),
     Values(Vec<f32>),
+    /// Logits (B,V) of a group.
+    Logits(usize, Vec<f32>),
     Done,
 }
 
@@ -61,6 +66,8 @@ pub(super) struct StepPart {
 /// A stage with its ends and its slots.
 pub(super) struct Stage {
     pub(super) program: StageProgram,
+    /// When decoding, the same layers on the same caches for one token at a time.
+    pub(super) single: Option<StageProgram>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
     pub(super) forward_in: Option<Incoming>,
@@ -106,6 +113,7 @@ impl Rank {
                 Command::Step(tokens) => self.step(&tokens).await.map(Reply::Step),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
                 Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
+                Command::Decode(grow) => self.decode(&grow).await,
                 Command::Write(name, part, values) => self.write(&name, part, &values).map(|()| Reply::Done),
                 Command::Read(name, part) => self.read(&name, part).await.map(Reply::Values),
             };
