@@ -8,5 +8,4 @@ pub mod optimizer;
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
-mod tensors;
 pub mod trainer;
