@@ -12,5 +12,4 @@ pub mod replan;
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
-mod tensors;
 pub mod trainer;
