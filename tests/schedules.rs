@@ -1,6 +1,8 @@
 //! Schedules: text form, recipes, lowering, validation, simulation, slots. No GPU.
 
 mod formulas;
+mod machines;
+mod simulation;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -38,15 +40,19 @@ const TWO_STAGES_A_RANK: &str = "
 
 fn goldens() -> Vec<(String, String, &'static str)> {
     let golden = |name: &str, content: String, recorded| (format!("{name}.txt"), content, recorded);
-    let [gpipe, one_f_one_b] = ["gpipe", "1f1b"].map(|name| generate(name, 3, 4).unwrap());
+    let [gpipe, one_f_one_b, h1, v] =
+        ["gpipe", "1f1b", "zb-h1", "zb-v"].map(|name| generate(name, 3, 4).unwrap());
+    let texts: Vec<String> = NAMES.iter().map(|name| generate(name, 3, 6).unwrap().to_string()).collect();
     let lowered = |schedule: &Schedule| schedule.lowered().unwrap().to_string();
     vec![
-        golden("gpipe", gpipe.to_string(), include_str!("golden/schedules/gpipe.txt")),
+        golden("texts", texts.join("\n"), include_str!("golden/schedules/texts.txt")),
         golden("gpipe_lowered", lowered(&gpipe), include_str!("golden/schedules/gpipe_lowered.txt")),
         golden("gpipe_grid", grid(&gpipe), include_str!("golden/schedules/gpipe_grid.txt")),
-        golden("1f1b", one_f_one_b.to_string(), include_str!("golden/schedules/1f1b.txt")),
         golden("1f1b_lowered", lowered(&one_f_one_b), include_str!("golden/schedules/1f1b_lowered.txt")),
         golden("1f1b_grid", grid(&one_f_one_b), include_str!("golden/schedules/1f1b_grid.txt")),
+        golden("zb-h1_grid", grid(&h1), include_str!("golden/schedules/zb-h1_grid.txt")),
+        golden("zb-v_lowered", lowered(&v), include_str!("golden/schedules/zb-v_lowered.txt")),
+        golden("zb-v_grid", grid(&v), include_str!("golden/schedules/zb-v_grid.txt")),
         golden(
             "two_stages_a_rank_grid",
             grid(&parse(TWO_STAGES_A_RANK)),
@@ -172,10 +178,10 @@ fn no_stages_no_microbatches_and_absurdly_many_are_refused() {
 fn the_largest_schedules_take_no_time() {
     let start = std::time::Instant::now();
     for name in NAMES {
-        let schedule = generate(name, 64, 4096).unwrap().lowered().unwrap();
+        let schedule = generate(name, 64, 1024).unwrap().lowered().unwrap();
         schedule.validate().unwrap();
         textbook(&schedule, 0.1);
-        assert_eq!(schedule.slots(63).slot.len(), 4096);
+        assert_eq!(schedule.slots(63).slot.len(), 1024);
         assert!(grid(&schedule).len() < 100_000);
         assert_eq!(parse(&schedule.to_string()), schedule);
     }
@@ -230,7 +236,7 @@ fn a_send_follows_its_producer_and_a_receive_precedes_its_consumer() {
 
 #[test]
 fn weight_gradients_out_of_microbatch_order_are_refused() {
-    for text in ["0F0 0F1 0B1 0B0", "0F0 0F1 0I0 0I1 0W1 0W0", "0F0 0F1 0I0 0B1 0W0"] {
+    for text in ["0F0 0F1 0B1 0B0", "0F0 0F1 0I0 0I1 0W1 0W0"] {
         let (message, grid) = rejection(&parse(text));
         assert!(message.contains("microbatch order"), "{message}");
         assert!(grid.ends_with("0 <-- "), "{grid}");
@@ -284,6 +290,8 @@ fn every_fault_is_named_and_marked() {
         ("0B0", "has no F", "0B0 <-- "),
         ("0F0 0B0 0F2 0B2", "does nothing for microbatch 1", "0B2 (end) <-- "),
         ("0F0 0B0 0W0", "B and I or W", "0W0 <-- "),
+        ("0F0 0F1 0I0 0B1 0W0", "for others I and W", "0B1 <-- "),
+        ("0F0 0F1 0B0 0I1 0W1", "for others I and W", "0B0 <-- "),
         ("0F0 0SEND_F0 0B0", "no other end", "0SEND_F0 <-- 0B0"),
         ("0F0 0SEND_B0 0B0", "no other end", "0SEND_B0 <-- 0B0"),
         ("0F0 0SEND_F0 1RECV_F0 1F0 1B0 0B0", "both on rank 0", "0SEND_F0 <-- "),
@@ -314,8 +322,9 @@ fn a_fault_in_a_long_list_is_shown_with_its_neighbours_only() {
     assert!(grid.len() < 300 && grid.contains("... ") && grid.contains(" ..."), "{grid}");
 }
 
-/// What `validate` must say about a schedule of one stage a rank, by brute force and from the definitions alone.
-fn can_run(schedule: &Schedule) -> bool {
+/// What `validate` must say about a schedule whose stages belong on these ranks, by brute force and from the definitions
+/// alone.
+fn can_run(schedule: &Schedule, owner: &[usize]) -> bool {
     let mut done = HashSet::new();
     let mut at = vec![0; schedule.ranks.len()];
     let mut added = vec![0; schedule.stages];
@@ -325,26 +334,35 @@ fn can_run(schedule: &Schedule) -> bool {
             while let Some(&action) = actions.get(at[rank]) {
                 let Action { stage, kind, microbatch } = action;
                 let is_done = |stage, kind| done.contains(&Action { stage, kind, microbatch });
+                let has_backward = |stage| is_done(stage, Kind::B) || is_done(stage, Kind::I);
                 let last = stage + 1 == schedule.stages;
-                let (input, output_gradient) = if schedule.is_lowered() {
-                    (stage == 0 || is_done(stage, Kind::RecvF), last || is_done(stage, Kind::RecvB))
-                } else {
-                    (stage == 0 || is_done(stage - 1, Kind::F), last || is_done(stage + 1, Kind::B))
+                let from_before = stage > 0 && owner[stage - 1] != rank;
+                let from_after = !last && owner[stage + 1] != rank;
+                let input = match (stage, schedule.is_lowered() && from_before) {
+                    (0, _) => true,
+                    (_, true) => is_done(stage, Kind::RecvF),
+                    (_, false) => is_done(stage - 1, Kind::F),
                 };
-                let ready = stage == rank
+                let gradient = match (last, schedule.is_lowered() && from_after) {
+                    (true, _) => true,
+                    (_, true) => is_done(stage, Kind::RecvB),
+                    (_, false) => has_backward(stage + 1),
+                };
+                let ready = owner[stage] == rank
                     && match kind {
                         Kind::F => input,
-                        Kind::B => is_done(stage, Kind::F) && output_gradient && added[stage] == microbatch,
-                        Kind::SendF => !last && is_done(stage, Kind::F),
-                        Kind::SendB => stage > 0 && is_done(stage, Kind::B),
-                        Kind::RecvF => stage > 0 && is_done(stage - 1, Kind::SendF),
-                        Kind::RecvB => !last && is_done(stage + 1, Kind::SendB),
-                        Kind::I | Kind::W => unreachable!("the generators split no backward pass yet"),
+                        Kind::B => is_done(stage, Kind::F) && gradient && added[stage] == microbatch,
+                        Kind::I => is_done(stage, Kind::F) && gradient,
+                        Kind::W => is_done(stage, Kind::I) && added[stage] == microbatch,
+                        Kind::SendF => from_after && is_done(stage, Kind::F),
+                        Kind::SendB => from_before && has_backward(stage),
+                        Kind::RecvF => from_before && is_done(stage - 1, Kind::SendF),
+                        Kind::RecvB => from_after && is_done(stage + 1, Kind::SendB),
                     };
                 if !ready || !done.insert(action) {
                     break;
                 }
-                added[stage] += usize::from(kind == Kind::B);
+                added[stage] += usize::from(matches!(kind, Kind::B | Kind::W));
                 at[rank] += 1;
                 progress = true;
             }
@@ -355,6 +373,11 @@ fn can_run(schedule: &Schedule) -> bool {
     }
     let complete = added.iter().all(|&count| count == schedule.microbatches);
     complete && at.iter().zip(&schedule.ranks).all(|(&at, actions)| at == actions.len())
+}
+
+/// The rank of each stage.
+fn owners(schedule: &Schedule) -> Vec<usize> {
+    (0..schedule.stages).map(|stage| schedule.rank_of(stage).unwrap()).collect()
 }
 
 // --- simulation and slots ---
@@ -416,7 +439,7 @@ fn times_that_are_no_times_are_refused() {
 
 #[test]
 fn a_slot_is_taken_by_f_and_given_back_after_w() {
-    let schedule = parse("0F0 0F1 0I0 0I1 0F2 0W0 0F3 0W1 0B2 0B3");
+    let schedule = parse("0F0 0F1 0I0 0I1 0F2 0W0 0F3 0W1 0I2 0W2 0I3 0W3");
     schedule.validate().unwrap();
     assert_eq!(schedule.slots(0), SlotPlan { count: 3, slot: vec![0, 1, 2, 0] });
     assert_eq!(schedule.gradient_slots(0), SlotPlan { count: 2, slot: vec![0, 1, 0, 0] });
@@ -434,9 +457,15 @@ fn a_long_grid_is_broken_and_its_middle_left_out() {
     assert!(text.lines().count() < 30, "{text}");
 }
 
+/// A named schedule for about so many microbatches.
+fn make(name: usize, ranks: usize, microbatches: usize) -> Schedule {
+    let unit = if NAMES[name] == "interleaved-1f1b" { ranks } else { 1 };
+    generate(NAMES[name], ranks, microbatches.next_multiple_of(unit)).unwrap()
+}
+
 fn generated() -> impl Strategy<Value = Schedule> {
-    (0..NAMES.len(), 1..6_usize, 1..9_usize, any::<bool>()).prop_map(|(name, stages, microbatches, lower)| {
-        let schedule = generate(NAMES[name], stages, microbatches).unwrap();
+    (0..NAMES.len(), 1..6_usize, 1..9_usize, any::<bool>()).prop_map(|(name, ranks, microbatches, lower)| {
+        let schedule = make(name, ranks, microbatches);
         if lower { schedule.lowered().unwrap() } else { schedule }
     })
 }
@@ -467,12 +496,12 @@ proptest! {
     #[test]
     fn generated_schedules_validate_lowered_or_not(schedule in generated()) {
         schedule.validate().unwrap();
-        prop_assert!(can_run(&schedule));
+        prop_assert!(can_run(&schedule, &owners(&schedule)));
     }
 
     #[test]
     fn lowering_changes_no_prediction(name in 0..NAMES.len(), p in 1..6_usize, m in 1..9_usize, hop in 0.0..3.0) {
-        let schedule = generate(NAMES[name], p, m).unwrap();
+        let schedule = make(name, p, m);
         let (before, mut after) = (textbook(&schedule, hop), textbook(&schedule.lowered().unwrap(), hop));
         after.cells.retain(|cell| !cell.action.kind.is_transfer());
         prop_assert_eq!(before, after);
@@ -506,7 +535,7 @@ proptest! {
         swapped.ranks[a.0][a.1] = schedule.ranks[b.0][b.1];
         swapped.ranks[b.0][b.1] = schedule.ranks[a.0][a.1];
         let verdict = swapped.validate();
-        prop_assert_eq!(verdict.is_ok(), can_run(&swapped), "{:?}", verdict);
+        prop_assert_eq!(verdict.is_ok(), can_run(&swapped, &owners(&schedule)), "{:?}", verdict);
         if let Err(error) = verdict {
             prop_assert!(error.to_string().contains("<-- "), "{}", error);
         }
@@ -516,11 +545,22 @@ proptest! {
     fn microbatches_that_share_a_slot_never_overlap(schedule in generated()) {
         for stage in 0..schedule.stages {
             let plan = schedule.slots(stage);
+            let gradients = schedule.gradient_slots(stage);
             let mut used = vec![false; plan.count];
-            for action in schedule.ranks[stage].iter().filter(|action| !action.kind.is_transfer()) {
-                let slot = plan.slot[action.microbatch];
-                prop_assert_eq!(used[slot], action.kind == Kind::B);
-                used[slot] = action.kind == Kind::F;
+            let mut waits = vec![false; gradients.count];
+            let actions = schedule.ranks[schedule.rank_of(stage).unwrap()].iter();
+            for action in actions.filter(|action| action.stage == stage) {
+                let slot = &mut used[plan.slot[action.microbatch]];
+                let gradient = &mut waits[gradients.slot[action.microbatch]];
+                match action.kind {
+                    Kind::F => prop_assert!(!std::mem::replace(slot, true)),
+                    Kind::I => prop_assert!(*slot && !std::mem::replace(gradient, true)),
+                    Kind::W => {
+                        prop_assert!(std::mem::replace(slot, false) && std::mem::replace(gradient, false))
+                    }
+                    Kind::B => prop_assert!(std::mem::replace(slot, false) && !*gradient),
+                    _ => {}
+                }
             }
         }
     }

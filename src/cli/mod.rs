@@ -2,7 +2,10 @@
 
 mod devices;
 mod generate;
+mod plan;
+mod planning;
 mod schedule;
+mod trace;
 mod train;
 mod verify;
 
@@ -31,19 +34,33 @@ struct Arguments {
 enum Verb {
     Devices(devices::Arguments),
     Train(train::Arguments),
+    Trace(trace::Arguments),
     Verify(verify::Arguments),
     Generate(generate::Arguments),
+    Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
 
+/// What the program takes from its surroundings, read once.
+pub struct Environment {
+    /// Folder in which measurements are kept.
+    pub cache: Option<std::path::PathBuf>,
+    /// Settings of drivers on which speed depends, in words.
+    pub drivers: String,
+    /// Whether colours are unwanted, even on a terminal.
+    pub plain: bool,
+}
+
 /// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
-pub fn run() -> u8 {
+pub fn run(environment: &Environment) -> u8 {
     let arguments = Arguments::parse();
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
-        Verb::Train(a) => train::run(&a),
+        Verb::Train(a) => train::run(&a, environment),
+        Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Generate(a) => generate::run(&a),
+        Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };
     match result {
@@ -79,17 +96,15 @@ fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
     devices.resolve(&software)?.into_iter().map(|i| pollster::block_on(Device::open(i, options))).collect()
 }
 
-/// `6GiB`, or `0=6GiB,1=512MiB` by position in the pipeline; the default is each adapter's own memory, shared by the
-/// devices opened on it.
-fn budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
-    let same = |index: usize| devices.iter().filter(|d| d.info().index == index).count() as u64;
-    let mut budgets: Vec<Option<u64>> =
-        devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index))).collect();
+/// `6GiB`, or `0=6GiB,1=512MiB` by position in the list of devices.
+fn budgets(memory: Option<&str>, defaults: Vec<Option<u64>>) -> Result<Vec<Option<u64>>> {
+    let mut budgets = defaults;
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
+        let count = budgets.len();
         let refuse = || {
             let message = format!(
                 "{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}; units: KiB, MiB, GiB, TiB, KB, MB, GB",
-                devices.len()
+                count
             );
             Error::config("--memory", message)
         };

@@ -7,14 +7,19 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{adapters, budgets, generate, leave, note, open, parse_devices, say, show_bytes, show_count};
+use super::planning::{MachineArguments, bases, device_budgets, for_devices, read_config, settle};
+use super::{Environment, adapters, generate, leave, note, open, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
 use crate::pipeline::Plan;
+use crate::pipeline::Prediction;
+use crate::plan::Planned;
 use crate::train::checkpoint;
-use crate::train::config::{Config, Devices};
+use crate::train::config::Config;
 use crate::train::data::{Batches, Corpus};
+use crate::train::planning::Planning;
+use crate::train::replan::{Replanner, Verdict};
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
@@ -29,12 +34,11 @@ pub(super) struct Arguments {
     /// Override a key of the file; may be given several times.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
-    /// Adapters, one stage each, such as 0,1,1 (one may be named several times), or auto.
-    #[arg(long)]
-    devices: Option<String>,
-    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the pipeline.
-    #[arg(long)]
-    memory: Option<String>,
+    #[command(flatten)]
+    machine: MachineArguments,
+    /// Neither measure nor plan: balance by floating-point operations, in 1f1b unless the config says otherwise.
+    #[arg(long, conflicts_with_all = ["machine", "measure"])]
+    no_plan: bool,
     /// The run's folder (default: runs/<config's name>-<number>).
     #[arg(long)]
     out: Option<PathBuf>,
@@ -53,8 +57,12 @@ pub(super) struct Arguments {
 /// Everything that is settled before a device is used.
 struct Job {
     config: Config,
+    /// Every device that was opened.
+    all: Vec<Device>,
+    /// Those of the plan, in pipeline order.
     devices: Vec<Device>,
     plan: Plan,
+    planned: Option<(Planning, Planned)>,
     batches: Batches,
     out: PathBuf,
     resume: Option<PathBuf>,
@@ -62,8 +70,8 @@ struct Job {
     warnings: Vec<String>,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8> {
-    let job = prepare(arguments)?;
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
+    let job = prepare(arguments, environment)?;
     if arguments.dry_run {
         say(job.config.to_toml());
         describe(&job);
@@ -72,37 +80,39 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     train(job)
 }
 
-fn prepare(arguments: &Arguments) -> Result<Job> {
-    let place = arguments.config.display().to_string();
-    // A pipe would make the program wait for ever.
-    let text = match std::fs::metadata(&arguments.config) {
-        Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
-        _ => std::fs::read_to_string(&arguments.config)
-            .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
-    };
-    let mut config = Config::parse(&text, &arguments.set, &place)?;
-    if let Some(devices) = &arguments.devices {
-        config.pipeline.devices = parse_devices(devices)?;
-    }
-    let folder = arguments.config.parent().map(Path::to_path_buf).unwrap_or_default();
-    let corpus = Corpus::open(&config.data.train, &[folder, PathBuf::from(".")])?;
+fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
+    let mut config =
+        read_config(&arguments.config, &arguments.set, arguments.machine.devices.as_deref())?;
+    let bases = bases(&arguments.config);
+    let corpus = Corpus::open(&config.data.train, &bases)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(corpus, t.batch, t.sequence, order, t.seed)?;
-    let adapters = adapters()?;
-    let devices = open(&config.pipeline.devices, &adapters)?;
-    config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
-    let setup = Trainer::setup(&config, budgets(arguments.memory.as_deref(), &devices)?)?;
-    let plan = Plan::for_devices(setup, &devices)?;
     let out = out_folder(arguments)?;
     let mut warnings = Vec::new();
     let resume = match arguments.resume {
-        true => resume_from(&out, arguments.from.as_deref(), &config, &mut warnings)?,
+        true => resume_from(&out, arguments.from.as_deref(), &mut config, &mut warnings)?,
         false => None,
     };
     if !arguments.resume {
         Run::check_new(&out)?;
     }
-    Ok(Job { config, devices, plan, batches, out, resume, warnings })
+    let (all, devices, plan, planned) = if arguments.no_plan {
+        let devices = open(&config.pipeline.devices, &adapters()?)?;
+        let budgets = device_budgets(arguments.machine.memory.as_deref(), &devices)?;
+        let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
+        (devices.clone(), devices, plan, None)
+    } else {
+        let (planning, all) = for_devices(&config, &arguments.machine, environment, &bases)?;
+        let planned = planning.search()?;
+        let plan = planning.plan(&planned.best)?;
+        (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
+    };
+    settle(&mut config, &devices, plan.schedule.microbatches);
+    Ok(Job { config, all, devices, plan, planned, batches, out, resume, warnings })
+}
+
+fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
+    which.iter().map(|&device| all[device].clone()).collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).
@@ -129,7 +139,7 @@ fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
 fn resume_from(
     out: &Path,
     from: Option<&Path>,
-    config: &Config,
+    config: &mut Config,
     warnings: &mut Vec<String>,
 ) -> Result<Option<PathBuf>> {
     let Ok(old) = std::fs::read_to_string(out.join("config.toml")) else {
@@ -138,6 +148,11 @@ fn resume_from(
     };
     let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
     let (old, new) = (table(&old), table(&config.to_toml()));
+    // Rounding depends on the microbatches, so a choice that was left to the planner stays as it was.
+    let before = old.get("pipeline").and_then(|p| p.get("microbatches")).and_then(toml::Value::as_integer);
+    if config.pipeline.microbatches.is_none() && config.train.batch.is_multiple_of(before.unwrap_or(1) as usize) {
+        config.pipeline.microbatches = before.map(|count| count as usize);
+    }
     for section in ["data", "train"] {
         let (Some(old), Some(new)) = (old.get(section), new.get(section)) else { continue };
         for (key, value) in new.as_table().into_iter().flatten() {
@@ -219,7 +234,7 @@ fn describe(job: &Job) {
 fn train(job: Job) -> Result<u8> {
     describe(&job);
     let entropy = job.batches.corpus().unigram_entropy();
-    let Job { config, devices, plan, batches, out, resume, warnings } = job;
+    let Job { config, all, devices, plan, planned, batches, out, resume, warnings } = job;
     let contents = resume.as_ref().map(|path| checkpoint::load(path)).transpose()?;
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt);
@@ -241,6 +256,8 @@ fn train(job: Job) -> Result<u8> {
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {
         run.save(&mut trainer, keep)?;
     }
+    let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
+    promise(&run, &mut trainer, replanner.as_ref())?;
     let bar = progress(config.train.steps, trainer.step_number());
     let mut shown = Instant::now();
     let mut last = None;
@@ -260,6 +277,12 @@ fn train(job: Job) -> Result<u8> {
         };
         run.log(&row)?;
         show(&bar, &row, config.train.steps, &mut shown);
+        if let Some(replanner) = &mut replanner {
+            let moved = compare(replanner, &mut trainer, &row, config.pipeline.replan, &all, &bar)?;
+            if moved {
+                promise(&run, &mut trainer, Some(replanner))?;
+            }
+        }
         let every = config.output.checkpoint_every;
         if every > 0 && row.step.is_multiple_of(every) {
             run.save(&mut trainer, keep)?;
@@ -282,6 +305,64 @@ fn train(job: Job) -> Result<u8> {
         sample(&run, &prompt, &devices)?;
     }
     Ok(0)
+}
+
+/// Sets what steps are said to take, and writes down how that came about.
+fn promise(run: &Run, trainer: &mut Trainer, replanner: Option<&Replanner>) -> Result<()> {
+    let Some(current) = replanner.map(Replanner::current) else { return Ok(()) };
+    trainer.predict(current.simulation.step);
+    run.predict(&Prediction::new(trainer.adapters().to_vec(), &current.schedule, current.costs.clone()))
+}
+
+/// Says how well steps keep to their prediction, once; moves to another plan where the config allows it. Whether the
+/// plan or its prediction has changed.
+fn compare(
+    replanner: &mut Replanner,
+    trainer: &mut Trainer,
+    row: &Row,
+    may_move: bool,
+    all: &[Device],
+    bar: &ProgressBar,
+) -> Result<bool> {
+    let known = replanner.residual().is_some();
+    let promised = replanner.current().simulation.step;
+    let verdict = match may_move {
+        true => replanner.step(row.step_seconds, trainer.events())?,
+        false => replanner.listen(row.step_seconds),
+    };
+    let tell = |text: String| if bar.is_hidden() { note(text) } else { bar.println(text) };
+    if let Some(off) = replanner.residual().filter(|_| !known) {
+        let (promised, measured) = (1e3 * promised, 1e3 * promised * (1.0 + off));
+        tell(format!(
+            "a step was predicted to take {promised:.1} ms and takes {measured:.1} ms ({:+.1} %)",
+            100.0 * off
+        ));
+    }
+    match verdict {
+        Verdict::Keep => Ok(false),
+        Verdict::Corrected { seconds, off } => {
+            tell(format!(
+                "steps are {:+.1} % off their prediction; no other plan is better, so {:.1} ms are predicted from here",
+                100.0 * off,
+                1e3 * seconds
+            ));
+            Ok(true)
+        }
+        Verdict::Move { to, off, staying } => {
+            let watch = trainer.watch();
+            watch.block_on(trainer.move_to(replanner.planning().plan(&to)?, &pick(all, &to.devices)))?;
+            let cuts: Vec<usize> = to.stages[1..].iter().map(|range| range.start).collect();
+            tell(format!(
+                "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts:?}, {}: {:.1} ms predicted instead of {:.1} ms",
+                100.0 * off,
+                to.devices,
+                to.schedule.name,
+                1e3 * to.simulation.step,
+                1e3 * staying
+            ));
+            Ok(true)
+        }
+    }
 }
 
 /// A picture that cannot be written must not end a run.

@@ -81,7 +81,7 @@ impl Executor {
     }
 
     /// Stops the ranks and resolves once their memory is free.
-    pub async fn stop(mut self) {
+    pub async fn stop(&mut self) {
         self.commands.clear();
         while self.replies.next().await.is_some() {}
     }

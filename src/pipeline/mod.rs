@@ -10,6 +10,7 @@ pub mod link;
 mod log;
 pub mod partition;
 mod plan;
+mod prediction;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
 #[cfg(not(target_arch = "wasm32"))]
@@ -20,3 +21,4 @@ pub mod workload;
 
 pub use executor::{Executor, StepReport, Watch};
 pub use plan::{Plan, RankPlan, Setup};
+pub use prediction::Prediction;

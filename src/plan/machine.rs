@@ -172,6 +172,18 @@ impl LayerProfile {
 }
 
 impl DeviceProfile {
+    /// Makes everything that it computes take `factor` times as long.
+    pub fn scale(&mut self, factor: f64) {
+        for layer in self.shapes.iter_mut().flat_map(|shape| shape.layers.values_mut()) {
+            layer.forward *= factor;
+            layer.input *= factor;
+            layer.weight *= factor;
+            layer.backward = layer.backward.map(|seconds| seconds * factor);
+        }
+        self.rates.matmul_gflops /= factor;
+        self.rates.memory_gb_s /= factor;
+    }
+
     /// What was measured for microbatches of this shape.
     pub fn shape(&self, shape: &str) -> Option<&ShapeProfile> {
         self.shapes.iter().find(|profile| profile.shape == shape)

@@ -4,13 +4,23 @@
 //! batch. [`costs`](costs()) prices an assignment of layers to devices, and nothing else turns profiles into seconds.
 //! Nothing here knows a GPU or a tensor, so a plan can be made for a machine that is not there.
 
+mod bound;
 mod costs;
+mod cuts;
+mod form;
+mod improve;
+mod judge;
 mod machine;
+mod planner;
 mod read;
+mod search;
+mod space;
+mod start;
 mod workload;
 
 pub use costs::{Assignment, costs};
 pub use machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+pub use planner::plan;
 pub use workload::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
     Workload,
@@ -84,10 +94,37 @@ pub struct Candidate {
     pub recompute: Vec<bool>,
     /// What everything costs.
     pub costs: Costs,
-    /// When everything happens.
+    /// When everything happens, and the bytes that will be allocated on each rank ([`Simulation::slot_bytes`]).
     pub simulation: Simulation,
-    /// For each rank, the bytes that will be allocated on it.
-    pub bytes: Vec<u64>,
     /// Tokens of a step ÷ its seconds.
     pub tokens_per_second: f64,
+}
+
+/// A plan, and what it was chosen from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// The fastest plan that fits.
+    pub best: Candidate,
+    /// The best plans that differ in kind: other devices, another order, other microbatches, another schedule. Those
+    /// after the best are the fastest that the search came by; it does not prove that none is faster.
+    pub alternatives: Vec<Candidate>,
+    /// The devices that `best` does without.
+    pub left_out: Vec<LeftOut>,
+    /// The stages that the devices of `best` would have in its schedule if memory were no limit, if they are others.
+    pub unlimited: Option<Vec<Range<usize>>>,
+    /// Plans looked at.
+    pub considered: u64,
+    /// Of these, plans simulated; a bound excluded the others.
+    pub evaluated: u64,
+    /// Whether no plan with a named schedule can be faster; else the search was too large to be finished.
+    pub complete: bool,
+}
+
+/// A device that is not used.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LeftOut {
+    /// The machine's device.
+    pub device: usize,
+    /// Why.
+    pub reason: String,
 }

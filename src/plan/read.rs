@@ -21,7 +21,7 @@ const CORES: RangeInclusive<f64> = 0.0..=65536.0;
 /// How many times slower.
 const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
 /// More devices than anyone plugs into one machine.
-const MAX_DEVICES: usize = 64;
+const MAX_DEVICES: usize = 16;
 
 type Value<'t> = Spanned<DeValue<'t>>;
 

@@ -57,10 +57,15 @@ pub(super) fn check(index: &Index) -> Result<()> {
 /// Every stage does every microbatch once: F, and either B, or I and W.
 fn check_complete(index: &Index) -> Result<()> {
     for stage in 0..index.schedule.stages {
+        let is_split = (0..index.schedule.microbatches)
+            .any(|microbatch| index.find(Action::new(stage, Kind::I, microbatch)).is_some());
         for microbatch in 0..index.schedule.microbatches {
             let [f, b, i, w] = [Kind::F, Kind::B, Kind::I, Kind::W]
                 .map(|kind| index.find(Action::new(stage, kind, microbatch)));
             let fault = match (f, b, i, w) {
+                (Some(_), Some(_), None, None) if is_split => {
+                    "runs B, and for others I and W, but a stage is compiled for one of the two: write I and W"
+                }
                 (Some(_), Some(_), None, None) | (Some(_), None, Some(_), Some(_)) => continue,
                 (_, Some(_), Some(_), _) | (_, Some(_), _, Some(_)) => {
                     "runs both B and I or W, though B is both,"

@@ -42,6 +42,7 @@ mod simulate;
 mod slots;
 mod tail;
 mod text;
+mod times;
 mod zero_bubble;
 
 pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};

@@ -2,13 +2,13 @@
 //! and holds in memory.
 
 use super::check::check;
-use super::clock::{Clock, Link, NONE, Span, Task, Way};
-use super::costs::{Costs, Hops};
+use super::clock::{NONE, Span, Task};
+use super::costs::Costs;
 use super::idle::{self, Idle};
 use super::index::{Index, Place};
 use super::memory::{self, Memory};
 use super::order::order;
-use super::tail::Tail;
+use super::times::{Times, action_work, backward_way, begin_work, forward_way};
 use super::{Action, Kind, Schedule};
 use crate::error::Result;
 
@@ -79,9 +79,6 @@ pub struct Simulator<'a> {
     first: Vec<u32>,
 }
 
-/// Kinds of computation that have a duration: F, B, I, W, the first of [`Kind`].
-const COMPUTED: usize = 4;
-
 impl<'a> Simulator<'a> {
     /// Proves that the schedule can be run.
     ///
@@ -98,13 +95,8 @@ impl<'a> Simulator<'a> {
             first.push(first[first.len() - 1] + actions.len() as u32);
         }
         let id = |(rank, at): Place| first[rank] + at as u32;
-        let free_of_charge = (COMPUTED * schedule.stages) as u32;
-        let begin = |rank: usize| Task {
-            rank: rank as u32,
-            work: free_of_charge + 1 + rank as u32,
-            need: NONE,
-            way: NONE,
-        };
+        let begin =
+            |rank| Task { rank: rank as u32, work: begin_work(schedule.stages, rank), need: NONE, way: NONE };
         let mut tasks: Vec<Task> = (0..ranks).map(begin).collect();
         for (rank, actions) in schedule.ranks.iter().enumerate() {
             tasks.extend(actions.iter().map(|&action| {
@@ -112,11 +104,7 @@ impl<'a> Simulator<'a> {
                 let need = index.needs(action).into_iter().flatten().filter_map(|need| index.find(need));
                 Task {
                     rank: rank as u32,
-                    work: if action.kind.is_transfer() {
-                        free_of_charge
-                    } else {
-                        (COMPUTED * action.stage) as u32 + action.kind as u32
-                    },
+                    work: action_work(schedule.stages, action),
                     need: need.filter(|need| need.0 != rank).map(id).next().unwrap_or(NONE),
                     way: way_of(&index, action),
                 }
@@ -199,100 +187,29 @@ impl<'a> Simulator<'a> {
 
     /// When each task runs, and the seconds of the step.
     fn time(&self, costs: &Costs) -> (Vec<Span>, f64) {
-        let ranks = costs.ranks.len();
-        let mut works = self.works(costs);
-        let mut ways = self.ways(costs);
-        let tail = Tail::new(self.tasks.len(), costs, &mut works, &mut ways);
-        let mut spans = vec![Span::UNKNOWN; self.tasks.len() + tail.tasks.len()];
-        let links = vec![Link::default(); ranks * ranks];
-        let mut clock = Clock { costs, works: &works, ways: &ways, links, free: vec![0.0; ranks] };
-        let barrier = |clock: &Clock| clock.free.iter().copied().fold(0.0, f64::max);
-        if is_shared(costs) {
-            let tasks = [&self.tasks[..], &tail.tasks].concat();
-            let mut lists: Vec<Vec<u32>> = (0..ranks)
-                .map(|rank| {
-                    std::iter::once(rank as u32).chain(self.first[rank]..self.first[rank + 1]).collect()
-                })
-                .collect();
-            tail.append(0..tail.updates, &mut lists);
-            clock.share(&tasks, &lists, &mut spans);
-            let together = barrier(&clock);
-            clock.free.fill(together);
-            let mut lists = vec![Vec::new(); ranks];
-            tail.append(tail.updates..tail.tasks.len(), &mut lists);
-            clock.share(&tasks, &lists, &mut spans);
+        let times = Times::new(costs, &self.index.owner, self.tasks.len());
+        let mut spans = vec![Span::UNKNOWN; self.tasks.len() + times.tail.tasks.len()];
+        let mut clock = times.clock(costs);
+        let step = if times.is_shared {
+            let tasks = [&self.tasks[..], &times.tail.tasks].concat();
+            let list = |rank: usize| {
+                std::iter::once(rank as u32).chain(self.first[rank]..self.first[rank + 1]).collect()
+            };
+            let mut lists: Vec<Vec<u32>> = (0..costs.ranks.len()).map(list).collect();
+            times.share(&mut clock, &tasks, &mut lists, &mut spans)
         } else {
             for &id in &self.order {
                 clock.advance(&self.tasks[id as usize], &mut spans, id as usize);
             }
-            for (at, task) in tail.tasks.iter().enumerate() {
-                if at == tail.updates {
-                    let together = barrier(&clock);
-                    clock.free.fill(together);
-                }
-                clock.advance(task, &mut spans, tail.first + at);
-            }
-        }
-        let step = barrier(&clock);
+            times.finish(&mut clock, &mut spans)
+        };
         (spans, step)
-    }
-
-    /// Seconds of each stage's computations on its rank's queue, 0 for transfers, and the begin of each rank.
-    fn works(&self, costs: &Costs) -> Vec<f64> {
-        let stages = costs.stages.len();
-        let mut works = Vec::with_capacity(COMPUTED * stages + 1 + 2 * costs.ranks.len());
-        let local = |stage: usize| !self.index.crosses(stage);
-        for (stage, cost) in costs.stages.iter().enumerate() {
-            let engine = costs.ranks[self.index.owner[stage]].copy_engine;
-            let on_queue = |hop: usize, seconds: f64| if engine && !local(hop) { 0.0 } else { seconds };
-            let (mut forward, mut backward) = (0.0, 0.0);
-            if stage > 0 {
-                let Hops { forward: activation, backward: gradient } = costs.hops[stage - 1];
-                forward += on_queue(stage - 1, activation.into);
-                backward += on_queue(stage - 1, gradient.out);
-            }
-            if stage + 1 < stages {
-                let Hops { forward: activation, backward: gradient } = costs.hops[stage];
-                forward += on_queue(stage, activation.out);
-                backward += on_queue(stage, gradient.into);
-            }
-            for kind in &Kind::ALL[..COMPUTED] {
-                let ends = match kind {
-                    Kind::F => forward,
-                    Kind::B | Kind::I => backward,
-                    _ => 0.0,
-                };
-                works.push(cost.seconds(*kind) + ends);
-            }
-        }
-        works.push(0.0);
-        works.extend(costs.ranks.iter().map(|rank| rank.begin));
-        works
-    }
-
-    /// The ways between stages, two for each hop; those within a rank are never taken.
-    fn ways(&self, costs: &Costs) -> Vec<Way> {
-        let mut ways = Vec::with_capacity(2 * costs.hops.len() + 2 * costs.ties.len());
-        for (stage, hops) in costs.hops.iter().enumerate() {
-            let (before, after) = (self.index.owner[stage], self.index.owner[stage + 1]);
-            ways.push(Way::new(&hops.forward, costs, before, after));
-            ways.push(Way::new(&hops.backward, costs, after, before));
-        }
-        ways
     }
 
     fn check(&self, costs: &Costs) -> Result<()> {
         let schedule = self.schedule();
         costs.check(schedule.stages, schedule.ranks.len())
     }
-}
-
-/// Whether ranks can slow each other down.
-fn is_shared(costs: &Costs) -> bool {
-    let wanted: f64 = costs.ranks.iter().map(|rank| rank.cores).sum();
-    let slower =
-        |(i, row): (usize, &Vec<f64>)| row.iter().enumerate().any(|(j, &factor)| i != j && factor != 1.0);
-    (costs.cores > 0.0 && wanted > costs.cores) || costs.slowdown.iter().enumerate().any(slower)
 }
 
 /// The way of an action's result between ranks, if it takes one: that of the send in a lowered schedule.
@@ -306,8 +223,8 @@ fn way_of(index: &Index, action: Action) -> u32 {
         (onwards, matches!(kind, Kind::I | Kind::B) && stage > 0 && index.crosses(stage - 1))
     };
     match (onwards, back) {
-        (true, _) => 2 * stage as u32,
-        (_, true) => 2 * stage as u32 - 1,
+        (true, _) => forward_way(stage),
+        (_, true) => backward_way(stage),
         _ => NONE,
     }
 }

@@ -16,7 +16,13 @@ const UNNAMED: &str = "custom";
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
+        f.write_str(self.name())
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
             Kind::F => "F",
             Kind::B => "B",
             Kind::I => "I",
@@ -25,7 +31,7 @@ impl fmt::Display for Kind {
             Kind::RecvF => "RECV_F",
             Kind::SendB => "SEND_B",
             Kind::RecvB => "RECV_B",
-        })
+        }
     }
 }
 
@@ -41,7 +47,7 @@ impl FromStr for Action {
     /// Reads `2F0` and the like; anything else is an [`Error::Config`] that says what an action looks like.
     fn from_str(text: &str) -> Result<Self> {
         parse_action(text).ok_or_else(|| {
-            let kinds = Kind::ALL.map(|kind| kind.to_string()).join(", ");
+            let kinds = Kind::ALL.map(Kind::name).join(", ");
             Error::config(
                 format!("action `{text}`"),
                 format!("not an action; write stage, kind and microbatch without spaces, such as 2F0 (kinds: {kinds})"),
@@ -57,7 +63,7 @@ fn parse_action(text: &str) -> Option<Action> {
     let microbatch = &kind_on[kind.len()..];
     Some(Action {
         stage: stage.parse().ok()?,
-        kind: Kind::ALL.into_iter().find(|known| known.to_string() == kind)?,
+        kind: Kind::ALL.into_iter().find(|known| known.name() == kind)?,
         microbatch: microbatch.parse().ok()?,
     })
 }

@@ -5,6 +5,10 @@ pub mod config;
 pub mod data;
 pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]
+pub mod planning;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod replan;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;

@@ -4,10 +4,11 @@ use super::config::{Config, Devices, Recompute};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::Model;
+use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Setup};
 use crate::plan::{
-    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, search,
+    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 
@@ -15,6 +16,7 @@ use crate::schedule::{ALL_NAMES, Schedule};
 const CORRECTIONS: usize = 6;
 
 /// What is to be planned, and for what.
+#[derive(Clone)]
 pub struct Planning {
     /// The experiment.
     pub config: Config,
@@ -124,11 +126,11 @@ impl Planning {
     ///
     /// # Errors
     ///
-    /// Those of [`search`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
+    /// Those of [`plan`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
     pub fn search(&self) -> Result<Planned> {
         let mut machine = self.machine.clone();
         for _ in 0..CORRECTIONS {
-            let mut planned = search(&self.workload, &machine, &self.options)?;
+            let mut planned = plan(&self.workload, &machine, &self.options)?;
             match self.count(&mut planned.best) {
                 Ok(()) => return Ok(planned),
                 // The planner adds up layers, so it may be a little off; it looks again with so much less.
@@ -140,7 +142,7 @@ impl Planning {
                 Err(error) => return Err(error),
             }
         }
-        let mut planned = search(&self.workload, &machine, &self.options)?;
+        let mut planned = plan(&self.workload, &machine, &self.options)?;
         self.count(&mut planned.best)?;
         Ok(planned)
     }
@@ -148,7 +150,7 @@ impl Planning {
     /// Replaces the planner's bytes by those that will be allocated.
     fn count(&self, candidate: &mut Candidate) -> Result<()> {
         let plan = self.plan(candidate)?;
-        candidate.bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
+        candidate.simulation.slot_bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
         Ok(())
     }
 
@@ -156,6 +158,43 @@ impl Planning {
     pub fn plan(&self, candidate: &Candidate) -> Result<Plan> {
         let adapters: Vec<_> = candidate.devices.iter().map(|&d| self.adapters[d].clone()).collect();
         Plan::new(self.setup(candidate), &adapters)
+    }
+
+    /// Corrects the machine by what a step of `candidate` took: each device's times by the ratio of its measured to its
+    /// predicted seconds of work.
+    pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) {
+        for (rank, &device) in candidate.devices.iter().enumerate() {
+            let cells = candidate.simulation.cells.iter();
+            let predicted: f64 = cells
+                .filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer())
+                .map(|cell| cell.end - cell.start)
+                .sum();
+            let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
+            let measured: f64 =
+                actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            if predicted > 0.0 && measured > 0.0 {
+                self.machine.devices[device].scale(measured / predicted);
+            }
+        }
+    }
+
+    /// The same plan with the machine's present times.
+    pub fn again(&self, candidate: &Candidate) -> Result<Candidate> {
+        let options = Options {
+            devices: Some(candidate.devices.clone()),
+            schedule: ScheduleChoice::Given(candidate.schedule.clone()),
+            cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
+            microbatches: Some(candidate.microbatches),
+            recompute: RecomputeChoice::Stages(candidate.recompute.clone()),
+            budgets: Vec::new(),
+        };
+        Ok(plan(&self.workload, &self.machine, &options)?.best)
+    }
+
+    /// The best plan with the machine's present times and the same microbatches, on which rounding depends.
+    pub fn search_again(&self, candidate: &Candidate) -> Result<Planned> {
+        let options = Options { microbatches: Some(candidate.microbatches), ..self.options.clone() };
+        Planning { options, ..self.clone() }.search()
     }
 
     fn setup(&self, candidate: &Candidate) -> Setup {

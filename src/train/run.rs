@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{self, write_atomic};
 use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
+use crate::pipeline::Prediction;
 
 /// An open run folder.
 pub struct Run {
@@ -65,6 +66,11 @@ impl Run {
     pub fn log(&mut self, row: &Row) -> Result<()> {
         let line = serde_json::to_string(row).unwrap_or_default();
         writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join("metrics.jsonl")))
+    }
+
+    /// Writes what steps are said to take: `prediction.json`.
+    pub fn predict(&self, prediction: &Prediction) -> Result<()> {
+        write_atomic(&self.path.join("prediction.json"), prediction.to_json().as_bytes())
     }
 
     /// Writes a checkpoint of the trainer.

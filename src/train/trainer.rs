@@ -30,6 +30,8 @@ pub struct Row {
     pub tokens_per_second: f64,
     /// Wall-clock seconds.
     pub step_seconds: f64,
+    /// Seconds that the plan promised; none for a run without a planner.
+    pub predicted_step_seconds: Option<f64>,
     /// Each device in pipeline order.
     pub devices: Vec<DeviceRow>,
 }
@@ -56,6 +58,7 @@ pub struct Trainer {
     adapters: Vec<String>,
     step: u64,
     timeline: Vec<Event>,
+    predicted: Option<f64>,
 }
 
 impl Trainer {
@@ -85,10 +88,23 @@ impl Trainer {
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
         let model = plan.model.clone();
         let executor = Executor::launch(plan, devices)?;
-        let adapters =
-            devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect();
-        let (config, timeline) = (config.clone(), Vec::new());
-        Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline })
+        let (config, timeline, adapters) = (config.clone(), Vec::new(), names(devices));
+        Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline, predicted: None })
+    }
+
+    /// Sets the seconds that a step is said to take.
+    pub fn predict(&mut self, seconds: f64) {
+        self.predicted = Some(seconds);
+    }
+
+    /// Goes on with another plan: everything that training depends on moves over the host to where the plan wants it,
+    /// and the next step is the one that would have been next.
+    pub async fn move_to(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
+        let contents = self.contents().await?;
+        self.executor.stop().await;
+        self.executor = Executor::launch(plan, devices)?;
+        self.adapters = names(devices);
+        self.restore(&contents, std::path::Path::new("the run itself")).await
     }
 
     /// For blocking on this trainer's futures.
@@ -99,6 +115,16 @@ impl Trainer {
     /// Steps done.
     pub fn step_number(&self) -> u64 {
         self.step
+    }
+
+    /// The devices' names, in pipeline order.
+    pub fn adapters(&self) -> &[String] {
+        &self.adapters
+    }
+
+    /// Everything that every device did in the last step.
+    pub fn events(&self) -> &[Event] {
+        &self.timeline
     }
 
     /// The data it draws from.
@@ -162,6 +188,7 @@ impl Trainer {
             learning_rate: rate,
             tokens_per_second: (self.config.train.batch * self.config.train.sequence) as f64 / seconds,
             step_seconds: seconds,
+            predicted_step_seconds: self.predicted,
             devices,
         })
     }
@@ -222,6 +249,10 @@ impl Trainer {
         self.step = contents.step;
         Ok(())
     }
+}
+
+fn names(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect()
 }
 
 /// A tensor by name, its shape checked.

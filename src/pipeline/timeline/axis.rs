@@ -13,7 +13,7 @@ pub(super) fn axis(first: f64, last: f64, count: usize) -> Axis {
     let (unit, factor) = match last - first {
         span if span >= 2.0 => ("s", 1.0),
         span if span >= 2e-3 => ("ms", 1e3),
-        _ => ("us", 1e6),
+        _ => ("µs", 1e6),
     };
     let count = count.max(1);
     let rough = (last - first) / count as f64;
@@ -30,11 +30,13 @@ pub(super) fn axis(first: f64, last: f64, count: usize) -> Axis {
     Axis { marks: marks.map(|time| (time, format!("{:.decimals$}", time * factor + 0.0))).collect(), unit }
 }
 
-/// Seconds in words.
-pub(super) fn duration(seconds: f64) -> String {
-    match seconds.abs() {
-        s if s >= 1.0 => format!("{seconds:.3} s"),
-        s if s >= 1e-3 || s == 0.0 => format!("{:.3} ms", seconds * 1e3),
-        _ => format!("{:.1} us", seconds * 1e6),
-    }
+/// Seconds in words, in four digits.
+pub(crate) fn duration(seconds: f64) -> String {
+    let (value, unit) = match seconds.abs() {
+        s if s >= 1.0 => (seconds, "s"),
+        s if s >= 1e-3 || s == 0.0 => (seconds * 1e3, "ms"),
+        _ => (seconds * 1e6, "µs"),
+    };
+    let digits = value.abs().max(1.0).log10().floor();
+    format!("{value:.0$} {unit}", (3.0 - digits).max(0.0) as usize)
 }

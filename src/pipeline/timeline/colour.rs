@@ -14,6 +14,12 @@ impl Colour {
         let [_, red, green, blue] = self.0.to_be_bytes();
         [red, green, blue]
     }
+
+    /// For lines on a surface of this colour.
+    pub fn darker(self) -> Colour {
+        let [red, green, blue] = self.channels().map(|channel| channel / 2);
+        Colour(u32::from_be_bytes([0, red, green, blue]))
+    }
 }
 
 impl fmt::Display for Colour {

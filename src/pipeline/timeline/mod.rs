@@ -7,9 +7,21 @@
 mod axis;
 mod chrome;
 mod colour;
+mod comparison;
+mod comparison_svg;
+mod comparison_terminal;
+mod findings;
+mod gaps;
+mod step;
 mod svg;
+mod terminal;
 
-use crate::schedule::Kind;
+pub(crate) use axis::duration;
+pub use comparison::{ActionTime, Comparison};
+pub use gaps::{Cause, Gap};
+pub use step::Step;
+
+use crate::schedule::{Kind, Simulation};
 
 /// Where an event of a device is drawn: its queue works on both, and a copy may run beside compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +113,24 @@ impl Timeline {
             until = until.max(event.end);
         }
         if last > first { busy / (last - first) } else { 0.0 }
+    }
+
+    /// What a simulation says: computations, and for a lowered schedule the transfers on the devices that receive.
+    /// Seconds from the start of the step.
+    pub fn from_simulation(devices: Vec<String>, simulation: &Simulation) -> Timeline {
+        // A send is the same tensor on the same way as its receive.
+        let cells = simulation.cells.iter().filter(|c| !matches!(c.action.kind, Kind::SendF | Kind::SendB));
+        let events = cells.map(|cell| Event {
+            rank: cell.rank,
+            track: if cell.action.kind.is_transfer() { Track::Copy } else { Track::Compute },
+            label: cell.action.to_string(),
+            kind: EventKind::of(cell.action.kind),
+            microbatch: Some(cell.action.microbatch),
+            start: cell.start,
+            end: cell.end,
+            bytes: 0,
+        });
+        Timeline { devices, events: events.collect() }
     }
 
     /// Events with usable times.

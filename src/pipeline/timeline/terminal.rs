@@ -1,7 +1,11 @@
 //! Lines of text for a terminal, coloured or plain, that are never wider than it.
 
+use std::ops::Range;
+
 use super::colour::Colour;
-use super::{Event, EventKind, Timeline, Track};
+use super::gaps::Gap;
+use super::step::Step;
+use super::{Event, Track};
 
 /// One line, a character a column, cut off at a width.
 pub(super) struct Line {
@@ -104,36 +108,35 @@ fn escape(style: Style) -> String {
 /// A character that takes one column, and no escape: names come from drivers and files.
 fn narrow(c: char) -> char {
     match c {
-        ' '..='~' | '¡'..='ʯ' | '™' | '…' | '→' | '█' | '▌' | '▐' | '─' | '┬' | '└' | '┴' | '├' => c,
+        ' '..='~' | '¡'..='ʯ' | '™' | '…' | '→' | '█' | '▌' | '▐' | '─' | '┬' | '└' | '┴' | '├' => {
+            c
+        }
         _ => '?',
     }
 }
 
-/// Where a timeline lies in the columns of a line.
+/// Where times lie in the columns of a line.
 #[derive(Clone, Copy)]
 pub(super) struct Columns {
-    pub first: f64,
-    pub last: f64,
-    pub columns: usize,
+    /// Seconds that fill all of them; they start at 0.
+    pub seconds: f64,
+    pub count: usize,
 }
 
 impl Columns {
     /// The column, with fractions, at which `time` lies.
     pub fn at(&self, time: f64) -> f64 {
-        if self.last - self.first < 1e-9 {
-            return 0.0;
-        }
-        (time - self.first) / (self.last - self.first) * self.columns as f64
+        if self.seconds < 1e-9 { 0.0 } else { time / self.seconds * self.count as f64 }
     }
 
-    /// For each of `parts` equal parts of the width the event that fills most of it, if that is more than what is idle.
+    /// For each of `parts` equal parts of the width the event that fills most of it, where not most of it is idle.
     fn sample<'a>(&self, events: &[&'a Event], parts: usize) -> Vec<Option<&'a Event>> {
         let mut best = vec![(None, 0.0); parts];
         let mut busy = vec![0.0; parts];
-        let per_column = parts as f64 / self.columns.max(1) as f64;
+        let per_column = parts as f64 / self.count.max(1) as f64;
         for event in events {
             let (start, end) = (self.at(event.start) * per_column, self.at(event.end) * per_column);
-            for part in start.max(0.0) as usize..(end.ceil().max(0.0) as usize).min(parts) {
+            for part in start as usize..(end.ceil() as usize).min(parts) {
                 let covered = end.min(part as f64 + 1.0) - start.max(part as f64);
                 busy[part] += covered;
                 if covered > best[part].1 {
@@ -143,61 +146,98 @@ impl Columns {
         }
         best.into_iter().zip(busy).map(|((event, _), busy)| event.filter(|_| busy >= 0.5)).collect()
     }
+
+    /// The columns that belong to an event as a whole.
+    fn inside(&self, event: &Event) -> Range<usize> {
+        let from = (self.at(event.start).ceil() as usize).min(self.count);
+        from..(self.at(event.end) as usize).clamp(from, self.count)
+    }
+
+    /// The column of `time`, and no further than the last.
+    fn nearest(&self, time: f64) -> usize {
+        (self.at(time).round().max(0.0) as usize).min(self.count)
+    }
 }
 
-/// Appends what the device of `rank` computed: coloured, two parts of time in a column; plain, letters.
-pub(super) fn lane(line: &mut Line, timeline: &Timeline, rank: usize, columns: Columns, colour: bool) {
-    let events: Vec<&Event> = timeline.track(rank, Track::Compute).collect();
-    let mut cells: Vec<Cell> = if colour {
-        let halves = columns.sample(&events, 2 * columns.columns);
-        halves.chunks(2).map(|half| halves_cell(half[0], half[1])).collect()
+/// Appends what a device did in a step: coloured, two parts of time in a column; plain, letters.
+pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, colour: bool) {
+    let events: Vec<&Event> = step.timeline.track(rank, Track::Compute).collect();
+    let mut cells: Vec<Option<Cell>> = if colour {
+        let halves = columns.sample(&events, 2 * columns.count);
+        halves.chunks(2).map(|half| coloured(half[0], half[1])).collect()
     } else {
-        let whole = columns.sample(&events, columns.columns);
-        whole.iter().map(|event| plain_cell(event.map(|event| event.kind))).collect()
+        let kinds = columns.sample(&events, columns.count).into_iter();
+        kinds.map(|event| event.map(|e| Cell { text: e.kind.letter(), style: Style::PLAIN })).collect()
     };
+    let mut before: Option<&Event> = None;
+    // Numbers here and there would say nothing about the rest.
+    let numbered = events.iter().filter(|event| event.microbatch.is_some());
+    let roomy = numbered.clone().filter(|event| columns.inside(event).len() >= number(event).len());
+    let numbers = 2 * roomy.count() > numbered.count();
     for event in events {
-        // Only where all columns of the text belong to the event.
-        let (start, end) = (columns.at(event.start), columns.at(event.end));
-        let (from, to) = (start.ceil().max(0.0) as usize, (end.floor().max(0.0) as usize).min(cells.len()));
-        let (fill, ink) = event.kind.colours();
-        let number = event.microbatch.map(|m| m.to_string()).unwrap_or_default();
-        let style = Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
-        if colour && number.len() < to.saturating_sub(from) {
-            let at = from + (to - from - number.len()) / 2;
-            for (cell, c) in cells[at..].iter_mut().zip(number.chars()) {
-                *cell = Cell { text: c, style };
+        let (number, (fill, ink)) = (number(event), event.kind.colours());
+        if colour {
+            let style = |ink| Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
+            let room = columns.inside(event);
+            if numbers && number.len() <= room.len() {
+                let at = room.start + (room.len() - number.len()) / 2;
+                write(&mut cells[at..], &number, style(ink));
             }
-        } else if !colour {
-            let from = start.round().max(0.0) as usize;
-            let to = (end.round().max(0.0) as usize).min(cells.len());
+            let half = |time: f64| (2.0 * columns.at(time)).round() as usize;
+            let touches = |before: &Event| before.kind == event.kind && half(before.end) == half(event.start);
+            if before.is_some_and(touches)
+                && let Some(Some(cell)) = cells.get_mut(half(event.start) / 2)
+                && *cell == blank(fill)
+            {
+                *cell = Cell { text: '▏', style: style(fill.darker()) };
+            }
+        } else {
+            let (from, to) = (columns.nearest(event.start), columns.nearest(event.end));
             let text = format!("{}{number}", event.kind.letter());
-            if text.len() <= to.saturating_sub(from) {
-                for (at, cell) in cells[from..to].iter_mut().enumerate() {
-                    let c = text.chars().nth(at).unwrap_or('-');
-                    *cell = Cell { text: c, style: Style::PLAIN };
-                }
+            if text.len() <= to - from {
+                write(&mut cells[from..to], &format!("{text:-<0$}", to - from), Style::PLAIN);
             }
         }
+        before = Some(event);
     }
-    let room = line.width.saturating_sub(line.cells.len());
-    line.cells.extend(cells.into_iter().take(room));
+    let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.rank == rank).collect();
+    let ends = columns.nearest(step.seconds);
+    for (column, cell) in cells.into_iter().enumerate() {
+        let time = (column as f64 + 0.5) / columns.count as f64 * columns.seconds;
+        let gap = gaps.iter().find(|gap| gap.start <= time && time < gap.end);
+        let idle = match gap {
+            Some(gap) if colour => Cell { text: '·', style: Style::ink(gap.cause.colours().1) },
+            _ if column >= ends => Cell { text: ' ', style: Style::PLAIN },
+            _ => Cell { text: if colour { '·' } else { '.' }, style: Style::FAINT },
+        };
+        if line.cells.len() < line.width {
+            line.cells.push(cell.unwrap_or(idle));
+        }
+    }
 }
 
-fn plain_cell(kind: Option<EventKind>) -> Cell {
-    Cell { text: kind.map_or('.', EventKind::letter), style: Style::PLAIN }
+fn number(event: &Event) -> String {
+    event.microbatch.map(|microbatch| microbatch.to_string()).unwrap_or_default()
+}
+
+fn write(cells: &mut [Option<Cell>], text: &str, style: Style) {
+    for (cell, text) in cells.iter_mut().zip(text.chars()) {
+        *cell = Some(Cell { text, style });
+    }
+}
+
+fn blank(fill: Colour) -> Cell {
+    Cell { text: ' ', style: Style { fill: Some(fill), ..Style::PLAIN } }
 }
 
 /// The left and the right half of a column. Where both are alike it is a coloured blank, so that a text can go there.
-fn halves_cell(left: Option<&Event>, right: Option<&Event>) -> Cell {
+fn coloured(left: Option<&Event>, right: Option<&Event>) -> Option<Cell> {
     let colour = |event: Option<&Event>| event.map(|event| event.kind.colours().0);
-    match (colour(left), colour(right)) {
-        (None, None) => Cell { text: '·', style: Style::FAINT },
-        (Some(left), Some(right)) if left == right => {
-            Cell { text: ' ', style: Style { fill: Some(left), ..Style::PLAIN } }
-        }
-        (Some(left), right) => {
-            Cell { text: '▌', style: Style { ink: Some(left), fill: right, ..Style::PLAIN } }
-        }
-        (None, Some(right)) => Cell { text: '▐', style: Style::ink(right) },
-    }
+    let (text, style) = match (colour(left), colour(right)) {
+        (None, None) => return None,
+        (Some(left), Some(right)) if left == right => (' ', Style { fill: Some(left), ..Style::PLAIN }),
+        (Some(left), right) => ('▌', Style { ink: Some(left), fill: right, ..Style::PLAIN }),
+        (None, Some(right)) => ('▐', Style::ink(right)),
+    };
+    Some(Cell { text, style })
 }

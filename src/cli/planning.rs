@@ -1,0 +1,123 @@
+//! What `plan` and `train` share: devices, their profile, and the search.
+
+use std::path::{Path, PathBuf};
+
+use super::{Environment, adapters, budgets, note, open, parse_devices};
+use crate::error::{Error, Result};
+use crate::gpu::Device;
+use crate::model::Model;
+use crate::pipeline::profile::Profiler;
+use crate::plan::Machine;
+use crate::train::config::{Config, Devices};
+use crate::train::planning::{Planning, given_schedule, microbatches};
+
+/// Flags about devices, budgets and the machine.
+#[derive(clap::Args)]
+pub(super) struct MachineArguments {
+    /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto.
+    #[arg(long)]
+    pub(super) devices: Option<String>,
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
+    #[arg(long)]
+    pub(super) memory: Option<String>,
+    /// Plan with the profiles in this file instead of measuring.
+    #[arg(long, value_name = "FILE")]
+    pub(super) machine: Option<PathBuf>,
+    /// Measure again what earlier runs have measured.
+    #[arg(long)]
+    pub(super) measure: bool,
+}
+
+/// Reads an experiment with its overrides.
+pub(super) fn read_config(path: &Path, overrides: &[String], devices: Option<&str>) -> Result<Config> {
+    let place = path.display().to_string();
+    // A pipe would make the program wait for ever.
+    let text = match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
+        _ => std::fs::read_to_string(path)
+            .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
+    };
+    let mut config = Config::parse(&text, overrides, &place)?;
+    if let Some(devices) = devices {
+        config.pipeline.devices = parse_devices(devices)?;
+    }
+    Ok(config)
+}
+
+/// The folders from which a config's paths count.
+pub(super) fn bases(config: &Path) -> Vec<PathBuf> {
+    vec![config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
+}
+
+fn read_machine(path: &Path) -> Result<Machine> {
+    let place = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?;
+    Machine::parse(&text, &place)
+}
+
+/// For a machine file alone: no device is opened.
+pub(super) fn for_file(config: &Config, file: &Path, memory: Option<&str>, bases: &[PathBuf]) -> Result<Planning> {
+    let mut machine = read_machine(file)?;
+    let defaults: Vec<Option<u64>> = machine.devices.iter().map(|d| d.memory).collect();
+    for (device, budget) in machine.devices.iter_mut().zip(budgets(memory, defaults)?) {
+        device.memory = budget;
+    }
+    Planning::for_machine(config, machine, given_schedule(config, bases)?)
+}
+
+/// For the devices of this machine, opened and measured.
+pub(super) fn for_devices(
+    config: &Config,
+    arguments: &MachineArguments,
+    environment: &Environment,
+    bases: &[PathBuf],
+) -> Result<(Planning, Vec<Device>)> {
+    let devices = open(&config.pipeline.devices, &adapters()?)?;
+    let given = given_schedule(config, bases)?;
+    let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
+    let machine = match &arguments.machine {
+        Some(file) => {
+            let mut machine = read_machine(file)?;
+            machine.devices.iter_mut().zip(&budgets).for_each(|(device, &budget)| device.memory = budget);
+            machine
+        }
+        None => measure(config, &devices, &budgets, arguments.measure, environment)?,
+    };
+    Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
+}
+
+fn measure(
+    config: &Config,
+    devices: &[Device],
+    budgets: &[Option<u64>],
+    fresh: bool,
+    environment: &Environment,
+) -> Result<Machine> {
+    let model = Model::new(&config.model)?;
+    let profiler = Profiler {
+        model: &model,
+        sequence: config.train.sequence,
+        devices,
+        budgets,
+        cache: environment.cache.clone(),
+        environment: environment.drivers.clone(),
+        fresh,
+    };
+    let sizes: Vec<usize> = microbatches(config).iter().map(|m| config.train.batch / m).collect();
+    profiler.machine(&sizes, &mut |what| note(what))
+}
+
+/// The budget of each device: `--memory`, or the adapter's own memory, shared by the devices opened on it.
+pub(super) fn device_budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
+    let same = |index: usize| devices.iter().filter(|d| d.info().index == index).count() as u64;
+    let defaults = devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index)));
+    budgets(memory, defaults.collect())
+}
+
+/// Fixes in the config what the planner has chosen and a resumed run must keep: the devices that are used, and the
+/// microbatches, on which rounding depends.
+pub(super) fn settle(config: &mut Config, devices: &[Device], microbatches: usize) {
+    config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
+    config.pipeline.microbatches = Some(microbatches);
+}

@@ -1,0 +1,209 @@
+//! `polystage trace`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{note, say};
+use crate::error::{Error, Result};
+use crate::pipeline::Prediction;
+use crate::pipeline::timeline::{Comparison, Timeline, duration};
+use crate::train::checkpoint::write_atomic;
+
+/// Columns where the output is no terminal.
+const WIDTH: usize = 100;
+/// Single actions listed as slowest: at most so many, and only those that took so many times the mean of their kind.
+const SLOWEST: usize = 5;
+const SLOW: f64 = 1.1;
+
+/// Explains a run: predicted and measured time side by side, why devices were idle, what dominates and what to try.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  polystage trace runs/tiny-1\n  polystage trace runs/tiny-1 --json\n\nAlso writes comparison.svg. trace.json of the same folder opens in ui.perfetto.dev."
+)]
+pub(super) struct Arguments {
+    /// The run's folder.
+    run: PathBuf,
+    /// Where comparison.svg goes (default: the run's folder).
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is read of a row of `metrics.jsonl`.
+#[derive(Deserialize)]
+struct Row {
+    step_seconds: f64,
+}
+
+pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
+    let run = &arguments.run;
+    if !run.is_dir() {
+        let message = "is not a folder; give that of a run, such as runs/tiny-1";
+        return Err(Error::config(run.display().to_string(), message));
+    }
+    let mut seconds = step_seconds(run)?;
+    seconds.sort_by(f64::total_cmp);
+    let comparison = compare(run)?;
+    let name = std::path::absolute(run).unwrap_or_else(|_| run.clone());
+    let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+    let what = if comparison.predicted.is_some() { "predicted and measured" } else { "measured" };
+    let out = arguments.out.as_ref().unwrap_or(run);
+    std::fs::create_dir_all(out).map_err(Error::io(out))?;
+    let picture = out.join("comparison.svg");
+    write_atomic(&picture, comparison.to_svg(&format!("A step of {name}, {what}")).as_bytes())?;
+    if arguments.json {
+        let mut report = comparison.to_json();
+        report["run"] = json!(run);
+        report["steps"] = json!(seconds.len());
+        report["median_step_seconds"] = json!(median(&seconds));
+        report["picture"] = json!(picture);
+        say(serde_json::to_string_pretty(&report).unwrap_or_default());
+        return Ok(0);
+    }
+    if comparison.predicted.is_none() {
+        note(format!(
+            "note: {} does not exist, so there is nothing to compare with; runs that `polystage train` plans have one",
+            run.join("prediction.json").display()
+        ));
+    }
+    let terminal = std::io::stdout().is_terminal();
+    let size = console::Term::stdout().size_checked().filter(|_| terminal);
+    let width = size.map_or(WIDTH, |(_, columns)| usize::from(columns));
+    report(&comparison, &seconds, width, terminal && !plain);
+    say(format!("picture    {}", picture.display()));
+    Ok(0)
+}
+
+fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) {
+    let (Some(least), Some(most)) = (seconds.first(), seconds.last()) else { return };
+    let median = median(seconds);
+    let [least, middle, most] = [*least, median, *most].map(duration);
+    say(format!("steps      {}: {middle} (median), {least} to {most}", seconds.len()));
+    if let Some(predicted) = &comparison.predicted {
+        let error = 100.0 * (median / predicted.seconds - 1.0);
+        say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.seconds)));
+    }
+    let traced = duration(comparison.measured.seconds);
+    let error = comparison.error().map_or(String::new(), |error| format!(", {:+.1} % off", 100.0 * error));
+    say(format!("traced     {traced}{error}: the last step that was traced, shown here"));
+    say("");
+    say(comparison.to_terminal(width, colour));
+    say("Where the time goes, in % of the step");
+    say(comparison.shares_to_terminal(width, colour));
+    say("Mean time of an action");
+    say(comparison.actions_to_terminal(width, colour));
+    say("Slowest single actions");
+    let mut slowest = comparison.slowest();
+    slowest.retain(|(_, times)| *times >= SLOW);
+    for (cell, times) in slowest.iter().take(SLOWEST) {
+        let (action, took) = (cell.action.to_string(), duration(cell.end - cell.start));
+        say(format!("  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind", cell.rank));
+    }
+    if slowest.is_empty() {
+        say(format!("  none took {SLOW} times the mean of its kind"));
+    }
+    say("");
+    say("What dominates");
+    comparison.findings().iter().for_each(|finding| say(wrap(finding, width)));
+    say("");
+    say("What to try");
+    let advice = comparison.advice();
+    advice.iter().for_each(|advice| say(wrap(advice, width)));
+    if advice.is_empty() {
+        say(wrap("nothing stands out that would make the step more than 2 % shorter", width));
+    }
+    say("");
+}
+
+/// A sentence as an entry of a list, in lines of at most `width` columns where its words allow it.
+fn wrap(sentence: &str, width: usize) -> String {
+    // No number without its unit.
+    let sentence = [" %", " s", " ms", " µs"].into_iter().fold(sentence.to_string(), |sentence, unit| {
+        let joined = unit.replace(' ', "\u{a0}");
+        [" ", ",", ";", ")", ":"].into_iter().fold(sentence, |sentence, after| {
+            sentence.replace(&format!("{unit}{after}"), &format!("{joined}{after}"))
+        })
+    });
+    let (mut text, mut column) = (String::from("-"), 1);
+    for word in sentence.split(' ') {
+        let length = word.chars().count();
+        if column > 1 && column + 1 + length > width {
+            text.push_str("\n ");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += 1 + length;
+    }
+    text.replace('\u{a0}', " ")
+}
+
+/// The traced step of a run, beside its prediction if there is one.
+fn compare(run: &Path) -> Result<Comparison> {
+    let at = |path: &Path| {
+        let place = path.display().to_string();
+        move |error: Error| match error {
+            Error::Config { message, .. } => Error::config(place, message),
+            other => other,
+        }
+    };
+    let trace = run.join("trace.json");
+    let text = read(
+        &trace,
+        "a run writes it with every checkpoint and when it ends; continue the run with --resume",
+    )?;
+    let timeline = Timeline::from_chrome_trace(&text, &trace.display().to_string())?;
+    let measured = Comparison::new(None, &timeline).map_err(at(&trace))?;
+    let prediction = run.join("prediction.json");
+    if !prediction.exists() {
+        return Ok(measured);
+    }
+    let text = read(&prediction, "")?;
+    let promised = Prediction::from_json(&text, &prediction.display().to_string())?;
+    Comparison::new(Some(promised), &timeline).map_err(at(&prediction))
+}
+
+/// Seconds of every step that the run logged.
+fn step_seconds(run: &Path) -> Result<Vec<f64>> {
+    let path = run.join("metrics.jsonl");
+    let text = read(&path, "the folder holds no run; give one that `polystage train` has written")?;
+    let mut seconds = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        match serde_json::from_str::<Row>(line) {
+            Ok(row) => seconds.push(row.step_seconds),
+            // A run that was killed while it wrote leaves half a line.
+            Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
+            Err(error) => {
+                let message = format!("line {} is damaged ({error}); remove that line", number + 1);
+                return Err(Error::config(path.display().to_string(), message));
+            }
+        }
+    }
+    if seconds.is_empty() {
+        let message = "holds no step yet; continue the run with --resume";
+        return Err(Error::config(path.display().to_string(), message));
+    }
+    Ok(seconds)
+}
+
+fn read(path: &Path, help: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let message = match error.kind() {
+            std::io::ErrorKind::NotFound => format!("does not exist: {help}"),
+            std::io::ErrorKind::InvalidData => "is damaged: it is not text".into(),
+            _ => format!("cannot be read: {error}"),
+        };
+        Error::config(path.display().to_string(), message)
+    })
+}
+
+/// Of ascending numbers, at least one.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}

@@ -1,0 +1,111 @@
+//! What a plan promised for every step of a run, as a file beside the run's measurements.
+
+use serde::{Deserialize, Serialize};
+
+use super::timeline::{Event, EventKind, Timeline, Track};
+use crate::error::{Error, Result};
+use crate::schedule::{self, Costs, Hop, Schedule, Simulation};
+
+/// Everything that is needed to simulate a step of a run again: `prediction.json` of a run folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The devices' names, in pipeline order.
+    pub devices: Vec<String>,
+    /// The schedule, computation only, in its text form.
+    pub schedule: String,
+    /// What the simulator was given, in seconds and bytes.
+    pub costs: Costs,
+}
+
+impl Prediction {
+    /// Of a schedule and its costs on devices with these names.
+    pub fn new(devices: Vec<String>, schedule: &Schedule, costs: Costs) -> Prediction {
+        Prediction { devices, schedule: schedule.to_string(), costs }
+    }
+
+    /// Text for a file.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// Reads [`Prediction::to_json`], and makes sure that it can be simulated. `place` names the text in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] in one line for what is damaged or contradicts itself.
+    pub fn from_json(text: &str, place: &str) -> Result<Prediction> {
+        let refuse = |message: String| {
+            Error::config(
+                place,
+                format!("is damaged ({message}); train again, or remove it to see the measurements alone"),
+            )
+        };
+        let prediction: Prediction = serde_json::from_str(text).map_err(|error| refuse(error.to_string()))?;
+        prediction.simulate().map_err(|error| refuse(first_line(&error)))?;
+        Ok(prediction)
+    }
+
+    /// The schedule as data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Schedule`] for a text that is none.
+    pub fn schedule(&self) -> Result<Schedule> {
+        self.schedule.parse()
+    }
+
+    /// Simulates a step, transfers included.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`schedule::simulate`], and [`Error::Config`] for another number of devices than the schedule has ranks.
+    pub fn simulate(&self) -> Result<Simulation> {
+        let schedule = self.schedule()?.lowered()?;
+        if self.devices.len() != schedule.ranks.len() {
+            let message = format!("{} names for {} ranks", self.devices.len(), schedule.ranks.len());
+            return Err(Error::config("devices", message));
+        }
+        schedule::simulate(&schedule, &self.costs)
+    }
+
+    /// The predicted step as a timeline that starts at 0: [`Timeline::from_simulation`], the clearing of gradients
+    /// before the first action and the gradient's norm and the update after the last. Those three are drawn as long as
+    /// they take alone.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Prediction::simulate`].
+    pub fn timeline(&self) -> Result<Timeline> {
+        let simulation = self.simulate()?;
+        let mut timeline = Timeline::from_simulation(self.devices.clone(), &simulation);
+        // All ranks start the update when the last of them is ready for it: at the end of a step without updates.
+        let mut without = self.costs.clone();
+        without.ranks.iter_mut().for_each(|rank| rank.update = 0.0);
+        without.ties.iter_mut().for_each(|tie| tie.weight = Hop::default());
+        let together = schedule::simulate(&self.schedule()?, &without)?.step;
+        for (rank, cost) in self.costs.ranks.iter().enumerate() {
+            let last = timeline.events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
+            let last = last.map(|e| e.end).fold(cost.begin, f64::max);
+            let ends =
+                [("clear", 0.0, cost.begin), ("norm", last, cost.end), ("step", together, cost.update)];
+            timeline.events.extend(ends.into_iter().filter(|(_, _, seconds)| *seconds > 0.0).map(
+                |(label, start, seconds)| Event {
+                    rank,
+                    track: Track::Compute,
+                    label: label.into(),
+                    kind: EventKind::Optimizer,
+                    microbatch: None,
+                    start,
+                    end: start + seconds,
+                    bytes: 0,
+                },
+            ));
+        }
+        Ok(timeline)
+    }
+}
+
+/// The message of an error without the drawing below it.
+pub(super) fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}

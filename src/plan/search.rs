@@ -1,0 +1,274 @@
+//! The search for the fastest plan.
+//!
+//! First, for every schedule, the cut with the least work for the busiest rank is made by dynamic programming and
+//! improved by small changes. Then all cuts on all orders of devices are gone through, depth first, except those that a
+//! lower bound shows to be no faster than the best plan so far. Where that is too much, the best plan so far stays.
+
+use std::collections::HashMap;
+
+use super::bound;
+use super::cuts::{Cutter, Table, orders, search_chunked};
+use super::improve::{SAME, improve};
+use super::judge::{Judge, Point, Timed, Verdict, one_stage};
+use super::space::Space;
+use super::start::{Start, seconds, smallest_worst};
+use crate::error::Result;
+
+/// More orders of devices than this are not gone through one by one.
+const MOST_ORDERS: usize = 2000;
+/// More cuts of one schedule with several stages a rank are not gone through one by one.
+const MOST_CHUNKED_CUTS: usize = 50_000;
+/// Relative gain that is worth looking for.
+const GAIN: f64 = 1e-9;
+/// Seeds slower than the best one by this factor are not improved.
+const HOPELESS: f64 = 1.5;
+
+/// The fastest plan of each kind so far.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    pub best: Option<Timed>,
+    /// By form and devices in order.
+    pub kinds: HashMap<(usize, Vec<usize>), Timed>,
+}
+
+impl Board {
+    /// Seconds that a plan must not reach to count as faster than the best.
+    pub fn to_beat(&self) -> f64 {
+        self.best.as_ref().map_or(f64::INFINITY, |best| best.step * (1.0 - GAIN))
+    }
+
+    /// Judges a plan, and keeps it if it is the best of all or of its kind.
+    pub fn consider(&mut self, judge: &mut Judge, point: &Point, cutoff: f64) -> Result<()> {
+        if let Verdict::Fits(timed) = judge.judge(point, cutoff)? {
+            self.offer(judge, timed);
+        }
+        Ok(())
+    }
+
+    pub fn offer(&mut self, judge: &Judge, timed: Timed) {
+        let faster = |other: Option<&Timed>| match other {
+            None => true,
+            Some(other) if timed.step < other.step * (1.0 - SAME) => true,
+            Some(other) if timed.step > other.step * (1.0 + SAME) => false,
+            Some(other) => simplicity(judge, &timed) < simplicity(judge, other),
+        };
+        let kind = (timed.point.form, timed.point.devices.clone());
+        if faster(self.kinds.get(&kind)) {
+            self.kinds.insert(kind, timed.clone());
+        }
+        if faster(self.best.as_ref()) {
+            self.best = Some(timed);
+        }
+    }
+}
+
+/// Of equally fast plans the one with the fewest devices is preferred, then the one that keeps the fewest microbatches.
+fn simplicity(judge: &Judge, timed: &Timed) -> (usize, usize, usize) {
+    let form = judge.form(&timed.point);
+    (form.ranks(), form.layout.stash.iter().sum(), timed.point.form)
+}
+
+/// Fills the board. True if no plan can be faster than the best of it.
+pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
+    let space = judge.space;
+    let layers = space.prices[0].workload.layers.len();
+    // In units of about 10 ns: a second for 32 layers on 4 devices.
+    let limit = 100_000_000 * (1 + layers as u64 * space.pool.len() as u64 / 128);
+    let most = space.pool.len().min(layers);
+    let fastest: Vec<Vec<Option<Start>>> =
+        (0..space.prices.len()).map(|batching| space.fastest(batching, most)).collect();
+    let (plain, chunked): (Vec<usize>, Vec<usize>) =
+        (0..space.forms.len()).partition(|&form| space.forms[form].is_plain());
+
+    let mut seeds = Vec::new();
+    for &form in &plain {
+        seeds.extend(plain_seed(judge, form, &fastest)?);
+    }
+    grow(judge, board, seeds, limit / 4)?;
+    let mut seeds = Vec::new();
+    for &form in &chunked {
+        seeds.extend(chunked_seed(judge, board, form, &fastest));
+    }
+    let until = judge.work.max(limit / 4) + limit / 4;
+    grow(judge, board, seeds, until)?;
+
+    let mut bounds: Vec<(f64, usize)> =
+        (0..space.forms.len()).map(|form| (form_bound(space, form, &fastest), form)).collect();
+    bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut complete = true;
+    for (bound, form) in bounds {
+        if bound >= board.to_beat() {
+            break;
+        }
+        let all = if space.forms[form].is_plain() {
+            exhaust(judge, board, form, limit)?
+        } else {
+            exhaust_chunked(judge, board, form, limit)?
+        };
+        complete &= all;
+    }
+    Ok(complete)
+}
+
+/// Seconds that no plan of a form can beat.
+fn form_bound(space: &Space, form: usize, fastest: &[Vec<Option<Start>>]) -> f64 {
+    let form = &space.forms[form];
+    let prices = &space.prices[form.batching];
+    let load = if form.is_plain() {
+        fastest[form.batching][form.ranks()].as_ref().map_or(f64::INFINITY, |start| start.worst)
+    } else {
+        bound::even_load(prices, &space.pool, form.ranks())
+    };
+    form.schedule.microbatches as f64 * load
+}
+
+/// The best balanced cut of a form with one stage a rank, with memory as a limit if need be.
+fn plain_seed(
+    judge: &mut Judge,
+    form: usize,
+    fastest: &[Vec<Option<Start>>],
+) -> Result<Option<(f64, Point)>> {
+    let space = judge.space;
+    let of = &space.forms[form];
+    let Some(start) = &fastest[of.batching][of.ranks()] else { return Ok(None) };
+    let point = Point { form, devices: start.devices.clone(), stages: start.stages.clone() };
+    match judge.judge(&point, f64::INFINITY)? {
+        Verdict::Fits(timed) => return Ok(Some((timed.step, point))),
+        Verdict::Slow => return Ok(None),
+        Verdict::Unfit(_) => {}
+    }
+    let prices = &space.prices[of.batching];
+    let layers = prices.workload.layers.len();
+    judge.work += (space.pool.sets() * space.pool.classes.len() * layers * layers) as u64;
+    let mut starts =
+        smallest_worst(&space.pool, layers, space.cuts.as_deref(), of.ranks(), |rank, device, range| {
+            match one_stage(prices, &of.layout, rank, device, range, &space.recompute) {
+                Ok(false) => seconds(prices, device, range),
+                Ok(true) => seconds(prices, device, range) + prices.stage(device, range, false).forward,
+                Err(_) => f64::INFINITY,
+            }
+        });
+    let Some(start) = starts.pop().flatten() else { return Ok(None) };
+    let point = Point { form, devices: start.devices, stages: start.stages };
+    Ok(match judge.judge(&point, f64::INFINITY)? {
+        Verdict::Fits(timed) => Some((timed.step, point)),
+        _ => None,
+    })
+}
+
+/// For a form with several stages a rank: the layers that each rank has in the best plan with one stage a rank, shared
+/// evenly among its stages.
+fn chunked_seed(
+    judge: &mut Judge,
+    board: &Board,
+    form: usize,
+    fastest: &[Vec<Option<Start>>],
+) -> Option<(f64, Point)> {
+    let space = judge.space;
+    let of = &space.forms[form];
+    let same = |timed: &&Timed| {
+        let other = &space.forms[timed.point.form];
+        other.is_plain() && other.batching == of.batching && other.ranks() == of.ranks()
+    };
+    let best = board.kinds.values().filter(same).min_by(|a, b| a.step.total_cmp(&b.step));
+    let start = fastest[of.batching][of.ranks()].as_ref();
+    let (devices, stages) = match (best, start) {
+        (Some(timed), _) => (&timed.point.devices, &timed.point.stages),
+        (None, Some(start)) => (&start.devices, &start.stages),
+        (None, None) => return None,
+    };
+    let layers = space.prices[0].workload.layers.len();
+    let ends: Vec<usize> = match &space.cuts {
+        Some(cuts) => cuts.iter().copied().chain([layers]).collect(),
+        None => {
+            let share = |stage: usize| {
+                let rank = of.layout.stage_ranks[stage];
+                stages[rank].len() as f64 / of.layout.own[rank].len() as f64
+            };
+            let mut done = 0.0;
+            let shares = (0..of.stages()).map(|stage| {
+                done += share(stage);
+                // At least a layer for each stage, before and after.
+                (done.round() as usize).clamp(stage + 1, layers - (of.stages() - stage - 1))
+            });
+            let mut last = 0;
+            shares
+                .map(|end| {
+                    last = end.max(last + 1);
+                    last
+                })
+                .collect()
+        }
+    };
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    let stages = starts.zip(&ends).map(|(start, &end)| start..end).collect();
+    let point = Point { form, devices: devices.clone(), stages };
+    let step = match judge.judge(&point, f64::INFINITY) {
+        Ok(Verdict::Fits(timed)) => timed.step,
+        // A plan that does not fit is the last to be tried.
+        _ => f64::INFINITY,
+    };
+    Some((step, point))
+}
+
+/// Improves seeds, the best first, until so much work is done.
+fn grow(judge: &mut Judge, board: &mut Board, mut seeds: Vec<(f64, Point)>, until: u64) -> Result<()> {
+    seeds.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for (step, point) in seeds {
+        let best = board.best.as_ref().map_or(f64::INFINITY, |best| best.step);
+        let is_hopeless = step.is_finite() && step > best * HOPELESS;
+        let left = until.saturating_sub(judge.work);
+        let allowance = if is_hopeless || left == 0 { 0 } else { left / 4 + 1 };
+        if let Some(timed) = improve(judge, point, f64::INFINITY, allowance)? {
+            board.offer(judge, timed);
+        }
+    }
+    Ok(())
+}
+
+/// Goes through all cuts and orders of a form with one stage a rank.
+fn exhaust(judge: &mut Judge, board: &mut Board, form: usize, limit: u64) -> Result<bool> {
+    let space = judge.space;
+    let of = &space.forms[form];
+    let Some(orders) = orders(&space.pool, of.ranks(), MOST_ORDERS) else { return Ok(false) };
+    if judge.work >= limit {
+        return Ok(false);
+    }
+    let table = Table::new(space, of, &mut judge.work);
+    let mut cutters: Vec<Cutter> =
+        orders.iter().map(|devices| Cutter::new(space, form, &table, devices)).collect();
+    judge.work += cutters.len() as u64 * table.work_of_order();
+    cutters.sort_by(|a, b| a.worst().total_cmp(&b.worst()));
+    for cutter in &mut cutters {
+        if of.schedule.microbatches as f64 * cutter.worst() >= board.to_beat() {
+            return Ok(true);
+        }
+        if !cutter.search(judge, board, limit)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Goes through all cuts and orders of a form with several stages a rank, if they are few.
+fn exhaust_chunked(judge: &mut Judge, board: &mut Board, form: usize, limit: u64) -> Result<bool> {
+    let space = judge.space;
+    let of = &space.forms[form];
+    let layers = space.prices[0].workload.layers.len();
+    let Some(orders) = orders(&space.pool, of.ranks(), MOST_ORDERS) else { return Ok(false) };
+    let cuts = if space.cuts.is_some() { Some(1) } else { binomial(layers - 1, of.stages() - 1) };
+    if cuts.and_then(|cuts| cuts.checked_mul(orders.len())).is_none_or(|plans| plans > MOST_CHUNKED_CUTS) {
+        return Ok(false);
+    }
+    for devices in orders {
+        if judge.work >= limit || !search_chunked(judge, board, form, &devices, limit)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How many ways there are to choose `k` of `n`; none if very many.
+fn binomial(n: usize, k: usize) -> Option<usize> {
+    (0..k.min(n - k)).try_fold(1usize, |ways, i| Some(ways.checked_mul(n - i)? / (i + 1)))
+}

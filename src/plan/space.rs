@@ -1,0 +1,248 @@
+//! What there is to choose from, once everything that was fixed by hand has been checked.
+
+use super::costs::Prices;
+use super::form::{Form, forms};
+use super::machine::{DeviceProfile, Machine};
+use super::workload::Workload;
+use super::{Options, RecomputeChoice, ScheduleChoice};
+use crate::error::{Error, Result};
+use crate::schedule::{AUTO, Schedule};
+
+/// More sets of devices than this are not looked at: the slowest devices are left out first.
+const MOST_SETS: usize = 1 << 12;
+
+/// The plans that may be chosen.
+#[derive(Debug)]
+pub(super) struct Space<'a> {
+    /// Of each batching that is tried.
+    pub prices: Vec<Prices<'a>>,
+    /// Its position in [`Workload::batchings`].
+    pub batchings: Vec<usize>,
+    /// Schedules, by number of ranks and batching.
+    pub forms: Vec<Form>,
+    pub pool: Pool,
+    /// Ends of all stages but the last, if they are fixed.
+    pub cuts: Option<Vec<usize>>,
+    pub recompute: RecomputeChoice,
+    /// Whether the schedules of the forms are wanted themselves.
+    pub named: bool,
+    /// Whether schedules are to be synthesised.
+    pub auto: bool,
+}
+
+/// Devices by class: those of one class can be exchanged without changing anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pool {
+    /// Devices of each class.
+    pub classes: Vec<Vec<usize>>,
+    /// The devices of all ranks in order, if they are fixed; each is then a class of its own.
+    pub order: Option<Vec<usize>>,
+    /// Devices of the machine that are not looked at, to keep the search short.
+    pub ignored: Vec<usize>,
+}
+
+impl Pool {
+    fn new(machine: &Machine, order: Option<&[usize]>) -> Pool {
+        if let Some(order) = order {
+            let classes = order.iter().map(|&device| vec![device]).collect();
+            return Pool { classes, order: Some(order.to_vec()), ignored: Vec::new() };
+        }
+        let mut fastest: Vec<usize> = (0..machine.devices.len()).collect();
+        let speed = |device: &usize| machine.devices[*device].rates.matmul_gflops;
+        fastest.sort_by(|a, b| speed(b).total_cmp(&speed(a)));
+        let mut pool = Pool { classes: Vec::new(), order: None, ignored: Vec::new() };
+        for device in fastest {
+            let alike = pool.classes.iter_mut().find(|class| interchangeable(machine, class[0], device));
+            match alike {
+                Some(class) => class.push(device),
+                None => pool.classes.push(vec![device]),
+            }
+            if pool.sets() > MOST_SETS {
+                pool.classes.iter_mut().for_each(|class| class.retain(|&other| other != device));
+                pool.classes.retain(|class| !class.is_empty());
+                pool.ignored.push(device);
+            }
+        }
+        pool.classes.iter_mut().for_each(|class| class.sort_unstable());
+        pool.classes.sort();
+        pool
+    }
+
+    /// Numbers of devices of each class.
+    pub fn sets(&self) -> usize {
+        self.classes.iter().map(|class| class.len() + 1).product()
+    }
+
+    /// How many devices there are.
+    pub fn len(&self) -> usize {
+        self.classes.iter().map(Vec::len).sum()
+    }
+
+    /// The class of a device.
+    pub fn class_of(&self, device: usize) -> usize {
+        self.classes.iter().position(|class| class.contains(&device)).unwrap_or_default()
+    }
+}
+
+/// Whether two devices differ in nothing but their names.
+fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
+    let profile = |device: usize| DeviceProfile {
+        name: String::new(),
+        driver: String::new(),
+        ..machine.devices[device].clone()
+    };
+    // The other device as each of the two sees it.
+    let seen = |device: usize| {
+        if device == a {
+            b
+        } else if device == b {
+            a
+        } else {
+            device
+        }
+    };
+    let alike = |i: usize| {
+        let j = seen(i);
+        machine.link(a, i) == machine.link(b, j)
+            && machine.link(i, a) == machine.link(j, b)
+            && machine.slowdown(a, i) == machine.slowdown(b, j)
+            && machine.slowdown(i, a) == machine.slowdown(j, b)
+    };
+    profile(a) == profile(b) && (0..machine.devices.len()).filter(|&i| i != a).all(alike)
+}
+
+impl<'a> Space<'a> {
+    /// Checks the options. `machine` has the budgets that apply.
+    pub fn new(workload: &'a Workload, machine: &'a Machine, options: &Options) -> Result<Space<'a>> {
+        check(workload, machine, options)?;
+        let pool = Pool::new(machine, options.devices.as_deref());
+        let mut space = Space {
+            prices: Vec::new(),
+            batchings: Vec::new(),
+            forms: Vec::new(),
+            pool,
+            cuts: options.cuts.clone(),
+            recompute: options.recompute.clone(),
+            named: true,
+            auto: false,
+        };
+        let name = match &options.schedule {
+            ScheduleChoice::Any => None,
+            ScheduleChoice::Named(name) if name == AUTO => {
+                space.named = false;
+                None
+            }
+            ScheduleChoice::Named(name) => Some(name.as_str()),
+            ScheduleChoice::Given(schedule) => {
+                schedule.validate()?;
+                Some(schedule.name.as_str())
+            }
+        };
+        let given = match &options.schedule {
+            ScheduleChoice::Given(schedule) => Some(schedule),
+            _ => None,
+        };
+        space.auto = name.is_none();
+        let microbatches = given.map(|given| given.microbatches).or(options.microbatches);
+        for (at, batching) in workload.batchings.iter().enumerate() {
+            if microbatches.is_none_or(|wanted| wanted == batching.microbatches) {
+                space.batchings.push(at);
+                space.prices.push(Prices::new(workload, batching, machine));
+            }
+        }
+        if let Some(wanted) = microbatches.filter(|_| space.batchings.is_empty()) {
+            let known: Vec<String> = workload.batchings.iter().map(|b| b.microbatches.to_string()).collect();
+            let message =
+                format!("{wanted} microbatches do not divide the batch; use one of {}", known.join(", "));
+            return Err(Error::config("microbatches", message));
+        }
+        space.add_forms(name, given)?;
+        Ok(space)
+    }
+
+    fn add_forms(&mut self, name: Option<&str>, given: Option<&Schedule>) -> Result<()> {
+        let layers = self.prices[0].workload.layers.len();
+        let most = self.pool.len().min(layers);
+        let least = if self.pool.order.is_some() { self.pool.len() } else { 1 };
+        let mut refused = None;
+        for (batching, prices) in self.prices.iter().enumerate() {
+            if let Some(given) = given {
+                if (least..=most).contains(&given.ranks.len()) && given.stages <= layers {
+                    self.forms.push(Form::new(batching, given.clone()));
+                }
+                continue;
+            }
+            for ranks in least..=most {
+                match forms(name, ranks, layers, batching, prices.batching.microbatches) {
+                    Ok(forms) => self.forms.extend(forms),
+                    Err(error) => refused = Some(error),
+                }
+            }
+        }
+        let what = name.map_or("no schedule".to_string(), |name| format!("{name} is not a schedule that"));
+        if self.forms.is_empty() {
+            let ranks = given.map_or(most, |given| given.ranks.len());
+            let message = format!(
+                "{what} can divide {layers} layers (embedding and head count as one each) over {ranks} of {} devices",
+                self.pool.len()
+            );
+            return Err(refused.unwrap_or_else(|| Error::config("schedule", message)));
+        }
+        let (stages, key) = match (&self.cuts, &self.recompute) {
+            (Some(cuts), _) => (cuts.len() + 1, "cuts"),
+            (None, RecomputeChoice::Stages(stages)) => (stages.len(), "recompute"),
+            _ => return Ok(()),
+        };
+        self.forms.retain(|form| form.stages() == stages);
+        if self.forms.is_empty() {
+            let message = format!("{what} has the {stages} stages of `{key}` on {least} to {most} devices");
+            return Err(refused.unwrap_or_else(|| Error::config(key, message)));
+        }
+        Ok(())
+    }
+}
+
+/// Checks what does not depend on the schedule.
+fn check(workload: &Workload, machine: &Machine, options: &Options) -> Result<()> {
+    let (layers, devices) = (workload.layers.len(), machine.devices.len());
+    if layers == 0 || devices == 0 || workload.batchings.is_empty() {
+        return Err(Error::config("plan", "a plan needs a layer, a device and a microbatch"));
+    }
+    if options.budgets.len() > devices {
+        let message = format!("{} sizes for {devices} devices", options.budgets.len());
+        return Err(Error::config("memory", message));
+    }
+    if let Some(order) = &options.devices {
+        if order.is_empty() {
+            return Err(Error::config("devices", "the list is empty; name at least one"));
+        }
+        if let Some(index) = order.iter().find(|&&index| index >= devices) {
+            let message = format!(
+                "device {index} does not exist: {} has {devices} (0 to {})",
+                machine.name,
+                devices - 1
+            );
+            return Err(Error::config("devices", message));
+        }
+        if let Some(at) = (1..order.len()).find(|&at| order[..at].contains(&order[at])) {
+            let message = format!("device {} is named twice", order[at]);
+            return Err(Error::config("devices", message));
+        }
+        if order.len() > layers {
+            let message = format!("{layers} layers cannot be divided over {} devices", order.len());
+            return Err(Error::config("devices", message));
+        }
+    }
+    if let Some(cuts) = &options.cuts {
+        let rising = cuts.windows(2).all(|pair| pair[0] < pair[1]);
+        let inside = cuts.iter().all(|&cut| (1..layers).contains(&cut));
+        if !rising || !inside {
+            let message = format!(
+                "{cuts:?} does not cut {layers} layers (embedding and head count as one each); give rising layer numbers between 1 and {}",
+                layers.saturating_sub(1)
+            );
+            return Err(Error::config("cuts", message));
+        }
+    }
+    Ok(())
+}
