@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use polystage::gpu::Device;
 use polystage::graph::{Phase, StageGraph};
+use polystage::model::rope::frequencies;
 use polystage::model::{Kind, Model, ModelConfig, Purpose, RopeScaling};
 use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
@@ -501,4 +502,22 @@ fn a_sequence_beyond_the_context_or_the_sliding_window_is_refused() {
     assert!(model.stage_graph(0..2, 1, 64, Purpose::Inference).is_ok());
     let error = model.stage_graph(0..2, 1, 65, Purpose::Inference).unwrap_err().to_string();
     assert!(error.contains("model.context"), "{error}");
+}
+
+#[test]
+fn rotary_frequencies_are_pytorchs_to_the_bit() {
+    // LlamaRotaryEmbedding(config).inv_freq of Llama 3.2: kept, blended and divided ones.
+    let scaling = Model::from_hugging_face(&llama3()).unwrap().config().rope_scaling;
+    let got = frequencies(500_000.0, 64, scaling);
+    for (i, want) in [
+        (0, 1.0f64),
+        (1, 0.663601279258728),
+        (13, 0.00483942124992609),
+        (16, 0.000429556705057621),
+        (17, 9.708286233944818e-05),
+        (18, 1.9461638657958247e-05),
+        (31, 9.418306490260875e-08),
+    ] {
+        assert_eq!(got[i] as f64, want, "frequency {i}");
+    }
 }

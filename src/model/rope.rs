@@ -61,13 +61,14 @@ pub fn frequencies(theta: f64, size: usize, scaling: Option<RopeScaling>) -> Vec
                 original_max_position_embeddings,
             }) => {
                 let original = original_max_position_embeddings as f64;
-                let wavelength = std::f64::consts::TAU as f32 / frequency;
+                // PyTorch divides a number by a tensor by way of the reciprocal.
+                let wavelength = frequency.recip() * std::f64::consts::TAU as f32;
                 if wavelength < (original / high_freq_factor) as f32 {
                     frequency
                 } else if wavelength > (original / low_freq_factor) as f32 {
                     frequency / factor as f32
                 } else {
-                    let smooth = (original as f32 / wavelength - low_freq_factor as f32)
+                    let smooth = (wavelength.recip() * original as f32 - low_freq_factor as f32)
                         / (high_freq_factor - low_freq_factor) as f32;
                     (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
                 }
