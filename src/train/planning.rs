@@ -170,8 +170,7 @@ impl Planning {
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let measured: f64 =
-                actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
             if predicted > 0.0 && measured > 0.0 {
                 self.machine.devices[device].scale(measured / predicted);
             }
