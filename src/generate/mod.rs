@@ -12,8 +12,8 @@ pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::{Model, ModelConfig};
-use crate::ops::parameters::Part;
+use crate::folder::Tensors;
+use crate::model::ModelConfig;
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::schedule;
 
@@ -61,7 +61,7 @@ enum Call {
 
 impl Generator {
     /// Compiles a model for texts of this extent over these devices, one stage each, within `budgets`. Weights are zero
-    /// until they are set with [`Generator::write`].
+    /// until [`Generator::load`].
     ///
     /// # Errors
     ///
@@ -103,9 +103,9 @@ impl Generator {
         Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary: config.vocabulary })
     }
 
-    /// Sets a weight.
-    pub async fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
-        self.executor.write(name, Part::Weight, values).await
+    /// Sets the weights, as [`Executor::load`].
+    pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
+        self.executor.load(tensors).await
     }
 
     /// For blocking on this generator's futures.

@@ -194,20 +194,31 @@ impl Executor {
 
     /// Overwrites part of a parameter; a weight also where it is tied to.
     pub async fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+        let len = self.parameters.iter().find(|p| p.name == name).map_or(values.len(), |p| p.len());
+        if len != values.len() {
+            let message = format!("{name} has {len} elements, not {}", values.len());
+            return Err(Error::config("parameter", message));
+        }
+        self.write_from(name, part, 0, values.to_vec()).await
+    }
+
+    /// As [`Executor::write`] for some of the elements, from number `first` on.
+    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
         let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
             return Err(Error::config("parameter", format!("{name} is not in this model")));
         };
-        if parameter.len() != values.len() {
-            let message = format!("{name} has {} elements, not {}", parameter.len(), values.len());
+        if first + values.len() > parameter.len() {
+            let message = format!("{name} has {} elements, not {}", parameter.len(), first + values.len());
             return Err(Error::config("parameter", message));
         }
+        let values = Arc::new(values);
         let owner = self.owner.get(name).copied().unwrap_or(0);
         let mut targets = vec![(owner, name.to_string())];
         if part == Part::Weight {
             targets.extend(self.users.get(name).cloned());
         }
         for (rank, name) in &targets {
-            self.tell(*rank, Command::Write(name.clone(), part, values.to_vec()))?;
+            self.tell(*rank, Command::Write(name.clone(), part, first, values.clone()))?;
         }
         for _ in &targets {
             self.answer().await?;

@@ -8,6 +8,8 @@ mod decode;
 mod executor;
 mod finish;
 pub mod link;
+#[cfg(not(target_arch = "wasm32"))]
+mod load;
 mod log;
 pub mod partition;
 mod plan;

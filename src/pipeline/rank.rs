@@ -36,8 +36,8 @@ pub(super) enum Command {
     Infer(Arc<Vec<u32>>, Vec<usize>),
     /// New tokens of a group of texts; the last stage answers logits.
     Decode(Arc<Grow>),
-    /// Overwrite part of a parameter.
-    Write(String, Part, Vec<f32>),
+    /// Overwrite elements of part of a parameter, from the given one on.
+    Write(String, Part, usize, Arc<Vec<f32>>),
     /// Read part of a parameter.
     Read(String, Part),
 }
@@ -114,7 +114,9 @@ impl Rank {
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
                 Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
                 Command::Decode(grow) => self.decode(&grow).await,
-                Command::Write(name, part, values) => self.write(&name, part, &values).map(|()| Reply::Done),
+                Command::Write(name, part, first, values) => {
+                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)
+                }
                 Command::Read(name, part) => self.read(&name, part).await.map(Reply::Values),
             };
             self.log.state(State::Idle, "");
@@ -128,9 +130,13 @@ impl Rank {
         drop(replies);
     }
 
-    fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+    async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
         let range = self.parameters.part(name, part)?;
-        self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+        let offset = range.offset + 4 * first as u64;
+        self.device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+        // The driver keeps a copy until the next submission has finished; a model's worth of them would not fit.
+        self.device.record().submit(|| ());
+        self.device.below(1).await;
         self.device.check("writing a parameter")
     }
 
