@@ -91,9 +91,11 @@ pub(super) fn continue_text(
     }
     // Published GPT-2 files leave the prefix out.
     if config.kind == Kind::Gpt2 {
-        folder.tensors_mut().rename(|name| match ["wte.", "wpe.", "h.", "ln_f."].iter().any(|s| name.starts_with(s)) {
-            true => format!("transformer.{name}"),
-            false => name.to_string(),
+        folder.tensors_mut().rename(|name| {
+            match ["wte.", "wpe.", "h.", "ln_f."].iter().any(|s| name.starts_with(s)) {
+                true => format!("transformer.{name}"),
+                false => name.to_string(),
+            }
         })?;
     }
     let tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
@@ -105,6 +107,7 @@ pub(super) fn continue_text(
     if !each(prompt) {
         return Ok(());
     }
-    let run = generator.run(&[tokens], count, sampling, 256, |_, token| each(&[token as u8]));
+    let prompts = [tokens];
+    let run = generator.run(&prompts, count, sampling, 256, |_, token| each(&[token as u8]));
     watch.block_on(run).map(drop)
 }

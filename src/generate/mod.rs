@@ -11,8 +11,8 @@ use std::collections::VecDeque;
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
-use crate::gpu::Device;
 use crate::folder::Tensors;
+use crate::gpu::Device;
 use crate::model::ModelConfig;
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::schedule;
@@ -77,10 +77,8 @@ impl Generator {
             return Err(Error::config("--prompt", "is empty; give at least one token"));
         }
         if extent.prompt > longest {
-            let message = format!(
-                "has {} tokens, but the model sees at most {longest}; shorten it",
-                extent.prompt
-            );
+            let message =
+                format!("has {} tokens, but the model sees at most {longest}; shorten it", extent.prompt);
             return Err(Error::config("--prompt", message));
         }
         let tokens = extent.tokens.clamp(extent.prompt, longest);

@@ -48,8 +48,7 @@ impl Rank {
             _ => &mut stage.program,
         };
         let started = now();
-        for (name, values) in
-            [("tokens", &grow.tokens), ("positions", &grow.positions), ("last", &grow.last)]
+        for (name, values) in [("tokens", &grow.tokens), ("positions", &grow.positions), ("last", &grow.last)]
         {
             if let Some(id) = program.stage().fed(name) {
                 let range = program.range(&self.parameters, id, slots)?;
@@ -68,7 +67,8 @@ impl Rank {
         self.log.state(State::Working, format!("tokens of group {}", grow.group));
         let launches = program.launch_flops(Phase::Forward).len();
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
-        let output = program.stage().output.map(|id| program.range(&self.parameters, id, slots)).transpose()?;
+        let output =
+            program.stage().output.map(|id| program.range(&self.parameters, id, slots)).transpose()?;
         let mut sent = None;
         if let (Some(outgoing), Some(from)) = (&mut stage.forward_out, &output) {
             sent = Some(outgoing.record(&mut recorder, from, grow.number).await?);
