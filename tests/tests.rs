@@ -33,3 +33,5 @@ mod trace;
 mod pipeline;
 // Every architecture against transformers; configs in and out; decoding with caches.
 mod models;
+// Texts with and without caches, one and many, over one and two devices.
+mod generation;
