@@ -1,5 +1,7 @@
 //! Schedules: text form, recipes, lowering, validation, simulation, slots. No GPU.
 
+mod auto;
+mod exact;
 mod formulas;
 mod machines;
 mod simulation;

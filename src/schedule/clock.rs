@@ -98,6 +98,12 @@ impl Span {
 }
 
 impl Clock<'_> {
+    /// Back to time 0.
+    pub fn restart(&mut self) {
+        self.links.fill(Link::default());
+        self.free.fill(0.0);
+    }
+
     /// Does one task; all that it waits for has been done.
     pub fn advance(&mut self, task: &Task, spans: &mut [Span], id: usize) {
         let free = &mut self.free[task.rank as usize];

@@ -28,6 +28,7 @@
 //! stage adds up its weight gradients in microbatch order; and a rank does its list in order, waiting where an input is
 //! not there yet. Sends never wait, because the transport holds as many messages as the schedule needs; receives do.
 
+mod auto;
 mod check;
 mod clock;
 mod costs;
@@ -45,6 +46,7 @@ mod text;
 mod times;
 mod zero_bubble;
 
+pub use auto::{Effort, synthesise};
 pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 pub use draw::grid;
 pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};

@@ -1,0 +1,423 @@
+//! The orders among which a schedule is searched, and what each of them costs.
+
+use std::cmp::Ordering;
+
+use crate::error::{Error, Result};
+use crate::schedule::clock::{Clock, NONE, Span, Task};
+use crate::schedule::costs::Costs;
+use crate::schedule::generate::check_size;
+use crate::schedule::times::{COMPUTED, Times, action_work, backward_way, begin_work, forward_way};
+use crate::schedule::{Action, Kind, Schedule};
+
+/// A kind of computation of a stage, for the next microbatch in turn: `4 stage + kind`. Microbatches are all alike, so
+/// no schedule is better than one in which every stage takes them in order.
+pub(super) type Letter = u32;
+
+/// The letter of a stage's computation.
+pub(super) fn letter(stage: usize, kind: Kind) -> Letter {
+    (COMPUTED * stage) as Letter + kind as Letter
+}
+
+/// Stage and kind of a letter.
+pub(super) fn parts(letter: Letter) -> (usize, Kind) {
+    (letter as usize / COMPUTED, Kind::ALL[letter as usize % COMPUTED])
+}
+
+/// What each rank does in which order.
+#[derive(Clone, PartialEq)]
+pub(super) struct Orders {
+    /// Which stages do B; the others do I and W.
+    pub joined: Vec<bool>,
+    /// The letters of each rank.
+    pub words: Vec<Vec<Letter>>,
+}
+
+/// What is to be scheduled.
+pub(super) struct Problem<'a> {
+    pub costs: &'a Costs,
+    /// The rank of each stage.
+    pub owner: &'a [usize],
+    pub microbatches: usize,
+    pub times: Times,
+    /// The stages of each rank.
+    pub stages_of: Vec<Vec<usize>>,
+    /// Bytes that each rank has for stashes and gradients.
+    pub room: Vec<Option<u64>>,
+    /// Seconds in which no order can end a step.
+    pub bound: f64,
+}
+
+impl<'a> Problem<'a> {
+    /// # Errors
+    ///
+    /// [`Error::Config`] for costs that do not fit the placement, and for ranks whose budget is too small for a single
+    /// microbatch.
+    pub fn new(costs: &'a Costs, owner: &'a [usize], microbatches: usize) -> Result<Self> {
+        check_size(owner.len(), microbatches)?;
+        let ranks = costs.ranks.len();
+        costs.check(owner.len(), ranks)?;
+        let mut stages_of = vec![Vec::new(); ranks];
+        for (stage, &rank) in owner.iter().enumerate() {
+            let Some(stages) = stages_of.get_mut(rank) else {
+                let message =
+                    format!("stage {stage} is on rank {rank}, beyond the last, {}", ranks.saturating_sub(1));
+                return Err(Error::config("stage ranks", message));
+            };
+            stages.push(stage);
+        }
+        if let Some(rank) = stages_of.iter().position(Vec::is_empty) {
+            return Err(Error::config("stage ranks", format!("rank {rank} has no stage; leave it out")));
+        }
+        let mut lacking = Vec::new();
+        let mut room = Vec::with_capacity(ranks);
+        for (rank, cost) in costs.ranks.iter().enumerate() {
+            let least = |&stage: &usize| costs.stages[stage].stash + costs.stages[stage].gradient;
+            let least: u64 = stages_of[rank].iter().map(least).sum();
+            if let Some(budget) = cost.budget
+                && cost.fixed + least > budget
+            {
+                lacking.push(format!(
+                    "rank {rank} lacks {} bytes: its budget is {budget}, it holds {} throughout, and one microbatch takes {least}",
+                    cost.fixed + least - budget,
+                    cost.fixed
+                ));
+            }
+            room.push(cost.budget.map(|budget| budget.saturating_sub(cost.fixed)));
+        }
+        if !lacking.is_empty() {
+            return Err(Error::config("memory", lacking.join("; ")));
+        }
+        let times = Times::new(costs, owner, COMPUTED * owner.len() * microbatches + ranks);
+        let mut problem = Problem { costs, owner, microbatches, times, stages_of, room, bound: 0.0 };
+        problem.bound = problem.bound();
+        Ok(problem)
+    }
+
+    pub fn stages(&self) -> usize {
+        self.owner.len()
+    }
+
+    /// Seconds of a stage's computation on its rank's queue.
+    pub fn seconds(&self, stage: usize, kind: Kind) -> f64 {
+        self.times.works[letter(stage, kind) as usize]
+    }
+
+    /// Seconds of a letter's computation.
+    pub fn seconds_of(&self, letter: Letter) -> f64 {
+        self.times.works[letter as usize]
+    }
+
+    /// Seconds of a stage's whole backward pass, in one or in two.
+    fn backward_seconds(&self, stage: usize) -> f64 {
+        let split = self.seconds(stage, Kind::I) + self.seconds(stage, Kind::W);
+        split.min(self.seconds(stage, Kind::B))
+    }
+
+    /// Each rank waits for its first input, works, and ends; the first microbatch goes through all stages and back; then
+    /// all update.
+    fn bound(&self) -> f64 {
+        let Costs { stages, hops, ranks, .. } = self.costs;
+        let delay =
+            |stage: usize, hop: f64| if self.owner[stage] == self.owner[stage + 1] { 0.0 } else { hop };
+        let mut arrival = 0.0_f64;
+        let mut first = vec![f64::INFINITY; ranks.len()];
+        for stage in 0..stages.len() {
+            let first = &mut first[self.owner[stage]];
+            arrival = arrival.max(ranks[self.owner[stage]].begin);
+            *first = first.min(arrival);
+            arrival += self.seconds(stage, Kind::F);
+            if stage + 1 < stages.len() {
+                arrival += delay(stage, hops[stage].forward.delay());
+            }
+        }
+        let mut end = 0.0_f64;
+        for (rank, stages) in self.stages_of.iter().enumerate() {
+            let work = |&stage: &usize| self.seconds(stage, Kind::F) + self.backward_seconds(stage);
+            let work: f64 = stages.iter().map(work).sum();
+            end = end.max(first[rank] + self.microbatches as f64 * work + ranks[rank].end);
+        }
+        for stage in (0..stages.len()).rev() {
+            let input = self.seconds(stage, Kind::I).min(self.seconds(stage, Kind::B));
+            end = end.max(arrival + self.backward_seconds(stage) + ranks[self.owner[stage]].end);
+            arrival += input;
+            if stage > 0 {
+                arrival += delay(stage - 1, hops[stage - 1].backward.delay());
+            }
+        }
+        end + ranks.iter().map(|rank| rank.update).fold(0.0, f64::max)
+    }
+
+    /// The orders of a schedule of this placement.
+    pub fn orders(&self, schedule: &Schedule) -> Orders {
+        let mut joined = vec![false; self.stages()];
+        let word = |actions: &Vec<Action>| {
+            let computed = actions.iter().filter(|action| !action.kind.is_transfer());
+            computed.map(|action| letter(action.stage, action.kind)).collect::<Vec<Letter>>()
+        };
+        let words: Vec<Vec<Letter>> = schedule.ranks.iter().map(word).collect();
+        for &letter in words.iter().flatten() {
+            let (stage, kind) = parts(letter);
+            joined[stage] |= kind == Kind::B;
+        }
+        Orders { joined, words }
+    }
+
+    /// The schedule of these orders.
+    pub fn schedule(&self, orders: &Orders, name: &str) -> Schedule {
+        let list = |word: &Vec<Letter>| {
+            let mut next = vec![0; COMPUTED * self.stages()];
+            let action = |&letter: &Letter| {
+                let (stage, kind) = parts(letter);
+                let microbatch = next[letter as usize];
+                next[letter as usize] += 1;
+                Action { stage, kind, microbatch }
+            };
+            word.iter().map(action).collect()
+        };
+        Schedule {
+            name: name.to_string(),
+            stages: self.stages(),
+            microbatches: self.microbatches,
+            ranks: orders.words.iter().map(list).collect(),
+        }
+    }
+
+    /// Whether every stage does all its microbatches.
+    pub fn is_complete(&self, orders: &Orders) -> bool {
+        let letters = |stage: usize| if orders.joined[stage] { 2 } else { 3 };
+        orders.words.iter().zip(&self.stages_of).all(|(word, stages)| {
+            word.len() == self.microbatches * stages.iter().map(|&stage| letters(stage)).sum::<usize>()
+        })
+    }
+
+    /// Whether a rank could do its word if all inputs were there: I after F, W after I, buffers within its budget.
+    pub fn fits(&self, rank: usize, word: &[Letter], counts: &mut Vec<Held>) -> bool {
+        counts.clear();
+        counts.resize(self.stages(), Held::default());
+        for &letter in word {
+            let (stage, kind) = parts(letter);
+            if !counts[stage].count(kind) {
+                return false;
+            }
+        }
+        let bytes = |&stage: &usize| counts[stage].bytes(self.costs, stage);
+        self.room[rank].is_none_or(|room| self.stages_of[rank].iter().map(bytes).sum::<u64>() <= room)
+    }
+}
+
+/// What a stage holds, and the most it ever held: stashes from F to W, gradients from I to W.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Held {
+    pub stashes: u32,
+    pub gradients: u32,
+    pub most_stashes: u32,
+    pub most_gradients: u32,
+}
+
+impl Held {
+    /// Counts one more computation; false if it cannot come yet.
+    pub fn count(&mut self, kind: Kind) -> bool {
+        match kind {
+            Kind::F => {
+                self.stashes += 1;
+                self.most_stashes = self.most_stashes.max(self.stashes);
+            }
+            Kind::I => {
+                if self.gradients >= self.stashes {
+                    return false;
+                }
+                self.gradients += 1;
+                self.most_gradients = self.most_gradients.max(self.gradients);
+            }
+            Kind::W => {
+                if self.gradients == 0 {
+                    return false;
+                }
+                (self.gradients, self.stashes) = (self.gradients - 1, self.stashes - 1);
+            }
+            _ => {
+                if self.stashes == 0 {
+                    return false;
+                }
+                self.most_gradients = self.most_gradients.max(1);
+                self.stashes -= 1;
+            }
+        }
+        true
+    }
+
+    /// Bytes of the stage's buffers.
+    pub fn bytes(&self, costs: &Costs, stage: usize) -> u64 {
+        let cost = &costs.stages[stage];
+        u64::from(self.most_stashes) * cost.stash + u64::from(self.most_gradients) * cost.gradient
+    }
+}
+
+/// Times orders, with the arithmetic of the simulator.
+pub(super) struct Evaluator<'p> {
+    pub problem: &'p Problem<'p>,
+    /// Tasks of every stage, kind and microbatch (`letter x microbatches + microbatch`), of which a stage uses those of
+    /// its form; then the begin of each rank and the tail.
+    pub tasks: Vec<Task>,
+    pub clock: Clock<'p>,
+    pub spans: Vec<Span>,
+    /// How often each letter has come.
+    pub next: Vec<u32>,
+    joined: Vec<bool>,
+    lists: Vec<Vec<u32>>,
+}
+
+/// How good orders are; less is better.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+pub(super) struct Score {
+    /// Seconds of the step.
+    pub step: f64,
+    /// Sum of the times at which the ranks end.
+    pub ends: f64,
+}
+
+impl Score {
+    pub fn total_cmp(&self, other: &Score) -> Ordering {
+        self.step.total_cmp(&other.step).then(self.ends.total_cmp(&other.ends))
+    }
+}
+
+impl<'p> Evaluator<'p> {
+    pub fn new(problem: &'p Problem<'p>) -> Self {
+        let (stages, ranks) = (problem.stages(), problem.costs.ranks.len());
+        let total = COMPUTED * stages * problem.microbatches + ranks + problem.times.tail.tasks.len();
+        let mut evaluator = Evaluator {
+            problem,
+            tasks: Vec::with_capacity(total),
+            clock: problem.times.clock(problem.costs),
+            spans: vec![Span::UNKNOWN; total],
+            next: vec![0; COMPUTED * stages],
+            joined: Vec::new(),
+            lists: vec![Vec::new(); ranks],
+        };
+        evaluator.set_forms(&vec![false; stages]);
+        evaluator
+    }
+
+    /// The task of a letter's microbatch.
+    pub fn id(&self, letter: Letter, microbatch: u32) -> u32 {
+        letter * self.problem.microbatches as u32 + microbatch
+    }
+
+    fn begin(&self) -> usize {
+        COMPUTED * self.problem.stages() * self.problem.microbatches
+    }
+
+    /// Prepares for orders in which these stages are joined.
+    pub fn set_forms(&mut self, joined: &[bool]) {
+        if self.joined == joined {
+            return;
+        }
+        self.joined = joined.to_vec();
+        let problem = self.problem;
+        let (stages, last) = (problem.stages(), problem.stages() - 1);
+        self.tasks.clear();
+        for stage in 0..stages {
+            let rank = problem.owner[stage];
+            let crosses = |hop: usize| problem.owner[hop] != problem.owner[hop + 1];
+            for &kind in &Kind::ALL[..COMPUTED] {
+                let (from, way) = match kind {
+                    Kind::F => {
+                        let from = (stage > 0).then(|| letter(stage - 1, Kind::F));
+                        (from, (stage < last && crosses(stage)).then(|| forward_way(stage)))
+                    }
+                    Kind::W => (None, None),
+                    _ => {
+                        let form = |stage: usize| if joined[stage] { Kind::B } else { Kind::I };
+                        let from = (stage < last).then(|| letter(stage + 1, form(stage + 1)));
+                        (from, (stage > 0 && crosses(stage - 1)).then(|| backward_way(stage)))
+                    }
+                };
+                for microbatch in 0..problem.microbatches {
+                    self.tasks.push(Task {
+                        rank: rank as u32,
+                        work: action_work(stages, Action { stage, kind, microbatch }),
+                        need: from.map_or(NONE, |from| self.id(from, microbatch as u32)),
+                        way: way.unwrap_or(NONE),
+                    });
+                }
+            }
+        }
+        for rank in 0..problem.costs.ranks.len() {
+            let work = begin_work(stages, rank);
+            self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE });
+        }
+        self.tasks.extend_from_slice(&problem.times.tail.tasks);
+    }
+
+    /// Back to the start of the step, when every rank has begun.
+    pub fn reset(&mut self) {
+        self.spans.fill(Span::UNKNOWN);
+        self.next.fill(0);
+        self.clock.restart();
+        let begin = self.begin();
+        for id in begin..begin + self.problem.costs.ranks.len() {
+            self.clock.advance(&self.tasks[id], &mut self.spans, id);
+        }
+    }
+
+    /// Does the next microbatch of a letter, if its input is known.
+    pub fn advance(&mut self, letter: Letter) -> bool {
+        let id = self.id(letter, self.next[letter as usize]) as usize;
+        let task = &self.tasks[id];
+        if task.need != NONE && self.spans[task.need as usize].ready == f64::INFINITY {
+            return false;
+        }
+        self.clock.advance(task, &mut self.spans, id);
+        self.next[letter as usize] += 1;
+        true
+    }
+
+    /// Times orders of which each word fits; none if ranks wait for each other for ever.
+    pub fn evaluate(&mut self, orders: &Orders) -> Option<Score> {
+        self.set_forms(&orders.joined);
+        if self.problem.times.is_shared {
+            return self.evaluate_shared(orders);
+        }
+        self.reset();
+        let mut at = vec![0; orders.words.len()];
+        let mut progress = true;
+        while progress {
+            progress = false;
+            for (rank, word) in orders.words.iter().enumerate() {
+                while at[rank] < word.len() && self.advance(word[at[rank]]) {
+                    at[rank] += 1;
+                    progress = true;
+                }
+            }
+        }
+        if at.iter().zip(&orders.words).any(|(&at, word)| at < word.len()) {
+            return None;
+        }
+        let ends = self.clock.free.iter().sum();
+        let step = self.problem.times.finish(&mut self.clock, &mut self.spans);
+        Some(Score { step, ends })
+    }
+
+    fn evaluate_shared(&mut self, orders: &Orders) -> Option<Score> {
+        self.spans.fill(Span::UNKNOWN);
+        self.next.fill(0);
+        self.clock.restart();
+        let begin = self.begin();
+        for (rank, word) in orders.words.iter().enumerate() {
+            let mut list = std::mem::take(&mut self.lists[rank]);
+            list.clear();
+            list.push((begin + rank) as u32);
+            for &letter in word {
+                list.push(self.id(letter, self.next[letter as usize]));
+                self.next[letter as usize] += 1;
+            }
+            self.lists[rank] = list;
+        }
+        let last: Vec<usize> = self.lists.iter().map(|list| list[list.len() - 1] as usize).collect();
+        let times = &self.problem.times;
+        let step = times.share(&mut self.clock, &self.tasks, &mut self.lists, &mut self.spans);
+        let ends: f64 = last.iter().map(|&id| self.spans[id].end).sum();
+        ends.is_finite().then_some(Score { step, ends })
+    }
+}
