@@ -21,6 +21,8 @@ mod gradients;
 mod graph;
 // Every kernel variant against the reference, on every adapter.
 mod kernels;
+// Machine files, the search for plans, what is said about them, no GPU.
+mod plan;
 // Schedules as properties, no GPU.
 mod schedules;
 // Shader texts and their variants by naga, no GPU.

@@ -9,7 +9,7 @@ use super::costs::ring_buffers;
 pub(super) const MOST_CHUNKS: usize = 4;
 
 /// A schedule for a number of ranks, with what memory and bounds need to know of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Form {
     /// Position of the batching among those that are tried.
     pub batching: usize,
@@ -69,6 +69,19 @@ impl Layout {
             }
         }
         Layout { stage_ranks, own, stash, ahead, gradient, split, rings }
+    }
+}
+
+impl Layout {
+    /// The same stages with a single microbatch in flight.
+    pub fn lean(&self) -> Layout {
+        let one = vec![1; self.stage_ranks.len()];
+        let mut rings = vec![0; self.own.len()];
+        for pair in self.stage_ranks.windows(2).filter(|pair| pair[0] != pair[1]) {
+            pair.iter().for_each(|&rank| rings[rank] += ring_buffers(1));
+        }
+        let split = vec![false; one.len()];
+        Layout { stash: one.clone(), ahead: one.clone(), gradient: one, split, rings, ..self.clone() }
     }
 }
 

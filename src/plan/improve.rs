@@ -23,10 +23,21 @@ enum Move {
 /// Changes `start` until no small change makes it faster, or until `allowance` is spent; from a plan that does not fit
 /// the search first goes to one that does. None if there is no such way, or if the plan is slower than `cutoff`.
 pub(super) fn improve(judge: &mut Judge, start: Point, cutoff: f64, allowance: u64) -> Result<Option<Timed>> {
+    Ok(climb(judge, start, cutoff, allowance)?.1.ok())
+}
+
+/// As [`improve`]; if no plan fits, the one that lacks the least, and the bytes it lacks, which are 0 if it is slower
+/// than `cutoff`.
+pub(super) fn climb(
+    judge: &mut Judge,
+    start: Point,
+    cutoff: f64,
+    allowance: u64,
+) -> Result<(Point, std::result::Result<Timed, u64>)> {
     let until = judge.work + allowance;
     let mut point = start;
     let mut best = match judge.judge(&point, cutoff)? {
-        Verdict::Slow => return Ok(None),
+        Verdict::Slow => return Ok((point, Err(0))),
         Verdict::Fits(timed) => Ok(timed),
         Verdict::Unfit(lacking) => Err(lacking),
     };
@@ -51,7 +62,12 @@ pub(super) fn improve(judge: &mut Judge, start: Point, cutoff: f64, allowance: u
         at -= 1;
         without_gain = 0;
     }
-    Ok(best.ok())
+    Ok((point, best))
+}
+
+/// The plans one small change away.
+pub(super) fn neighbours(judge: &Judge, point: &Point) -> Vec<Point> {
+    moves(judge, point).into_iter().filter_map(|change| apply(judge, point, change)).collect()
 }
 
 /// A plan some random changes away from another.

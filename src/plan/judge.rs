@@ -1,6 +1,7 @@
 //! What one plan is worth: whether it fits, which stages must repeat F for that, and how long its step takes.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::RecomputeChoice;
 use super::bound::lower_bound;
@@ -29,6 +30,8 @@ pub(super) struct Timed {
     pub recompute: Vec<bool>,
     /// Seconds of a step.
     pub step: f64,
+    /// The schedule that was made for it; none for that of its form.
+    pub made: Option<Rc<Form>>,
     /// Sum of the squares of what each rank has to do: of two equally fast plans the more even one is better to go on
     /// from.
     pub unevenness: f64,
@@ -37,7 +40,7 @@ pub(super) struct Timed {
 impl Timed {
     /// By time; of equally fast plans always the same first.
     pub fn order(&self, other: &Timed) -> std::cmp::Ordering {
-        let place = |timed: &Timed| (timed.point.form, timed.point.devices.clone());
+        let place = |timed: &Timed| (timed.point.form, timed.made.is_some(), timed.point.devices.clone());
         self.step.total_cmp(&other.step).then_with(|| place(self).cmp(&place(other)))
     }
 }
@@ -58,7 +61,7 @@ const WORK_OF_BOUND: u64 = 50;
 /// Times longer that a simulation takes if devices slow each other down.
 const WORK_OF_SHARING: u64 = 10;
 /// The most ways to choose what is repeated that are tried for one plan.
-const MOST_CHOICES: usize = 16;
+const MOST_CHOICES: usize = 64;
 /// Bytes that a tensor too large for a binding counts as lacking.
 pub(super) const NEVER: u64 = 1 << 50;
 
@@ -120,15 +123,18 @@ impl<'a> Judge<'a> {
             let step = self.simulators[point.form].step(&self.costs)?;
             if step <= cutoff && best.as_ref().is_none_or(|best| step < best.step) {
                 let unevenness = unevenness(&form.layout, &self.costs);
-                best = Some(Timed { point: point.clone(), recompute, step, unevenness });
+                best = Some(Timed { point: point.clone(), recompute, step, made: None, unevenness });
             }
         }
         Ok(best.map_or(Verdict::Slow, Verdict::Fits))
     }
 
-    /// The simulator of a form.
-    pub fn simulator(&self, form: usize) -> &Simulator<'a> {
-        &self.simulators[form]
+    /// The schedule of a plan.
+    pub fn form_of<'t>(&self, timed: &'t Timed) -> &'t Form
+    where
+        'a: 't,
+    {
+        timed.made.as_deref().unwrap_or(self.form(&timed.point))
     }
 }
 
@@ -161,13 +167,7 @@ fn unevenness(layout: &Layout, costs: &Costs) -> f64 {
 }
 
 /// Bytes of one stage with its slots, weights and links aside.
-pub(super) fn stage_bytes(
-    prices: &Prices,
-    layout: &Layout,
-    stage: usize,
-    range: &Range<usize>,
-    recompute: bool,
-) -> u64 {
+fn stage_bytes(prices: &Prices, layout: &Layout, stage: usize, range: &Range<usize>, recompute: bool) -> u64 {
     let need = prices.need(range, Mode { split: layout.split[stage], recompute });
     need.fixed + layout.stash[stage] as u64 * need.stash + layout.gradient[stage] as u64 * need.gradient
 }
@@ -217,6 +217,36 @@ pub(super) fn choices(
         }
     }
     Ok(all)
+}
+
+/// The bytes that the only stage of a rank lacks at least.
+pub(super) fn least_lacking(
+    prices: &Prices,
+    layout: &Layout,
+    stage: usize,
+    device: usize,
+    range: &Range<usize>,
+    wish: &RecomputeChoice,
+) -> u64 {
+    one_stage(prices, layout, stage, device, range, wish).err().unwrap_or_default()
+}
+
+/// For each rank the bytes that are lacking if these stages repeat F.
+pub(super) fn lacking(
+    prices: &Prices,
+    layout: &Layout,
+    devices: &[usize],
+    stages: &[Range<usize>],
+    recompute: &[bool],
+) -> Vec<u64> {
+    let rank = |(rank, own): (usize, &Vec<usize>)| {
+        let ranges = own.iter().map(|&stage| &stages[stage]);
+        let Some(limit) = Limit::new(prices, layout, rank, devices[rank], ranges) else { return 0 };
+        let bytes =
+            own.iter().map(|&stage| stage_bytes(prices, layout, stage, &stages[stage], recompute[stage]));
+        limit.lacks(bytes.sum())
+    };
+    layout.own.iter().enumerate().map(rank).collect()
 }
 
 /// Whether the only stage of a rank must repeat F to fit.
@@ -285,7 +315,7 @@ fn several_stages(
 
 impl RecomputeChoice {
     /// Whether a stage repeats F if nothing forces it to.
-    fn is_on(&self, stage: usize) -> bool {
+    pub(super) fn is_on(&self, stage: usize) -> bool {
         match self {
             RecomputeChoice::AsNeeded | RecomputeChoice::Never => false,
             RecomputeChoice::Always => true,

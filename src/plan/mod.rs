@@ -7,6 +7,8 @@
 mod bound;
 mod costs;
 mod cuts;
+mod explain;
+mod fit;
 mod form;
 mod improve;
 mod judge;
@@ -17,9 +19,11 @@ mod search;
 mod space;
 mod start;
 mod table;
+mod text;
 mod workload;
 
 pub use costs::{Assignment, costs};
+pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
 pub use machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
 pub use workload::{

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::fit::nothing_fits;
 use super::improve::improve;
 use super::judge::{Judge, Point, Timed, assignment};
 use super::machine::Machine;
@@ -9,8 +10,8 @@ use super::search::{Board, search};
 use super::space::Space;
 use super::workload::Workload;
 use super::{Candidate, LeftOut, Options, Planned};
-use crate::error::{Error, Result};
-use crate::schedule::Costs;
+use crate::error::Result;
+use crate::schedule::{Costs, simulate};
 
 /// How many other plans are shown.
 const ALTERNATIVES: usize = 5;
@@ -30,11 +31,16 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     let mut judge = Judge::new(&space)?;
     let mut board = Board::default();
     let complete = search(&mut judge, &mut board)?;
-    let Some(best) = board.best.take() else {
-        return Err(Error::config("plan", "no plan fits"));
-    };
     let mut all: Vec<Timed> = board.kinds.into_values().collect();
+    all.retain(|timed| space.named || timed.made.is_some());
     all.sort_by(Timed::order);
+    let best = match board.best.filter(|best| space.named || best.made.is_some()) {
+        Some(best) => best,
+        None => match all.first() {
+            Some(first) => first.clone(),
+            None => return Err(nothing_fits(workload, &machine, options)?),
+        },
+    };
     let others = alternatives(&judge, &best, &all);
     let left_out = left_out(&judge, &best, &all);
     let unlimited = unlimited(workload, &machine, options, &best, &judge)?;
@@ -59,10 +65,10 @@ fn with_budgets(machine: &Machine, budgets: &[Option<u64>]) -> Machine {
 
 fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     let Timed { point, recompute, .. } = timed;
-    let (form, prices) = (judge.form(point), judge.prices(point));
+    let (form, prices) = (judge.form_of(timed), judge.prices(point));
     let mut costs = Costs::default();
     prices.fill(&assignment(&form.layout, &point.devices, &point.stages, recompute), &mut costs);
-    let simulation = judge.simulator(point.form).simulate(&costs)?;
+    let simulation = simulate(&form.schedule, &costs)?;
     Ok(Candidate {
         devices: point.devices.clone(),
         stages: point.stages.clone(),
@@ -78,44 +84,38 @@ fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     })
 }
 
-/// In what a plan differs from another: devices, their order, microbatches, schedule.
-fn difference(judge: &Judge, one: &Timed, other: &Timed) -> [bool; 4] {
-    let set = |timed: &Timed| {
-        let mut devices = timed.point.devices.clone();
-        devices.sort_unstable();
-        devices
-    };
-    let (a, b) = (judge.form(&one.point), judge.form(&other.point));
-    let kind = |timed: &Timed| {
-        let schedule = &judge.form(&timed.point).schedule;
-        (schedule.name.clone(), schedule.stages / schedule.ranks.len())
-    };
-    [
-        set(one) != set(other),
-        one.point.devices != other.point.devices,
-        a.batching != b.batching,
-        kind(one) != kind(other),
-    ]
+/// What distinguishes plans: devices, their order, microbatches, schedule and stages a rank.
+type Traits = (Vec<usize>, Vec<usize>, usize, (String, usize));
+
+fn traits(judge: &Judge, timed: &Timed) -> Traits {
+    let mut set = timed.point.devices.clone();
+    set.sort_unstable();
+    let form = judge.form_of(timed);
+    let kind = (form.schedule.name.clone(), form.stages() / form.ranks());
+    (set, timed.point.devices.clone(), form.batching, kind)
 }
 
-/// The best plans that differ from the best in kind: first the best of each single difference, then the rest.
+/// The best plan with another set of devices, another order, other microbatches, another schedule than the best, and
+/// then the next best in which more than the order is new.
 fn alternatives<'t>(judge: &Judge, best: &Timed, all: &'t [Timed]) -> Vec<&'t Timed> {
-    let mut seen: Vec<[bool; 4]> = vec![[false; 4]];
-    let mut chosen: Vec<&Timed> = Vec::new();
-    for timed in all {
-        let how = difference(judge, timed, best);
-        if chosen.len() < ALTERNATIVES && !seen.contains(&how) {
-            seen.push(how);
-            chosen.push(timed);
+    let own = traits(judge, best);
+    let all: Vec<(Traits, &Timed)> = all.iter().map(|timed| (traits(judge, timed), timed)).collect();
+    let mut chosen: Vec<&(Traits, &Timed)> = Vec::new();
+    let differs: [fn(&Traits, &Traits) -> bool; 4] =
+        [|a, b| a.0 != b.0, |a, b| a.1 != b.1, |a, b| a.2 != b.2, |a, b| a.3 != b.3];
+    for differs in differs {
+        let first = all.iter().find(|(traits, _)| differs(traits, &own));
+        chosen.extend(first.filter(|first| !chosen.contains(first)));
+    }
+    for plan in &all {
+        let (set, _, batching, kind) = &plan.0;
+        let is_like = |other: &Traits| (set, batching, kind) == (&other.0, &other.2, &other.3);
+        if chosen.len() < ALTERNATIVES && !is_like(&own) && !chosen.iter().any(|(other, _)| is_like(other)) {
+            chosen.push(plan);
         }
     }
-    let rest = all.iter().filter(|timed| difference(judge, timed, best) != [false; 4]);
-    for timed in rest {
-        if chosen.len() < ALTERNATIVES && !chosen.contains(&timed) {
-            chosen.push(timed);
-        }
-    }
-    chosen.sort_by(|a, b| a.step.total_cmp(&b.step));
+    let mut chosen: Vec<&Timed> = chosen.into_iter().map(|(_, timed)| *timed).collect();
+    chosen.sort_by(|a, b| a.order(b));
     chosen
 }
 
@@ -155,7 +155,7 @@ fn unlimited(
     best: &Timed,
     judge: &Judge,
 ) -> Result<Option<Vec<Range<usize>>>> {
-    let form = judge.form(&best.point);
+    let form = judge.form_of(best);
     if best.point.devices.iter().all(|&device| machine.devices[device].memory.is_none()) {
         return Ok(None);
     }
@@ -169,9 +169,7 @@ fn unlimited(
     };
     let space = Space::new(workload, &machine, &options)?;
     let mut judge = Judge::new(&space)?;
-    let wanted = judge.space.batchings.iter().position(|_| true);
-    let Some(at) = wanted else { return Ok(None) };
-    let point = Point { form: at, ..best.point.clone() };
+    let point = Point { form: 0, ..best.point.clone() };
     let found = improve(&mut judge, point, f64::INFINITY, 1_000_000)?;
     Ok(found.map(|timed| timed.point.stages).filter(|stages| *stages != best.point.stages))
 }

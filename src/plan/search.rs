@@ -5,9 +5,11 @@
 //! lower bound shows to be no faster than the best plan so far. Where that is too much, the best plan so far stays.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::bound;
 use super::cuts::{Cutter, orders, search_chunked};
+use super::form::Form;
 use super::improve::{Random, SAME, improve, shaken};
 use super::judge::{Judge, Point, Timed, Verdict};
 use super::space::Space;
@@ -20,7 +22,7 @@ const MOST_ORDERS: usize = 2000;
 /// More cuts of one schedule with several stages a rank are not gone through one by one.
 const MOST_CHUNKED_CUTS: usize = 50_000;
 /// Relative gain that is worth looking for.
-const GAIN: f64 = 1e-9;
+pub(super) const GAIN: f64 = 1e-9;
 /// Seeds slower than the best one by this factor are not improved.
 const HOPELESS: f64 = 1.5;
 /// How many plans are shaken when there are too many to go through.
@@ -30,8 +32,8 @@ const GOOD: usize = 12;
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub best: Option<Timed>,
-    /// By form and devices in order.
-    pub kinds: HashMap<(usize, Vec<usize>), Timed>,
+    /// By form, devices in order, and whether the schedule was made for the plan.
+    pub kinds: HashMap<(usize, Vec<usize>, bool), Timed>,
 }
 
 impl Board {
@@ -55,7 +57,7 @@ impl Board {
             Some(other) if timed.step > other.step * (1.0 + SAME) => false,
             Some(other) => simplicity(judge, &timed) < simplicity(judge, other),
         };
-        let kind = (timed.point.form, timed.point.devices.clone());
+        let kind = (timed.point.form, timed.point.devices.clone(), timed.made.is_some());
         if faster(self.kinds.get(&kind)) {
             self.kinds.insert(kind, timed.clone());
         }
@@ -65,18 +67,23 @@ impl Board {
     }
 }
 
-/// Of equally fast plans the one with the fewest devices is preferred, then the one that keeps the fewest microbatches.
-fn simplicity(judge: &Judge, timed: &Timed) -> (usize, usize, usize) {
-    let form = judge.form(&timed.point);
-    (form.ranks(), form.layout.stash.iter().sum(), timed.point.form)
+/// Of equally fast plans the one with the fewest devices is preferred, then one with a published schedule, then the one
+/// that keeps the fewest microbatches.
+fn simplicity(judge: &Judge, timed: &Timed) -> (usize, bool, usize, usize) {
+    let form = judge.form_of(timed);
+    (form.ranks(), timed.made.is_some(), form.layout.stash.iter().sum(), timed.point.form)
 }
 
-/// Fills the board. True if no plan can be faster than the best of it.
+/// Units of work (about 10 ns) that a search may take in all: a second for 32 layers on 4 devices.
+pub(super) fn allowance(space: &Space) -> u64 {
+    60_000_000 * (1 + (space.layers() * space.pool.len()) as u64 / 128)
+}
+
+/// Fills the board, with half of the [`allowance`]. True if no plan can be faster than the best of it.
 pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
     let space = judge.space;
     let layers = space.layers();
-    // In units of about 10 ns: a second for 32 layers on 4 devices.
-    let limit = 100_000_000 * (1 + layers as u64 * space.pool.len() as u64 / 128);
+    let limit = allowance(space) / 2;
     let most = space.pool.len().min(layers);
     let fastest: Vec<Vec<Option<Start>>> =
         (0..space.prices.len()).map(|batching| space.fastest(batching, most)).collect();
@@ -111,7 +118,7 @@ pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
         complete &= all;
     }
     if !complete {
-        wander(judge, board, judge.work + limit / 2)?;
+        wander(judge, board, judge.work + limit / 4)?;
     }
     Ok(complete)
 }
@@ -170,7 +177,7 @@ fn plain_seed(
     let table = Table::new(space, of, &mut judge.work);
     judge.work +=
         WORK_OF_NODE * (space.pool.sets() * space.pool.classes.len()) as u64 * table.work_of_order();
-    let price = |rank, class, marks: std::ops::Range<usize>| table.load(rank, class, marks.start, marks.end);
+    let price = |rank, class, marks: Range<usize>| table.load(rank, class, marks.start, marks.end);
     let mut starts = smallest_worst(space, of.ranks(), price);
     let Some(start) = starts.pop().flatten() else { return Ok(None) };
     let point = Point { form, devices: start.devices, stages: start.stages };
@@ -182,7 +189,7 @@ fn plain_seed(
 
 /// For a form with several stages a rank: the layers that each rank has in the best plan with one stage a rank, shared
 /// evenly among its stages.
-fn chunked_seed(
+pub(super) fn chunked_seed(
     judge: &mut Judge,
     board: &Board,
     form: usize,
@@ -194,36 +201,45 @@ fn chunked_seed(
         let other = &space.forms[timed.point.form];
         other.is_plain() && other.batching == of.batching && other.ranks() == of.ranks()
     };
-    let best = board.kinds.values().filter(same).min_by(|a, b| a.step.total_cmp(&b.step));
+    let best = board.kinds.values().filter(same).min_by(|a, b| a.order(b));
     let start = fastest[of.batching][of.ranks()].as_ref();
     let (devices, stages) = match (best, start) {
-        (Some(timed), _) => (&timed.point.devices, &timed.point.stages),
-        (None, Some(start)) => (&start.devices, &start.stages),
+        _ if space.is_cut => {
+            let all = space.pool.classes.iter().flatten().copied();
+            let first = space.pool.order.clone().unwrap_or(all.take(of.ranks()).collect());
+            (first, Vec::new())
+        }
+        (Some(timed), _) => (timed.point.devices.clone(), timed.point.stages.clone()),
+        (None, Some(start)) => (start.devices.clone(), start.stages.clone()),
         (None, None) => return None,
     };
-    let share = |stage: usize| {
-        let rank = of.layout.stage_ranks[stage];
-        stages[rank].len() as f64 / of.layout.own[rank].len() as f64
+    let stages = if space.is_cut {
+        (0..of.stages()).map(|stage| space.range(stage..stage + 1)).collect()
+    } else {
+        shared_out(of, &stages, space.layers())
     };
-    let (mut done, mut start) = (0.0, 0);
-    let mut ranges = Vec::new();
-    for stage in 0..of.stages() {
-        done += share(stage);
-        // At least a layer for each stage, before and after.
-        let after = of.stages() - stage - 1;
-        let end = (done.round() as usize).clamp(start + 1, space.layers() - after);
-        ranges.push(start..end);
-        start = end;
-    }
-    let fixed = space.is_cut.then(|| (0..of.stages()).map(|stage| space.range(stage..stage + 1)).collect());
-    let stages = fixed.unwrap_or(ranges);
-    let point = Point { form, devices: devices.clone(), stages };
+    let point = Point { form, devices, stages };
     let step = match judge.judge(&point, f64::INFINITY) {
         Ok(Verdict::Fits(timed)) => timed.step,
         // A plan that does not fit is the last to be tried.
         _ => f64::INFINITY,
     };
     Some((step, point))
+}
+
+/// Gives each stage of a form an even part of the layers that its rank has in `ranks`.
+fn shared_out(form: &Form, ranks: &[Range<usize>], layers: usize) -> Vec<Range<usize>> {
+    let stages = form.stages();
+    let (mut done, mut start) = (0.0, 0);
+    let mut ranges = Vec::new();
+    for (stage, &rank) in form.layout.stage_ranks.iter().enumerate() {
+        done += ranks[rank].len() as f64 / form.layout.own[rank].len() as f64;
+        // At least a layer for each stage, before and after.
+        let end = (done.round() as usize).clamp(start + 1, layers - (stages - stage - 1));
+        ranges.push(start..end);
+        start = end;
+    }
+    ranges
 }
 
 /// Improves seeds, the best first, until so much work is done.

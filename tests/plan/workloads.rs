@@ -1,8 +1,8 @@
 //! Workloads and machines for the planner's tests.
 
 use polystage::plan::{
-    Batching, DeviceProfile, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Link, Machine, Rates,
-    TiedLayers, Work, Workload,
+    Batching, DeviceProfile, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Link, LinkProfile, Machine,
+    Rates, TiedLayers, Work, Workload,
 };
 
 /// Extents of a GPT-2.
@@ -43,7 +43,8 @@ impl Gpt {
     fn batching(&self, sequences: u64, microbatches: u64) -> Batching {
         let Gpt { width: c, vocabulary: v, sequence: t, .. } = *self;
         let bt = sequences * t;
-        let work = |flops: u64, bytes: u64, launches| Work { flops: flops as f64, bytes: bytes as f64, launches };
+        let work =
+            |flops: u64, bytes: u64, launches| Work { flops: flops as f64, bytes: bytes as f64, launches };
         let weights = 48 * c * c;
         let (matrices, attention) = (24 * c * c * bt, 2 * bt * t * c);
         let block = KindWork {
@@ -116,4 +117,112 @@ pub fn machine(devices: Vec<DeviceProfile>) -> Machine {
         devices,
         ..Machine::default()
     }
+}
+
+/// SplitMix64: the same cases on every run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+
+    /// Between two numbers.
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.below(1 << 20) as f64 / (1 << 20) as f64
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A workload of a few layers of three kinds whose times and bytes are anything.
+pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
+    let mut layer = |i: usize| {
+        let weights = 1000 * random.below(100);
+        let kind = if i == 0 {
+            0
+        } else if i + 1 == layers {
+            2
+        } else {
+            1
+        };
+        Layer { name: format!("layer {i}"), kind, weights, state: 4 * weights }
+    };
+    let layers: Vec<Layer> = (0..layers).map(&mut layer).collect();
+    let tie = (layers.len() > 1 && random.chance(50)).then(|| TiedLayers {
+        user: layers.len() - 1,
+        owner: 0,
+        bytes: 40_000,
+        together: 40_000,
+        user_apart: 120_000,
+        owner_apart: 80_000,
+    });
+    let batch = 4;
+    let batchings = [1, 2, 4].map(|microbatches| {
+        let size = batch / microbatches;
+        let mut work = || Work {
+            flops: random.between(1e8, 2e9) * size as f64,
+            bytes: random.between(1e4, 1e6) * size as f64,
+            launches: random.below(10) as usize,
+        };
+        let mut kind_work = || KindWork { forward: work(), input: work(), weight: work() };
+        let work = (0..3).map(|_| kind_work()).collect();
+        let mut memory = |most: u64| {
+            let mut part = || 1000 * size * random.below(most);
+            let plain = LayerMemory { fixed: part(), scratch: part(), stash: 3 * part(), gradient: part() };
+            let again = LayerMemory { fixed: plain.fixed + plain.stash, stash: 0, ..plain };
+            KindMemory { whole: plain, split: plain, whole_recompute: again, split_recompute: again }
+        };
+        let input = LayerMemory { stash: 5000 * size, ..LayerMemory::default() };
+        let input = KindMemory { whole: input, split: input, whole_recompute: input, split_recompute: input };
+        Batching {
+            sequences: size as usize,
+            microbatches: microbatches as usize,
+            shape: format!("b{size}"),
+            work,
+            memory: (0..3).map(|_| memory(60)).collect(),
+            ends: EndMemory { first: memory(3), after_first: input, last: memory(3), before_last: memory(3) },
+            activation: 5000 * size,
+            link_buffer: 5000 * size,
+            largest_tensor: vec![5000 * size; 3],
+        }
+    });
+    Workload {
+        layers,
+        kinds: ["first", "middle", "last"].map(String::from).to_vec(),
+        tie,
+        tokens: 4096,
+        batchings: batchings.to_vec(),
+    }
+}
+
+/// A machine of unequal devices and links.
+pub fn any_machine(random: &mut Random, devices: usize, memory: bool) -> Machine {
+    let mut link = || Link {
+        latency_us: random.between(0.0, 2000.0),
+        gb_s: random.between(0.01, 1.0),
+        out_gb_s: random.chance(50).then(|| random.between(0.01, 1.0)),
+        into_gb_s: random.chance(50).then(|| random.between(0.01, 1.0)),
+    };
+    let usual = link();
+    let mut links = Vec::new();
+    for (from, to) in (0..devices).flat_map(|from| (0..devices).map(move |to| (from, to))) {
+        if from != to && (from + 2 * to) % 3 == 0 {
+            links.push(LinkProfile { from, to, link: link() });
+        }
+    }
+    let mut device = |i: usize| {
+        let mut device = gpu(&format!("device {i}"), random.between(100.0, 1000.0), None);
+        device.memory = memory.then(|| 100_000 + 1000 * random.below(3000));
+        device.copy_engine = random.chance(50);
+        device
+    };
+    let devices = (0..devices).map(&mut device).collect();
+    Machine { name: "any".into(), link: usual, links, devices, ..Machine::default() }
 }

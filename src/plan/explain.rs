@@ -1,0 +1,477 @@
+//! A plan in words: what each device gets and why, what it waits for, what else there was.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::Serialize;
+
+use super::costs::Prices;
+use super::machine::Machine;
+use super::text::{bytes, grouped, percent, ranges, seconds, table};
+use super::workload::Workload;
+use super::{Candidate, Planned};
+use crate::schedule::Idle;
+
+/// Devices that differ less in speed count as equally fast.
+const AS_FAST: f64 = 0.02;
+/// Waiting for less than this part of a step is not worth a word.
+const NOTABLE: f64 = 0.05;
+
+/// What [`Planned::explain`] says. Prints as text for people; serialises for programs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The machine's name.
+    pub machine: String,
+    /// Predicted seconds of a step.
+    pub step_seconds: f64,
+    /// Tokens of a step ÷ its seconds.
+    pub tokens_per_second: f64,
+    /// The part of all devices' time, up to the last action, in which they have nothing to do: 0 to 1.
+    pub bubble: f64,
+    /// Seconds of a step after its last action: gradient norm, optimizer, tied weights.
+    pub update_seconds: f64,
+    /// The schedule's name.
+    pub schedule: String,
+    /// Stages of each device.
+    pub chunks: usize,
+    /// Microbatches of a step.
+    pub microbatches: usize,
+    /// Sequences of a microbatch.
+    pub sequences: usize,
+    /// The devices in the order of the pipeline.
+    pub devices: Vec<DeviceShare>,
+    /// What the devices send each other.
+    pub links: Vec<LinkShare>,
+    /// Devices that are not used.
+    pub left_out: Vec<Unused>,
+    /// The best other plans, the fastest first.
+    pub alternatives: Vec<Alternative>,
+    /// Plans looked at.
+    pub considered: u64,
+    /// Of these, plans simulated.
+    pub evaluated: u64,
+    /// Whether no plan with a named schedule can be faster.
+    pub complete: bool,
+}
+
+/// What one device gets.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeviceShare {
+    /// Position in the pipeline.
+    pub rank: usize,
+    /// The machine's device.
+    pub device: usize,
+    /// Its name.
+    pub name: String,
+    /// How many layers it gets.
+    pub layers: usize,
+    /// Its stages.
+    pub stages: Vec<StageShare>,
+    /// Its part of the work of all layers, as seconds on one and the same device: 0 to 1.
+    pub work: f64,
+    /// How many times as fast as the slowest device of the plan it is, at the layers of which there are most.
+    pub speed: f64,
+    /// Why it gets what it gets.
+    pub why: Vec<String>,
+    /// Seconds of a step in which it computes.
+    pub busy_seconds: f64,
+    /// Seconds up to the last action in which it does not, by cause.
+    pub idle_seconds: Waiting,
+    /// Bytes that will be allocated on it.
+    pub peak_bytes: u64,
+    /// Bytes it may use.
+    pub budget: Option<u64>,
+}
+
+/// Seconds in which a device has nothing to do; see [`Idle`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Waiting {
+    /// Before its first action.
+    pub warm_up: f64,
+    /// After its last action.
+    pub drain: f64,
+    /// For other devices that have more to do.
+    pub imbalance: f64,
+    /// For tensors on their way.
+    pub link: f64,
+    /// For the host.
+    pub host: f64,
+}
+
+/// One stage of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StageShare {
+    /// Which.
+    pub stage: usize,
+    /// Its first layer.
+    pub first: usize,
+    /// The layer after its last.
+    pub end: usize,
+    /// Whether it repeats F before its backward pass.
+    pub recompute: bool,
+}
+
+/// What one device sends another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LinkShare {
+    /// The machine's device that sends.
+    pub from: usize,
+    /// The machine's device that receives.
+    pub to: usize,
+    /// Bytes of a step.
+    pub bytes: u64,
+}
+
+/// A device that is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unused {
+    /// The machine's device.
+    pub device: usize,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Another plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Alternative {
+    /// The schedule's name.
+    pub schedule: String,
+    /// Stages of each device.
+    pub chunks: usize,
+    /// Microbatches of a step.
+    pub microbatches: usize,
+    /// The machine's devices in the order of the pipeline.
+    pub devices: Vec<usize>,
+    /// Layers of each of them.
+    pub layers: Vec<usize>,
+    /// Stages that repeat F.
+    pub recompute: Vec<usize>,
+    /// Predicted seconds of a step.
+    pub step_seconds: f64,
+    /// By what part of the best plan's step it takes longer.
+    pub slower: f64,
+}
+
+impl Planned {
+    /// Says what the best plan does and why, for the workload and the machine it was planned for.
+    pub fn explain(&self, workload: &Workload, machine: &Machine) -> Explanation {
+        let best = &self.best;
+        let name = |device: usize| machine.devices[device].name.clone();
+        let unused = self.left_out.iter();
+        Explanation {
+            machine: machine.name.clone(),
+            step_seconds: best.simulation.step,
+            tokens_per_second: best.tokens_per_second,
+            bubble: best.simulation.bubble,
+            update_seconds: best.simulation.step - best.simulation.makespan,
+            schedule: best.schedule.name.clone(),
+            chunks: chunks(best),
+            microbatches: best.microbatches,
+            sequences: best.batch,
+            devices: devices(self, workload, machine),
+            links: links(best),
+            left_out: unused
+                .map(|unused| Unused {
+                    device: unused.device,
+                    name: name(unused.device),
+                    reason: unused.reason.clone(),
+                })
+                .collect(),
+            alternatives: self.alternatives.iter().map(|other| alternative(other, best)).collect(),
+            considered: self.considered,
+            evaluated: self.evaluated,
+            complete: self.complete,
+        }
+    }
+}
+
+fn chunks(candidate: &Candidate) -> usize {
+    candidate.stages.len() / candidate.devices.len()
+}
+
+fn own_stages(candidate: &Candidate, rank: usize) -> impl Iterator<Item = usize> {
+    let owners = candidate.stage_ranks.iter().enumerate();
+    owners.filter(move |&(_, &owner)| owner == rank).map(|(stage, _)| stage)
+}
+
+fn layers(stages: &[Range<usize>], candidate: &Candidate, rank: usize) -> usize {
+    own_stages(candidate, rank).map(|stage| stages[stage].len()).sum()
+}
+
+fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<DeviceShare> {
+    let best = &planned.best;
+    let prices = Prices::new(workload, &workload.batchings[best.batching], machine);
+    let work = |device: usize, range: Range<usize>| {
+        let cost = prices.stage(device, &range, false);
+        let nothing = prices.stage(device, &(range.start..range.start), false);
+        cost.forward + cost.backward - nothing.forward - nothing.backward
+    };
+    let usual = usual_layer(workload);
+    let slowest = best
+        .devices
+        .iter()
+        .copied()
+        .max_by(|&a, &b| work(a, usual..usual + 1).total_cmp(&work(b, usual..usual + 1)))
+        .unwrap_or_default();
+    let all = work(slowest, 0..workload.layers.len());
+    let share = |(rank, &device): (usize, &usize)| {
+        let stages = own_stages(best, rank).map(|stage| StageShare {
+            stage,
+            first: best.stages[stage].start,
+            end: best.stages[stage].end,
+            recompute: best.recompute[stage],
+        });
+        let cells = best.simulation.cells.iter();
+        let own = cells.filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer());
+        let Idle { warm_up, drain, imbalance, link, host } = best.simulation.idle[rank];
+        let mut share = DeviceShare {
+            rank,
+            device,
+            name: machine.devices[device].name.clone(),
+            layers: layers(&best.stages, best, rank),
+            stages: stages.collect(),
+            work: own_stages(best, rank).map(|stage| work(slowest, best.stages[stage].clone())).sum::<f64>()
+                / all.max(f64::MIN_POSITIVE),
+            speed: ratio(work(slowest, usual..usual + 1), work(device, usual..usual + 1)),
+            why: Vec::new(),
+            busy_seconds: own.map(|cell| cell.end - cell.start).sum(),
+            idle_seconds: Waiting { warm_up, drain, imbalance, link, host },
+            peak_bytes: best.simulation.slot_bytes[rank],
+            budget: best.costs.ranks[rank].budget,
+        };
+        share.why.extend(why_speed(&share, slowest, best.devices.len()));
+        share.why.extend(why_ends(&share, workload, usual, |layer| work(device, layer..layer + 1)));
+        share.why.extend(why_memory(planned, &share));
+        share.why.extend(why_idle(&share, best.simulation.makespan));
+        share
+    };
+    let mut shares: Vec<DeviceShare> = best.devices.iter().enumerate().map(share).collect();
+    let fastest = shares.iter().map(|share| share.speed).fold(1.0, f64::max);
+    if shares.len() > 1 && fastest < 1.0 + AS_FAST {
+        shares.iter_mut().for_each(|share| share.why[0] = "as fast as the others".into());
+    }
+    shares
+}
+
+fn ratio(a: f64, b: f64) -> f64 {
+    if b > 0.0 { a / b } else { 1.0 }
+}
+
+/// A layer of the kind of which there are most.
+fn usual_layer(workload: &Workload) -> usize {
+    let count = |kind: usize| workload.layers.iter().filter(|layer| layer.kind == kind).count();
+    (0..workload.layers.len())
+        .rev()
+        .max_by_key(|&layer| count(workload.layers[layer].kind))
+        .unwrap_or_default()
+}
+
+fn why_speed(share: &DeviceShare, slowest: usize, devices: usize) -> Option<String> {
+    match devices {
+        1 => None,
+        _ if share.device == slowest => Some("the slowest of the devices".into()),
+        _ if share.speed < 1.0 + AS_FAST => Some(format!("as slow as device {slowest}")),
+        _ => Some(format!("{:.1} times as fast as device {slowest}", share.speed)),
+    }
+}
+
+/// Layers of which there are few, and how much work they are.
+fn why_ends(
+    share: &DeviceShare,
+    workload: &Workload,
+    usual: usize,
+    work: impl Fn(usize) -> f64,
+) -> Vec<String> {
+    let own = share.stages.iter().flat_map(|stage| stage.first..stage.end);
+    let rare = own.filter(|&layer| workload.layers[layer].kind != workload.layers[usual].kind);
+    rare.map(|layer| {
+        let name = &workload.layers[layer].name;
+        let kind = &workload.kinds[workload.layers[usual].kind];
+        match ratio(work(layer), work(usual)) {
+            much if much < 0.05 => format!("has the {name}, hardly any work"),
+            much => format!("has the {name}, as much work as {much:.1} {kind}s"),
+        }
+    })
+    .collect()
+}
+
+fn why_memory(planned: &Planned, share: &DeviceShare) -> Vec<String> {
+    let mut why = Vec::new();
+    if let Some(unlimited) = &planned.unlimited {
+        let without = layers(unlimited, &planned.best, share.rank);
+        let by = |count: usize| format!("{count} layer{}", if count == 1 { "" } else { "s" });
+        if without > share.layers {
+            why.push(format!("limited by memory to {} fewer", by(without - share.layers)));
+        }
+        if without < share.layers {
+            why.push(format!("{} more because of the memory of others", by(share.layers - without)));
+        }
+    }
+    let repeated = share.stages.iter().filter(|stage| stage.recompute).count();
+    if repeated > 0 {
+        let what =
+            if share.stages.len() == 1 { String::new() } else { format!(" in {repeated} of its stages") };
+        why.push(format!("repeats the forward pass{what} to save memory"));
+    }
+    why
+}
+
+fn why_idle(share: &DeviceShare, makespan: f64) -> Vec<String> {
+    let Waiting { imbalance, link, .. } = share.idle_seconds;
+    let parts = [(imbalance, "others, which have more to do"), (link, "links")];
+    let notable = parts.into_iter().filter(|(seconds, _)| *seconds > NOTABLE * makespan);
+    notable
+        .map(|(seconds, what)| format!("waits {} of the time for {what}", percent(seconds / makespan)))
+        .collect()
+}
+
+fn links(best: &Candidate) -> Vec<LinkShare> {
+    let mut links: Vec<LinkShare> = Vec::new();
+    let mut add = |from: usize, to: usize, bytes: u64| {
+        let (from, to) = (best.devices[from], best.devices[to]);
+        match links.iter_mut().find(|link| (link.from, link.to) == (from, to)) {
+            Some(link) => link.bytes += bytes,
+            None => links.push(LinkShare { from, to, bytes }),
+        }
+    };
+    for (hops, ranks) in best.costs.hops.iter().zip(best.stage_ranks.windows(2)) {
+        if ranks[0] != ranks[1] {
+            add(ranks[0], ranks[1], hops.forward.bytes * best.microbatches as u64);
+            add(ranks[1], ranks[0], hops.backward.bytes * best.microbatches as u64);
+        }
+    }
+    for tie in &best.costs.ties {
+        add(tie.user, tie.owner, tie.gradient.bytes);
+        add(tie.owner, tie.user, tie.weight.bytes);
+    }
+    links.sort_by_key(|link| (link.from, link.to));
+    links
+}
+
+fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
+    Alternative {
+        schedule: other.schedule.name.clone(),
+        chunks: chunks(other),
+        microbatches: other.microbatches,
+        devices: other.devices.clone(),
+        layers: (0..other.devices.len()).map(|rank| layers(&other.stages, other, rank)).collect(),
+        recompute: (0..other.stages.len()).filter(|&stage| other.recompute[stage]).collect(),
+        step_seconds: other.simulation.step,
+        slower: other.simulation.step / best.simulation.step - 1.0,
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "predicted: {} a step, {} tokens/s, bubble {}, {} after the last action",
+            seconds(self.step_seconds),
+            grouped(self.tokens_per_second),
+            percent(self.bubble),
+            seconds(self.update_seconds)
+        )?;
+        writeln!(
+            f,
+            "{} with {} microbatches of {} sequence{} on {}",
+            name_of(&self.schedule, self.chunks),
+            self.microbatches,
+            self.sequences,
+            if self.sequences == 1 { "" } else { "s" },
+            self.machine
+        )?;
+        writeln!(f)?;
+        self.write_devices(f)?;
+        if !self.links.is_empty() {
+            writeln!(f, "\nlinks, each step:")?;
+            let rows = self
+                .links
+                .iter()
+                .map(|link| vec![format!("  {} -> {}", link.from, link.to), bytes(link.bytes)]);
+            write!(f, "{}", table(rows.collect(), &[1]))?;
+        }
+        if !self.left_out.is_empty() {
+            writeln!(f, "\nleft out:")?;
+            for unused in &self.left_out {
+                writeln!(f, "  {} {}: {}", unused.device, unused.name, unused.reason)?;
+            }
+        }
+        self.write_alternatives(f)?;
+        let proof = if self.complete {
+            "; no plan with a named schedule is faster"
+        } else {
+            "; too many to go through them all"
+        };
+        writeln!(
+            f,
+            "\n{} plans considered, {} simulated{proof}",
+            grouped(self.considered as f64),
+            grouped(self.evaluated as f64)
+        )
+    }
+}
+
+fn name_of(schedule: &str, chunks: usize) -> String {
+    if chunks == 1 { schedule.to_string() } else { format!("{schedule} ({chunks} stages a device)") }
+}
+
+impl Explanation {
+    fn write_devices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head =
+            ["", "device", "layers", "work", "busy", "start", "end", "others", "links", "memory", "of"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        let makespan = self.step_seconds - self.update_seconds;
+        for share in &self.devices {
+            let part = |seconds: f64| percent(seconds / makespan);
+            let Waiting { warm_up, drain, imbalance, link, .. } = share.idle_seconds;
+            let stages: Vec<Range<usize>> = share.stages.iter().map(|stage| stage.first..stage.end).collect();
+            rows.push(vec![
+                share.device.to_string(),
+                share.name.clone(),
+                format!("{} ({})", ranges(&stages), share.layers),
+                percent(share.work),
+                part(share.busy_seconds),
+                part(warm_up),
+                part(drain),
+                part(imbalance),
+                part(link),
+                bytes(share.peak_bytes),
+                share.budget.map_or("?".into(), bytes),
+            ]);
+        }
+        write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
+        writeln!(
+            f,
+            "busy, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+        )?;
+        for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
+            writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;
+        }
+        Ok(())
+    }
+
+    fn write_alternatives(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.alternatives.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nother plans:")?;
+        let rows = self.alternatives.iter().map(|other| {
+            let devices = other.devices.iter().zip(&other.layers);
+            let devices: Vec<String> = devices.map(|(device, layers)| format!("{device}:{layers}")).collect();
+            let repeats = match other.recompute.len() {
+                0 => String::new(),
+                count => format!("recompute in {count} of {} stages", other.chunks * other.devices.len()),
+            };
+            vec![
+                format!("  +{}", percent(other.slower)),
+                name_of(&other.schedule, other.chunks),
+                format!("{} microbatches", other.microbatches),
+                format!("layers {}", devices.join(" ")),
+                repeats,
+            ]
+        });
+        write!(f, "{}", table(rows.collect(), &[0, 2]))
+    }
+}
