@@ -31,5 +31,7 @@ mod timeline;
 mod trace;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
-// Every architecture against transformers; configs in and out; decoding with caches.
+// Hugging Face's config.json, in and out.
+mod configs;
+// Every architecture against transformers; decoding with caches.
 mod models;
