@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use polystage::model::rope::frequencies;
 use polystage::model::{Kind, Model, ModelConfig, Purpose, RopeScaling};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::models::{NAMES, json_config, tensors};
@@ -14,9 +15,8 @@ fn a_config_that_was_read_is_written_and_read_again_the_same() {
         let model = Model::from_hugging_face(&json_config(name)).unwrap();
         let again = Model::from_hugging_face(&model.hugging_face_config()).unwrap();
         assert_eq!(model.config(), again.config(), "{name}");
-        let written = json!({ "model": model.config() });
-        let toml: toml::Table = serde_json::from_value(written).unwrap();
-        let back: HashMap<String, ModelConfig> = toml::from_str(&toml::to_string(&toml).unwrap()).unwrap();
+        let text = toml::to_string(&HashMap::from([("model", model.config())])).unwrap();
+        let back: HashMap<String, ModelConfig> = toml::from_str(&text).unwrap();
         assert_eq!(model.config(), &back["model"], "{name}");
     }
 }
@@ -37,6 +37,18 @@ fn parameters_are_the_tensors_of_the_file() {
         theirs.sort();
         assert_eq!(ours, theirs, "{name}");
     }
+}
+
+#[test]
+fn a_model_in_an_experiment_file_may_write_whole_numbers_and_the_scaling_inline() {
+    let text = "kind = 'llama'\nlayers = 1\nwidth = 24\nheads = 6\ncontext = 64\nvocabulary = 300\nkv_heads = 2\n\
+        rope_theta = 500000\nrope_scaling = { rope_type = 'linear', factor = 2 }\n";
+    let config: ModelConfig = toml::from_str(text).unwrap();
+    assert_eq!(config.rope_theta(), 500_000.0);
+    assert_eq!(config.rope_scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+    assert_eq!((config.head_dim(), config.intermediate()), (4, 64));
+    let error = toml::from_str::<ModelConfig>(&text.replace("factor = 2", "factr = 2")).unwrap_err();
+    assert!(error.to_string().contains("factr"), "{error}");
 }
 
 /// Llama 3.2 as the Hub has it, written by transformers 4.
@@ -120,6 +132,7 @@ fn unsupported_settings_are_refused_by_their_key() {
         ("rope_scaling", json!({"type": "dynamic", "factor": 2.0})),
         ("rope_scaling", json!({"rope_type": "linear"})),
         ("rope_scaling", json!({"factor": 2.0})),
+        ("rope_scaling", json!("llama3")),
         ("rope_parameters", json!({"rope_type": "longrope", "rope_theta": 1e4})),
         ("rms_norm_eps", json!("small")),
         ("tie_word_embeddings", json!(1)),
@@ -132,6 +145,36 @@ fn unsupported_settings_are_refused_by_their_key() {
         let error = Model::from_hugging_face(&config).unwrap_err();
         assert!(error.is_input() && error.to_string().contains(key), "{key} = {value}: {error}");
         assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_config_with_anything_in_any_key_is_read_or_refused_and_never_panics(
+        name in prop::sample::select(NAMES.to_vec()),
+        key in any::<prop::sample::Index>(),
+        value in prop_oneof![
+            Just(json!(null)), Just(json!(0)), Just(json!(1)), Just(json!(-1)), Just(json!(3.5)), Just(json!(1e300)),
+            Just(json!(u64::MAX)), Just(json!(1u64 << 61)), Just(json!("x")), Just(json!([])), Just(json!({})),
+            Just(json!([0])), Just(json!({"rope_type": "llama3", "factor": 0})), Just(json!(true)),
+        ],
+    ) {
+        let mut config = json_config(name);
+        let keys: Vec<String> = config.as_object().unwrap().keys().cloned().collect();
+        let key = key.get(&keys);
+        config[key] = value;
+        match Model::from_hugging_face(&config) {
+            Ok(model) => {
+                let again = Model::from_hugging_face(&model.hugging_face_config()).unwrap();
+                prop_assert_eq!(model.config(), again.config());
+            }
+            Err(error) => {
+                let error = error.to_string();
+                prop_assert!(!error.contains('\n') && error.len() < 300, "{}", error);
+            }
+        }
     }
 }
 
