@@ -288,3 +288,25 @@ fn fusion_shortens_the_graph_and_keeps_every_result() {
     assert_eq!(uses(Op::LayerNormBackward { residual: true }), 2, "both norms inside the block");
     assert_eq!(uses(Op::AddBias) + uses(Op::Add) + uses(Op::Activate(Activation::GeluTanh)), 0);
 }
+
+#[test]
+fn fusion_leaves_no_sums_or_biases_in_a_block_of_llama() {
+    for kind in [Kind::Llama, Kind::Qwen2, Kind::Qwen3] {
+        let stage = model(kind).stage_graph(1..2, 2, 5, Purpose::Training { tokens: 10 }).unwrap();
+        let uses = |op: Op| stage.graph.nodes.iter().filter(|n| n.op == op).count();
+        let tail = |layout, epilogue| uses(Op::Matmul { layout, epilogue });
+        assert_eq!(
+            tail(Layout::NT, Epilogue::Residual),
+            2,
+            "{kind:?}: both projections to the residual stream"
+        );
+        assert_eq!(
+            tail(Layout::NN, Epilogue::Residual),
+            3,
+            "{kind:?}: gradients of q, k and v, of gate and up"
+        );
+        assert_eq!(uses(Op::RmsNormBackward { residual: true }), 2, "{kind:?}: both norms inside the block");
+        assert_eq!(tail(Layout::NT, Epilogue::Bias), if kind == Kind::Qwen2 { 3 } else { 0 });
+        assert_eq!(uses(Op::AddBias) + uses(Op::Add), 0, "{kind:?}");
+    }
+}

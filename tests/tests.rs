@@ -33,7 +33,9 @@ mod timeline;
 mod trace;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
-// Every architecture against transformers; configs in and out; decoding with caches.
+// Hugging Face's config.json, in and out.
+mod configs;
+// Every architecture against transformers; decoding with caches.
 mod models;
 // Texts with and without caches, one and many, over one and two devices.
 mod generation;

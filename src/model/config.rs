@@ -91,9 +91,11 @@ impl ModelConfig {
     /// Width inside the feed-forward half: four times the width, and for Llama's three matrices two thirds of that,
     /// rounded up to a multiple of 64.
     pub fn intermediate(&self) -> usize {
+        // A width that no model has is refused later, by name.
+        let width = self.width.min(1 << 24);
         let usual = match self.kind.is_llama() {
-            true => (8 * self.width).div_ceil(3).next_multiple_of(64),
-            false => 4 * self.width,
+            true => (8 * width).div_ceil(3).next_multiple_of(64),
+            false => 4 * width,
         };
         self.intermediate.unwrap_or(usual)
     }
@@ -173,7 +175,7 @@ impl ModelConfig {
             ("rope_theta", self.rope_theta(), 1.0, 1e12),
         ] {
             if !(least..=most).contains(&value) {
-                return refuse(key, format!("{value} must be between {least} and {most}"));
+                return refuse(key, format!("{value:e} must be between {least:e} and {most:e}"));
             }
         }
         if !self.kind.is_llama() {

@@ -183,6 +183,9 @@ fn read_rope(json: &Value) -> Result<(Option<f64>, Option<RopeScaling>)> {
         Value::Null => ("rope_scaling", &json["rope_scaling"]),
         table => ("rope_parameters", table),
     };
+    if !table.is_null() && !table.is_object() {
+        return refuse(format!("{place} = {table} is not a table"));
+    }
     let theta = match number(table, "rope_theta")? {
         None => number(json, "rope_theta")?,
         theta => theta,
