@@ -1,21 +1,34 @@
 // attention: causal softmax(q kᵀ · scale) v of one head, without storing the scores. A workgroup owns 8 queries; it walks
 // over the keys in blocks of 4 a lane, keeps a running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022),
-// and each lane gathers 8 columns of the output. Writes o (B,T,C) and lse (B,H,T), the logarithm of the sum.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
-// adapters, "multiples of 4, subgroups".
+// and each lane gathers 8 columns of the output. Writes o (B,T,HD) and lse (B,H,T), the logarithm of the sum.
+// If CACHED, keys and values are those of a cache (B,P,2KD) up to each query's position, the 8 queries are neighbours
+// among all tokens of the heads that share a key-value head, and lse is not written.
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))); if CACHED, (ceil(T·H/K/8), B·K, same). Variants: headers "multiples of 4"
+// and, for software adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
-struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32, capacity: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;
-@group(0) @binding(2) var<storage, read_write> o: array<f32>;
-@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(2) var<storage, read> cache: array<f32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(4) var<storage, read_write> o: array<f32>;
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
     let i = base + min(at, vec4(p.size - 1u));
     return select(vec4<f32>(), vec4(qkv[i.x], qkv[i.y], qkv[i.z], qkv[i.w]), at < vec4(p.size));
+}
+
+fn load_kv(base: u32, d: u32) -> vec4<f32> {
+    if !CACHED {
+        return load_qkv(base, d);
+    }
+    let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
+    let i = base + min(at, vec4(p.size - 1u));
+    return select(vec4<f32>(), vec4(cache[i.x], cache[i.y], cache[i.z], cache[i.w]), at < vec4(p.size));
 }
 
 // What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
@@ -29,16 +42,16 @@ struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: ve
 // First elements of 8 rows.
 struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
 
-fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+fn query_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {
     return Bases(
-        packed(part, batch, head, row0),
-        packed(part, batch, head, row0 + 1u),
-        packed(part, batch, head, row0 + 2u),
-        packed(part, batch, head, row0 + 3u),
-        packed(part, batch, head, row0 + 4u),
-        packed(part, batch, head, row0 + 5u),
-        packed(part, batch, head, row0 + 6u),
-        packed(part, batch, head, row0 + 7u),
+        query(batch, head, row0),
+        query(batch, head, row0 + 1u),
+        query(batch, head, row0 + 2u),
+        query(batch, head, row0 + 3u),
+        query(batch, head, row0 + 4u),
+        query(batch, head, row0 + 5u),
+        query(batch, head, row0 + 6u),
+        query(batch, head, row0 + 7u),
     );
 }
 
@@ -67,17 +80,58 @@ fn store_o(base: u32, d: u32, x: vec4<f32>) {
 const MASKED = -1e30; // finite: shaders may assume that there are no infinities
 
 override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
+override CACHED: bool = false;
 const ROWS = 8u;
 
-// First element of row `token` of part 0 (q), 1 (k) or 2 (v) of this head in the packed (B,T,3C) tensor; rows past the
-// end repeat the last.
-fn packed(part: u32, batch: u32, head: u32, token: u32) -> u32 {
-    return (batch * p.tokens + min(token, p.tokens - 1u)) * 3u * p.width + part * p.width + head * p.size;
+// First element of row `token` of head `slot` in the packed tensor: H heads of q, K of k, K of v; rows past the end
+// repeat the last.
+fn packed(slot: u32, batch: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * p.stride + slot * p.size;
 }
 
-// First element of row `token` of this head in a (B,T,C) tensor; rows past the end repeat the last.
-fn plain(batch: u32, head: u32, token: u32) -> u32 {
-    return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
+// First element of row `token` of head `slot` among the keys and values.
+fn kept(slot: u32, batch: u32, token: u32) -> u32 {
+    if !CACHED {
+        return packed(slot, batch, token);
+    }
+    return ((batch * p.capacity + min(token, p.capacity - 1u)) * 2u * p.kv_heads + slot) * p.size;
+}
+
+// Query heads that share a key-value head.
+fn sharing() -> u32 {
+    return p.heads / p.kv_heads;
+}
+
+// Rows of queries of a head, or of all heads that share a key-value head, head by head for each token.
+fn row_count() -> u32 {
+    if !CACHED {
+        return p.tokens;
+    }
+    return p.tokens * sharing();
+}
+
+// First element of a row of queries.
+fn query(batch: u32, head: u32, row: u32) -> u32 {
+    if !CACHED {
+        return packed(head, batch, row);
+    }
+    return packed(head * sharing() + row % sharing(), batch, row / sharing());
+}
+
+// First element of a row of the output (B,T,HD).
+fn output(batch: u32, head: u32, row: u32) -> u32 {
+    if !CACHED {
+        return (batch * p.tokens + row) * p.width + head * p.size;
+    }
+    return (batch * p.tokens + row / sharing()) * p.width + (head * sharing() + row % sharing()) * p.size;
+}
+
+// The last key that a row of queries sees.
+fn last_key(batch: u32, row: u32) -> u32 {
+    if !CACHED {
+        return min(row, p.tokens - 1u);
+    }
+    return min(positions[batch * p.tokens + min(row / sharing(), p.tokens - 1u)], p.capacity - 1u);
 }
 
 var<workgroup> weights: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
@@ -134,20 +188,24 @@ fn total(x: vec4<f32>) -> f32 {
     return x.x + x.y + x.z + x.w;
 }
 
-// Scores past the query or past the last key are masked.
-fn mask(score: vec4<f32>, key: u32, query: u32) -> vec4<f32> {
+// Scores past the last key that the query sees are masked.
+fn mask(score: vec4<f32>, key: u32, last: u32) -> vec4<f32> {
     let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(MASKED), score * p.scale, keys <= vec4(min(query, p.tokens - 1u)));
+    return select(vec4(MASKED), score * p.scale, keys <= vec4(last));
 }
 
 @compute @workgroup_size(LANES, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     let lane = input.local.x;
     let row0 = group.x * ROWS;
-    let batch = group.y / p.heads;
-    let head = group.y % p.heads;
+    let heads = select(p.heads, p.kv_heads, CACHED);
+    let batch = group.y / heads;
+    let head = group.y % heads;
+    let key_slot = select(p.heads + head / sharing(), head, CACHED);
+    let value_slot = key_slot + p.kv_heads;
+    let rows = row_count();
     let column = (group.z * LANES + lane) * 8u;
-    let queries = packed_rows(0u, batch, head, row0, input);
+    let queries = query_rows(batch, head, row0, input);
     var max_low = vec4(MASKED);
     var max_high = vec4(MASKED);
     var sum_low = vec4<f32>();
@@ -168,13 +226,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     var o6r = vec4<f32>();
     var o7l = vec4<f32>();
     var o7r = vec4<f32>();
-    let keys = min(row0 + ROWS, p.tokens);
+    let keys = last_key(batch, min(row0 + ROWS, rows) - 1u) + 1u;
     for (var block = 0u; block < keys; block += 4u * LANES) {
         let key = block + 4u * lane;
-        let k0 = packed(1u, batch, head, key + 0u);
-        let k1 = packed(1u, batch, head, key + 1u);
-        let k2 = packed(1u, batch, head, key + 2u);
-        let k3 = packed(1u, batch, head, key + 3u);
+        let k0 = kept(key_slot, batch, key + 0u);
+        let k1 = kept(key_slot, batch, key + 1u);
+        let k2 = kept(key_slot, batch, key + 2u);
+        let k3 = kept(key_slot, batch, key + 3u);
         var s0 = vec4<f32>();
         var s1 = vec4<f32>();
         var s2 = vec4<f32>();
@@ -184,10 +242,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
         var s6 = vec4<f32>();
         var s7 = vec4<f32>();
         for (var d = 0u; d < p.size; d += 4u) {
-            let y0 = load_qkv(k0, d);
-            let y1 = load_qkv(k1, d);
-            let y2 = load_qkv(k2, d);
-            let y3 = load_qkv(k3, d);
+            let y0 = load_kv(k0, d);
+            let y1 = load_kv(k1, d);
+            let y2 = load_kv(k2, d);
+            let y3 = load_kv(k3, d);
             let x = rows_qkv(queries, d);
             s0 += vec4(dot(x.r0, y0), dot(x.r0, y1), dot(x.r0, y2), dot(x.r0, y3));
             s1 += vec4(dot(x.r1, y0), dot(x.r1, y1), dot(x.r1, y2), dot(x.r1, y3));
@@ -198,14 +256,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
             s6 += vec4(dot(x.r6, y0), dot(x.r6, y1), dot(x.r6, y2), dot(x.r6, y3));
             s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
         }
-        s0 = mask(s0, key, row0 + 0u);
-        s1 = mask(s1, key, row0 + 1u);
-        s2 = mask(s2, key, row0 + 2u);
-        s3 = mask(s3, key, row0 + 3u);
-        s4 = mask(s4, key, row0 + 4u);
-        s5 = mask(s5, key, row0 + 5u);
-        s6 = mask(s6, key, row0 + 6u);
-        s7 = mask(s7, key, row0 + 7u);
+        s0 = mask(s0, key, last_key(batch, row0 + 0u));
+        s1 = mask(s1, key, last_key(batch, row0 + 1u));
+        s2 = mask(s2, key, last_key(batch, row0 + 2u));
+        s3 = mask(s3, key, last_key(batch, row0 + 3u));
+        s4 = mask(s4, key, last_key(batch, row0 + 4u));
+        s5 = mask(s5, key, last_key(batch, row0 + 5u));
+        s6 = mask(s6, key, last_key(batch, row0 + 6u));
+        s7 = mask(s7, key, last_key(batch, row0 + 7u));
         reduce_max(
             lane,
             vec4(largest(s0), largest(s1), largest(s2), largest(s3)),
@@ -255,9 +313,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
         let count = min(4u * LANES, keys - block);
         if column < p.size {
             for (var j = 0u; j < count; j++) {
-                let v = packed(2u, batch, head, block + j);
-                let vl = load_qkv(v, column);
-                let vr = load_qkv(v, column + 4u);
+                let v = kept(value_slot, batch, block + j);
+                let vl = load_kv(v, column);
+                let vr = load_kv(v, column + 4u);
                 let wl = weights[j * 2u];
                 let wr = weights[j * 2u + 1u];
                 o0l = fma(vec4(wl.x), vl, o0l);
@@ -281,47 +339,47 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
         workgroupBarrier();
     }
     reduce_sum(lane, sum_low, sum_high);
-    if row0 + 0u < p.tokens {
-        let base = plain(batch, head, row0 + 0u);
+    if row0 + 0u < rows {
+        let base = output(batch, head, row0 + 0u);
         store_o(base, column, o0l / reduced[0]);
         store_o(base, column + 4u, o0r / reduced[0]);
     }
-    if row0 + 1u < p.tokens {
-        let base = plain(batch, head, row0 + 1u);
+    if row0 + 1u < rows {
+        let base = output(batch, head, row0 + 1u);
         store_o(base, column, o1l / reduced[1]);
         store_o(base, column + 4u, o1r / reduced[1]);
     }
-    if row0 + 2u < p.tokens {
-        let base = plain(batch, head, row0 + 2u);
+    if row0 + 2u < rows {
+        let base = output(batch, head, row0 + 2u);
         store_o(base, column, o2l / reduced[2]);
         store_o(base, column + 4u, o2r / reduced[2]);
     }
-    if row0 + 3u < p.tokens {
-        let base = plain(batch, head, row0 + 3u);
+    if row0 + 3u < rows {
+        let base = output(batch, head, row0 + 3u);
         store_o(base, column, o3l / reduced[3]);
         store_o(base, column + 4u, o3r / reduced[3]);
     }
-    if row0 + 4u < p.tokens {
-        let base = plain(batch, head, row0 + 4u);
+    if row0 + 4u < rows {
+        let base = output(batch, head, row0 + 4u);
         store_o(base, column, o4l / reduced[4]);
         store_o(base, column + 4u, o4r / reduced[4]);
     }
-    if row0 + 5u < p.tokens {
-        let base = plain(batch, head, row0 + 5u);
+    if row0 + 5u < rows {
+        let base = output(batch, head, row0 + 5u);
         store_o(base, column, o5l / reduced[5]);
         store_o(base, column + 4u, o5r / reduced[5]);
     }
-    if row0 + 6u < p.tokens {
-        let base = plain(batch, head, row0 + 6u);
+    if row0 + 6u < rows {
+        let base = output(batch, head, row0 + 6u);
         store_o(base, column, o6l / reduced[6]);
         store_o(base, column + 4u, o6r / reduced[6]);
     }
-    if row0 + 7u < p.tokens {
-        let base = plain(batch, head, row0 + 7u);
+    if row0 + 7u < rows {
+        let base = output(batch, head, row0 + 7u);
         store_o(base, column, o7l / reduced[7]);
         store_o(base, column + 4u, o7r / reduced[7]);
     }
-    if group.z == 0u && lane == 0u {
+    if !CACHED && group.z == 0u && lane == 0u {
         let base = (batch * p.heads + head) * p.tokens + row0;
         if row0 + 0u < p.tokens { lse[base + 0u] = max_low.x + log(reduced[0]); }
         if row0 + 1u < p.tokens { lse[base + 1u] = max_low.y + log(reduced[1]); }

@@ -4,7 +4,7 @@
 // adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
-struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;
@@ -36,16 +36,16 @@ struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: ve
 // First elements of 8 rows.
 struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
 
-fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+fn packed_rows(slot: u32, batch: u32, row0: u32, input: Input) -> Bases {
     return Bases(
-        packed(part, batch, head, row0),
-        packed(part, batch, head, row0 + 1u),
-        packed(part, batch, head, row0 + 2u),
-        packed(part, batch, head, row0 + 3u),
-        packed(part, batch, head, row0 + 4u),
-        packed(part, batch, head, row0 + 5u),
-        packed(part, batch, head, row0 + 6u),
-        packed(part, batch, head, row0 + 7u),
+        packed(slot, batch, row0),
+        packed(slot, batch, row0 + 1u),
+        packed(slot, batch, row0 + 2u),
+        packed(slot, batch, row0 + 3u),
+        packed(slot, batch, row0 + 4u),
+        packed(slot, batch, row0 + 5u),
+        packed(slot, batch, row0 + 6u),
+        packed(slot, batch, row0 + 7u),
     );
 }
 
@@ -100,13 +100,13 @@ fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
 override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
 const ROWS = 8u;
 
-// First element of row `token` of part 0 (q), 1 (k) or 2 (v) of this head in the packed (B,T,3C) tensor; rows past the
-// end repeat the last.
-fn packed(part: u32, batch: u32, head: u32, token: u32) -> u32 {
-    return (batch * p.tokens + min(token, p.tokens - 1u)) * 3u * p.width + part * p.width + head * p.size;
+// First element of row `token` of head `slot` in the packed tensor: H heads of q, K of k, K of v; rows past the end
+// repeat the last.
+fn packed(slot: u32, batch: u32, token: u32) -> u32 {
+    return (batch * p.tokens + min(token, p.tokens - 1u)) * p.stride + slot * p.size;
 }
 
-// First element of row `token` of this head in a (B,T,C) tensor; rows past the end repeat the last.
+// First element of row `token` of this head in a (B,T,HD) tensor; rows past the end repeat the last.
 fn plain(batch: u32, head: u32, token: u32) -> u32 {
     return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
 }
@@ -130,7 +130,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     let head = group.y % p.heads;
     let column = (group.z * LANES + lane) * 8u;
     let row = (batch * p.heads + head) * p.tokens;
-    let queries = packed_rows(0u, batch, head, row0, input);
+    let key_slot = p.heads + head / (p.heads / p.kv_heads);
+    let value_slot = key_slot + p.kv_heads;
+    let queries = packed_rows(head, batch, row0, input);
     let outputs = plain_rows(batch, head, row0, input);
     var d0l = vec4<f32>();
     var d0r = vec4<f32>();
@@ -151,14 +153,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     let keys = min(row0 + ROWS, p.tokens);
     for (var block = 0u; block < keys; block += 4u * LANES) {
         let key = block + 4u * lane;
-        let k0 = packed(1u, batch, head, key + 0u);
-        let v0 = packed(2u, batch, head, key + 0u);
-        let k1 = packed(1u, batch, head, key + 1u);
-        let v1 = packed(2u, batch, head, key + 1u);
-        let k2 = packed(1u, batch, head, key + 2u);
-        let v2 = packed(2u, batch, head, key + 2u);
-        let k3 = packed(1u, batch, head, key + 3u);
-        let v3 = packed(2u, batch, head, key + 3u);
+        let k0 = packed(key_slot, batch, key + 0u);
+        let v0 = packed(value_slot, batch, key + 0u);
+        let k1 = packed(key_slot, batch, key + 1u);
+        let v1 = packed(value_slot, batch, key + 1u);
+        let k2 = packed(key_slot, batch, key + 2u);
+        let v2 = packed(value_slot, batch, key + 2u);
+        let k3 = packed(key_slot, batch, key + 3u);
+        let v3 = packed(value_slot, batch, key + 3u);
         var s0 = vec4<f32>();
         var w0 = vec4<f32>();
         var s1 = vec4<f32>();
@@ -223,7 +225,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
         let count = min(4u * LANES, keys - block);
         if column < p.size {
             for (var j = 0u; j < count; j++) {
-                let k = packed(1u, batch, head, block + j);
+                let k = packed(key_slot, batch, block + j);
                 let kl = load_qkv(k, column);
                 let kr = load_qkv(k, column + 4u);
                 let wl = d_scores[j * 2u];
@@ -249,42 +251,42 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
         workgroupBarrier();
     }
     if row0 + 0u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 0u);
+        let at = packed(head, batch, row0 + 0u);
         store_dqkv(at, column, d0l);
         store_dqkv(at, column + 4u, d0r);
     }
     if row0 + 1u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 1u);
+        let at = packed(head, batch, row0 + 1u);
         store_dqkv(at, column, d1l);
         store_dqkv(at, column + 4u, d1r);
     }
     if row0 + 2u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 2u);
+        let at = packed(head, batch, row0 + 2u);
         store_dqkv(at, column, d2l);
         store_dqkv(at, column + 4u, d2r);
     }
     if row0 + 3u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 3u);
+        let at = packed(head, batch, row0 + 3u);
         store_dqkv(at, column, d3l);
         store_dqkv(at, column + 4u, d3r);
     }
     if row0 + 4u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 4u);
+        let at = packed(head, batch, row0 + 4u);
         store_dqkv(at, column, d4l);
         store_dqkv(at, column + 4u, d4r);
     }
     if row0 + 5u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 5u);
+        let at = packed(head, batch, row0 + 5u);
         store_dqkv(at, column, d5l);
         store_dqkv(at, column + 4u, d5r);
     }
     if row0 + 6u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 6u);
+        let at = packed(head, batch, row0 + 6u);
         store_dqkv(at, column, d6l);
         store_dqkv(at, column + 4u, d6r);
     }
     if row0 + 7u < p.tokens {
-        let at = packed(0u, batch, head, row0 + 7u);
+        let at = packed(head, batch, row0 + 7u);
         store_dqkv(at, column, d7l);
         store_dqkv(at, column + 4u, d7r);
     }

@@ -64,7 +64,7 @@ fn store2(row: u32, column: u32, x: vec4<f32>) {
 
 // ---- body ----
 override LAYOUT: u32 = 0u;          // 0 NN, 1 NT, 2 TN
-override EPILOGUE: u32 = 0u;        // 0 none, 1 bias, 2 bias + gelu (u to c2), 3 bias + residual, 4 times gelu'(u)
+override EPILOGUE: u32 = 0u;        // 0 none, 1 bias, 2 bias + gelu (u to c2), 3 bias + residual, 4 times gelu'(u), 5 residual
 override ACCUMULATE: bool = false;  // add to what c holds
 
 // 1 / (1 + exp(-2z)), z = sqrt(2/pi)(x + 0.044715x^3): gelu(x) = x * gate(x). The bound keeps exp finite.
@@ -89,7 +89,7 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
     if EPILOGUE == 2u {
         store2(row, column, x);
         x *= gate(x);
-    } else if EPILOGUE == 3u {
+    } else if EPILOGUE == 3u || EPILOGUE == 5u {
         x += load_extra(row, column);
     } else if EPILOGUE == 4u {
         x *= gelu_derivative(load_extra(row, column));

@@ -21,12 +21,17 @@ pub fn open(indices: &[usize]) -> Vec<Device> {
 
 /// Launches a setup on these adapters.
 pub fn launch(setup: &Setup, indices: &[usize]) -> Executor {
-    let devices = open(indices);
+    launch_on(setup, &open(indices))
+}
+
+/// Launches a setup on devices that have compiled some kernels already.
+pub fn launch_on(setup: &Setup, devices: &[Device]) -> Executor {
+    let before: Vec<u64> = devices.iter().map(|d| d.allocated()).collect();
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let plan = Plan::new(setup.clone(), &described).expect("plans");
     let predicted: Vec<u64> = plan.ranks.iter().map(|r| r.bytes).collect();
-    let executor = Executor::launch(plan, &devices).expect("launches");
-    let allocated: Vec<u64> = devices.iter().map(|d| d.allocated()).collect();
+    let executor = Executor::launch(plan, devices).expect("launches");
+    let allocated: Vec<u64> = devices.iter().zip(before).map(|(d, before)| d.allocated() - before).collect();
     assert_eq!(predicted, allocated, "the plan's bytes are what is allocated, to the byte");
     executor
 }

@@ -108,9 +108,11 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
     check("matmul NT", &single(matmul(Layout::NT), &[&[2, 3, 5], &[4, 5]]), 1, 100);
     check("add_bias", &single(Op::AddBias, &[&[2, 3, 5], &[5]]), 1, 100);
     check("gelu", &single(Op::Activate(Activation::GeluTanh), &[&[3, 9]]), 1, 100);
-    for (heads, size) in [(1, 1), (2, 3), (3, 2)] {
-        let shape = [2, 5, 3 * heads * size];
-        check("attention", &single(Op::Attention { heads }, &[&shape]), 1, 100);
+    check("rmsnorm", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 7], &[7]]), 1, 100);
+    check("rmsnorm of heads", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 15], &[5]]), 1, 100);
+    for (heads, kv_heads, size) in [(1, 1, 1), (2, 2, 3), (3, 3, 2), (6, 2, 2), (3, 1, 4)] {
+        let shape = [2, 5, (heads + 2 * kv_heads) * size];
+        check("attention", &single(Op::Attention { heads, kv_heads }, &[&shape]), 1, 100);
     }
 }
 
@@ -121,6 +123,50 @@ fn the_gradient_of_the_embedding_matches_finite_differences_also_for_repeated_to
     let (table, positions) = (graph.parameter("table", &[3, 5]), graph.parameter("positions", &[6, 5]));
     let output = graph.forward(Op::Embedding, &[tokens, table, positions]).unwrap();
     check("embedding", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
+}
+
+#[test]
+fn the_gradient_of_a_gather_matches_finite_differences_also_for_repeated_tokens() {
+    let mut graph = Graph::default();
+    let tokens = graph.input("tokens", &[2, 4], DType::U32);
+    let table = graph.parameter("table", &[3, 5]);
+    let output = graph.forward(Op::Gather, &[tokens, table]).unwrap();
+    check("gather", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
+}
+
+#[test]
+fn the_gradients_of_rope_match_finite_differences_in_queries_keys_and_values() {
+    for positions in [false, true] {
+        let mut graph = Graph::default();
+        let x = graph.input("input", &[2, 3, 4], DType::F32);
+        // Three different functions of the input, so that each part has a gradient of its own.
+        let mut part = |heads: usize| {
+            let w = graph.parameter(&format!("w{}", graph.values.len()), &[heads * 6, 4]);
+            graph.forward(matmul(Layout::NT), &[x, w]).unwrap()
+        };
+        let (q, k, v) = (part(4), part(2), part(2));
+        let mut arguments = vec![q, k, v, graph.input("table", &[5, 6], DType::F32)];
+        if positions {
+            // Tokens are whole numbers below the length of the table.
+            arguments.push(graph.input("tokens", &[2, 3], DType::U32));
+        }
+        let op = Op::Rope { heads: 4, kv_heads: 2, positions };
+        let output = graph.forward(op, &arguments).unwrap();
+        check("rope", &differentiate(graph, Some(x), Some(output)).unwrap(), 5, 100);
+    }
+}
+
+#[test]
+fn the_gradients_of_swiglu_match_finite_differences_in_both_arguments() {
+    let mut graph = Graph::default();
+    let x = graph.input("input", &[2, 3, 4], DType::F32);
+    let mut part = || {
+        let w = graph.parameter(&format!("w{}", graph.values.len()), &[5, 4]);
+        graph.forward(matmul(Layout::NT), &[x, w]).unwrap()
+    };
+    let (gate, up) = (part(), part());
+    let output = graph.forward(Op::SwiGlu, &[gate, up]).unwrap();
+    check("swiglu", &differentiate(graph, Some(x), Some(output)).unwrap(), 1, 100);
 }
 
 #[test]
@@ -155,13 +201,24 @@ fn ops_of_the_backward_pass_refuse_to_be_differentiated() {
     assert!(error.contains("column_sum") && error.contains("no gradient"), "{error}");
 }
 
+const KINDS: [Kind; 6] = [Kind::Gpt2, Kind::Mlp, Kind::Llama, Kind::Mistral, Kind::Qwen2, Kind::Qwen3];
+
 fn model(kind: Kind) -> Model {
-    Model::new(&ModelConfig { kind, layers: 2, width: 6, heads: 2, context: 6, vocabulary: 11 }).unwrap()
+    let mut config =
+        ModelConfig { kind, layers: 2, width: 6, heads: 2, context: 6, vocabulary: 11, ..Default::default() };
+    if kind.is_llama() {
+        config.kv_heads = Some(1);
+        config.head_dim = Some(4);
+        config.intermediate = Some(7);
+        // Large beside the squares of small weights, so that the curve is smooth enough for differences.
+        config.norm_epsilon = Some(0.1);
+    }
+    Model::new(&config).unwrap()
 }
 
 #[test]
 fn gradients_of_whole_models_and_of_every_stage_match_finite_differences() {
-    for kind in [Kind::Gpt2, Kind::Mlp] {
+    for kind in KINDS {
         let model = model(kind);
         for range in [0..4, 0..2, 1..3, 2..4] {
             let what = format!("{kind:?} layers {range:?}");
@@ -188,7 +245,7 @@ fn unfused_block() -> StageGraph {
     };
     let y = norm(&mut g, x);
     let qkv = linear(&mut g, y, 6, 18);
-    let o = g.forward(Op::Attention { heads: 2 }, &[qkv]).unwrap();
+    let o = g.forward(Op::Attention { heads: 2, kv_heads: 2 }, &[qkv]).unwrap();
     let y = linear(&mut g, o, 6, 6);
     let x1 = g.forward(Op::Add, &[x, y]).unwrap();
     let y = norm(&mut g, x1);
@@ -230,4 +287,26 @@ fn fusion_shortens_the_graph_and_keeps_every_result() {
     assert_eq!(tail(Layout::NT, Epilogue::GeluBackward), 1, "feed-forward, backward");
     assert_eq!(uses(Op::LayerNormBackward { residual: true }), 2, "both norms inside the block");
     assert_eq!(uses(Op::AddBias) + uses(Op::Add) + uses(Op::Activate(Activation::GeluTanh)), 0);
+}
+
+#[test]
+fn fusion_leaves_no_sums_or_biases_in_a_block_of_llama() {
+    for kind in [Kind::Llama, Kind::Qwen2, Kind::Qwen3] {
+        let stage = model(kind).stage_graph(1..2, 2, 5, Purpose::Training { tokens: 10 }).unwrap();
+        let uses = |op: Op| stage.graph.nodes.iter().filter(|n| n.op == op).count();
+        let tail = |layout, epilogue| uses(Op::Matmul { layout, epilogue });
+        assert_eq!(
+            tail(Layout::NT, Epilogue::Residual),
+            2,
+            "{kind:?}: both projections to the residual stream"
+        );
+        assert_eq!(
+            tail(Layout::NN, Epilogue::Residual),
+            3,
+            "{kind:?}: gradients of q, k and v, of gate and up"
+        );
+        assert_eq!(uses(Op::RmsNormBackward { residual: true }), 2, "{kind:?}: both norms inside the block");
+        assert_eq!(tail(Layout::NT, Epilogue::Bias), if kind == Kind::Qwen2 { 3 } else { 0 });
+        assert_eq!(uses(Op::AddBias) + uses(Op::Add), 0, "{kind:?}");
+    }
 }

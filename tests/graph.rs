@@ -12,9 +12,11 @@ use polystage::reference;
 use proptest::prelude::*;
 
 fn any_op() -> impl Strategy<Value = Op> {
-    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward};
+    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward, Residual};
     let layouts = prop::sample::select(vec![Layout::NN, Layout::NT, Layout::TN]);
-    let epilogues = prop::sample::select(vec![Epilogue::None, Bias, BiasGelu, BiasResidual, GeluBackward]);
+    let epilogues =
+        prop::sample::select(vec![Epilogue::None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual]);
+    let heads = (0usize..4, 0usize..3);
     prop_oneof![
         Just(Op::Embedding),
         (1usize..5).prop_map(|vocabulary| Op::EmbeddingBackward { vocabulary }),
@@ -28,8 +30,25 @@ fn any_op() -> impl Strategy<Value = Op> {
         Just(Op::Activate(Activation::GeluTanh)),
         Just(Op::ActivateBackward(Activation::GeluTanh)),
         Just(Op::ColumnSum),
-        (0usize..4).prop_map(|heads| Op::Attention { heads }),
-        (0usize..4).prop_map(|heads| Op::AttentionBackward { heads }),
+        Just(Op::Gather),
+        Just(Op::RmsNorm { epsilon: 1e-6 }),
+        any::<bool>().prop_map(|residual| Op::RmsNormBackward { residual }),
+        Just(Op::RmsNormWeightBackward),
+        Just(Op::SwiGlu),
+        Just(Op::SwiGluBackward),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), positions)| Op::Rope {
+            heads,
+            kv_heads,
+            positions
+        }),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), positions)| Op::RopeBackward {
+            heads,
+            kv_heads,
+            positions
+        }),
+        heads.clone().prop_map(|(heads, kv_heads)| Op::Attention { heads, kv_heads }),
+        heads.clone().prop_map(|(heads, kv_heads)| Op::AttentionBackward { heads, kv_heads }),
+        heads.prop_map(|(heads, kv_heads)| Op::AttentionCached { heads, kv_heads }),
         Just(Op::CrossEntropy { scale: 0.5 }),
     ]
 }
@@ -63,8 +82,15 @@ fn accepted_or_explained(op: &Op, shapes: &[Vec<usize>]) -> Result<bool, TestCas
 
 /// Bytes of a stash slot, of a gradient slot, and of scratch.
 fn memory_of(rewrite: impl Fn(&mut StageGraph)) -> (u64, u64, u64) {
-    let config =
-        ModelConfig { kind: Kind::Gpt2, layers: 4, width: 64, heads: 4, context: 32, vocabulary: 300 };
+    let config = ModelConfig {
+        kind: Kind::Gpt2,
+        layers: 4,
+        width: 64,
+        heads: 4,
+        context: 32,
+        vocabulary: 300,
+        ..Default::default()
+    };
     let model = Model::new(&config).unwrap();
     let mut stage = model.stage_graph(1..5, 2, 32, Purpose::Training { tokens: 64 }).unwrap();
     rewrite(&mut stage);
@@ -132,28 +158,45 @@ struct StageSetup {
     batch: usize,
     sequence: usize,
     training: bool,
+    /// Without training: as for generation, with caches.
+    cached: bool,
 }
 
 impl StageSetup {
     fn graph(&self) -> StageGraph {
         let tokens = self.batch * self.sequence;
-        let purpose = if self.training { Purpose::Training { tokens } } else { Purpose::Inference };
+        let purpose = match (self.training, self.cached) {
+            (true, _) => Purpose::Training { tokens },
+            (false, false) => Purpose::Inference,
+            (false, true) => Purpose::Decode { capacity: self.config.context },
+        };
         let model = Model::new(&self.config).unwrap();
         model.stage_graph(self.range.clone(), self.batch, self.sequence, purpose).unwrap()
     }
 }
 
 fn any_stage() -> impl Strategy<Value = StageSetup> {
-    let kinds = prop::sample::select(vec![Kind::Gpt2, Kind::Mlp]);
+    let all = vec![Kind::Gpt2, Kind::Mlp, Kind::Llama, Kind::Mistral, Kind::Qwen2, Kind::Qwen3];
+    let kinds = prop::sample::select(all);
     let extents = (1usize..4, 1usize..4, 1usize..9, 1usize..3, 1usize..80, 1usize..300);
-    (kinds, extents, any::<(u8, u8)>(), prop::bool::weighted(0.8)).prop_map(
-        |(kind, (layers, heads, size, batch, sequence, vocabulary), (from, to), training)| {
-            let config =
-                ModelConfig { kind, layers, width: heads * size, heads, context: sequence + 3, vocabulary };
+    (kinds, extents, any::<(u8, u8)>(), prop::bool::weighted(0.8), any::<bool>()).prop_map(
+        |(kind, (layers, heads, size, batch, sequence, vocabulary), (from, to), training, cached)| {
+            let grouped = kind.is_llama();
+            let config = ModelConfig {
+                kind,
+                layers,
+                width: heads * size,
+                heads,
+                context: sequence + 3,
+                vocabulary,
+                head_dim: grouped.then_some(2 * size),
+                kv_heads: grouped.then_some(if heads % 2 == 1 { 1 } else { heads }),
+                ..Default::default()
+            };
             let count = layers + 2;
             let start = from as usize % count;
             let end = start + 1 + to as usize % (count - start);
-            StageSetup { config, range: start..end, batch, sequence, training }
+            StageSetup { config, range: start..end, batch, sequence, training, cached }
         },
     )
 }

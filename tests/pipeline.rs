@@ -2,7 +2,7 @@
 
 use polystage::model::{Kind, ModelConfig};
 use polystage::ops::parameters::Part;
-use polystage::pipeline::{Plan, Setup};
+use polystage::pipeline::{Plan, Setup, Use};
 use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
@@ -198,13 +198,21 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let devices = open(&[i, i]);
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Setup {
-        model: ModelConfig { kind: Kind::Gpt2, layers: 2, width: 64, heads: 4, context: 16, vocabulary: 256 },
+        model: ModelConfig {
+            kind: Kind::Gpt2,
+            layers: 2,
+            width: 64,
+            heads: 4,
+            context: 16,
+            vocabulary: 256,
+            ..Default::default()
+        },
         batch: 1,
         sequence: 16,
         schedule: generate("1f1b", 2, 4).unwrap(),
         cuts: None,
         recompute: Vec::new(),
-        training: true,
+        purpose: Use::Training,
         budgets: vec![None, Some(1000)],
     };
     let error = Plan::new(setup, &described).err().expect("refused").to_string();

@@ -9,6 +9,8 @@ mod browser;
 mod checkpoint;
 // The program as a user runs it.
 mod cli;
+// Predicted and measured steps side by side, no GPU.
+mod comparison;
 // Text, batches, order.
 mod data;
 // Ten steps of a GPT-2 against PyTorch in float64.
@@ -27,5 +29,13 @@ mod schedules;
 mod shaders;
 // Pictures and traces.
 mod timeline;
+// The verb trace, on a run and on damaged folders.
+mod trace;
 // p stages against one, unlike adapters, resuming.
 mod pipeline;
+// Hugging Face's config.json, in and out.
+mod configs;
+// Every architecture against transformers; decoding with caches.
+mod models;
+// Texts with and without caches, one and many, over one and two devices.
+mod generation;

@@ -63,7 +63,7 @@ fn one_f_one_b(microbatches: usize) -> Timeline {
 }
 
 /// Every tag closed in order, every attribute quoted, every `&` a known entity.
-fn assert_well_formed(xml: &str) {
+pub fn assert_well_formed(xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = xml;
     while let Some(at) = rest.find('<') {

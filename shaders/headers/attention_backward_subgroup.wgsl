@@ -1,7 +1,7 @@
 // Header "multiples of 4, subgroups": as "multiples of 4"; of 8 rows that all invocations read, each loads two and takes the
 // others by broadcast, for adapters where a load is dear.
 
-struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
@@ -30,9 +30,9 @@ struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: ve
 // First elements of the two rows that this invocation loads.
 struct Bases { low: u32, high: u32 }
 
-fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+fn packed_rows(slot: u32, batch: u32, row0: u32, input: Input) -> Bases {
     let row = row0 + (input.lane & 3u);
-    return Bases(packed(part, batch, head, row), packed(part, batch, head, row + 4u));
+    return Bases(packed(slot, batch, row), packed(slot, batch, row + 4u));
 }
 
 fn plain_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {

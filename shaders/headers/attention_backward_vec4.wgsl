@@ -1,6 +1,6 @@
 // Header "multiples of 4": the head size is, so four neighbours are one load.
 
-struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
@@ -28,16 +28,16 @@ struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: ve
 // First elements of 8 rows.
 struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
 
-fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+fn packed_rows(slot: u32, batch: u32, row0: u32, input: Input) -> Bases {
     return Bases(
-        packed(part, batch, head, row0),
-        packed(part, batch, head, row0 + 1u),
-        packed(part, batch, head, row0 + 2u),
-        packed(part, batch, head, row0 + 3u),
-        packed(part, batch, head, row0 + 4u),
-        packed(part, batch, head, row0 + 5u),
-        packed(part, batch, head, row0 + 6u),
-        packed(part, batch, head, row0 + 7u),
+        packed(slot, batch, row0),
+        packed(slot, batch, row0 + 1u),
+        packed(slot, batch, row0 + 2u),
+        packed(slot, batch, row0 + 3u),
+        packed(slot, batch, row0 + 4u),
+        packed(slot, batch, row0 + 5u),
+        packed(slot, batch, row0 + 6u),
+        packed(slot, batch, row0 + 7u),
     );
 }
 

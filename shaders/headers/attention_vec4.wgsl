@@ -1,14 +1,23 @@
 // Header "multiples of 4": the head size is, so four neighbours are one load.
 
-struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32 }
+struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32, capacity: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     return qkv[(base + min(d, p.size - 4u)) / 4u];
+}
+
+fn load_kv(base: u32, d: u32) -> vec4<f32> {
+    if !CACHED {
+        return load_qkv(base, d);
+    }
+    return cache[(base + min(d, p.size - 4u)) / 4u];
 }
 
 // What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
@@ -22,16 +31,16 @@ struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: ve
 // First elements of 8 rows.
 struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
 
-fn packed_rows(part: u32, batch: u32, head: u32, row0: u32, input: Input) -> Bases {
+fn query_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {
     return Bases(
-        packed(part, batch, head, row0),
-        packed(part, batch, head, row0 + 1u),
-        packed(part, batch, head, row0 + 2u),
-        packed(part, batch, head, row0 + 3u),
-        packed(part, batch, head, row0 + 4u),
-        packed(part, batch, head, row0 + 5u),
-        packed(part, batch, head, row0 + 6u),
-        packed(part, batch, head, row0 + 7u),
+        query(batch, head, row0),
+        query(batch, head, row0 + 1u),
+        query(batch, head, row0 + 2u),
+        query(batch, head, row0 + 3u),
+        query(batch, head, row0 + 4u),
+        query(batch, head, row0 + 5u),
+        query(batch, head, row0 + 6u),
+        query(batch, head, row0 + 7u),
     );
 }
 

@@ -1,10 +1,15 @@
 //! `polystage plan`.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use super::planning::{MachineArguments, bases, for_devices, for_file, read_config};
 use super::{Environment, say};
 use crate::error::Result;
+use crate::folder::write_atomic;
+use crate::pipeline::Prediction;
+use crate::pipeline::timeline::{Step, duration};
+use crate::plan::Explanation;
 
 /// Plans a training run without starting it: which device gets which layers, when, how long a step will take, and what
 /// else was considered.
@@ -42,6 +47,38 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         None => for_devices(&config, &arguments.machine, environment, &bases)?.0,
     };
     let planned = planning.search()?;
-    say(format!("{} evaluated", planned.best.simulation.step));
+    let best = &planned.best;
+    let explanation = planned.explain(&planning.workload, &planning.machine);
+    let names = best.devices.iter().map(|&device| planning.machine.devices[device].name.clone());
+    let prediction = Prediction::new(names.collect(), &best.schedule, best.costs.clone());
+    for (path, text) in [
+        (&arguments.write_machine, planning.machine.to_toml()),
+        (&arguments.write_schedule, best.schedule.to_string()),
+        (&arguments.svg, prediction.timeline()?.to_svg(&title(&explanation))),
+    ] {
+        if let Some(path) = path {
+            write_atomic(path, text.as_bytes())?;
+        }
+    }
+    if arguments.json {
+        let mut value = serde_json::to_value(&explanation).unwrap_or_default();
+        value["schedule_text"] = best.schedule.to_string().into();
+        value["cuts"] = best.stages[1..].iter().map(|range| range.start).collect::<Vec<_>>().into();
+        say(serde_json::to_string_pretty(&value).unwrap_or_default());
+        return Ok(0);
+    }
+    say(&explanation);
+    let width = usize::from(console::Term::stdout().size().1).clamp(60, 160);
+    let colour = !environment.plain && std::io::stdout().is_terminal();
+    say(Step::predicted(&prediction)?.to_terminal(width, colour).trim_end());
     Ok(0)
+}
+
+fn title(plan: &Explanation) -> String {
+    format!(
+        "{} over {} devices: a step of {}, predicted",
+        plan.schedule,
+        plan.devices.len(),
+        duration(plan.step_seconds)
+    )
 }

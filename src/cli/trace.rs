@@ -14,8 +14,9 @@ use crate::train::checkpoint::write_atomic;
 
 /// Columns where the output is no terminal.
 const WIDTH: usize = 100;
-/// Single actions listed as slowest.
+/// Single actions listed as slowest: at most so many, and only those that took so many times the mean of their kind.
 const SLOWEST: usize = 5;
+const SLOW: f64 = 1.1;
 
 /// Explains a run: predicted and measured time side by side, why devices were idle, what dominates and what to try.
 #[derive(clap::Args)]
@@ -97,10 +98,14 @@ fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) 
     say("Mean time of an action");
     say(comparison.actions_to_terminal(width, colour));
     say("Slowest single actions");
-    for (cell, times) in comparison.slowest().into_iter().take(SLOWEST) {
-        let took = duration(cell.end - cell.start);
-        let action = cell.action.to_string();
+    let mut slowest = comparison.slowest();
+    slowest.retain(|(_, times)| *times >= SLOW);
+    for (cell, times) in slowest.iter().take(SLOWEST) {
+        let (action, took) = (cell.action.to_string(), duration(cell.end - cell.start));
         say(format!("  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind", cell.rank));
+    }
+    if slowest.is_empty() {
+        say(format!("  none took {SLOW} times the mean of its kind"));
     }
     say("");
     say("What dominates");

@@ -23,6 +23,7 @@ kernels![
     "attention_backward_key",
     "attention_backward_query",
     "attention_delta",
+    "cache_write",
     "column_sum",
     "cross_entropy",
     "elementwise",
@@ -33,7 +34,14 @@ kernels![
     "layernorm_weight_backward",
     "matmul",
     "matmul_subgroup",
+    "rmsnorm",
+    "rmsnorm_backward",
+    "rmsnorm_weight_backward",
+    "rope",
+    "rope_backward",
     "square_sum",
+    "swiglu",
+    "swiglu_backward",
 ];
 
 /// What makes one pipeline of a kernel.

@@ -149,6 +149,27 @@ fn backward(
             }
             result
         }
+        Op::Gather => {
+            let (rows, table) = (inputs[0], inputs[1]);
+            if graph.value(table).source != Source::Parameter {
+                return no_gradient(op);
+            }
+            let (count, vocabulary) = (graph.value(rows).len(), graph.value(table).rows());
+            let segments = graph.input("segments", &[count.min(vocabulary), 3], DType::U32);
+            let order = graph.input("order", &[count], DType::U32);
+            let d_table = graph.push(Op::EmbeddingBackward { vocabulary }, &[dy, segments, order], w)?[0];
+            vec![(table, d_table)]
+        }
+        Op::RmsNorm { .. } => {
+            let (x, gain) = (inputs[0], inputs[1]);
+            let d = graph.push(Op::RmsNormWeightBackward, &[dy, x, outputs[1]], w)?;
+            let mut result = vec![(gain, d[0])];
+            if wants(graph, x) {
+                let op = Op::RmsNormBackward { residual: false };
+                result.push((x, graph.push(op, &[dy, x, gain, outputs[1]], i)?[0]));
+            }
+            result
+        }
         Op::Matmul { layout, epilogue: Epilogue::None } => {
             let (a, b) = (inputs[0], inputs[1]);
             let is_weight = graph.value(b).source == Source::Parameter;
@@ -171,15 +192,30 @@ fn backward(
         Op::Activate(f) => {
             vec![(inputs[0], graph.push(Op::ActivateBackward(f), &[dy, inputs[0]], i)?[0])]
         }
-        Op::Attention { heads } => {
+        Op::SwiGlu => {
+            let (gate, up) = (inputs[0], inputs[1]);
+            let d = graph.push(Op::SwiGluBackward, &[dy, gate, up], i)?;
+            vec![(gate, d[0]), (up, d[1])]
+        }
+        Op::Rope { heads, kv_heads, positions } => {
+            let op = Op::RopeBackward { heads, kv_heads, positions };
+            let d = graph.push(op, &[&[dy], &inputs[3..]].concat(), i)?;
+            inputs.iter().copied().zip(d).collect()
+        }
+        Op::Attention { heads, kv_heads } => {
             let arguments = [dy, inputs[0], outputs[0], outputs[1]];
-            vec![(inputs[0], graph.push(Op::AttentionBackward { heads }, &arguments, i)?[0])]
+            vec![(inputs[0], graph.push(Op::AttentionBackward { heads, kv_heads }, &arguments, i)?[0])]
         }
         Op::Matmul { .. }
         | Op::CrossEntropy { .. }
         | Op::EmbeddingBackward { .. }
         | Op::PositionBackward { .. }
         | Op::LayerNormBackward { .. }
+        | Op::RmsNormBackward { .. }
+        | Op::RmsNormWeightBackward
+        | Op::SwiGluBackward
+        | Op::RopeBackward { .. }
+        | Op::AttentionCached { .. }
         | Op::LayerNormWeightBackward
         | Op::ActivateBackward(_)
         | Op::ColumnSum

@@ -66,6 +66,9 @@ fn rewrite(graph: &Graph, uses: &HashMap<ValueId, usize>, consumer: usize) -> Op
             (Op::Matmul { layout, epilogue: Epilogue::Bias }, Op::Add, _) if sole => {
                 Some((matmul(*layout, Epilogue::BiasResidual), vec![other(1 - position)], vec![]))
             }
+            (Op::Matmul { layout, epilogue: Epilogue::None }, Op::Add, _) if sole => {
+                Some((matmul(*layout, Epilogue::Residual), vec![other(1 - position)], vec![]))
+            }
             (
                 Op::Matmul { layout: layout @ Layout::NT, epilogue: Epilogue::None },
                 Op::ActivateBackward(_),
@@ -73,6 +76,9 @@ fn rewrite(graph: &Graph, uses: &HashMap<ValueId, usize>, consumer: usize) -> Op
             ) if sole => Some((matmul(*layout, Epilogue::GeluBackward), vec![other(1)], vec![])),
             (Op::LayerNormBackward { residual: false }, Op::Add, _) if sole => {
                 Some((Op::LayerNormBackward { residual: true }, vec![other(1 - position)], vec![]))
+            }
+            (Op::RmsNormBackward { residual: false }, Op::Add, _) if sole => {
+                Some((Op::RmsNormBackward { residual: true }, vec![other(1 - position)], vec![]))
             }
             _ => None,
         };

@@ -15,6 +15,8 @@ mod recompute;
 pub use autodiff::{StageGraph, differentiate};
 pub use op::{Activation, Epilogue, Layout, Op};
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 
 /// Element type of a value.
@@ -37,6 +39,8 @@ pub enum Source {
     Input,
     /// Persistent: a weight.
     Parameter,
+    /// Known when the graph is built, and never trained: [`Value::constant`].
+    Constant,
     /// Output number `output` of node `node`.
     Node {
         /// Index in [`Graph::nodes`].
@@ -59,6 +63,8 @@ pub struct Value {
     pub dtype: DType,
     /// Producer.
     pub source: Source,
+    /// The elements of a [`Source::Constant`].
+    pub constant: Option<Arc<[f32]>>,
 }
 
 impl Value {
@@ -133,7 +139,7 @@ impl Graph {
     }
 
     fn add_value(&mut self, name: &str, shape: Vec<usize>, dtype: DType, source: Source) -> ValueId {
-        self.values.push(Value { name: name.to_string(), shape, dtype, source });
+        self.values.push(Value { name: name.to_string(), shape, dtype, source, constant: None });
         ValueId(self.values.len() - 1)
     }
 
@@ -145,6 +151,17 @@ impl Graph {
     /// A weight, named as in the checkpoint.
     pub fn parameter(&mut self, name: &str, shape: &[usize]) -> ValueId {
         self.add_value(name, shape.to_vec(), DType::F32, Source::Parameter)
+    }
+
+    /// A table of numbers that is part of the graph, row-major; one of that name that is there already is used again.
+    pub fn constant(&mut self, name: &str, shape: &[usize], elements: impl FnOnce() -> Vec<f32>) -> ValueId {
+        let same = |v: &Value| v.source == Source::Constant && v.name == name && v.shape == shape;
+        if let Some(index) = self.values.iter().position(same) {
+            return ValueId(index);
+        }
+        let id = self.add_value(name, shape.to_vec(), DType::F32, Source::Constant);
+        self.values[id.0].constant = Some(elements().into());
+        id
     }
 
     /// Appends a node after checking its shapes; returns its outputs.
@@ -187,7 +204,7 @@ impl Graph {
     /// Checks that every node uses only earlier values and that shapes still agree: for graphs after a rewrite.
     pub fn verify(&self) -> Result<()> {
         let mut ready: Vec<bool> =
-            self.values.iter().map(|v| matches!(v.source, Source::Input | Source::Parameter)).collect();
+            self.values.iter().map(|v| !matches!(v.source, Source::Node { .. } | Source::Removed)).collect();
         for node in &self.nodes {
             if let Some(&early) = node.inputs.iter().find(|i| !ready[i.0]) {
                 return Err(Error::Shape {

@@ -25,6 +25,8 @@ pub enum Epilogue {
     BiasGelu,
     /// + bias(N) + residual(M,N).
     BiasResidual,
+    /// + residual(M,N).
+    Residual,
     /// · gelu'(u(M,N)).
     GeluBackward,
 }
@@ -47,6 +49,8 @@ pub enum Op {
         /// Rows of the table.
         vocabulary: usize,
     },
+    /// (rows u32(..), table(..,C)) → (x(..,C)): row number `rows` of the table, whose leading axes count as one.
+    Gather,
     /// (dx(B,T,C)) → (dpositions(P,C)): the sum over sequences.
     PositionBackward {
         /// Rows of the position table; those past T get nothing.
@@ -64,6 +68,19 @@ pub enum Op {
     },
     /// (dy, x, statistics) → (dgain(C), dbias(C)).
     LayerNormWeightBackward,
+    /// (x(..,nC), gain(C)) → (y(..,nC), statistics(M) = 1/√(mean x² + ε)): each run of C neighbours is a row of its own,
+    /// so that heads are normalised one by one (Zhang and Sennrich 2019, arXiv 1910.07467).
+    RmsNorm {
+        /// Added to the mean of squares.
+        epsilon: f32,
+    },
+    /// (dy, x, gain(C), statistics(M)\[, residual\]) → (dx): with `residual`, another gradient of x is added.
+    RmsNormBackward {
+        /// Whether the fifth argument is there.
+        residual: bool,
+    },
+    /// (dy, x, statistics(M)) → (dgain(C)).
+    RmsNormWeightBackward,
     /// (a, b \[, bias(N)\]\[, residual or u (M,N)\]) → (c \[, u\]); rows of c take a's leading axes for NN and NT.
     Matmul {
         /// Which operand is read transposed.
@@ -79,17 +96,56 @@ pub enum Op {
     Activate(Activation),
     /// (dy, x) → (dy · f'(x)).
     ActivateBackward(Activation),
+    /// (gate, up) → (silu(gate) · up) with silu(x) = x / (1 + exp(−x)) (Shazeer 2020, arXiv 2002.05202).
+    SwiGlu,
+    /// (dy, gate, up) → (dgate, dup).
+    SwiGluBackward,
     /// (x(..,N)) → (sum over rows (N)).
     ColumnSum,
-    /// (qkv(B,T,3C)) → (o(B,T,C), lse(B,H,T)): causal, scaled by 1/√(C/H); q, k, v are thirds of the last axis.
+    /// (q(B,T,HD), k(B,T,KD), v(B,T,KD), table(P,D)\[, positions u32(B,T)\]) → (qkv(B,T,(H+2K)D)): turns each pair
+    /// (i, i + D/2) of every head of q and k by the angle of its position (Su et al. 2021, arXiv 2104.09864) and packs
+    /// the three for [`Op::Attention`]. Row t of the table holds D/2 cosines, then D/2 sines.
+    Rope {
+        /// H.
+        heads: usize,
+        /// K.
+        kv_heads: usize,
+        /// Whether the fifth argument is there; without it a token's position is its place in the sequence.
+        positions: bool,
+    },
+    /// (dqkv(B,T,(H+2K)D), table(P,D)\[, positions u32(B,T)\]) → (dq, dk, dv): the turns the other way.
+    RopeBackward {
+        /// H.
+        heads: usize,
+        /// K.
+        kv_heads: usize,
+        /// Whether the third argument is there.
+        positions: bool,
+    },
+    /// (qkv(B,T,(H+2K)D)) → (o(B,T,HD), lse(B,H,T)): causal, scaled by 1/√D; the last axis holds H heads of q, K of k,
+    /// K of v, and H/K neighbouring query heads share a key-value head (Ainslie et al. 2023, arXiv 2305.13245).
     Attention {
         /// H.
         heads: usize,
+        /// K; divides H.
+        kv_heads: usize,
     },
-    /// (do(B,T,C), qkv(B,T,3C), o(B,T,C), lse(B,H,T)) → (dqkv(B,T,3C), delta(B,H,T) = Σ do∘o).
+    /// (do(B,T,HD), qkv(B,T,(H+2K)D), o(B,T,HD), lse(B,H,T)) → (dqkv(B,T,(H+2K)D), delta(B,H,T) = Σ do∘o).
     AttentionBackward {
         /// H.
         heads: usize,
+        /// K; divides H.
+        kv_heads: usize,
+    },
+    /// (qkv(B,T,(H+2K)D), positions u32(B,T), cache(B,P,2KD)) → (o(B,T,HD), cache(B,P,2KD)): attention of T new tokens
+    /// at consecutive `positions` to everything at or before them. The new keys and values are written, in place, into
+    /// the rows of the cache that `positions` names (K heads of k, then K of v); a row past a token's position is not
+    /// read.
+    AttentionCached {
+        /// H.
+        heads: usize,
+        /// K; divides H.
+        kv_heads: usize,
     },
     /// (logits(B,T,V), targets u32(B,T)) → (loss(M), dlogits(B,T,V) = scale · (softmax − onehot)); dlogits takes
     /// the place of the logits in memory.
@@ -111,24 +167,56 @@ fn last(shape: &[usize]) -> usize {
     shape[shape.len() - 1]
 }
 
+/// D of a packed (B,T,(H+2K)D) tensor, if it is one.
+fn head_size(qkv: &[usize], heads: usize, kv_heads: usize) -> Option<usize> {
+    let slots = heads + 2 * kv_heads;
+    let ok = qkv.len() == 3
+        && kv_heads > 0
+        && heads > 0
+        && heads.is_multiple_of(kv_heads)
+        && qkv[2].is_multiple_of(slots);
+    ok.then(|| qkv[2] / slots)
+}
+
+/// H / (H + 2K): how much of a packed tensor are queries.
+fn query_share(heads: usize, kv_heads: usize) -> f64 {
+    heads as f64 / (heads + 2 * kv_heads) as f64
+}
+
+/// Whether a table (P,D) of cosines and sines serves the tokens of `x` (B,T,..), placed by `positions` if given.
+fn rotates(table: &[usize], x: &[usize], positions: Option<&&[usize]>) -> bool {
+    table.len() == 2
+        && table[1].is_multiple_of(2)
+        && positions.map_or(table[0] >= x[1], |positions| **positions == x[..2])
+}
+
 impl Op {
     /// The op's name in messages, tables and file names.
     pub fn name(&self) -> &'static str {
         match self {
             Op::Embedding => "embedding",
             Op::EmbeddingBackward { .. } => "embedding_backward",
+            Op::Gather => "gather",
             Op::PositionBackward { .. } => "position_backward",
             Op::LayerNorm { .. } => "layernorm",
             Op::LayerNormBackward { .. } => "layernorm_backward",
             Op::LayerNormWeightBackward => "layernorm_weight_backward",
+            Op::RmsNorm { .. } => "rmsnorm",
+            Op::RmsNormBackward { .. } => "rmsnorm_backward",
+            Op::RmsNormWeightBackward => "rmsnorm_weight_backward",
             Op::Matmul { .. } => "matmul",
             Op::AddBias => "add_bias",
             Op::Add => "add",
             Op::Activate(Activation::GeluTanh) => "gelu",
             Op::ActivateBackward(Activation::GeluTanh) => "gelu_backward",
+            Op::SwiGlu => "swiglu",
+            Op::SwiGluBackward => "swiglu_backward",
             Op::ColumnSum => "column_sum",
+            Op::Rope { .. } => "rope",
+            Op::RopeBackward { .. } => "rope_backward",
             Op::Attention { .. } => "attention",
             Op::AttentionBackward { .. } => "attention_backward",
+            Op::AttentionCached { .. } => "attention_cached",
             Op::CrossEntropy { .. } => "cross_entropy",
         }
     }
@@ -145,15 +233,26 @@ impl Op {
     pub fn arity(&self) -> usize {
         match self {
             Op::PositionBackward { .. } | Op::Activate(_) | Op::ColumnSum | Op::Attention { .. } => 1,
-            Op::AddBias | Op::Add | Op::ActivateBackward(_) | Op::CrossEntropy { .. } => 2,
+            Op::AddBias
+            | Op::Add
+            | Op::ActivateBackward(_)
+            | Op::CrossEntropy { .. }
+            | Op::Gather
+            | Op::RmsNorm { .. }
+            | Op::SwiGlu => 2,
+            Op::RopeBackward { positions, .. } => 2 + usize::from(*positions),
+            Op::RmsNormWeightBackward | Op::SwiGluBackward | Op::AttentionCached { .. } => 3,
+            Op::Rope { positions, .. } => 4 + usize::from(*positions),
             Op::Embedding
             | Op::EmbeddingBackward { .. }
             | Op::LayerNorm { .. }
             | Op::LayerNormWeightBackward => 3,
-            Op::LayerNormBackward { residual } => 4 + usize::from(*residual),
+            Op::LayerNormBackward { residual } | Op::RmsNormBackward { residual } => {
+                4 + usize::from(*residual)
+            }
             Op::Matmul { epilogue, .. } => match epilogue {
                 Epilogue::None => 2,
-                Epilogue::Bias | Epilogue::BiasGelu | Epilogue::GeluBackward => 3,
+                Epilogue::Bias | Epilogue::BiasGelu | Epilogue::GeluBackward | Epilogue::Residual => 3,
                 Epilogue::BiasResidual => 4,
             },
             Op::AttentionBackward { .. } => 4,
@@ -193,6 +292,10 @@ impl Op {
                 self.expect(ok, shapes)?;
                 Ok(vec![vec![vocabulary, last(shapes[0])]])
             }
+            Op::Gather => {
+                self.expect(shapes[1].len() >= 2, shapes)?;
+                Ok(vec![[shapes[0], &[last(shapes[1])]].concat()])
+            }
             Op::PositionBackward { context } => {
                 self.expect(shapes[0].len() == 3 && shapes[0][1] <= context, shapes)?;
                 Ok(vec![vec![context, shapes[0][2]]])
@@ -216,6 +319,32 @@ impl Op {
                 self.expect(shapes[0] == x && shapes[2] == [rows(x), 2], shapes)?;
                 Ok(vec![vec![last(x)], vec![last(x)]])
             }
+            Op::RmsNorm { .. } => {
+                let (x, gain) = (shapes[0], shapes[1]);
+                self.expect(gain.len() == 1 && last(x).is_multiple_of(gain[0]), shapes)?;
+                Ok(vec![x.to_vec(), vec![product(x) / gain[0]]])
+            }
+            Op::RmsNormBackward { .. } => {
+                let (x, gain) = (shapes[1], shapes[2]);
+                let ok = shapes[0] == x
+                    && gain.len() == 1
+                    && last(x).is_multiple_of(gain[0])
+                    && shapes[3] == [product(x) / gain[0]]
+                    && shapes.get(4).is_none_or(|r| *r == x);
+                self.expect(ok, shapes)?;
+                Ok(vec![x.to_vec()])
+            }
+            Op::RmsNormWeightBackward => {
+                let (x, statistics) = (shapes[1], shapes[2]);
+                let columns = product(x) / statistics[0];
+                let ok = shapes[0] == x
+                    && statistics.len() == 1
+                    && columns > 0
+                    && last(x).is_multiple_of(columns)
+                    && columns * statistics[0] == product(x);
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![columns]])
+            }
             Op::Matmul { layout, epilogue } => {
                 let (a, b) = (shapes[0], shapes[1]);
                 let (m, n, k) = Op::matmul_extents(layout, a, b);
@@ -232,7 +361,7 @@ impl Op {
                     Epilogue::None => true,
                     Epilogue::Bias | Epilogue::BiasGelu => shapes[2] == [n],
                     Epilogue::BiasResidual => shapes[2] == [n] && shapes[3] == c,
-                    Epilogue::GeluBackward => shapes[2] == c,
+                    Epilogue::GeluBackward | Epilogue::Residual => shapes[2] == c,
                 };
                 self.expect(inner == k && extra_ok, shapes)?;
                 Ok(if epilogue == Epilogue::BiasGelu { vec![c.clone(), c] } else { vec![c] })
@@ -241,28 +370,66 @@ impl Op {
                 self.expect(shapes[1] == [last(shapes[0])], shapes)?;
                 Ok(vec![shapes[0].to_vec()])
             }
-            Op::Add | Op::ActivateBackward(_) => {
+            Op::Add | Op::ActivateBackward(_) | Op::SwiGlu => {
                 self.expect(shapes[0] == shapes[1], shapes)?;
                 Ok(vec![shapes[0].to_vec()])
             }
             Op::Activate(_) => Ok(vec![shapes[0].to_vec()]),
-            Op::ColumnSum => Ok(vec![vec![last(shapes[0])]]),
-            Op::Attention { heads } => {
-                let qkv = shapes[0];
-                let ok = qkv.len() == 3 && heads > 0 && qkv[2].is_multiple_of(3 * heads);
-                self.expect(ok, shapes)?;
-                Ok(vec![vec![qkv[0], qkv[1], qkv[2] / 3], vec![qkv[0], heads, qkv[1]]])
+            Op::SwiGluBackward => {
+                self.expect(shapes[0] == shapes[1] && shapes[0] == shapes[2], shapes)?;
+                Ok(vec![shapes[0].to_vec(); 2])
             }
-            Op::AttentionBackward { heads } => {
-                let (d, qkv, o, lse) = (shapes[0], shapes[1], shapes[2], shapes[3]);
+            Op::ColumnSum => Ok(vec![vec![last(shapes[0])]]),
+            Op::Rope { heads, kv_heads, .. } => {
+                let (q, k) = (shapes[0], shapes[1]);
+                let size = last(shapes[3]);
+                let ok = q.len() == 3
+                    && q[2] == heads * size
+                    && k == [q[0], q[1], kv_heads * size]
+                    && k == shapes[2]
+                    && rotates(shapes[3], q, shapes.get(4));
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![q[0], q[1], (heads + 2 * kv_heads) * size]])
+            }
+            Op::RopeBackward { heads, kv_heads, .. } => {
+                let qkv = shapes[0];
+                let size = last(shapes[1]);
                 let ok = qkv.len() == 3
                     && heads > 0
-                    && qkv[2].is_multiple_of(3 * heads)
-                    && d == o
-                    && o == [qkv[0], qkv[1], qkv[2] / 3]
-                    && lse == [qkv[0], heads, qkv[1]];
+                    && kv_heads > 0
+                    && qkv[2] == (heads + 2 * kv_heads) * size
+                    && rotates(shapes[1], qkv, shapes.get(2));
+                self.expect(ok, shapes)?;
+                let part = |heads: usize| vec![qkv[0], qkv[1], heads * size];
+                Ok(vec![part(heads), part(kv_heads), part(kv_heads)])
+            }
+            Op::Attention { heads, kv_heads } => {
+                let qkv = shapes[0];
+                let Some(size) = head_size(qkv, heads, kv_heads) else {
+                    return self.expect(false, shapes).map(|()| Vec::new());
+                };
+                Ok(vec![vec![qkv[0], qkv[1], heads * size], vec![qkv[0], heads, qkv[1]]])
+            }
+            Op::AttentionBackward { heads, kv_heads } => {
+                let (d, qkv, o, lse) = (shapes[0], shapes[1], shapes[2], shapes[3]);
+                let ok = head_size(qkv, heads, kv_heads).is_some_and(|size| {
+                    d == o && o == [qkv[0], qkv[1], heads * size] && lse == [qkv[0], heads, qkv[1]]
+                });
                 self.expect(ok, shapes)?;
                 Ok(vec![qkv.to_vec(), lse.to_vec()])
+            }
+            Op::AttentionCached { heads, kv_heads } => {
+                let (qkv, positions, cache) = (shapes[0], shapes[1], shapes[2]);
+                let Some(size) = head_size(qkv, heads, kv_heads) else {
+                    return self.expect(false, shapes).map(|()| Vec::new());
+                };
+                let ok = positions == &qkv[..2]
+                    && cache.len() == 3
+                    && cache[0] == qkv[0]
+                    && cache[1] >= qkv[1]
+                    && cache[2] == 2 * kv_heads * size;
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![qkv[0], qkv[1], heads * size], cache.to_vec()])
             }
             Op::CrossEntropy { .. } => {
                 self.expect(product(shapes[1]) == rows(shapes[0]), shapes)?;
@@ -279,12 +446,24 @@ impl Op {
                 let (m, n, k) = Op::matmul_extents(layout, shapes[0], shapes[1]);
                 2.0 * m as f64 * n as f64 * k as f64
             }
-            // Causal: half of two (forward) or five (backward, which recomputes the scores) T×T×C products.
-            Op::Attention { .. } => 2.0 * size / 3.0 * shapes[0][1] as f64,
+            // Causal: half of two (forward) or five (backward, which recomputes the scores) T×T×HD products.
+            Op::Attention { heads, kv_heads } => {
+                2.0 * size * query_share(heads, kv_heads) * shapes[0][1] as f64
+            }
             Op::AttentionBackward { .. } => 5.0 * size * shapes[0][1] as f64,
+            // As if the cache were half full.
+            Op::AttentionCached { heads, kv_heads } => {
+                2.0 * size * query_share(heads, kv_heads) * shapes[2][1] as f64
+            }
             Op::Embedding => product(shapes[0]) as f64 * last(shapes[1]) as f64,
             Op::EmbeddingBackward { .. } | Op::PositionBackward { .. } | Op::ColumnSum => size,
             Op::AddBias | Op::Add => size,
+            Op::Gather => product(shapes[0]) as f64 * last(shapes[1]) as f64,
+            Op::RmsNorm { .. } | Op::RmsNormWeightBackward => 4.0 * size,
+            Op::RmsNormBackward { .. } => 8.0 * size,
+            Op::SwiGlu => 12.0 * size,
+            Op::SwiGluBackward => 16.0 * size,
+            Op::Rope { .. } | Op::RopeBackward { .. } => 3.0 * size,
             Op::LayerNorm { .. } | Op::LayerNormWeightBackward => 6.0 * size,
             Op::LayerNormBackward { .. } => 10.0 * size,
             Op::Activate(_) => 12.0 * size,

@@ -8,6 +8,6 @@ pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     gpt2::feed_forward_parameters(c, i)
 }
 
-pub(super) fn block(g: &mut Graph, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
-    gpt2::feed_forward(g, x, w)
+pub(super) fn block(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
+    gpt2::feed_forward(g, c, x, w)
 }

@@ -1,42 +1,19 @@
 //! Architectures as lists of layers. A layer is the unit that is never cut: it knows its parameters (named as in
 //! Hugging Face's folders) and appends its forward nodes to a graph.
 
+mod config;
 mod gpt2;
+mod hugging_face;
 pub mod init;
+mod llama;
 mod mlp;
+pub mod rope;
 
-use serde::{Deserialize, Serialize};
+pub use config::{Kind, ModelConfig};
+pub use rope::RopeScaling;
 
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Op, Phase, StageGraph, ValueId, differentiate, fuse};
-
-/// Architecture families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// GPT-2: learned positions, LayerNorm before each half, GELU, causal attention, head tied to the embedding.
-    Gpt2,
-    /// The same without attention: each position sees only its own token. A baseline and a small test model.
-    Mlp,
-}
-
-/// Extents of a model: the `[model]` table of a config file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Family.
-    pub kind: Kind,
-    /// Transformer blocks.
-    pub layers: usize,
-    /// C.
-    pub width: usize,
-    /// H; divides the width.
-    pub heads: usize,
-    /// Longest sequence, P.
-    pub context: usize,
-    /// V.
-    pub vocabulary: usize,
-}
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +70,21 @@ pub enum Purpose {
     },
     /// Logits, no backward pass.
     Inference,
+    /// Logits of one new token a sequence, no backward pass: the tokens before are in caches.
+    Decode {
+        /// Tokens that a cache holds; at most [`ModelConfig::longest_sequence`].
+        capacity: usize,
+    },
+}
+
+/// What all layers of a stage share.
+struct Run {
+    batch: usize,
+    sequence: usize,
+    /// Fed positions (B,T) of the tokens, when decoding.
+    positions: Option<ValueId>,
+    /// Rows of the caches, when decoding.
+    capacity: Option<usize>,
 }
 
 /// The parts of a model that may not be cut.
@@ -113,29 +105,13 @@ pub struct Model {
 impl Model {
     /// Checks the extents.
     pub fn new(config: &ModelConfig) -> Result<Model> {
-        let refuse = |key: &str, message: String| Err(Error::config(format!("model.{key}"), message));
-        // Far above any model that is known, far below what overflows a size in bytes.
-        for (key, value, most) in [
-            ("layers", config.layers, 4096),
-            ("width", config.width, 1 << 17),
-            ("heads", config.heads, 1 << 17),
-            ("context", config.context, 1 << 22),
-            ("vocabulary", config.vocabulary, 1 << 24),
-        ] {
-            if value == 0 || value > most {
-                return refuse(key, format!("{value} is out of range; it must be between 1 and {most}"));
-            }
-        }
-        if !config.width.is_multiple_of(config.heads) {
-            let message = format!("{} heads do not divide the width {}", config.heads, config.width);
-            return refuse("heads", message);
-        }
+        config.check()?;
         let blocks = (0..config.layers).map(Layer::Block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
-        Ok(Model { config: config.clone(), layers })
+        Ok(Model { config: config.canonical(), layers })
     }
 
-    /// The extents it was made with.
+    /// The extents it was made with, in [`ModelConfig::canonical`] form.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -156,13 +132,17 @@ impl Model {
 
     /// Parameters of one layer, in the order in which its graph uses them.
     pub fn layer_parameters(&self, layer: usize) -> Vec<Parameter> {
+        let c = &self.config;
         match self.layers[layer] {
-            Layer::Embedding => gpt2::embedding_parameters(&self.config),
-            Layer::Block(i) => match self.config.kind {
-                Kind::Gpt2 => gpt2::block_parameters(&self.config, i),
-                Kind::Mlp => mlp::block_parameters(&self.config, i),
+            Layer::Embedding if c.kind.is_llama() => llama::embedding_parameters(c),
+            Layer::Embedding => gpt2::embedding_parameters(c),
+            Layer::Block(i) => match c.kind {
+                Kind::Gpt2 => gpt2::block_parameters(c, i),
+                Kind::Mlp => mlp::block_parameters(c, i),
+                Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3 => llama::block_parameters(c, i),
             },
-            Layer::Head => gpt2::head_parameters(&self.config),
+            Layer::Head if c.kind.is_llama() => llama::head_parameters(c),
+            Layer::Head => gpt2::head_parameters(c),
         }
     }
 
@@ -178,6 +158,11 @@ impl Model {
 
     /// The graph of layers `range` for microbatches of `batch` sequences of `sequence` tokens: forward, and for
     /// training the backward pass, differentiated and fused.
+    ///
+    /// For [`Purpose::Decode`] the `sequence` tokens are new ones that follow those in the caches, and more is fed:
+    /// `positions` u32(B,T), the place of each new token in its sequence, consecutive; for each block `i` of the stage
+    /// `cache i` (B, capacity, 2KD), which every run adds to and nobody uploads; and, where the head is in the stage and
+    /// `sequence` > 1, `last` u32(B,1), the rows among the B·T whose logits (B,1,V) are wanted.
     pub fn stage_graph(
         &self,
         range: std::ops::Range<usize>,
@@ -185,19 +170,27 @@ impl Model {
         sequence: usize,
         purpose: Purpose,
     ) -> Result<StageGraph> {
+        let capacity = if let Purpose::Decode { capacity } = purpose { Some(capacity) } else { None };
+        let (longest, most) = (capacity.unwrap_or(sequence).max(sequence), self.config.longest_sequence());
+        if longest > most {
+            let key = if most < self.config.context { "model.sliding_window" } else { "model.context" };
+            return Err(Error::config(key, format!("a sequence of {longest} tokens is longer than {most}")));
+        }
         let mut graph = Graph::default();
         let width = self.config.width;
+        let positions = capacity.map(|_| graph.input("positions", &[batch, sequence], DType::U32));
+        let run = Run { batch, sequence, positions, capacity };
         let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
         let mut x = input;
         let mut boundaries = Vec::new();
         for layer in range.clone() {
-            let y = self.append(&mut graph, layer, x, batch, sequence)?;
+            let y = self.append(&mut graph, layer, x, &run)?;
             boundaries.push(y);
             x = Some(y);
         }
         let last = range.end == self.layers();
         let mut stage = match purpose {
-            Purpose::Inference => StageGraph {
+            Purpose::Inference | Purpose::Decode { .. } => StageGraph {
                 graph,
                 input,
                 output: x,
@@ -222,26 +215,37 @@ impl Model {
         Ok(stage)
     }
 
-    fn append(
-        &self,
-        graph: &mut Graph,
-        layer: usize,
-        x: Option<ValueId>,
-        batch: usize,
-        sequence: usize,
-    ) -> Result<ValueId> {
-        let weights: Vec<ValueId> =
+    fn append(&self, graph: &mut Graph, layer: usize, x: Option<ValueId>, run: &Run) -> Result<ValueId> {
+        let c = &self.config;
+        let w: Vec<ValueId> =
             self.layer_parameters(layer).iter().map(|p| graph.parameter(&p.name, &p.shape)).collect();
         match (self.layers[layer], x) {
             (Layer::Embedding, _) => {
-                let tokens = graph.input("tokens", &[batch, sequence], DType::U32);
-                graph.forward(Op::Embedding, &[tokens, weights[0], weights[1]])
+                let tokens = graph.input("tokens", &[run.batch, run.sequence], DType::U32);
+                match run.positions {
+                    _ if c.kind.is_llama() => graph.forward(Op::Gather, &[tokens, w[0]]),
+                    None => graph.forward(Op::Embedding, &[tokens, w[0], w[1]]),
+                    Some(positions) => {
+                        let tokens = graph.forward(Op::Gather, &[tokens, w[0]])?;
+                        let positions = graph.forward(Op::Gather, &[positions, w[1]])?;
+                        graph.forward(Op::Add, &[tokens, positions])
+                    }
+                }
             }
-            (Layer::Block(_), Some(x)) => match self.config.kind {
-                Kind::Gpt2 => gpt2::block(graph, x, &weights, self.config.heads),
-                Kind::Mlp => mlp::block(graph, x, &weights),
+            (Layer::Block(i), Some(x)) => match c.kind {
+                Kind::Gpt2 => gpt2::block(graph, c, i, x, &w, run),
+                Kind::Mlp => mlp::block(graph, c, x, &w),
+                Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3 => {
+                    llama::block(graph, c, i, x, &w, run)
+                }
             },
-            (Layer::Head, Some(x)) => gpt2::head(graph, x, &weights),
+            (Layer::Head, Some(mut x)) => {
+                if run.capacity.is_some() && run.sequence > 1 {
+                    let last = graph.input("last", &[run.batch, 1], DType::U32);
+                    x = graph.forward(Op::Gather, &[last, x])?;
+                }
+                if c.kind.is_llama() { llama::head(graph, c, x, &w) } else { gpt2::head(graph, c, x, &w) }
+            }
             (_, None) => Err(empty_stage()),
         }
     }
@@ -261,13 +265,24 @@ impl Model {
 
     /// The Hugging Face `config.json` of this model.
     pub fn hugging_face_config(&self) -> serde_json::Value {
-        gpt2::to_hugging_face(&self.config)
+        hugging_face::write(&self.config)
     }
 
     /// Reads a Hugging Face `config.json`; the error names the key that is missing or not supported.
     pub fn from_hugging_face(json: &serde_json::Value) -> Result<Model> {
-        Model::new(&gpt2::from_hugging_face(json)?)
+        Model::new(&hugging_face::read(json)?)
     }
+}
+
+/// Attention of block `i` on packed queries, keys and values: over the sequence, or over the block's cache.
+fn attend(g: &mut Graph, c: &ModelConfig, i: usize, qkv: ValueId, run: &Run) -> Result<ValueId> {
+    let (heads, kv_heads) = (c.heads, c.kv_heads());
+    let (Some(positions), Some(capacity)) = (run.positions, run.capacity) else {
+        return g.forward(Op::Attention { heads, kv_heads }, &[qkv]);
+    };
+    let shape = [run.batch, capacity, 2 * kv_heads * c.head_dim()];
+    let cache = g.input(&format!("cache {i}"), &shape, DType::F32);
+    g.forward(Op::AttentionCached { heads, kv_heads }, &[qkv, positions, cache])
 }
 
 fn empty_stage() -> Error {

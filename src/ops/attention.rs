@@ -1,6 +1,7 @@
-//! Causal attention, forward and backward.
+//! Causal attention with grouped heads: forward, backward, and forward over a cache.
 
-use super::{Launch, Lowered, Lowering};
+use super::elementwise::vectorised;
+use super::{Launch, Lowered, Lowering, Operand};
 
 /// Headers "multiples of 4", and "multiples of 4, subgroups".
 type Headers = [&'static str; 2];
@@ -17,22 +18,32 @@ struct Extents {
     batch: usize,
     tokens: usize,
     heads: usize,
+    kv_heads: usize,
     size: usize,
     parameters: Vec<u32>,
 }
 
-/// Extents of the packed (B,T,3C) argument.
-fn extents(l: &Lowering, packed: usize, heads: usize) -> Extents {
+/// Extents of the packed (B,T,(H+2K)D) argument.
+fn extents(l: &Lowering, packed: usize, [heads, kv_heads]: [usize; 2]) -> Extents {
     let shape = l.shape(packed);
-    let (batch, tokens, width) = (shape[0], shape[1], shape[2] / 3);
-    let size = width / heads;
+    let (batch, tokens, stride) = (shape[0], shape[1], shape[2]);
+    let size = stride / (heads + 2 * kv_heads);
     let scale = 1.0 / (size as f32).sqrt();
-    let words = [batch, tokens, width, heads, size].map(|x| x as u32);
-    Extents { batch, tokens, heads, size, parameters: [&words[..], &[scale.to_bits()]].concat() }
+    let words = [batch, tokens, heads * size, heads, size].map(|x| x as u32);
+    let parameters = [&words[..], &[scale.to_bits(), kv_heads as u32, stride as u32]].concat();
+    Extents { batch, tokens, heads, kv_heads, size, parameters }
 }
 
-/// A kernel whose workgroups own 8 rows of one head and up to 8 columns a lane, and which does `share` of the op's work.
-fn tiled(l: &Lowering, e: &Extents, mut launch: Launch, headers: Headers, share: f64) -> Launch {
+/// A kernel whose workgroups own 8 of the `rows` of one of `heads` heads and up to 8 columns a lane, and which does
+/// `share` of the op's work.
+fn tiled(
+    l: &Lowering,
+    e: &Extents,
+    mut launch: Launch,
+    headers: Headers,
+    [rows, heads]: [usize; 2],
+    share: f64,
+) -> Launch {
     // On a CPU a load is a gather, so lanes share what they load; a GPU's caches do that.
     let (lanes, header) = match (l.capabilities.software, l.capabilities.subgroup) {
         (true, Some(size)) if size <= 32 => (size.max(8), headers[1]),
@@ -43,18 +54,37 @@ fn tiled(l: &Lowering, e: &Extents, mut launch: Launch, headers: Headers, share:
     launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(header);
     launch.flops *= share;
     launch.groups =
-        [e.tokens.div_ceil(8) as u32, (e.batch * e.heads) as u32, e.size.div_ceil(8 * lanes as usize) as u32];
+        [rows.div_ceil(8) as u32, (e.batch * heads) as u32, e.size.div_ceil(8 * lanes as usize) as u32];
     launch
 }
 
-pub(super) fn forward(l: &Lowering, heads: usize) -> Lowered {
+pub(super) fn forward(l: &Lowering, heads: [usize; 2]) -> Lowered {
     let e = extents(l, 0, heads);
-    let operands = vec![l.input(0), l.output(0), l.output(1)];
-    let launch = l.launch("attention", vec![], operands, e.parameters.clone(), [1; 3]);
-    Lowered::one(tiled(l, &e, launch, FORWARD, 1.0))
+    let operands = vec![l.input(0), Operand::Unread, Operand::Unread, l.output(0), l.output(1)];
+    let parameters = [&e.parameters[..], &[0]].concat();
+    let launch = l.launch("attention", vec![], operands, parameters, [1; 3]);
+    Lowered::one(tiled(l, &e, launch, FORWARD, [e.tokens, e.heads], 1.0))
 }
 
-pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
+/// Writes the new keys and values into the cache, then attends to it.
+pub(super) fn cached(l: &Lowering, heads: [usize; 2]) -> Lowered {
+    let e = extents(l, 0, heads);
+    let (capacity, rows) = (l.shape(2)[1], e.batch * e.tokens);
+    let (width, kv_width) = (e.heads * e.size, e.kv_heads * e.size);
+    let words = [rows, e.tokens, width, kv_width, capacity, 0].map(|x| x as u32).to_vec();
+    // Result 1 lies where argument 2 does, so binding it once is enough.
+    let operands = vec![l.input(0), l.input(1), l.output(1)];
+    let mut write = vectorised(l, "cache_write", vec![], operands, words, rows * 2 * kv_width, e.size);
+    write.flops = (rows * kv_width) as f64;
+    let operands = vec![l.input(0), l.output(1), l.input(1), l.output(0), Operand::Unwritten];
+    let parameters = [&e.parameters[..], &[capacity as u32]].concat();
+    let launch = l.launch("attention", vec![("CACHED", 1)], operands, parameters, [1; 3]);
+    let rows = e.tokens * e.heads / e.kv_heads;
+    let launches = vec![write, tiled(l, &e, launch, FORWARD, [rows, e.kv_heads], 1.0)];
+    Lowered { launches, scratch: Vec::new() }
+}
+
+pub(super) fn backward(l: &Lowering, heads: [usize; 2]) -> Lowered {
     let e = extents(l, 1, heads);
     let (d_o, qkv, o, lse, dqkv, delta) =
         (l.input(0), l.input(1), l.input(2), l.input(3), l.output(0), l.output(1));
@@ -65,6 +95,7 @@ pub(super) fn backward(l: &Lowering, heads: usize) -> Lowered {
     let operands = vec![qkv, d_o, lse, delta, dqkv];
     let query = l.launch("attention_backward_query", vec![], operands.clone(), e.parameters.clone(), [1; 3]);
     let key = l.launch("attention_backward_key", vec![], operands, e.parameters.clone(), [1; 3]);
-    let launches = vec![first, tiled(l, &e, query, BACKWARD, 0.4), tiled(l, &e, key, BACKWARD, 0.6)];
-    Lowered { launches, scratch: Vec::new() }
+    let query = tiled(l, &e, query, BACKWARD, [e.tokens, e.heads], 0.4);
+    let key = tiled(l, &e, key, BACKWARD, [e.tokens, e.kv_heads], 0.6);
+    Lowered { launches: vec![first, query, key], scratch: Vec::new() }
 }

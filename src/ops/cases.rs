@@ -53,6 +53,8 @@ pub fn cases() -> Vec<Case> {
     all.extend(rows());
     all.extend(embeddings());
     all.extend(attentions());
+    all.extend(rotations());
+    all.extend(caches());
     all
 }
 
@@ -69,16 +71,16 @@ fn matmul(layout: Layout, epilogue: Epilogue, [m, n, k]: [usize; 3]) -> Case {
         Epilogue::None => &[],
         Epilogue::Bias | Epilogue::BiasGelu => &[&bias],
         Epilogue::BiasResidual => &[&bias, &c],
-        Epilogue::GeluBackward => &[&c],
+        Epilogue::GeluBackward | Epilogue::Residual => &[&c],
     };
     Case::new(Op::Matmul { layout, epilogue }, &[&[&a[..], &b[..]], more].concat())
 }
 
 fn matmuls() -> Vec<Case> {
-    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward, None};
+    use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward, None, Residual};
     let mut list = Vec::new();
     for layout in LAYOUTS {
-        for epilogue in [None, Bias, BiasGelu, BiasResidual, GeluBackward] {
+        for epilogue in [None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual] {
             // Tiles are 64 or 8 rows, 64 columns, 16 or 4 of K; the last two sizes run the kernels for multiples of 4.
             for size in [[1, 1, 1], [7, 5, 3], [65, 129, 17], [4, 4, 4], [68, 132, 20]] {
                 list.push(matmul(layout, epilogue, size));
@@ -105,6 +107,10 @@ fn elementwise() -> Vec<Case> {
     let mut list = Vec::new();
     for shape in [&[1][..], &[63], &[65], &[7, 131], &[2, 130, 64]] {
         list.push(Case::new(Op::Add, &[shape, shape]));
+        for amplitude in [1.0, 30.0] {
+            list.push(Case::new(Op::SwiGlu, &[shape, shape]).amplified(amplitude));
+            list.push(Case::new(Op::SwiGluBackward, &[shape, shape, shape]).amplified(amplitude));
+        }
         // Far left gelu is nothing but rounding; a single element may lie there.
         let amplitudes: &[f64] = if shape == [1] { &[1.0] } else { &[1.0, 30.0] };
         for &amplitude in amplitudes {
@@ -138,6 +144,32 @@ fn rows() -> Vec<Case> {
             list.push(Case::new(Op::LayerNormBackward { residual }, &arguments));
         }
     }
+    // Heads side by side in a row: their number, and the size of each. Rows of one or two elements are left out, where
+    // the exact result of the backward pass is nearly 0.
+    for [m, heads, c] in [
+        [1, 1, 3],
+        [7, 1, 5],
+        [63, 1, 65],
+        [130, 1, 100],
+        [5, 1, 1003],
+        [256, 1, 192],
+        [7, 3, 5],
+        [33, 9, 80],
+    ] {
+        let (x, gain, statistics) = ([m, heads * c], [c], [m * heads]);
+        for amplitude in [1.0, 100.0] {
+            let epsilon = 1e-6;
+            list.push(Case::new(Op::RmsNorm { epsilon }, &[&x, &gain]).amplified(amplitude));
+        }
+        for residual in [false, true] {
+            let more: &[&[usize]] = if residual { &[&x] } else { &[] };
+            let arguments = [&[&x[..], &x[..], &gain[..], &statistics[..]], more].concat();
+            list.push(Case::new(Op::RmsNormBackward { residual }, &arguments));
+        }
+        let case = Case::new(Op::RmsNormWeightBackward, &[&x, &x, &statistics]);
+        list.extend([case.clone(), case.accumulated()]);
+    }
+    list.push(Case::new(Op::RmsNormWeightBackward, &[&[40000, 3], &[40000, 3], &[40000]]).accumulated());
     for [m, c] in [[1, 3], [31, 5], [33, 65], [130, 100], [40000, 3], [256, 192]] {
         let case = Case::new(Op::LayerNormWeightBackward, &[&[m, c], &[m, c], &[m, 2]]);
         list.extend([case.clone(), case.accumulated()]);
@@ -155,6 +187,7 @@ fn embeddings() -> Vec<Case> {
     let mut list = Vec::new();
     for [b, t, v, c, p] in [[1, 1, 1, 1, 1], [2, 7, 5, 3, 7], [3, 33, 1003, 65, 64], [4, 130, 257, 64, 130]] {
         list.push(Case::new(Op::Embedding, &[&[b, t], &[v, c], &[p, c]]));
+        list.push(Case::new(Op::Gather, &[&[b, t], &[v, c]]));
         let rows = b * t;
         let op = Op::EmbeddingBackward { vocabulary: v };
         list.push(Case::new(op, &[&[b, t, c], &[rows.min(v), 3], &[rows]]).accumulated());
@@ -165,11 +198,18 @@ fn embeddings() -> Vec<Case> {
 
 fn attentions() -> Vec<Case> {
     let mut list = Vec::new();
-    let mut add = |[b, t, heads, size]: [usize; 4], amplitude: f64| {
-        let (qkv, o, lse) = ([b, t, 3 * heads * size], [b, t, heads * size], [b, heads, t]);
-        list.push(Case::new(Op::Attention { heads }, &[&qkv]).amplified(amplitude));
-        list.push(Case::new(Op::AttentionBackward { heads }, &[&o, &qkv, &o, &lse]).amplified(amplitude));
+    let mut grouped = |[b, t, heads, kv_heads, size]: [usize; 5], amplitude: f64| {
+        let (qkv, o, lse) = ([b, t, (heads + 2 * kv_heads) * size], [b, t, heads * size], [b, heads, t]);
+        list.push(Case::new(Op::Attention { heads, kv_heads }, &[&qkv]).amplified(amplitude));
+        let backward = Op::AttentionBackward { heads, kv_heads };
+        list.push(Case::new(backward, &[&o, &qkv, &o, &lse]).amplified(amplitude));
     };
+    for size in [3, 64, 80] {
+        grouped([2, 7, 6, 2, size], 1.0);
+        grouped([1, 33, 9, 3, size], 1.0);
+    }
+    grouped([2, 70, 4, 1, 16], 1.0);
+    let mut add = |[b, t, heads, size]: [usize; 4], amplitude| grouped([b, t, heads, heads, size], amplitude);
     // A workgroup has 8 queries; blocks of keys are 32 or 128, columns of a workgroup 64 or 256.
     for size in [1, 3, 16, 50, 64, 80, 128] {
         add([2, 7, 3, size], 1.0);
@@ -187,6 +227,44 @@ fn attentions() -> Vec<Case> {
     add([1, 9, 1, 260], 1.0);
     add([2, 130, 4, 32], 1.0);
     add([1, 130, 1, 16], 6.0);
+    list
+}
+
+fn rotations() -> Vec<Case> {
+    let mut list = Vec::new();
+    for [b, t, heads, kv_heads, size, context] in
+        [[1, 1, 1, 1, 2, 1], [2, 7, 3, 1, 6, 9], [1, 33, 9, 3, 80, 64], [2, 130, 4, 4, 64, 130]]
+    {
+        let part = |heads: usize| [b, t, heads * size];
+        let (q, k, qkv, table, at) =
+            (part(heads), part(kv_heads), part(heads + 2 * kv_heads), [context, size], [b, t]);
+        for positions in [false, true] {
+            let more: &[&[usize]] = if positions { &[&at] } else { &[] };
+            let forward = [&[&q[..], &k, &k, &table], more].concat();
+            list.push(Case::new(Op::Rope { heads, kv_heads, positions }, &forward));
+            let backward = [&[&qkv[..], &table], more].concat();
+            list.push(Case::new(Op::RopeBackward { heads, kv_heads, positions }, &backward));
+        }
+    }
+    list
+}
+
+/// New tokens after some that are in the cache, which is full in the end or not.
+fn caches() -> Vec<Case> {
+    let mut list = Vec::new();
+    for [b, t, heads, kv_heads, size, capacity] in [
+        [1, 1, 1, 1, 3, 1],
+        [2, 1, 9, 3, 80, 40],
+        [3, 1, 4, 4, 64, 300],
+        [2, 5, 6, 2, 7, 33],
+        [1, 33, 9, 3, 64, 167],
+        [1, 16, 8, 1, 16, 16],
+        [2, 9, 3, 3, 260, 20],
+    ] {
+        let shapes = [[b, t, (heads + 2 * kv_heads) * size], [b, capacity, 2 * kv_heads * size]];
+        let op = Op::AttentionCached { heads, kv_heads };
+        list.push(Case::new(op, &[&shapes[0], &[b, t], &shapes[1]]));
+    }
     list
 }
 
@@ -252,10 +330,17 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             list[1] = Argument::whole(&segments);
             list[2] = Argument::whole(&order);
         }
-        (Op::Embedding, Some(i)) => list[i] = Argument::whole(&tokens(length(i), shapes[1][0])),
+        (Op::Embedding | Op::Gather, Some(i)) => list[i] = Argument::whole(&tokens(length(i), shapes[1][0])),
         (Op::CrossEntropy { .. }, Some(i)) => {
             let vocabulary = length(0) / length(i);
             list[i] = Argument::whole(&tokens(length(i), vocabulary));
+        }
+        (Op::Rope { .. } | Op::RopeBackward { .. }, Some(i)) => {
+            let table = if let Op::Rope { .. } = case.op { 3 } else { 1 };
+            list[i] = Argument::whole(&positions(shapes[i], shapes[table][0]));
+        }
+        (Op::AttentionCached { .. }, Some(i)) => {
+            list[i] = Argument::whole(&positions(shapes[i], shapes[2][1]));
         }
         (Op::LayerNorm { .. }, _) => shift(&mut list[0], case.amplitude),
         (Op::LayerNormBackward { .. } | Op::LayerNormWeightBackward, _) => {
@@ -267,14 +352,30 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             let statistics = if let Op::LayerNormWeightBackward = case.op { 2 } else { 3 };
             list[statistics] = Argument::floats(made[1].iter().copied());
         }
-        (Op::AttentionBackward { heads }, _) => {
-            let made = reference::apply(&Op::Attention { heads: *heads }, &shapes[1..2], &[&list[1].values]);
+        (Op::RmsNormBackward { .. } | Op::RmsNormWeightBackward, _) => {
+            let weight = matches!(case.op, Op::RmsNormWeightBackward);
+            let statistics = if weight { 2 } else { 3 };
+            let c = length(1) / length(statistics);
+            let forward = Op::RmsNorm { epsilon: 1e-6 };
+            let made = reference::apply(&forward, &[shapes[1], &[c]], &[&list[1].values, &vec![1.0; c]]);
+            list[statistics] = Argument::floats(made[1].iter().copied());
+        }
+        (&Op::AttentionBackward { heads, kv_heads }, _) => {
+            let forward = Op::Attention { heads, kv_heads };
+            let made = reference::apply(&forward, &shapes[1..2], &[&list[1].values]);
             list[2] = Argument::floats(made[0].iter().copied());
             list[3] = Argument::floats(made[1].iter().copied());
         }
         _ => {}
     }
     list
+}
+
+/// Consecutive positions (B,T) in a context, of which the last sequence reaches the end and the others less far.
+fn positions(shape: &[usize], context: usize) -> Vec<u32> {
+    let (batch, tokens) = (shape[0], shape[1]);
+    let start = |b: usize| (context - tokens) * (b + 1) / batch;
+    (0..batch).flat_map(|b| (0..tokens).map(move |t| (start(b) + t) as u32)).collect()
 }
 
 /// A mean other than 0, which the norm must take away.
@@ -285,8 +386,16 @@ fn shift(x: &mut Argument, amplitude: f64) {
 /// The argument that a case's amplitude is about.
 fn amplified(op: &Op) -> Option<usize> {
     match op {
-        Op::LayerNorm { .. } | Op::Activate(_) | Op::Attention { .. } | Op::CrossEntropy { .. } => Some(0),
-        Op::LayerNormBackward { .. } | Op::ActivateBackward(_) | Op::AttentionBackward { .. } => Some(1),
+        Op::LayerNorm { .. }
+        | Op::RmsNorm { .. }
+        | Op::Activate(_)
+        | Op::SwiGlu
+        | Op::Attention { .. }
+        | Op::CrossEntropy { .. } => Some(0),
+        Op::LayerNormBackward { .. }
+        | Op::ActivateBackward(_)
+        | Op::SwiGluBackward
+        | Op::AttentionBackward { .. } => Some(1),
         _ => None,
     }
 }

@@ -1,6 +1,38 @@
 //! Elementwise ops and column sums.
 
-use super::{Lowered, Lowering, Operand};
+use super::{Launch, Lowered, Lowering, Operand};
+
+/// Header "multiples of 4" of kernels that are written for an `Element`.
+pub(super) const VECTORS: &str = include_str!("../../shaders/headers/vec4.wgsl");
+
+/// A kernel with an invocation an `Element`, which is four neighbours where `extent` allows it.
+pub(super) fn vectorised(
+    l: &Lowering,
+    kernel: &'static str,
+    constants: Vec<(&'static str, u32)>,
+    operands: Vec<Operand>,
+    parameters: Vec<u32>,
+    elements: usize,
+    extent: usize,
+) -> Launch {
+    let vectors = extent.is_multiple_of(4);
+    let groups = l.each(if vectors { elements / 4 } else { elements });
+    let mut launch = l.launch(kernel, constants, operands, parameters, groups);
+    launch.key.specialisation.header = vectors.then_some(VECTORS);
+    launch
+}
+
+pub(super) fn swiglu(l: &Lowering) -> Lowered {
+    let count = l.elements(0);
+    let operands = vec![l.input(0), l.input(1), l.output(0)];
+    Lowered::one(vectorised(l, "swiglu", vec![], operands, vec![count as u32, 0], count, count))
+}
+
+pub(super) fn swiglu_backward(l: &Lowering) -> Lowered {
+    let count = l.elements(0);
+    let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0), l.output(1)];
+    Lowered::one(vectorised(l, "swiglu_backward", vec![], operands, vec![count as u32, 0], count, count))
+}
 
 /// FUNCTION numbers are those of `shaders/elementwise.wgsl`.
 pub(super) fn elementwise(l: &Lowering, function: u32, two: bool) -> Lowered {
@@ -22,13 +54,7 @@ pub(super) fn blocks(rows: usize) -> (usize, usize) {
 }
 
 /// The second stage: one block of `rows` partial sums, added to `to` when that is a parameter's gradient.
-pub(super) fn sum_blocks(
-    l: &Lowering,
-    from: Operand,
-    rows: usize,
-    columns: usize,
-    to: Operand,
-) -> super::Launch {
+pub(super) fn sum_blocks(l: &Lowering, from: Operand, rows: usize, columns: usize, to: Operand) -> Launch {
     let mut launch = l.launch(
         "column_sum",
         vec![("ACCUMULATE", l.accumulate as u32)],

@@ -1,12 +1,20 @@
 //! Token and position embeddings.
 
-use super::{Lowered, Lowering};
+use super::{Lowered, Lowering, Operand};
 
 pub(super) fn forward(l: &Lowering) -> Lowered {
     let (rows, columns) = (l.elements(0), l.columns(1));
     let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0)];
     let parameters = vec![rows as u32, columns as u32, l.shape(0)[1] as u32, l.shape(1)[0] as u32];
     Lowered::one(l.launch("embedding", vec![], operands, parameters, l.each(rows * columns)))
+}
+
+pub(super) fn gather(l: &Lowering) -> Lowered {
+    let (rows, columns) = (l.elements(0), l.columns(1));
+    let operands = vec![l.input(0), l.input(1), Operand::Unread, l.output(0)];
+    let parameters = vec![rows as u32, columns as u32, 1, l.rows(1) as u32];
+    let constants = vec![("POSITIONS", 0)];
+    Lowered::one(l.launch("embedding", constants, operands, parameters, l.each(rows * columns)))
 }
 
 /// Adds to the gradient, which is zero at the start of a step.

@@ -21,6 +21,7 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         Epilogue::Bias => (1, l.input(2), Operand::Unread, Operand::Unwritten),
         Epilogue::BiasGelu => (2, l.input(2), Operand::Unread, l.output(1)),
         Epilogue::BiasResidual => (3, l.input(2), l.input(3), Operand::Unwritten),
+        Epilogue::Residual => (5, Operand::Unread, l.input(2), Operand::Unwritten),
         Epilogue::GeluBackward => (4, Operand::Unread, l.input(2), Operand::Unwritten),
     };
     let layout = match layout {

@@ -14,6 +14,8 @@ mod matmul;
 pub mod parameters;
 pub mod plan;
 pub mod program;
+mod rmsnorm;
+mod rope;
 pub mod verify;
 
 pub use embedding::sort_rows;
@@ -143,18 +145,27 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
     match node.op {
         Op::Embedding => embedding::forward(&l),
         Op::EmbeddingBackward { .. } => embedding::table_backward(&l),
+        Op::Gather => embedding::gather(&l),
         Op::PositionBackward { .. } => embedding::position_backward(&l),
         Op::LayerNorm { epsilon } => layernorm::forward(&l, epsilon),
         Op::LayerNormBackward { residual } => layernorm::backward(&l, residual),
         Op::LayerNormWeightBackward => layernorm::weight_backward(&l),
+        Op::RmsNorm { epsilon } => rmsnorm::forward(&l, epsilon),
+        Op::RmsNormBackward { residual } => rmsnorm::backward(&l, residual),
+        Op::RmsNormWeightBackward => rmsnorm::weight_backward(&l),
         Op::Matmul { layout, epilogue } => matmul::matmul(&l, layout, epilogue),
         Op::Add => elementwise::elementwise(&l, 0, true),
         Op::Activate(Activation::GeluTanh) => elementwise::elementwise(&l, 1, false),
         Op::ActivateBackward(Activation::GeluTanh) => elementwise::elementwise(&l, 2, true),
         Op::AddBias => elementwise::elementwise(&l, 3, true),
+        Op::SwiGlu => elementwise::swiglu(&l),
+        Op::SwiGluBackward => elementwise::swiglu_backward(&l),
         Op::ColumnSum => elementwise::column_sum(&l),
-        Op::Attention { heads } => attention::forward(&l, heads),
-        Op::AttentionBackward { heads } => attention::backward(&l, heads),
+        Op::Rope { heads, kv_heads, positions } => rope::forward(&l, [heads, kv_heads], positions),
+        Op::RopeBackward { heads, kv_heads, positions } => rope::backward(&l, [heads, kv_heads], positions),
+        Op::Attention { heads, kv_heads } => attention::forward(&l, [heads, kv_heads]),
+        Op::AttentionBackward { heads, kv_heads } => attention::backward(&l, [heads, kv_heads]),
+        Op::AttentionCached { heads, kv_heads } => attention::cached(&l, [heads, kv_heads]),
         Op::CrossEntropy { scale } => cross_entropy::forward(&l, scale),
     }
 }
@@ -163,6 +174,7 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
 pub fn in_place(op: &Op) -> Option<(usize, usize)> {
     match op {
         Op::CrossEntropy { .. } => Some((0, 1)),
+        Op::AttentionCached { .. } => Some((2, 1)),
         _ => None,
     }
 }

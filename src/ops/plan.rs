@@ -26,6 +26,10 @@ pub enum Place {
     Slot(usize),
     /// Scratch buffer.
     Scratch(usize),
+    /// Buffer of a constant.
+    Constant(usize),
+    /// Cache number of a stash slot.
+    Cache(usize),
 }
 
 /// The memory of a stage and the launches of its nodes.
@@ -39,6 +43,10 @@ pub struct MemoryPlan {
     pub slot: Vec<u64>,
     /// Bytes of the scratch buffers.
     pub scratch: Vec<u64>,
+    /// Bytes of the constants.
+    pub constants: Vec<u64>,
+    /// Bytes of the caches of one stash slot: what is fed from outside and then changed in place by every run.
+    pub caches: Vec<u64>,
     /// Launches of each node.
     pub lowered: Vec<Lowered>,
     /// Scratch buffers behind each node's own scratch.
@@ -56,9 +64,14 @@ impl MemoryPlan {
         let gradients: HashMap<ValueId, ValueId> = stage.gradients.iter().map(|&(p, g)| (g, p)).collect();
         // An argument that a result replaces in memory has the result's home.
         let mut home: Vec<ValueId> = (0..graph.values.len()).map(ValueId).collect();
+        // A result in the place of what is fed from outside stays until the next run.
+        let mut updated: HashSet<ValueId> = HashSet::new();
         for node in &graph.nodes {
             if let Some((argument, result)) = in_place(&node.op) {
                 home[node.inputs[argument].0] = node.outputs[result];
+                if graph.value(node.inputs[argument]).source == Source::Input {
+                    updated.insert(node.outputs[result]);
+                }
             }
         }
         let last_phase = {
@@ -76,6 +89,8 @@ impl MemoryPlan {
             stash: Vec::new(),
             slot: Vec::new(),
             scratch: Vec::new(),
+            constants: Vec::new(),
+            caches: Vec::new(),
             lowered: Vec::new(),
             node_scratch: Vec::new(),
         };
@@ -86,12 +101,14 @@ impl MemoryPlan {
                 Source::Removed => None,
                 _ if home[index] != id => None,
                 Source::Parameter => Some(Place::Weight),
+                Source::Constant => Some(push(&mut plan.constants, value.bytes(), Place::Constant)),
                 Source::Input if Some(id) == stage.d_output => {
                     Some(push(&mut plan.slot, value.bytes(), Place::Slot))
                 }
                 Source::Input => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
                     _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
+                    _ if updated.contains(&id) => Some(push(&mut plan.caches, value.bytes(), Place::Cache)),
                     (Phase::Forward, Some(Phase::Input | Phase::Weight)) => {
                         Some(push(&mut plan.stash, value.bytes(), Place::Stash))
                     }
@@ -169,9 +186,15 @@ impl MemoryPlan {
     pub fn bytes(&self, stash_slots: usize, gradient_slots: usize) -> u64 {
         let sum = |sizes: &[u64]| sizes.iter().map(|&b| buffer_bytes(b)).sum::<u64>();
         sum(&self.scratch)
-            + stash_slots as u64 * sum(&self.stash)
+            + sum(&self.constants)
+            + stash_slots as u64 * (sum(&self.stash) + sum(&self.caches))
             + gradient_slots as u64 * sum(&self.slot)
             + buffer_bytes(self.uniform_bytes())
+    }
+
+    /// Bytes of the caches of one stash slot.
+    pub fn cache_bytes(&self) -> u64 {
+        self.caches.iter().map(|&bytes| buffer_bytes(bytes)).sum()
     }
 
     /// Bytes of the kernel parameters of all launches.

@@ -36,6 +36,8 @@ pub struct StageProgram {
     stash: Vec<Vec<Buffer>>,
     slots: Vec<Vec<Buffer>>,
     scratch: Vec<Buffer>,
+    constants: Vec<Buffer>,
+    caches: Vec<Vec<Buffer>>,
     unread: Buffer,
     unwritten: Buffer,
     groups: HashMap<(Phase, Slots), Vec<crate::gpu::BindGroup>>,
@@ -61,6 +63,21 @@ impl StageProgram {
         stash: usize,
         gradient: usize,
     ) -> Result<StageProgram> {
+        let slot = || plan.caches.iter().map(|&bytes| device.buffer("cache", bytes)).collect();
+        let caches = (0..stash).map(|_| slot()).collect::<Result<_>>()?;
+        StageProgram::with_caches(device, stage, plan, gradient, caches)
+    }
+
+    /// As [`StageProgram::new`] on caches that are there already, one list a stash slot: those of another program of the
+    /// same layers, such as one for more tokens at a time.
+    pub fn with_caches(
+        device: &Device,
+        stage: StageGraph,
+        plan: MemoryPlan,
+        gradient: usize,
+        caches: Vec<Vec<Buffer>>,
+    ) -> Result<StageProgram> {
+        let stash = caches.len();
         let mut uniform = Vec::new();
         let mut steps = [const { Vec::new() }; 3];
         for (node, n) in stage.graph.nodes.iter().enumerate() {
@@ -75,7 +92,15 @@ impl StageProgram {
         let buffers = |label: &str, sizes: &[u64]| {
             sizes.iter().map(|&bytes| device.buffer(label, bytes)).collect::<Result<Vec<_>>>()
         };
+        let constants = buffers("constant", &plan.constants)?;
+        for (value, place) in stage.graph.values.iter().zip(&plan.place) {
+            if let (Some(elements), Some(Place::Constant(i))) = (&value.constant, place) {
+                device.upload(&constants[*i], 0, bytemuck::cast_slice(elements));
+            }
+        }
         Ok(StageProgram {
+            constants,
+            caches,
             uniforms: device.uniform("kernel parameters", &uniform)?,
             stash: (0..stash).map(|_| buffers("stash", &plan.stash)).collect::<Result<_>>()?,
             slots: (0..gradient).map(|_| buffers("gradient slot", &plan.slot)).collect::<Result<_>>()?,
@@ -88,6 +113,11 @@ impl StageProgram {
             plan,
             steps,
         })
+    }
+
+    /// The caches, slot by slot and block by block.
+    pub fn caches(&self) -> &[Vec<Buffer>] {
+        &self.caches
     }
 
     /// The graph it was compiled from.
@@ -111,6 +141,8 @@ impl StageProgram {
             }
             Some(Place::Stash(i)) => &self.stash[slots.stash][i],
             Some(Place::Slot(i)) => &self.slots[slots.gradient][i],
+            Some(Place::Constant(i)) => &self.constants[i],
+            Some(Place::Cache(i)) => &self.caches[slots.stash][i],
             Some(Place::Scratch(i)) => &self.scratch[i],
             None => {
                 let message = format!("{} has no home in memory", value.name);

@@ -43,6 +43,7 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
         Op::Add | Op::AddBias | Op::Embedding => {
             (1e-13, "one addition in f32: at most 2^-24 of relative error")
         }
+        Op::Gather => (0.0, "a copy"),
         Op::PositionBackward { .. } | Op::EmbeddingBackward { .. } => (1e-13, "a sum of few terms in f32"),
         Op::ColumnSum => (1e-11, "a long sum in f32, whose rounding errors grow with its length"),
         Op::Matmul { .. } => {
@@ -56,7 +57,16 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
         }
         Op::LayerNormBackward { .. } => (1e-12, "three terms cancel, the more the fewer columns there are"),
         Op::LayerNormWeightBackward => (1e-11, "a long sum in f32 of terms in which x − mean cancels digits"),
-        Op::Attention { .. } => {
+        Op::RmsNorm { .. } | Op::RmsNormBackward { .. } => (
+            1e-12,
+            "a sum of like signs or of terms around 1; inverseSqrt may be off by 2 units in the last place",
+        ),
+        Op::RmsNormWeightBackward => (1e-11, "a long sum in f32, whose rounding errors grow with its length"),
+        Op::SwiGlu | Op::SwiGluBackward => {
+            (1e-11, "exp may be off by 3 + 2|x| units in the last place, a division by 2.5")
+        }
+        Op::Rope { .. } | Op::RopeBackward { .. } => (1e-13, "two products and a sum in f32"),
+        Op::Attention { .. } | Op::AttentionCached { .. } => {
             (1e-11, "exp of scores: the rounding of a large score is a relative error of its weight")
         }
         Op::AttentionBackward { .. } => {
@@ -135,9 +145,11 @@ fn parameter_name(index: usize) -> String {
 /// Token ids and index tables are whole numbers.
 pub(super) fn argument_type(op: &Op, index: usize) -> DType {
     match (op, index) {
-        (Op::Embedding, 0) | (Op::EmbeddingBackward { .. }, 1 | 2) | (Op::CrossEntropy { .. }, 1) => {
-            DType::U32
-        }
+        (Op::Embedding | Op::Gather, 0)
+        | (Op::EmbeddingBackward { .. }, 1 | 2)
+        | (Op::CrossEntropy { .. } | Op::AttentionCached { .. }, 1)
+        | (Op::Rope { .. }, 4)
+        | (Op::RopeBackward { .. }, 2) => DType::U32,
         _ => DType::F32,
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::timeline::{Event, Track};
-use super::{Executor, Plan, Setup};
+use super::{Executor, Plan, Setup, Use};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
@@ -18,7 +18,7 @@ use crate::schedule::{Action, Kind, Schedule};
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 const MICROBATCHES: usize = 2;
 /// Measured steps go on until this many seconds have passed …
-const SECONDS: f64 = 0.25;
+const SECONDS: f64 = 0.4;
 /// … or this many have been done.
 const STEPS: usize = 8;
 
@@ -30,7 +30,7 @@ pub(super) struct Probe {
     pub(super) weights: u64,
 }
 
-/// What steps of a probe took, in seconds; each a median.
+/// What steps of a probe took, in seconds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Times {
     /// Each action of each stage, from the end of what the device did before.
@@ -77,7 +77,7 @@ impl Probe {
             sequence,
             cuts: Some(cuts),
             recompute: Vec::new(),
-            training: true,
+            purpose: Use::Training,
             budgets: vec![budget; devices.len()],
             schedule,
         };
@@ -117,7 +117,7 @@ impl Probe {
         }
         let mut times = Times::default();
         for (key, seconds) in taken {
-            let seconds = median(seconds);
+            let seconds = typical(seconds);
             match key {
                 Key::Action(stage, kind) => drop(times.actions.insert((stage, kind), seconds)),
                 Key::Forward => times.forward_hop.0 = seconds,
@@ -246,6 +246,13 @@ fn cpu_seconds() -> f64 {
     {
         0.0
     }
+}
+
+/// The lower quartile: what else runs on the machine only ever adds time, so the middle of the lower half is nearer to
+/// a quiet machine's value than the median is, and steadier than the least.
+fn typical(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 4).copied().unwrap_or(0.0)
 }
 
 pub(super) fn median(mut values: Vec<f64>) -> f64 {

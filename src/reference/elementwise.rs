@@ -35,6 +35,25 @@ pub(super) fn activate_backward(inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     vec![inputs[0].iter().zip(inputs[1]).map(|(dy, &x)| dy * gelu_derivative(x)).collect()]
 }
 
+/// x / (1 + exp(−x)).
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+pub(super) fn swiglu(inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+    vec![inputs[0].iter().zip(inputs[1]).map(|(&gate, up)| silu(gate) * up).collect()]
+}
+
+pub(super) fn swiglu_backward(inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+    let (mut d_gate, mut d_up) = (Vec::new(), Vec::new());
+    for ((dy, &gate), up) in inputs[0].iter().zip(inputs[1]).zip(inputs[2]) {
+        let s = 1.0 / (1.0 + (-gate).exp());
+        d_gate.push(dy * up * s * (1.0 + gate * (1.0 - s)));
+        d_up.push(dy * silu(gate));
+    }
+    vec![d_gate, d_up]
+}
+
 pub(super) fn column_sum(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     let n = shapes[0][shapes[0].len() - 1];
     let mut sum = vec![0.0; n];

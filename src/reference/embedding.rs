@@ -11,6 +11,11 @@ pub(super) fn forward(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     vec![x]
 }
 
+pub(super) fn gather(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
+    let c = shapes[1][shapes[1].len() - 1];
+    vec![inputs[0].iter().flat_map(|&row| &inputs[1][row as usize * c..][..c]).copied().collect()]
+}
+
 pub(super) fn table_backward(shapes: &[&[usize]], inputs: &[&[f64]], vocabulary: usize) -> Vec<Vec<f64>> {
     let c = shapes[0][shapes[0].len() - 1];
     let mut table = vec![0.0; vocabulary * c];

@@ -33,6 +33,7 @@ pub(super) fn matmul(
             vec![u.iter().map(|&u| gelu(u)).collect(), u]
         }
         Epilogue::BiasResidual => vec![each(&|i, x| x + inputs[2][i % n] + inputs[3][i])],
+        Epilogue::Residual => vec![each(&|i, x| x + inputs[2][i])],
         Epilogue::GeluBackward => vec![each(&|i, x| x * gelu_derivative(inputs[2][i]))],
     }
 }

@@ -8,6 +8,8 @@ mod elementwise;
 mod embedding;
 mod layernorm;
 mod matmul;
+mod rmsnorm;
+mod rope;
 
 pub use elementwise::{gelu, gelu_derivative};
 
@@ -18,28 +20,42 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     match *op {
         Op::Embedding => embedding::forward(shapes, inputs),
         Op::EmbeddingBackward { vocabulary } => embedding::table_backward(shapes, inputs, vocabulary),
+        Op::Gather => embedding::gather(shapes, inputs),
         Op::PositionBackward { context } => embedding::position_backward(shapes, inputs, context),
         Op::LayerNorm { epsilon } => layernorm::forward(shapes, inputs, epsilon as f64),
         Op::LayerNormBackward { .. } => layernorm::backward(shapes, inputs),
         Op::LayerNormWeightBackward => layernorm::weight_backward(shapes, inputs),
+        Op::RmsNorm { epsilon } => rmsnorm::forward(inputs, epsilon as f64),
+        Op::RmsNormBackward { .. } => rmsnorm::backward(inputs),
+        Op::RmsNormWeightBackward => rmsnorm::weight_backward(inputs),
         Op::Matmul { layout, epilogue } => matmul::matmul(layout, epilogue, shapes, inputs),
         Op::AddBias => elementwise::add_bias(inputs),
         Op::Add => elementwise::add(inputs),
         Op::Activate(_) => elementwise::activate(inputs),
         Op::ActivateBackward(_) => elementwise::activate_backward(inputs),
+        Op::SwiGlu => elementwise::swiglu(inputs),
+        Op::SwiGluBackward => elementwise::swiglu_backward(inputs),
         Op::ColumnSum => elementwise::column_sum(shapes, inputs),
-        Op::Attention { heads } => attention::forward(heads, shapes, inputs),
-        Op::AttentionBackward { heads } => attention::backward(heads, shapes, inputs),
+        Op::Rope { heads, kv_heads, .. } => rope::forward([heads, kv_heads], shapes, inputs),
+        Op::RopeBackward { heads, kv_heads, .. } => rope::backward([heads, kv_heads], shapes, inputs),
+        Op::Attention { heads, kv_heads } => attention::forward([heads, kv_heads], shapes, inputs),
+        Op::AttentionBackward { heads, kv_heads } => attention::backward([heads, kv_heads], shapes, inputs),
+        Op::AttentionCached { heads, kv_heads } => attention::cached([heads, kv_heads], shapes, inputs),
         Op::CrossEntropy { scale } => cross_entropy::forward(shapes, inputs, scale as f64),
     }
 }
 
 /// Runs the nodes of the given phases in order. `values` holds one slot a value: inputs and parameters must be
-/// filled; results are filled in.
+/// filled; constants and results are filled in.
 ///
 /// # Panics
 /// When an argument was not fed.
 pub fn run(graph: &Graph, phases: &[Phase], values: &mut [Option<Vec<f64>>]) {
+    for (value, slot) in graph.values.iter().zip(values.iter_mut()) {
+        if let Some(elements) = &value.constant {
+            *slot = Some(elements.iter().map(|&x| x as f64).collect());
+        }
+    }
     for node in graph.nodes.iter().filter(|n| phases.contains(&n.phase)) {
         let results = run_node(graph, node, values);
         for (&output, result) in node.outputs.iter().zip(results) {

@@ -218,7 +218,26 @@ fn keep() -> usize {
 
 /// Every key, for naming the nearest one.
 const KEYS: &[(&str, &[&str])] = &[
-    ("model", &["kind", "layers", "width", "heads", "context", "vocabulary"]),
+    (
+        "model",
+        &[
+            "kind",
+            "layers",
+            "width",
+            "heads",
+            "context",
+            "vocabulary",
+            "kv_heads",
+            "head_dim",
+            "intermediate",
+            "norm_epsilon",
+            "tied_head",
+            "initializer_range",
+            "sliding_window",
+            "rope_theta",
+            "rope_scaling",
+        ],
+    ),
     ("data", &["train", "tokenizer", "order"]),
     (
         "train",

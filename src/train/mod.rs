@@ -12,5 +12,4 @@ pub mod prove;
 pub mod replan;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
-mod tensors;
 pub mod trainer;

@@ -6,7 +6,7 @@ use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::Model;
 use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
-use crate::pipeline::{Plan, Setup};
+use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
 };
@@ -205,7 +205,7 @@ impl Planning {
             schedule: candidate.schedule.clone(),
             cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
             recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
-            training: true,
+            purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
         }
     }

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference};
 use super::gaps::{Cause, Gap};
-use super::svg::{FAINT, GRID, INK, Lane, MARGIN, Scale, WIDTH, device, escape, legend, open, swatch};
+use super::svg::{
+    FAINT, GRID, INK, Labels, Lane, MARGIN, Scale, WIDTH, device, escape, legend, open, swatch,
+};
 use super::{EventKind, Timeline};
 
 /// Top of the first device's block: below the title, the summary and two rows of legend.
@@ -25,8 +27,8 @@ const LINE: f64 = 20.0;
 /// Right edges of the columns of the left table; of the right one, whose first column starts there.
 const SHARES: [f64; 7] = [200.0, 284.0, 354.0, 442.0, 506.0, 570.0, 642.0];
 const TIMES: [f64; 4] = [760.0, 940.0, 1056.0, WIDTH - MARGIN];
-/// Lines of the right table: a picture is no place for hundreds.
-const ACTIONS: usize = 16;
+/// Lines that the right table may have even where the left one has fewer.
+const ACTIONS: usize = 8;
 
 impl Comparison {
     /// A picture: both steps with the causes of idle time, where the time went, and which actions took longer than
@@ -36,7 +38,8 @@ impl Comparison {
         let block = NAME + ROW * rows + BLOCK_GAP;
         let bottom = HEADER + block * self.ranks() as f64;
         let table = bottom + AXIS;
-        let actions = self.largest_differences();
+        let mut actions = self.largest_differences();
+        actions.truncate(ACTIONS.max(self.ranks() * self.steps().count()));
         let lines = (self.ranks() * self.steps().count()).max(actions.len()) as f64;
         let mut svg = open(title, table + LINE * (lines + 2.0) + 28.0);
         let _ = writeln!(svg, "<text x=\"{MARGIN}\" y=\"62\">{}</text>", escape(&self.summary()));
@@ -62,9 +65,11 @@ impl Comparison {
             }
         }
         scale.draw(&mut svg, bottom - 8.0, &lanes);
+        let timelines: Vec<&Timeline> = self.steps().map(|(_, step)| &step.timeline).collect();
+        let labels = Labels::new(&timelines, &scale);
         for rank in 0..self.ranks() {
             for (row, (_, step)) in self.steps().enumerate() {
-                lane(rank, row).cells(&mut svg, &scale, &step.timeline, rank);
+                lane(rank, row).cells(&mut svg, &scale, &labels, &step.timeline, rank);
             }
         }
         self.shares(&mut svg, table + LINE);
@@ -115,7 +120,6 @@ impl Comparison {
             None => a.measured * a.count as f64,
         };
         actions.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
-        actions.truncate(ACTIONS);
         actions
     }
 }
@@ -168,8 +172,11 @@ fn times(svg: &mut String, top: f64, actions: &[ActionTime]) {
     heading(svg, TIMES[0], TIMES[3], top, title);
     let mut row = |y: f64, ink: &str, cells: [String; 4]| {
         text(svg, TIMES[0], y, ink, &cells[0]);
-        let shown = (1..4).filter(|&column| predicted || column == 2);
-        shown.for_each(|column| number(svg, TIMES[column], y, ink, &cells[column]));
+        if predicted {
+            (1..4).for_each(|column| number(svg, TIMES[column], y, ink, &cells[column]));
+        } else {
+            number(svg, TIMES[3], y, ink, &cells[2]);
+        }
     };
     row(top + LINE, FAINT, ["action", "predicted", "measured", "difference"].map(String::from));
     for (line, action) in actions.iter().enumerate() {

@@ -4,6 +4,7 @@ use super::EventKind;
 use super::axis::{axis, duration};
 use super::colour::Colour;
 use super::comparison::{Comparison, difference};
+use super::step::Step;
 use super::gaps::Cause;
 use super::terminal::{Columns, Line, Style, lane};
 
@@ -18,11 +19,28 @@ const MARK: usize = 14;
 const COUNT: usize = 8;
 const TIME: usize = 13;
 
-impl Comparison {
-    /// Both steps, device by device, on one axis; no line is wider than `width` columns. With `colour` in the colours of
-    /// [`Comparison::to_svg`] (24-bit ANSI escapes), with dots for idle time in the colour of its cause. Without, in
-    /// letters: `F0---` is the forward of microbatch 0, a dot is idle time.
+impl Step {
+    /// The predicted step alone, as [`Comparison::to_terminal`].
     pub fn to_terminal(&self, width: usize, colour: bool) -> String {
+        View { steps: vec![("predicted", self)] }.draw(width, colour)
+    }
+}
+
+/// Steps with their names, one lane below the other.
+struct View<'a> {
+    steps: Vec<(&'static str, &'a Step)>,
+}
+
+impl View<'_> {
+    fn end(&self) -> f64 {
+        self.steps.iter().map(|(_, step)| step.seconds).fold(0.0, f64::max)
+    }
+
+    fn ranks(&self) -> usize {
+        self.steps.first().map_or(0, |(_, step)| step.schedule.ranks.len())
+    }
+
+    fn draw(&self, width: usize, colour: bool) -> String {
         let mut text = String::new();
         let busy = if width >= WIDE { BUSY } else { 0 };
         let columns = Columns { seconds: self.end(), count: width.saturating_sub(LABEL + busy) };
@@ -31,9 +49,10 @@ impl Comparison {
                 text.push('\n');
             }
             let mut line = Line::new(width);
-            line.push(&format!("{rank} "), Style::FAINT).push(self.measured.timeline.name(rank), Style::BOLD);
+            line.push(&format!("{rank} "), Style::FAINT)
+                .push(self.steps[0].1.timeline.name(rank), Style::BOLD);
             line.finish(&mut text, colour);
-            for (what, step) in self.steps() {
+            for &(what, step) in &self.steps {
                 let mut line = Line::new(width);
                 line.push("  ", Style::PLAIN).push(what, Style::FAINT).pad(LABEL);
                 lane(&mut line, step, rank, columns, colour);
@@ -59,7 +78,7 @@ impl Comparison {
     fn legend(&self, text: &mut String, width: usize, colour: bool) {
         let drawn = |kind: &EventKind| !matches!(kind, EventKind::Copy | EventKind::Host);
         let occurs =
-            |kind: &EventKind| self.steps().any(|(_, step)| step.timeline.kinds().any(|k| k == *kind));
+            |kind: &EventKind| self.steps.iter().any(|(_, step)| step.timeline.kinds().any(|k| k == *kind));
         let kinds = EventKind::ALL.into_iter().filter(drawn).filter(occurs).map(|kind| {
             let mark = if colour { "██".into() } else { kind.letter().to_string() };
             (mark, kind.colours().0, kind.name())
@@ -84,12 +103,21 @@ impl Comparison {
         }
         explain(text, kinds.collect());
         let occurs =
-            |cause: &Cause| self.steps().any(|(_, step)| step.gaps.iter().any(|g| g.cause == *cause));
+            |cause: &Cause| self.steps.iter().any(|(_, step)| step.gaps.iter().any(|g| g.cause == *cause));
         let causes = Cause::ALL.into_iter().filter(occurs);
         let entries: Vec<_> = causes.map(|cause| ("··".into(), cause.colours().1, cause.name())).collect();
         if !entries.is_empty() {
             explain(text, entries);
         }
+    }
+}
+
+impl Comparison {
+    /// Both steps, device by device, on one axis; no line is wider than `width` columns. With `colour` in the colours of
+    /// [`Comparison::to_svg`] (24-bit ANSI escapes), with dots for idle time in the colour of its cause. Without, in
+    /// letters: `F0---` is the forward of microbatch 0, a dot is idle time.
+    pub fn to_terminal(&self, width: usize, colour: bool) -> String {
+        View { steps: self.steps().collect() }.draw(width, colour)
     }
 
     /// A table of where the time of the steps goes, in per cent of each.
@@ -145,7 +173,7 @@ impl Table {
         let mut line = Line::new(self.width);
         line.push(label, Style::FAINT).pad(LABEL);
         for (text, width) in cells {
-            line.push(&format!("{text:>width$}"), style);
+            line.push(&format!("{text:>width$}"), if text == "0.0" { Style::FAINT } else { style });
         }
         line.finish(&mut self.text, self.colour);
     }

@@ -1,7 +1,7 @@
 //! What a comparison says in words. Every number is measured, or simulated with the measured times and called so.
 
 use super::axis::duration;
-use super::comparison::{ActionTime, Comparison, percent};
+use super::comparison::{ActionTime, Comparison, difference, percent};
 use super::gaps::{Cause, Gap};
 use super::step::Step;
 use crate::schedule::{self, Costs, Hops, Kind, RankCost, Schedule, StageCost};
@@ -52,23 +52,7 @@ impl Comparison {
                 Cause::Host => format!("device {rank} stands still for {share} of the step ({time}) although its work is there: host"),
             }
         }));
-        let wrong =
-            self.largest_differences().into_iter().filter_map(|a| Some((a, a.predicted?, a.error()?)));
-        let total = |a: &ActionTime, predicted: f64| (a.measured - predicted) * a.count as f64;
-        let wrong = wrong.filter(|(a, predicted, _)| total(a, *predicted).abs() > WORTH * step.seconds);
-        findings.extend(wrong.take(2).map(|(a, predicted, error)| {
-            format!(
-                "{} of stage {} on device {} took {} instead of {}, {}: {} in the {} of a step",
-                a.kind,
-                a.stage,
-                a.rank,
-                duration(a.measured),
-                duration(predicted),
-                longer(error),
-                duration(total(&a, predicted).abs()),
-                a.count
-            )
-        }));
+        findings.extend(self.wrong_stages().into_iter().take(2));
         findings
     }
 
@@ -112,8 +96,8 @@ impl Comparison {
             let free = Costs { hops: vec![Hops::default(); costs.hops.len()], ..costs.clone() };
             if let Some(gain) = gain(&step.schedule, &free) {
                 advice.push(format!(
-                    "links that took no time would save {} of the step (simulated with the measured times); shorter \
-                     microbatches of a schedule that sends earlier hide them better",
+                    "links that took no time would save {} of the step (simulated with the measured times): the most \
+                     that a faster link can bring",
                     percent(gain)
                 ));
             }
@@ -133,6 +117,34 @@ impl Comparison {
             ));
         }
         advice
+    }
+
+    /// The stages of which the prediction was wrong by more than a little of the step, the most wrong first.
+    fn wrong_stages(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for stage in 0..self.measured.schedule.stages {
+            let actions: Vec<&ActionTime> =
+                self.actions.iter().filter(|a| a.stage == stage && a.predicted.is_some()).collect();
+            let sum = |seconds: fn(&ActionTime) -> f64| -> f64 {
+                actions.iter().map(|a| seconds(a) * a.count as f64).sum()
+            };
+            let (predicted, measured) = (sum(|a| a.predicted.unwrap_or(0.0)), sum(|a| a.measured));
+            if (measured - predicted).abs() <= WORTH * self.measured.seconds || predicted <= 0.0 {
+                continue;
+            }
+            let kinds = actions.iter().filter_map(|a| Some(format!("{} {}", a.kind, difference(a.error()?))));
+            let text = format!(
+                "stage {stage} on device {} computed {} in the step instead of {}, {} ({})",
+                actions[0].rank,
+                duration(measured),
+                duration(predicted),
+                longer(measured / predicted - 1.0),
+                kinds.collect::<Vec<_>>().join(", ")
+            );
+            wrong.push(((measured - predicted).abs(), text));
+        }
+        wrong.sort_by(|a, b| b.0.total_cmp(&a.0));
+        wrong.into_iter().map(|(_, text)| text).collect()
     }
 
     fn shares_in_words(&self) -> String {
@@ -156,22 +168,27 @@ impl Comparison {
     fn fitted_costs(&self) -> Costs {
         let step = &self.measured;
         let mut costs = self.prediction.as_ref().map_or_else(|| bare(step), |p| p.costs.clone());
-        for action in &self.actions {
-            let Some(stage) = costs.stages.get_mut(action.stage) else { continue };
-            let StageCost { forward, input, weight, backward, .. } = stage;
-            let scale = action.predicted.filter(|&p| p > 0.0).map(|predicted| action.measured / predicted);
-            let own = match action.kind {
-                Kind::F => forward,
-                Kind::I => input,
-                Kind::W => weight,
-                // A schedule that splits the backward pass is then simulated with halves that fit the measured whole.
-                _ => {
-                    *input *= scale.unwrap_or(1.0);
-                    *weight *= scale.unwrap_or(1.0);
-                    backward
-                }
-            };
-            *own = scale.map_or(action.measured, |scale| *own * scale);
+        for (at, stage) in costs.stages.iter_mut().enumerate() {
+            let of = |kind: Kind| self.actions.iter().find(move |a| a.stage == at && a.kind == kind);
+            let backward = || [Kind::B, Kind::I, Kind::W].into_iter().filter_map(of);
+            let measured: f64 = backward().map(|a| a.measured).sum();
+            let predicted: Option<f64> = backward().map(|a| a.predicted).sum();
+            // What did not run in this schedule may in another: a whole backward pass, or its halves.
+            let scale = predicted.filter(|&seconds| seconds > 0.0).map_or(0.0, |seconds| measured / seconds);
+            for (kind, seconds) in [
+                (Kind::F, &mut stage.forward),
+                (Kind::I, &mut stage.input),
+                (Kind::W, &mut stage.weight),
+                (Kind::B, &mut stage.backward),
+            ] {
+                *seconds = match of(kind) {
+                    Some(&ActionTime { measured, predicted: Some(predicted), .. }) if predicted > 0.0 => {
+                        *seconds * measured / predicted
+                    }
+                    Some(action) => action.measured,
+                    None => *seconds * scale,
+                };
+            }
         }
         costs
     }
@@ -180,9 +197,10 @@ impl Comparison {
     /// devices' memory.
     fn other_schedules<'a>(&'a self, costs: &'a Costs) -> impl Iterator<Item = Schedule> + 'a {
         let now = &self.measured.schedule;
-        let made = schedule::NAMES
-            .iter()
-            .filter_map(|name| schedule::generate(name, now.ranks.len(), now.microbatches).ok());
+        let (ranks, chunks) = (now.ranks.len(), now.stages / now.ranks.len());
+        let named = schedule::NAMES.iter();
+        let made = named
+            .filter_map(move |name| schedule::generate_chunked(name, ranks, chunks, now.microbatches).ok());
         made.filter(move |s| {
             let same_places =
                 s.stages == now.stages && (0..s.stages).all(|at| s.rank_of(at) == now.rank_of(at));

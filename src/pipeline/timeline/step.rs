@@ -34,12 +34,11 @@ impl Step {
     pub fn predicted(prediction: &Prediction) -> Result<Step> {
         let simulation = prediction.simulate()?;
         let timeline = prediction.timeline()?;
-        let schedule = prediction.schedule()?.lowered()?;
         let cells = simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
         let ready: Vec<f64> = prediction.costs.ranks.iter().map(|rank| rank.begin).collect();
         let mut step = Step {
             timeline,
-            schedule: without_transfers(schedule),
+            schedule: without_transfers(prediction.schedule()?),
             cells: cells.copied().collect(),
             idle: simulation.idle,
             gaps: Vec::new(),
@@ -56,6 +55,13 @@ impl Step {
     ///
     /// [`Error::Config`] in one line if the events are not one whole step of a training run.
     pub fn measured(timeline: &Timeline) -> Result<Step> {
+        let refuse = |what: &str| {
+            let message = format!("the timeline does not hold one whole training step ({what})");
+            Error::config("timeline", message)
+        };
+        if (0..timeline.ranks()).any(|rank| clears(timeline, rank).count() > 1) {
+            return Err(refuse("it holds several"));
+        }
         let timeline = from_its_start(timeline);
         let mut spans: HashMap<Action, Cell> = HashMap::new();
         for event in timeline.usable().filter(|event| event.track == Track::Compute) {
@@ -67,7 +73,7 @@ impl Step {
         }
         let mut cells: Vec<Cell> = spans.into_values().collect();
         cells.sort_by(|a, b| {
-            a.rank.cmp(&b.rank).then(a.start.total_cmp(&b.start)).then(a.action.cmp(&b.action))
+            a.rank.cmp(&b.rank).then(a.start.total_cmp(&b.start)).then(a.end.total_cmp(&b.end))
         });
         let count = |of: fn(&Action) -> usize| {
             cells.iter().map(|c| of(&c.action).saturating_add(1)).max().unwrap_or(0)
@@ -85,11 +91,7 @@ impl Step {
         let arrived = arrivals(&timeline);
         let arrival = |rank: usize, at: usize| arrived.get(&schedule.ranks[rank][at]).copied();
         let idle = schedule.validate().and_then(|()| attribute(&schedule, &cells, &ready, arrival));
-        let idle = idle.map_err(|error| {
-            let message =
-                format!("the timeline does not hold one whole training step ({})", first_line(&error));
-            Error::config("timeline", message)
-        })?;
+        let idle = idle.map_err(|error| refuse(&first_line(&error)))?;
         let seconds = timeline.usable().map(|event| event.end).fold(0.0, f64::max);
         let mut step = Step { timeline, schedule, cells, idle, gaps: Vec::new(), seconds };
         step.gaps = gaps(&step, &ready, &arrived);

@@ -47,8 +47,9 @@ impl Timeline {
         }
         // Over the lanes, where the eye compares devices, and under the cells.
         scale.draw(&mut svg, bottom - 8.0, &lanes);
+        let labels = Labels::new(&[self], &scale);
         for (rank, lane) in lanes.iter().enumerate() {
-            lane.cells(&mut svg, &scale, self, rank);
+            lane.cells(&mut svg, &scale, &labels, self, rank);
         }
         svg.push_str("</svg>\n");
         svg
@@ -189,7 +190,7 @@ impl Lane {
     }
 
     /// What the device of `rank` did.
-    pub fn cells(&self, svg: &mut String, scale: &Scale, timeline: &Timeline, rank: usize) {
+    pub fn cells(&self, svg: &mut String, scale: &Scale, labels: &Labels, timeline: &Timeline, rank: usize) {
         svg.push_str("<g text-anchor=\"middle\">\n");
         for (track, top, height) in [
             (Track::Compute, self.top, self.compute),
@@ -197,14 +198,59 @@ impl Lane {
             (Track::Copy, self.thin(), self.copies),
         ] {
             for event in timeline.track(rank, track).filter(|_| height > 0.0) {
-                cell(svg, scale, event, top, height);
+                cell(svg, scale, labels, event, top, height);
             }
         }
         svg.push_str("</g>\n");
     }
 }
 
-fn cell(svg: &mut String, scale: &Scale, event: &Event, top: f64, height: f64) {
+/// What stands on a cell that has room for it.
+fn text(event: &Event) -> String {
+    event.microbatch.map_or_else(|| event.label.clone(), |m| m.to_string())
+}
+
+/// How cells are labelled: in one size, and those of a kind only where most of them have room. A number needs room for
+/// the longest, since numbers that end at 9 would say nothing about the rest.
+pub(super) struct Labels {
+    size: f64,
+    kinds: Vec<EventKind>,
+    longest: usize,
+}
+
+impl Labels {
+    pub fn new(timelines: &[&Timeline], scale: &Scale) -> Labels {
+        let computed = || timelines.iter().flat_map(|t| t.usable()).filter(|e| e.track == Track::Compute);
+        let numbered = computed().filter(|event| event.microbatch.is_some());
+        let longest = numbered.map(|event| text(event).len()).max().unwrap_or(0);
+        let mut labels = Labels { size: LARGE, kinds: Vec::new(), longest };
+        let most = |labels: &Labels, kind| {
+            let fits = |event: &&Event| labels.fits(event, (event.end - event.start) * scale.per_second);
+            let of_kind = || computed().filter(|event| event.kind == kind);
+            2 * of_kind().filter(fits).count() > of_kind().count()
+        };
+        let kinds = |labels: &Labels| EventKind::ALL.into_iter().filter(|&kind| most(labels, kind)).collect();
+        let large: Vec<EventKind> = kinds(&labels);
+        labels.size = SMALL;
+        labels.kinds = kinds(&labels);
+        if large == labels.kinds {
+            labels.size = LARGE;
+        }
+        labels
+    }
+
+    /// Whether the text of an event fits into this width.
+    fn fits(&self, event: &Event, width: f64) -> bool {
+        let letters = if event.microbatch.is_some() { self.longest } else { event.label.chars().count() };
+        0.62 * self.size * letters as f64 + 0.25 * self.size <= width
+    }
+}
+
+/// Sizes of labels.
+const LARGE: f64 = 13.0;
+const SMALL: f64 = 10.0;
+
+fn cell(svg: &mut String, scale: &Scale, labels: &Labels, event: &Event, top: f64, height: f64) {
     let (fill, ink) = event.kind.colours();
     let (x, mut width) = (scale.x(event.start), (event.end - event.start) * scale.per_second);
     // A hair of white between neighbours, where there is room; and nothing is too short to be seen.
@@ -216,11 +262,14 @@ fn cell(svg: &mut String, scale: &Scale, event: &Event, top: f64, height: f64) {
          fill=\"{fill}\"><title>{}</title></rect>",
         escape(&tooltip(event))
     );
-    let text = event.microbatch.map_or_else(|| event.label.clone(), |m| m.to_string());
-    if event.track == Track::Compute && 8.0 * text.chars().count() as f64 + 4.0 <= width {
-        let (x, y, text) = (x + width / 2.0, top + height / 2.0 + 4.5, escape(&text));
-        let _ =
-            write!(svg, "<text x=\"{x:.2}\" y=\"{y}\" fill=\"{ink}\" pointer-events=\"none\">{text}</text>");
+    if event.track == Track::Compute && labels.kinds.contains(&event.kind) && labels.fits(event, width) {
+        let (x, y) = (x + width / 2.0, top + height / 2.0 + 0.35 * labels.size);
+        let _ = write!(
+            svg,
+            "<text x=\"{x:.2}\" y=\"{y:.1}\" font-size=\"{}\" fill=\"{ink}\" pointer-events=\"none\">{}</text>",
+            labels.size,
+            escape(&text(event))
+        );
     }
     svg.push('\n');
 }

@@ -1,5 +1,7 @@
 //! Lines of text for a terminal, coloured or plain, that are never wider than it.
 
+use std::ops::Range;
+
 use super::colour::Colour;
 use super::gaps::Gap;
 use super::step::Step;
@@ -145,6 +147,12 @@ impl Columns {
         best.into_iter().zip(busy).map(|((event, _), busy)| event.filter(|_| busy >= 0.5)).collect()
     }
 
+    /// The columns that belong to an event as a whole.
+    fn inside(&self, event: &Event) -> Range<usize> {
+        let from = (self.at(event.start).ceil() as usize).min(self.count);
+        from..(self.at(event.end) as usize).clamp(from, self.count)
+    }
+
     /// The column of `time`, and no further than the last.
     fn nearest(&self, time: f64) -> usize {
         (self.at(time).round().max(0.0) as usize).min(self.count)
@@ -161,22 +169,27 @@ pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, 
         let kinds = columns.sample(&events, columns.count).into_iter();
         kinds.map(|event| event.map(|e| Cell { text: e.kind.letter(), style: Style::PLAIN })).collect()
     };
+    let mut before: Option<&Event> = None;
+    // Numbers here and there would say nothing about the rest.
+    let numbered = events.iter().filter(|event| event.microbatch.is_some());
+    let roomy = numbered.clone().filter(|event| columns.inside(event).len() >= number(event).len());
+    let numbers = 2 * roomy.count() > numbered.count();
     for event in events {
-        let number = event.microbatch.map(|m| m.to_string()).unwrap_or_default();
-        let (fill, ink) = event.kind.colours();
+        let (number, (fill, ink)) = (number(event), event.kind.colours());
         if colour {
-            let on = |ink| Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
-            // Only where all columns of the text belong to the event.
-            let (from, to) = (columns.at(event.start).ceil() as usize, columns.at(event.end) as usize);
-            let room = to.min(columns.count).saturating_sub(from);
-            if number.len() <= room {
-                write(&mut cells[from + (room - number.len()) / 2..], &number, on(ink));
+            let style = |ink| Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
+            let room = columns.inside(event);
+            if numbers && number.len() <= room.len() {
+                let at = room.start + (room.len() - number.len()) / 2;
+                write(&mut cells[at..], &number, style(ink));
             }
-            // Parts it from a neighbour of the same colour.
-            let first = (2.0 * columns.at(event.start)).round() as usize / 2;
-            let cell = cells.get_mut(first).and_then(Option::as_mut);
-            if let Some(cell) = cell.filter(|cell| **cell == blank(fill)) {
-                *cell = Cell { text: '▏', style: on(fill.darker()) };
+            let half = |time: f64| (2.0 * columns.at(time)).round() as usize;
+            let touches = |before: &Event| before.kind == event.kind && half(before.end) == half(event.start);
+            if before.is_some_and(touches)
+                && let Some(Some(cell)) = cells.get_mut(half(event.start) / 2)
+                && *cell == blank(fill)
+            {
+                *cell = Cell { text: '▏', style: style(fill.darker()) };
             }
         } else {
             let (from, to) = (columns.nearest(event.start), columns.nearest(event.end));
@@ -185,6 +198,7 @@ pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, 
                 write(&mut cells[from..to], &format!("{text:-<0$}", to - from), Style::PLAIN);
             }
         }
+        before = Some(event);
     }
     let gaps: Vec<&Gap> = step.gaps.iter().filter(|gap| gap.rank == rank).collect();
     let ends = columns.nearest(step.seconds);
@@ -200,6 +214,10 @@ pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, 
             line.cells.push(cell.unwrap_or(idle));
         }
     }
+}
+
+fn number(event: &Event) -> String {
+    event.microbatch.map(|microbatch| microbatch.to_string()).unwrap_or_default()
 }
 
 fn write(cells: &mut [Option<Cell>], text: &str, style: Style) {

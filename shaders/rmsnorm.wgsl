@@ -1,0 +1,53 @@
+// rmsnorm: y = x / sqrt(mean x² + epsilon) · gain for rows as long as the gain, and statistics (M) = 1 / sqrt(…).
+// Grid: one workgroup a row, rows over x and y. Variant: header "multiples of 4".
+// Header "any size": one element at a time.
+alias Element = f32;
+const EACH = 1u; // f32 in an Element
+
+fn across(x: Element) -> f32 {
+    return x;
+}
+
+// ---- body ----
+
+struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<Element>;
+@group(0) @binding(2) var<storage, read> gain: array<Element>;
+@group(0) @binding(3) var<storage, read_write> y: array<Element>;
+@group(0) @binding(4) var<storage, read_write> statistics: array<f32>;
+
+override LANES: u32 = 64u; // a power of two
+
+var<workgroup> partial: array<f32, LANES>;
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let row = group.y * groups.x + group.x;
+    let lane = local.x;
+    if row >= p.rows {
+        return;
+    }
+    let columns = p.columns / EACH;
+    let base = row * columns;
+    var squares = Element();
+    for (var i = lane; i < columns; i += LANES) {
+        squares = fma(x[base + i], x[base + i], squares);
+    }
+    partial[lane] = across(squares);
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            partial[lane] += partial[lane + half];
+        }
+    }
+    workgroupBarrier();
+    let inverse = inverseSqrt(partial[0] / f32(p.columns) + p.epsilon);
+    for (var i = lane; i < columns; i += LANES) {
+        y[base + i] = x[base + i] * inverse * gain[i];
+    }
+    if lane == 0u {
+        statistics[row] = inverse;
+    }
+}

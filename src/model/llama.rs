@@ -1,0 +1,103 @@
+//! Llama (Touvron et al. 2023, arXiv 2302.13971) and its kin under Hugging Face's parameter names; linear weights are
+//! stored (out, in). Qwen2 adds biases to the projections of queries, keys and values; Qwen3 normalises each head of
+//! queries and keys.
+
+use super::{Init, Kind, ModelConfig, Parameter, Run, attend, rope};
+use crate::error::Result;
+use crate::graph::{Epilogue, Graph, Layout, Op, ValueId};
+
+/// The name of the token table, which the head may share.
+pub(super) const TABLE: &str = "model.embed_tokens.weight";
+
+fn matrix(c: &ModelConfig, name: impl Into<String>, outputs: usize, inputs: usize) -> Parameter {
+    Parameter::new(name, &[outputs, inputs], Init::Normal(c.initializer_range()))
+}
+
+pub(super) fn embedding_parameters(c: &ModelConfig) -> Vec<Parameter> {
+    vec![matrix(c, TABLE, c.vocabulary, c.width)]
+}
+
+pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
+    let (w, d, inner) = (c.width, c.head_dim(), c.intermediate());
+    let name = |rest: &str| format!("model.layers.{i}.{rest}.weight");
+    let norm = |rest: &str, n: usize| Parameter::new(name(rest), &[n], Init::Ones);
+    let mut list = vec![norm("input_layernorm", w)];
+    for (part, heads) in [("q", c.heads), ("k", c.kv_heads()), ("v", c.kv_heads())] {
+        list.push(matrix(c, name(&format!("self_attn.{part}_proj")), heads * d, w));
+        if c.kind == Kind::Qwen2 {
+            let bias = format!("model.layers.{i}.self_attn.{part}_proj.bias");
+            list.push(Parameter::new(bias, &[heads * d], Init::Zeros));
+        }
+        if c.kind == Kind::Qwen3 && part != "v" {
+            list.push(norm(&format!("self_attn.{part}_norm"), d));
+        }
+    }
+    list.push(matrix(c, name("self_attn.o_proj"), w, c.heads * d));
+    list.push(norm("post_attention_layernorm", w));
+    list.push(matrix(c, name("mlp.gate_proj"), inner, w));
+    list.push(matrix(c, name("mlp.up_proj"), inner, w));
+    list.push(matrix(c, name("mlp.down_proj"), w, inner));
+    list
+}
+
+pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
+    let mut head = matrix(c, "lm_head.weight", c.vocabulary, c.width);
+    head.tied_to = c.tied_head().then(|| TABLE.into());
+    vec![Parameter::new("model.norm.weight", &[c.width], Init::Ones), head]
+}
+
+fn linear(g: &mut Graph, x: ValueId, weight: ValueId) -> Result<ValueId> {
+    g.forward(Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None }, &[x, weight])
+}
+
+fn norm(g: &mut Graph, c: &ModelConfig, x: ValueId, gain: ValueId) -> Result<ValueId> {
+    g.forward(Op::RmsNorm { epsilon: c.norm_epsilon() as f32 }, &[x, gain])
+}
+
+/// x + attention(norm(x)), then x + down(silu(gate(norm(x))) · up(norm(x))); `w` in the order of [`block_parameters`].
+pub(super) fn block(
+    g: &mut Graph,
+    c: &ModelConfig,
+    i: usize,
+    x: ValueId,
+    w: &[ValueId],
+    run: &Run,
+) -> Result<ValueId> {
+    let mut w = w.iter().copied();
+    let mut next = || w.next().expect("as many weights as block_parameters lists");
+    let y = norm(g, c, x, next())?;
+    let (heads, kv_heads) = (c.heads, c.kv_heads());
+    let mut parts = Vec::with_capacity(5);
+    for part in ["q", "k", "v"] {
+        let mut p = linear(g, y, next())?;
+        if c.kind == Kind::Qwen2 {
+            p = g.forward(Op::AddBias, &[p, next()])?;
+        }
+        if c.kind == Kind::Qwen3 && part != "v" {
+            p = norm(g, c, p, next())?;
+        }
+        parts.push(p);
+    }
+    let rows = run.capacity.unwrap_or(run.sequence);
+    parts.push(g.constant("rope", &[rows, c.head_dim()], || {
+        rope::table(rows, &rope::frequencies(c.rope_theta(), c.head_dim(), c.rope_scaling))
+    }));
+    parts.extend(run.positions);
+    let positions = run.positions.is_some();
+    let qkv = g.forward(Op::Rope { heads, kv_heads, positions }, &parts)?;
+    let o = attend(g, c, i, qkv, run)?;
+    let y = linear(g, o, next())?;
+    let x = g.forward(Op::Add, &[x, y])?;
+    let y = norm(g, c, x, next())?;
+    let gate = linear(g, y, next())?;
+    let up = linear(g, y, next())?;
+    let a = g.forward(Op::SwiGlu, &[gate, up])?;
+    let y = linear(g, a, next())?;
+    g.forward(Op::Add, &[x, y])
+}
+
+/// Logits (B,T,V).
+pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
+    let y = norm(g, c, x, w[0])?;
+    linear(g, y, w[1])
+}

@@ -1,0 +1,47 @@
+//! Root-mean-square normalisation.
+
+use super::elementwise::{VECTORS, blocks, sum_blocks};
+use super::{Launch, Lowered, Lowering, Operand};
+
+/// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for.
+fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usize) -> Lowered {
+    let vectors = columns.is_multiple_of(4);
+    let loads = if vectors { columns / 4 } else { columns };
+    let lanes = loads.next_power_of_two().clamp(8, l.lanes() as usize);
+    launch.key.specialisation.constants.push(("LANES", lanes as u32));
+    launch.key.specialisation.header = vectors.then_some(VECTORS);
+    launch.groups = l.spread(rows);
+    Lowered::one(launch)
+}
+
+pub(super) fn forward(l: &Lowering, epsilon: f32) -> Lowered {
+    let (rows, columns) = (l.elements(0) / l.columns(1), l.columns(1));
+    let operands = vec![l.input(0), l.input(1), l.output(0), l.output(1)];
+    let parameters = vec![rows as u32, columns as u32, epsilon.to_bits(), 0];
+    by_row(l, l.launch("rmsnorm", vec![], operands, parameters, [1; 3]), rows, columns)
+}
+
+pub(super) fn backward(l: &Lowering, residual: bool) -> Lowered {
+    let (rows, columns) = (l.elements(3), l.columns(2));
+    let extra = if residual { l.input(4) } else { Operand::Unread };
+    let operands = vec![l.input(0), l.input(1), l.input(2), l.input(3), extra, l.output(0)];
+    let constants = vec![("RESIDUAL", residual as u32)];
+    let parameters = vec![rows as u32, columns as u32];
+    by_row(l, l.launch("rmsnorm_backward", constants, operands, parameters, [1; 3]), rows, columns)
+}
+
+pub(super) fn weight_backward(l: &Lowering) -> Lowered {
+    let rows = l.elements(2);
+    let columns = l.elements(1) / rows;
+    let (count, block) = blocks(rows);
+    let operands = vec![l.input(0), l.input(1), l.input(2), Operand::Scratch(0)];
+    let first = l.launch(
+        "rmsnorm_weight_backward",
+        vec![],
+        operands,
+        vec![rows as u32, columns as u32, block as u32, 0],
+        [columns.div_ceil(64) as u32, count as u32, 1],
+    );
+    let second = sum_blocks(l, Operand::Scratch(0), count, columns, l.output(0));
+    Lowered { launches: vec![first, second], scratch: vec![4 * (count * columns) as u64] }
+}

@@ -1,0 +1,189 @@
+//! `polystage trace` as a user runs it, on a run of this machine and on folders that are incomplete or damaged.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use polystage::pipeline::Prediction;
+use polystage::pipeline::timeline::Timeline;
+use polystage::schedule::{Costs, generate};
+use serde_json::Value;
+
+use crate::timeline::assert_well_formed;
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).output().unwrap()
+}
+
+fn succeed(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// One line on stderr, status 2, nothing on stdout, no picture.
+fn refuse(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+    assert!(output.stdout.is_empty() && !folder.join("run/comparison.svg").exists());
+    text
+}
+
+/// A prediction for two devices and four microbatches.
+fn prediction() -> Prediction {
+    let schedule = generate("1f1b", 2, 4).unwrap();
+    let mut costs = Costs::uniform(&schedule, 0.010, 0.010, 0.010, 1e-3);
+    costs.ranks.iter_mut().for_each(|rank| rank.update = 5e-3);
+    Prediction::new(vec!["first".into(), "second".into()], &schedule, costs)
+}
+
+/// A run folder as `train` leaves it, without a GPU: three steps that went as predicted.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let rows = (1..=3).map(|step| format!("{{\"step\":{step},\"loss\":2.5,\"step_seconds\":0.{step}}}\n"));
+    std::fs::write(run.join("metrics.jsonl"), rows.collect::<String>()).unwrap();
+    std::fs::write(run.join("trace.json"), prediction().timeline().unwrap().to_chrome_trace()).unwrap();
+    std::fs::write(run.join("prediction.json"), prediction().to_json()).unwrap();
+    folder
+}
+
+#[test]
+fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
+    let place = tempfile::tempdir().unwrap();
+    let config = "
+        [model]\nkind = 'gpt2'\nlayers = 2\nwidth = 32\nheads = 2\ncontext = 32\nvocabulary = 256
+        [data]\ntrain = ['text.txt']
+        [train]\nsteps = 3\nbatch = 4\nsequence = 32\nlearning_rate = 1e-2\nwarmup = 2
+        [pipeline]\ndevices = [0, 0]\nmicrobatches = 4\nschedule = '1f1b'
+        [output]\ncheckpoint_every = 0\nkeep = 1";
+    std::fs::write(place.path().join("tiny.toml"), config).unwrap();
+    std::fs::write(place.path().join("text.txt"), "what did every device do, and when? ".repeat(100))
+        .unwrap();
+    succeed(place.path(), &["train", "tiny.toml", "--out", "run"]);
+    let run_folder = place.path().join("run");
+    let trace = std::fs::read_to_string(run_folder.join("trace.json")).unwrap();
+    let timeline = Timeline::from_chrome_trace(&trace, "trace.json").unwrap();
+    assert_eq!(timeline.devices.len(), 2);
+    let _ = std::fs::remove_file(run_folder.join("prediction.json"));
+
+    let alone = run(place.path(), &["trace", "run"]);
+    let note = String::from_utf8_lossy(&alone.stderr).into_owned();
+    assert!(
+        alone.status.success() && note.lines().count() == 1 && note.contains("prediction.json"),
+        "{note}"
+    );
+    let shown = String::from_utf8(alone.stdout).unwrap();
+    for part in
+        ["steps      3: ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert_well_formed(&std::fs::read_to_string(run_folder.join("comparison.svg")).unwrap());
+
+    let promised = Prediction { devices: timeline.devices, ..prediction() };
+    std::fs::write(run_folder.join("prediction.json"), promised.to_json()).unwrap();
+    let both = succeed(place.path(), &["trace", "run"]);
+    assert!(
+        both.contains("predicted  ") && both.contains("longer than predicted") || both.contains("shorter")
+    );
+    let json: Value = serde_json::from_str(&succeed(place.path(), &["trace", "run", "--json"])).unwrap();
+    let sum =
+        |device: &Value| -> f64 { device.as_object().unwrap().values().filter_map(Value::as_f64).sum() };
+    let step = json["measured_step_seconds"].as_f64().unwrap();
+    for device in json["devices"].as_array().unwrap() {
+        // Sums of seven numbers.
+        assert!((sum(&device["measured"]) - step).abs() < 1e-9, "{device} of {step}");
+        assert!(device["measured"]["compute"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!((json["steps"].as_u64(), json["actions"].as_array().unwrap().len()), (Some(3), 4));
+}
+
+#[test]
+fn the_report_compares_the_median_step_and_writes_the_picture_where_it_is_told() {
+    let folder = folder();
+    let shown = succeed(folder.path(), &["trace", "run", "--out", "elsewhere/pictures"]);
+    let step = prediction().simulate().unwrap().step;
+    assert!(shown.contains("steps      3: 200.0 ms (median), 100.0 ms to 300.0 ms"), "{shown}");
+    let error = 100.0 * (0.2 / step - 1.0);
+    assert!(shown.contains(&format!("the median is {error:+.1} % off")), "{shown}");
+    assert!(shown.contains(", +0.0 % off: the last step that was traced"), "{shown}");
+    assert!(!folder.path().join("run/comparison.svg").exists());
+    let picture = std::fs::read_to_string(folder.path().join("elsewhere/pictures/comparison.svg")).unwrap();
+    assert!(picture.contains("A step of run, predicted and measured") && picture.contains("0.0 % longer"));
+}
+
+#[test]
+fn output_into_a_file_has_no_escapes_and_at_most_a_hundred_columns() {
+    let folder = folder();
+    let shown = succeed(folder.path(), &["trace", "run"]);
+    assert!(!shown.contains('\u{1b}') && shown.contains("F0-"));
+    assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");
+}
+
+#[test]
+fn half_a_row_at_the_end_of_the_metrics_of_a_killed_run_is_left_out() {
+    let folder = folder();
+    let metrics = folder.path().join("run/metrics.jsonl");
+    let rows = std::fs::read_to_string(&metrics).unwrap();
+    std::fs::write(&metrics, rows + "{\"step\":4,\"lo").unwrap();
+    assert!(succeed(folder.path(), &["trace", "run"]).contains("steps      3: "));
+}
+
+#[test]
+fn what_is_missing_or_damaged_is_named_with_what_to_do() {
+    let cut = |text: String| text[..text.len() / 2].to_string();
+    let empty = |_: String| String::new();
+    let more = |text: String| text + "{\"loss\":1}\n";
+    let other = |_: String| {
+        let schedule = generate("1f1b", 2, 8).unwrap();
+        let costs = Costs::uniform(&schedule, 0.01, 0.01, 0.01, 0.0);
+        Prediction::new(vec!["first".into(), "second".into()], &schedule, costs).to_json()
+    };
+    let one = |text: String| text.replace("\"name\":\"1B3\"", "\"name\":\"1B2\"");
+    type Change<'a> = (&'a str, Option<&'a dyn Fn(String) -> String>, &'a str);
+    let changes: [Change; 10] = [
+        ("metrics.jsonl", None, "run/metrics.jsonl: does not exist: the folder holds no run"),
+        (
+            "metrics.jsonl",
+            Some(&empty),
+            "run/metrics.jsonl: holds no step yet; continue the run with --resume",
+        ),
+        ("metrics.jsonl", Some(&more), "run/metrics.jsonl: line 4 is damaged"),
+        (
+            "trace.json",
+            None,
+            "run/trace.json: does not exist: a run writes it with every checkpoint and when it ends",
+        ),
+        ("trace.json", Some(&cut), "run/trace.json: is damaged or not a trace"),
+        ("trace.json", Some(&empty), "run/trace.json: is damaged or not a trace"),
+        ("trace.json", Some(&one), "run/trace.json: the timeline does not hold one whole training step"),
+        ("prediction.json", Some(&cut), "run/prediction.json: is damaged"),
+        ("prediction.json", Some(&empty), "run/prediction.json: is damaged"),
+        (
+            "prediction.json",
+            Some(&other),
+            "run/prediction.json: is of another plan (2 stages on 2 devices, 8 microbatches)",
+        ),
+    ];
+    for (name, change, words) in changes {
+        let folder = folder();
+        let path = folder.path().join("run").join(name);
+        match change {
+            Some(change) => std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let text = refuse(folder.path(), &["trace", "run"]);
+        assert!(text.contains(words), "{name}: {text}");
+    }
+    let folder = folder();
+    assert!(
+        refuse(folder.path(), &["trace", "runs/nowhere"])
+            .contains("runs/nowhere: is not a folder; give that of a run")
+    );
+    assert!(refuse(folder.path(), &["trace", "run/trace.json"]).contains("is not a folder"));
+    std::fs::write(folder.path().join("run/trace.json"), [0xff, 0xfe]).unwrap();
+    assert!(refuse(folder.path(), &["trace", "run"]).contains("run/trace.json: is damaged: it is not text"));
+}
