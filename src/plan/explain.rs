@@ -319,7 +319,7 @@ fn why_memory(planned: &Planned, share: &DeviceShare) -> Vec<String> {
 
 fn why_idle(share: &DeviceShare, makespan: f64) -> Vec<String> {
     let Waiting { imbalance, link, .. } = share.idle_seconds;
-    let parts = [(imbalance, "others, which have more to do"), (link, "links")];
+    let parts = [(imbalance, "other devices"), (link, "links")];
     let notable = parts.into_iter().filter(|(seconds, _)| *seconds > NOTABLE * makespan);
     notable
         .map(|(seconds, what)| format!("waits {} of the time for {what}", percent(seconds / makespan)))

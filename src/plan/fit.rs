@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::form::{Form, Layout};
 use super::improve::climb;
-use super::judge::{Judge, NEVER, Point, lacking, least_lacking};
+use super::judge::{Judge, NEVER, Point, lacking, one_stage};
 use super::machine::Machine;
-use super::search::chunked_seed;
+use super::search::{Board, chunked_seed};
 use super::space::Space;
 use super::start::smallest_worst;
 use super::text::bytes;
@@ -15,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// Work spent on making a plan with several stages a rank fit.
 const ALLOWANCE: u64 = 2_000_000;
+/// With more sets of devices than this only the largest are looked at.
+const MANY_SETS: usize = 64;
 
 /// A plan that does not fit, and the bytes that each rank lacks.
 struct Closest {
@@ -69,35 +72,59 @@ fn too_large(workload: &Workload, machine: &Machine, device: usize, stages: &[Ra
     layer.map_or("a layer".into(), |layer| format!("layer `{}`", workload.layers[layer].name))
 }
 
-/// The plan in which the worst rank lacks the least.
+/// The plan in which the worst rank lacks the least. With many sets of devices only plans that use nearly all of them
+/// are looked at, and plans with several stages a rank only if there are no others.
 fn closest(workload: &Workload, machine: &Machine, options: &Options) -> Result<Option<Closest>> {
     let space = Space::new(workload, machine, options)?;
     let mut judge = Judge::new(&space)?;
+    let is_plain = space.forms.iter().any(Form::is_plain);
+    let most = space.forms.iter().map(Form::ranks).max().unwrap_or_default();
+    let least = if space.pool.sets() > MANY_SETS { most - 1 } else { 1 };
     let mut best: Option<Closest> = None;
-    for at in 0..space.forms.len() {
-        let found = closest_of_form(&mut judge, at)?;
+    let mut seen: Vec<(usize, Layout)> = Vec::new();
+    // Small microbatches on many devices are the most likely to fit.
+    for (at, form) in space.forms.iter().enumerate().rev() {
+        let layout = if space.auto && is_plain { form.layout.lean() } else { form.layout.clone() };
+        let key = (form.batching, layout);
+        if form.is_plain() != is_plain || form.ranks() < least || seen.contains(&key) {
+            continue;
+        }
+        let found = closest_of_form(&mut judge, at, &key.1)?;
+        seen.push(key);
         let worst = best.as_ref().map_or(u64::MAX, Closest::worst);
         best = found.filter(|found| found.worst() < worst).or(best);
+        if best.as_ref().is_some_and(|best| best.worst() == 0) {
+            break;
+        }
     }
     Ok(best)
 }
 
-fn closest_of_form(judge: &mut Judge, at: usize) -> Result<Option<Closest>> {
+fn closest_of_form(judge: &mut Judge, at: usize, layout: &Layout) -> Result<Option<Closest>> {
     let space = judge.space;
     let form = &space.forms[at];
     let prices = &space.prices[form.batching];
-    let layout = if space.auto && form.is_plain() { form.layout.lean() } else { form.layout.clone() };
     let point = if form.is_plain() {
-        let price = |rank: usize, class: usize, marks: Range<usize>| {
+        let (marks, classes) = (space.marks.len(), space.pool.classes.len());
+        let place = |rank: usize, class: usize, start: usize| (rank * classes + class) * marks + start;
+        let mut lacks = vec![vec![0.0; marks]; form.ranks() * classes * marks];
+        for (rank, class) in (0..form.ranks()).flat_map(|rank| (0..classes).map(move |class| (rank, class))) {
             let device = space.pool.classes[class][0];
-            least_lacking(prices, &layout, rank, device, &space.range(marks), &space.recompute) as f64
-        };
+            for start in 0..marks {
+                for end in start + 1..marks {
+                    let range = space.range(start..end);
+                    let choice = one_stage(prices, layout, rank, device, &range, &space.recompute);
+                    lacks[place(rank, class, start)][end] = choice.err().unwrap_or_default() as f64;
+                }
+            }
+        }
+        let price = |rank, class, range: Range<usize>| lacks[place(rank, class, range.start)][range.end];
         let start = smallest_worst(space, form.ranks(), price).pop().flatten();
         start.map(|start| Point { form: at, devices: start.devices, stages: start.stages })
     } else {
         let fastest: Vec<_> =
             (0..space.prices.len()).map(|batching| space.fastest(batching, form.ranks())).collect();
-        match chunked_seed(judge, &Default::default(), at, &fastest) {
+        match chunked_seed(judge, &Board::default(), at, &fastest) {
             Some((_, seed)) => Some(climb(judge, seed, f64::INFINITY, ALLOWANCE)?.0),
             None => None,
         }
@@ -106,7 +133,7 @@ fn closest_of_form(judge: &mut Judge, at: usize) -> Result<Option<Closest>> {
     let lacks = |recompute: bool| {
         let all: Vec<bool> =
             (0..point.stages.len()).map(|stage| space.recompute.is_on(stage) || recompute).collect();
-        lacking(prices, &layout, &point.devices, &point.stages, &all)
+        lacking(prices, layout, &point.devices, &point.stages, &all)
     };
     let mut least = lacks(false);
     if space.recompute == RecomputeChoice::AsNeeded {

@@ -219,18 +219,6 @@ pub(super) fn choices(
     Ok(all)
 }
 
-/// The bytes that the only stage of a rank lacks at least.
-pub(super) fn least_lacking(
-    prices: &Prices,
-    layout: &Layout,
-    stage: usize,
-    device: usize,
-    range: &Range<usize>,
-    wish: &RecomputeChoice,
-) -> u64 {
-    one_stage(prices, layout, stage, device, range, wish).err().unwrap_or_default()
-}
-
 /// For each rank the bytes that are lacking if these stages repeat F.
 pub(super) fn lacking(
     prices: &Prices,

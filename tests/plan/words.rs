@@ -307,7 +307,11 @@ fn the_json_keys_are_stable() {
     let (workload, machine) = (workload(), two_cards([Some(4096 * MIB), None]));
     let explained = plan(&workload, &machine, &Options::default()).unwrap().explain(&workload, &machine);
     let json = serde_json::to_value(&explained).unwrap();
-    let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let keys = |value: &serde_json::Value| {
+        let mut keys: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+        keys.sort_unstable();
+        keys
+    };
     let mut top = vec![
         "machine",
         "step_seconds",
