@@ -1,5 +1,7 @@
 //! Schedules made for the devices at hand, on the plans that have room for one.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::RecomputeChoice;
@@ -34,6 +36,11 @@ pub(super) fn make_schedules(judge: &mut Judge, board: &mut Board, allowance: u6
     let mut bases = bases(judge, board);
     if board.best.is_none() {
         bases.extend(lean_bases(judge)?);
+    }
+    if !judge.space.named {
+        // A made schedule is then no slower than the best that has a name.
+        let first = bases.first().cloned();
+        try_some(judge, board, first.into_iter().collect(), 1, until)?;
     }
     try_some(judge, board, bases, MOST_MADE, until)?;
     let mut left = MOST_MADE;
@@ -87,7 +94,7 @@ fn bases(judge: &Judge, board: &Board) -> Vec<(f64, Base)> {
         space.forms.iter().position(same).unwrap_or(form)
     };
     let mut found: Vec<(f64, Base)> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let mut plans: Vec<&Timed> = board.kinds.values().collect();
     plans.sort_by(|a, b| a.order(b));
     for plan in plans {
@@ -118,8 +125,7 @@ fn lean_bases(judge: &mut Judge) -> Result<Vec<(f64, Base)>> {
         done.push((form.batching, form.ranks()));
         let lean = Form { layout: form.layout.lean(), ..form.clone() };
         let table = Table::new(space, &lean, &mut judge.work);
-        let price =
-            |rank, class, marks: std::ops::Range<usize>| table.load(rank, class, marks.start, marks.end);
+        let price = |rank, class, marks: Range<usize>| table.load(rank, class, marks.start, marks.end);
         let Some(start) = smallest_worst(space, lean.ranks(), price).pop().flatten() else { continue };
         let point = Point { form: at, devices: start.devices, stages: start.stages };
         let prices = &space.prices[form.batching];

@@ -105,20 +105,23 @@ fn closest_of_form(judge: &mut Judge, at: usize, layout: &Layout) -> Result<Opti
     let form = &space.forms[at];
     let prices = &space.prices[form.batching];
     let point = if form.is_plain() {
-        let (marks, classes) = (space.marks.len(), space.pool.classes.len());
-        let place = |rank: usize, class: usize, start: usize| (rank * classes + class) * marks + start;
-        let mut lacks = vec![vec![0.0; marks]; form.ranks() * classes * marks];
-        for (rank, class) in (0..form.ranks()).flat_map(|rank| (0..classes).map(move |class| (rank, class))) {
-            let device = space.pool.classes[class][0];
-            for start in 0..marks {
-                for end in start + 1..marks {
-                    let range = space.range(start..end);
-                    let choice = one_stage(prices, layout, rank, device, &range, &space.recompute);
-                    lacks[place(rank, class, start)][end] = choice.err().unwrap_or_default() as f64;
-                }
+        let marks = space.marks.len();
+        // By rank and class, then by the marks where the layers start and end.
+        let mut lacks: Vec<Vec<f64>> = Vec::new();
+        for rank in 0..form.ranks() {
+            for class in &space.pool.classes {
+                let lacking = |marks: Range<usize>| {
+                    let range = space.range(marks);
+                    let choice = one_stage(prices, layout, rank, class[0], &range, &space.recompute);
+                    choice.err().unwrap_or_default() as f64
+                };
+                let starts = (0..marks).flat_map(|start| (0..marks).map(move |end| start..end));
+                lacks.push(starts.map(|marks| if marks.is_empty() { 0.0 } else { lacking(marks) }).collect());
             }
         }
-        let price = |rank, class, range: Range<usize>| lacks[place(rank, class, range.start)][range.end];
+        let price = |rank: usize, class: usize, range: Range<usize>| {
+            lacks[rank * space.pool.classes.len() + class][range.start * marks + range.end]
+        };
         let start = smallest_worst(space, form.ranks(), price).pop().flatten();
         start.map(|start| Point { form: at, devices: start.devices, stages: start.stages })
     } else {
@@ -237,8 +240,10 @@ fn more_memory(
         let budget = &mut larger.devices[device].memory;
         let needed = (budget.unwrap_or_default() + lacks).div_ceil(1 << 20);
         *budget = Some(needed << 20);
-        parts.push(format!("{device}={needed}MiB"));
+        parts.push((device, format!("{device}={needed}MiB")));
     }
+    parts.sort();
+    let parts: Vec<String> = parts.into_iter().map(|(_, part)| part).collect();
     let fits = fits(workload, &larger, options)?;
     Ok(fits.then(|| format!("--memory {}", parts.join(","))))
 }

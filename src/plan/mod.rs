@@ -2,7 +2,12 @@
 //!
 //! A [`Machine`] is data about devices and links, measured or imagined. A [`Workload`] is data about a model and a
 //! batch. [`costs`](costs()) prices an assignment of layers to devices, and nothing else turns profiles into seconds.
-//! Nothing here knows a GPU or a tensor, so a plan can be made for a machine that is not there.
+//! [`plan`](plan()) searches jointly over the devices to use and their order, the cuts, the schedule, the number of
+//! microbatches and where to recompute, under each device's budget of bytes; every plan is judged by the simulator of
+//! [`schedule`](crate::schedule). [`Planned::explain`] says what came of it and why.
+//!
+//! Nothing here knows a GPU or a tensor, so a plan can be made for a machine that is not there. The search counts its
+//! work instead of looking at a clock: equal arguments give equal plans.
 
 mod auto;
 mod bound;

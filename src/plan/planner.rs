@@ -10,7 +10,7 @@ use super::machine::Machine;
 use super::search::{Board, allowance, search};
 use super::space::Space;
 use super::workload::Workload;
-use super::{Candidate, LeftOut, Options, Planned};
+use super::{Candidate, LeftOut, Options, Planned, ScheduleChoice};
 use crate::error::Result;
 use crate::schedule::{Costs, simulate};
 
@@ -27,7 +27,7 @@ const WORTH_SAYING: f64 = 1e-3;
 ///
 /// # Errors
 ///
-/// [`Error::Config`] for options that contradict the workload, the machine or one another, and if no plan fits: by how
+/// [`Error::Config`](crate::error::Error::Config) for options that contradict the workload, the machine or one another, and if no plan fits: by how
 /// many bytes on which device, and what would make it fit. Those of [`Schedule::validate`](crate::schedule::Schedule)
 /// for a schedule made by hand.
 pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result<Planned> {
@@ -148,7 +148,7 @@ fn left_out(judge: &Judge, best: &Timed, all: &[Timed]) -> Vec<LeftOut> {
                 "the fastest plan found that uses it takes {:.1} % longer",
                 100.0 * (with.step / best.step - 1.0)
             ),
-            (None, None) => "no plan that uses it fits".to_string(),
+            (None, None) => "no plan that uses it was found to fit".to_string(),
         };
         LeftOut { device, reason }
     })
@@ -171,7 +171,7 @@ fn unlimited(
     machine.devices.iter_mut().for_each(|device| device.memory = None);
     let options = Options {
         devices: Some(best.point.devices.clone()),
-        schedule: super::ScheduleChoice::Given(form.schedule.clone()),
+        schedule: ScheduleChoice::Given(form.schedule.clone()),
         budgets: Vec::new(),
         ..options.clone()
     };

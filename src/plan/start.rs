@@ -45,10 +45,9 @@ pub(super) fn smallest_worst(
         if rank >= most {
             continue;
         }
-        for class in 0..pool.classes.len() {
-            let taken = used(set, class);
-            let is_next = pool.order.as_ref().is_none_or(|order| order[rank] == pool.classes[class][0]);
-            if taken == pool.classes[class].len() || !is_next {
+        for (class, devices) in pool.classes.iter().enumerate() {
+            let is_next = pool.order.as_ref().is_none_or(|order| order[rank] == devices[0]);
+            if used(set, class) == devices.len() || !is_next {
                 continue;
             }
             let next = (set + strides[class]) * width;
