@@ -299,6 +299,35 @@ fn devices_and_schedules_are_shown_for_people_and_programs() {
     assert!(!place.path("runs").exists());
 }
 
+#[test]
+fn a_schedule_is_saved_edited_proved_and_drawn() {
+    let place = Place::new();
+    let text = place.succeed(&["schedule", "zb-v", "--stages", "2", "--microbatches", "3", "--text"]);
+    assert!(text.starts_with("# name: zb-v, stages: 4, microbatches: 3\n0F0 0SEND_F0"), "{text}");
+    std::fs::write(place.path("mine.txt"), &text).unwrap();
+    let drawn = place.succeed(&["schedule", "mine.txt"]);
+    assert_eq!(drawn, place.succeed(&["schedule", "zb-v", "--stages", "2", "--microbatches", "3"]));
+    assert!(drawn.contains("bubble") && drawn.contains("peak in flight by stage: 3 3 2 1"), "{drawn}");
+    let json: serde_json::Value =
+        serde_json::from_str(&place.succeed(&["schedule", "mine.txt", "--json"])).unwrap();
+    assert_eq!(json["ranks"][0][0], "0F0");
+    let auto = place.succeed(&["schedule", "auto", "--stages", "2", "--microbatches", "3", "--json"]);
+    let auto: serde_json::Value = serde_json::from_str(&auto).unwrap();
+    assert_eq!((auto["name"].as_str(), auto["makespan"].as_f64()), (Some("auto"), Some(10.0)));
+    std::fs::write(place.path("bad.txt"), text.replace("0F1 0SEND_F1", "0SEND_F1 0F1")).unwrap();
+    for (arguments, words) in [
+        (&["schedule", "bad.txt"][..], "0SEND_F1 <-- 0F1"),
+        (&["schedule", "mine.txt", "--stages", "3"], "leave --stages out"),
+        (&["schedule", "yours.txt"], "no file yours.txt"),
+        (&["schedule", "zb-h1", "--chunks", "2"], "chunks"),
+        (&["schedule", "interleaved-1f1b", "--microbatches", "6"], "use 4 or 8"),
+    ] {
+        let output = place.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(words), "{arguments:?}: {error}");
+    }
+}
+
 /// Stops a thread of another process, as a driver that never returns does.
 #[cfg(target_os = "linux")]
 fn freeze(thread: i32) {

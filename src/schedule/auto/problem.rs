@@ -1,7 +1,5 @@
 //! The orders among which a schedule is searched, and what each of them costs.
 
-use std::cmp::Ordering;
-
 use crate::error::{Error, Result};
 use crate::schedule::clock::{Clock, NONE, Span, Task};
 use crate::schedule::costs::Costs;
@@ -246,6 +244,11 @@ impl Held {
         true
     }
 
+    /// How many buffers the stage needs.
+    pub fn buffers(&self) -> u64 {
+        u64::from(self.most_stashes) + u64::from(self.most_gradients)
+    }
+
     /// Bytes of the stage's buffers.
     pub fn bytes(&self, costs: &Costs, stage: usize) -> u64 {
         let cost = &costs.stages[stage];
@@ -267,19 +270,13 @@ pub(super) struct Evaluator<'p> {
     lists: Vec<Vec<u32>>,
 }
 
-/// How good orders are; less is better.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
+/// What orders take.
+#[derive(Clone, Copy)]
 pub(super) struct Score {
     /// Seconds of the step.
     pub step: f64,
     /// Sum of the times at which the ranks end.
     pub ends: f64,
-}
-
-impl Score {
-    pub fn total_cmp(&self, other: &Score) -> Ordering {
-        self.step.total_cmp(&other.step).then(self.ends.total_cmp(&other.ends))
-    }
 }
 
 impl<'p> Evaluator<'p> {
