@@ -110,7 +110,7 @@ fn auto_is_never_worse_than_a_published_schedule_on_a_thousand_unequal_machines(
 fn auto_is_within_two_percent_of_the_optimum() {
     let mut random = Random(11);
     let (mut proved, mut worst) = (0, 0.0_f64);
-    for case in 0..260 {
+    for case in 0..300 {
         let p = 1 + random.below(3);
         let m = 1 + random.below(if p == 3 { 4 } else { 6 });
         let placement: Vec<usize> = (0..p).collect();
@@ -129,7 +129,7 @@ fn auto_is_within_two_percent_of_the_optimum() {
             proved += 1;
         }
     }
-    assert!(proved >= 200, "{proved} proved, worst {worst}");
+    assert!(proved >= 280, "{proved} proved, worst {worst}");
 }
 
 #[test]

@@ -7,14 +7,16 @@
 //! of both over moves on the critical path. The search is seeded and counts its work instead of looking at a clock, so
 //! equal costs give equal schedules.
 
+mod evaluator;
 mod greedy;
 mod problem;
 mod search;
 
 use std::cmp::Ordering;
 
+use evaluator::{Evaluator, Score};
 use greedy::{Prefer, Rule};
-use problem::{Evaluator, Held, Orders, Problem, Score};
+use problem::{Held, Orders, Problem};
 use search::Random;
 
 use super::{AUTO, Costs, NAMES, Schedule, generate_chunked, stage_ranks};
