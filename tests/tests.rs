@@ -9,8 +9,10 @@ mod browser;
 mod checkpoint;
 // The program as a user runs it.
 mod cli;
-// Text, batches, order.
+// Text, records, batches, order.
 mod data;
+// Model and adapter folders.
+mod folder;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
 // Gradients against finite differences, no GPU.
@@ -23,6 +25,8 @@ mod kernels;
 mod schedules;
 // Shader texts and their variants by naga, no GPU.
 mod shaders;
+// Tokenizers and chat templates.
+mod text;
 // Pictures and traces.
 mod timeline;
 // p stages against one, unlike adapters, resuming.
