@@ -3,7 +3,7 @@
 use super::{Kind, Tokenizer};
 use crate::error::Result;
 
-/// Tokens that are decoded together at most while broken characters follow each other.
+/// A character is at most four bytes: after this many tokens broken characters are what the model means.
 const PATIENCE: usize = 64;
 
 /// What decoders make of bytes that are no character.
@@ -39,16 +39,10 @@ impl<'a> Stream<'a> {
             return Ok(whole(&mut self.bytes));
         }
         self.tokens.push(token);
-        let mut text = self.pending()?;
+        let text = self.pending()?;
+        // What begins a character is decoded as a broken one, by some decoders together with whole ones before it.
         if text.ends_with(BROKEN) && self.tokens.len() - self.done < PATIENCE {
-            // The beginning of a character is at most three bytes, each of which may be decoded as a broken character.
-            for _ in 0..3 {
-                if text.ends_with(BROKEN) {
-                    text.pop();
-                }
-            }
-            self.shown += &text;
-            return Ok(text);
+            return Ok(String::new());
         }
         // A special token has no text, and what follows it depends on what was before.
         if !text.is_empty() {

@@ -283,7 +283,7 @@ struct Builder {
     bytes: Vec<u8>,
     /// The tokens that count, ascending and apart.
     trained: Vec<Range<usize>>,
-    /// Whether there is a document of which not every token counts.
+    /// Whether there is a document of which only parts count.
     masked: bool,
     width: usize,
     /// The largest token there can be.
@@ -317,7 +317,6 @@ impl Builder {
     fn count(&mut self, tokens: usize, trained: bool) {
         let range = self.len() - tokens..self.len();
         if !trained || range.is_empty() {
-            self.masked |= !trained && !range.is_empty();
             return;
         }
         match self.trained.last_mut() {
@@ -331,7 +330,9 @@ impl Builder {
         self.push(tokenizer.eos().as_slice(), true);
     }
 
+    /// Appends a document of which only parts count.
     fn document(&mut self, tokens: &[(u32, bool)]) {
+        self.masked = true;
         self.begin();
         for run in tokens.chunk_by(|a, b| a.1 == b.1) {
             let ids: Vec<u32> = run.iter().map(|&(token, _)| token).collect();
