@@ -9,10 +9,14 @@ mod browser;
 mod checkpoint;
 // The program as a user runs it.
 mod cli;
-// Text, records, batches, order.
+// Text, batches, order.
 mod data;
-// Model and adapter folders.
+// Records, tokenised text, token files.
+mod records;
+// Model folders.
 mod folder;
+// LoRA adapters.
+mod adapter;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
 // Gradients against finite differences, no GPU.

@@ -4,15 +4,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::corpus::{Part, map};
-use super::records::Record;
+use super::records::{Partial, Record};
 use super::{Corpus, bin, paths};
 use crate::error::{Error, Result};
 use crate::folder::files::Mapped;
 use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
 
-/// Bytes of text that are tokenised at a time.
-const PIECE: usize = 1 << 20;
+/// Bytes of text that are tokenised as one. While it is at work a tokenizer takes some 100 bytes of memory for each.
+const PIECE: usize = 32 << 10;
+/// Pieces that are tokenised at a time, on all cores.
+const PIECES: usize = 16;
 /// Bytes on both sides of a cut that must give the same tokens with and without it.
 const AROUND: usize = 256;
 /// Line beginnings tried for a cut before the piece grows.
@@ -115,8 +117,7 @@ impl Reader<'_> {
         let mut start = 0;
         while start < file.len() {
             let mut pieces: Vec<Range<usize>> = Vec::new();
-            // As many at a time as give every core of a large machine work.
-            while start < file.len() && pieces.len() < 16 {
+            while start < file.len() && pieces.len() < PIECES {
                 let end = self.cut(file, start, &feed)?;
                 pieces.push(start..end);
                 start = end;
@@ -193,16 +194,16 @@ impl Reader<'_> {
                 Ok(Record::Text(text)) => {
                     waiting += text.len();
                     texts.push(text);
-                    if waiting > PIECE {
+                    if waiting > PIECES * PIECE {
                         self.flush(builder, &mut texts)?;
                         waiting = 0;
                     }
                     continue;
                 }
-                Ok(record) => {
+                Ok(Record::Partial(record)) => {
                     self.flush(builder, &mut texts)?;
                     waiting = 0;
-                    match self.masked(&record) {
+                    match self.partial(&record) {
                         Ok(document) => {
                             builder.document(&document);
                             continue;
@@ -240,17 +241,16 @@ impl Reader<'_> {
     }
 
     /// The tokens of a record of which only parts count, and for each whether it does.
-    fn masked(&self, record: &Record) -> Result<Vec<(u32, bool)>> {
+    fn partial(&self, record: &Partial) -> Result<Vec<(u32, bool)>> {
         let mut document = Vec::new();
         let (text, spans) = match record {
-            Record::Text(text) => (text.clone(), vec![0..text.len()]),
-            Record::Completion { prompt, completion } => {
+            Partial::Completion { prompt, completion } => {
                 document.extend(self.tokenizer.start().iter().map(|&token| (token, false)));
                 let text = format!("{prompt}{completion}");
                 let span = prompt.len()..text.len();
                 (text, vec![span])
             }
-            Record::Messages { messages, tools } => {
+            Partial::Messages { messages, tools } => {
                 let Some(template) = self.template else {
                     let message = "has messages, and the model has no chat template (chat_template.jinja or chat_template in tokenizer_config.json)";
                     return Err(Error::data(message));
@@ -263,7 +263,7 @@ impl Reader<'_> {
         let counts = |end: usize| spans.iter().any(|span| span.start < end && end <= span.end);
         document.extend(tokens.iter().zip(ends).map(|(&token, end)| (token, counts(end))));
         // Templates end an answer with a mark of their own, often followed by a line feed.
-        let marked = matches!(record, Record::Messages { .. })
+        let marked = matches!(record, Partial::Messages { .. })
             && document.iter().rev().take(3).any(|&(token, _)| self.tokenizer.ends(token));
         let last = document.last().copied();
         if let Some(eos) = self.tokenizer.eos()

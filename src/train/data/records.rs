@@ -10,9 +10,16 @@ const LONGEST: usize = 64 << 20;
 pub(super) enum Record {
     /// A text that counts everywhere.
     Text(String),
-    /// A text of which the second half counts.
+    /// A text of which parts count.
+    Partial(Partial),
+}
+
+/// A text of which parts count.
+#[derive(Debug, PartialEq)]
+pub(super) enum Partial {
+    /// The second half does.
     Completion { prompt: String, completion: String },
-    /// A conversation of which the answers count.
+    /// The answers of a conversation do.
     Messages { messages: Vec<Value>, tools: Value },
 }
 
@@ -47,7 +54,9 @@ impl Record {
             (Some(_), Some(completion)) if completion.is_empty() => {
                 return Err("has an empty completion".into());
             }
-            (Some(prompt), Some(completion)) => return Ok(Record::Completion { prompt, completion }),
+            (Some(prompt), Some(completion)) => {
+                return Ok(Record::Partial(Partial::Completion { prompt, completion }));
+            }
             (Some(_), None) => return Err("has a prompt and no completion".into()),
             (None, Some(_)) => return Err("has a completion and no prompt".into()),
             (None, None) => {}
@@ -57,7 +66,8 @@ impl Record {
                 if let Some(i) = messages.iter().position(|message| !message["role"].is_string()) {
                     return Err(format!("has a message {i} without a role"));
                 }
-                Ok(Record::Messages { messages, tools: map.remove("tools").unwrap_or_default() })
+                let tools = map.remove("tools").unwrap_or_default();
+                Ok(Record::Partial(Partial::Messages { messages, tools }))
             }
             Some(_) => Err("has \"messages\" that are not a list".into()),
             None => Err("has neither text, nor prompt and completion, nor messages".into()),
