@@ -40,6 +40,7 @@ struct Special {
 }
 
 /// Tokens, and for each the byte of the text at which it ends, never falling.
+#[cfg(not(target_arch = "wasm32"))]
 pub(crate) type Located = (Vec<u32>, Vec<usize>);
 
 impl Tokenizer {
@@ -176,10 +177,10 @@ impl Tokenizer {
     }
 
     /// The tokens of many texts, on all cores.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         match &self.kind {
             Kind::Bytes => texts.iter().map(|text| self.encode(text, false)).collect(),
-            #[cfg(not(target_arch = "wasm32"))]
             Kind::HuggingFace { tokenizer, .. } => {
                 let encodings =
                     tokenizer.encode_batch_fast(texts.to_vec(), false).map_err(|e| refused(&e))?;
@@ -189,10 +190,10 @@ impl Tokenizer {
     }
 
     /// The tokens of a text and where each ends in it. Several tokens of one character end together.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn locate(&self, text: &str) -> Result<Located> {
         match &self.kind {
             Kind::Bytes => Ok((self.encode(text, false)?, (1..=text.len()).collect())),
-            #[cfg(not(target_arch = "wasm32"))]
             Kind::HuggingFace { tokenizer, .. } => {
                 let encoding = tokenizer.encode(text, false).map_err(|e| refused(&e))?;
                 let ends = encoding.get_offsets().iter().scan(0, |end, &(_, stop)| {

@@ -1,6 +1,6 @@
 //! Text as its tokens come.
 
-use super::{Kind, Tokenizer};
+use super::Tokenizer;
 use crate::error::Result;
 
 /// A character is at most four bytes: after this many tokens broken characters are what the model means.
@@ -34,7 +34,7 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// [`crate::Error::Data`] for a token that the tokenizer cannot decode.
     pub fn push(&mut self, token: u32) -> Result<String> {
-        if let Kind::Bytes = self.tokenizer.kind {
+        if self.tokenizer.is_bytes() {
             self.bytes.extend(u8::try_from(token));
             return Ok(whole(&mut self.bytes));
         }
@@ -58,7 +58,7 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// As [`Stream::push`].
     pub fn finish(mut self) -> Result<String> {
-        if let Kind::Bytes = self.tokenizer.kind {
+        if self.tokenizer.is_bytes() {
             return Ok(String::from_utf8_lossy(&std::mem::take(&mut self.bytes)).into_owned());
         }
         self.pending()

@@ -119,6 +119,7 @@ impl Corpus {
     }
 
     /// Says that only these tokens count.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn train_only(&mut self, trained: Vec<Range<usize>>) {
         self.trained = Some(trained);
     }
