@@ -312,7 +312,7 @@ fn names_may_be_given_a_prefix_and_reading_refuses_what_is_not_there() {
     assert_eq!(tensors.read_all("transformer.wte").expect("read"), [5.0]);
     assert_eq!(tensors.get("transformer.wte").map(|info| info.name.as_str()), Some("transformer.wte"));
     assert!(message(tensors.read_all("wte")).contains("tensor \"wte\" is missing"));
-    for (range, len) in [(0..2, 2), (1..0, 0), (0..1, 2), (2..2, 0)] {
+    for (range, len) in [(0..2, 2), (0..1, 2), (2..2, 0)] {
         assert!(message(tensors.read("transformer.wte", range, &mut vec![0.0; len])).contains("do not fill"));
     }
     let two = safetensors(
