@@ -115,3 +115,88 @@ pub(super) fn even_load(prices: &Prices, pool: &Pool, ranks: usize) -> f64 {
     speeds.sort_by(|a, b| b.total_cmp(a));
     reference.iter().sum::<f64>() / speeds.iter().take(ranks).sum::<f64>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::lower_bound;
+    use crate::plan::form::Layout;
+    use crate::schedule::{
+        Costs, Hop, Hops, NAMES, RankCost, StageCost, Tie, default_chunks, generate_chunked, simulate,
+    };
+
+    /// SplitMix64, 0 to 1.
+    fn unit(state: &mut u64) -> f64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn any_costs(layout: &Layout, random: &mut u64) -> Costs {
+        let ranks = layout.own.len();
+        // Sometimes links, ends of a step and sharing cost nothing, so that each part of the bound is put to the test.
+        let [on_links, at_ends, shared] = [0; 3].map(|_| if unit(random) < 0.5 { 0.0 } else { 1.0 });
+        let mut hop = |on: f64| Hop {
+            out: on * unit(random),
+            latency: on * unit(random),
+            copy: on * unit(random),
+            into: on * unit(random),
+            bytes: 1,
+        };
+        let hops: Vec<Hops> = layout
+            .stage_ranks
+            .windows(2)
+            .map(|_| Hops { forward: hop(on_links), backward: hop(on_links) })
+            .collect();
+        let ties = if ranks > 1 {
+            vec![Tie { user: ranks - 1, owner: 0, gradient: hop(at_ends), weight: hop(at_ends) }]
+        } else {
+            Vec::new()
+        };
+        let stage = |_: &usize| StageCost {
+            forward: unit(random),
+            input: unit(random),
+            weight: unit(random),
+            backward: 2.0 * unit(random),
+            ..StageCost::default()
+        };
+        let stages = layout.stage_ranks.iter().map(stage).collect();
+        let rank = |_| RankCost {
+            begin: at_ends * unit(random),
+            end: at_ends * unit(random),
+            update: at_ends * unit(random),
+            cores: shared * unit(random),
+            copy_engine: unit(random) < 0.5,
+            ..RankCost::default()
+        };
+        let ranks = (0..ranks).map(rank).collect();
+        Costs { stages, hops, ranks, ties, cores: shared, slowdown: Vec::new() }
+    }
+
+    #[test]
+    fn no_simulated_step_is_shorter_than_its_bound() {
+        let mut random = 1;
+        let mut tight = 0;
+        for name in NAMES {
+            for (ranks, microbatches) in [(1, 1), (1, 4), (2, 1), (2, 4), (3, 3), (3, 12), (4, 8), (5, 20)] {
+                for chunks in [default_chunks(name).unwrap(), 3] {
+                    let Ok(schedule) = generate_chunked(name, ranks, chunks, microbatches) else { continue };
+                    let layout = Layout::new(&schedule);
+                    for _ in 0..40 {
+                        let costs = any_costs(&layout, &mut random);
+                        let step = simulate(&schedule, &costs).unwrap().step;
+                        let bound = lower_bound(&layout, microbatches, &costs);
+                        // The same seconds added up in another order.
+                        assert!(
+                            bound <= step * (1.0 + 1e-12),
+                            "{name} {ranks} {microbatches}: {bound} > {step}"
+                        );
+                        tight += usize::from(bound > 0.98 * step);
+                    }
+                }
+            }
+        }
+        assert!(tight > 300, "a bound that is never reached bounds nothing: {tight}");
+    }
+}

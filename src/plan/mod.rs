@@ -4,6 +4,7 @@
 //! batch. [`costs`](costs()) prices an assignment of layers to devices, and nothing else turns profiles into seconds.
 //! Nothing here knows a GPU or a tensor, so a plan can be made for a machine that is not there.
 
+mod auto;
 mod bound;
 mod costs;
 mod cuts;
@@ -14,6 +15,7 @@ mod improve;
 mod judge;
 mod machine;
 mod planner;
+mod print;
 mod read;
 mod search;
 mod space;
@@ -115,7 +117,7 @@ pub struct Planned {
     pub alternatives: Vec<Candidate>,
     /// The devices that `best` does without.
     pub left_out: Vec<LeftOut>,
-    /// The stages that the devices of `best` would have in its schedule if memory were no limit, if they are others.
+    /// The stages that the devices of `best` would have in its schedule if memory were no limit, if that were faster.
     pub unlimited: Option<Vec<Range<usize>>>,
     /// Plans looked at.
     pub considered: u64,

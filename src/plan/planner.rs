@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use super::auto::make_schedules;
 use super::fit::nothing_fits;
 use super::improve::improve;
 use super::judge::{Judge, Point, Timed, assignment};
 use super::machine::Machine;
-use super::search::{Board, search};
+use super::search::{Board, allowance, search};
 use super::space::Space;
 use super::workload::Workload;
 use super::{Candidate, LeftOut, Options, Planned};
@@ -15,6 +16,10 @@ use crate::schedule::{Costs, simulate};
 
 /// How many other plans are shown.
 const ALTERNATIVES: usize = 5;
+/// Units of work (about 10 ns) for finding out what memory costs.
+const WORK_OF_UNLIMITED: u64 = 1_000_000;
+/// A smaller part of the step's time is not worth blaming on memory.
+const WORTH_SAYING: f64 = 1e-3;
 
 /// Plans training of `workload` on `machine`: which devices, in which order, which layers on each, in how many
 /// microbatches, in which schedule, and where to repeat F instead of keeping its results, so that a step is as short as
@@ -31,6 +36,9 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     let mut judge = Judge::new(&space)?;
     let mut board = Board::default();
     let complete = search(&mut judge, &mut board)?;
+    if space.auto {
+        make_schedules(&mut judge, &mut board, allowance(&space) / 2)?;
+    }
     let mut all: Vec<Timed> = board.kinds.into_values().collect();
     all.retain(|timed| space.named || timed.made.is_some());
     all.sort_by(Timed::order);
@@ -147,7 +155,7 @@ fn left_out(judge: &Judge, best: &Timed, all: &[Timed]) -> Vec<LeftOut> {
     .collect()
 }
 
-/// The stages that the same devices in the same schedule would have if memory were no limit, if they are others.
+/// The stages that the same devices in the same schedule would have if memory were no limit, if that were faster.
 fn unlimited(
     workload: &Workload,
     machine: &Machine,
@@ -170,6 +178,7 @@ fn unlimited(
     let space = Space::new(workload, &machine, &options)?;
     let mut judge = Judge::new(&space)?;
     let point = Point { form: 0, ..best.point.clone() };
-    let found = improve(&mut judge, point, f64::INFINITY, 1_000_000)?;
-    Ok(found.map(|timed| timed.point.stages).filter(|stages| *stages != best.point.stages))
+    let found = improve(&mut judge, point, f64::INFINITY, WORK_OF_UNLIMITED)?;
+    let found = found.filter(|found| found.step < best.step * (1.0 - WORTH_SAYING));
+    Ok(found.map(|found| found.point.stages))
 }

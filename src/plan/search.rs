@@ -74,9 +74,9 @@ fn simplicity(judge: &Judge, timed: &Timed) -> (usize, bool, usize, usize) {
     (form.ranks(), timed.made.is_some(), form.layout.stash.iter().sum(), timed.point.form)
 }
 
-/// Units of work (about 10 ns) that a search may take in all: a second for 32 layers on 4 devices.
+/// Units of work (about 10 ns) that planning may take in all: about a second for 32 layers on 4 devices.
 pub(super) fn allowance(space: &Space) -> u64 {
-    60_000_000 * (1 + (space.layers() * space.pool.len()) as u64 / 128)
+    120_000_000 * (1 + (space.layers() * space.pool.len() / 128).min(8) as u64)
 }
 
 /// Fills the board, with half of the [`allowance`]. True if no plan can be faster than the best of it.

@@ -1,7 +1,7 @@
 //! What there is to choose from, once everything that was fixed by hand has been checked.
 
 use super::costs::Prices;
-use super::form::{Form, forms};
+use super::form::{Form, MOST_CHUNKS, forms};
 use super::machine::{DeviceProfile, Machine};
 use super::workload::Workload;
 use super::{Options, RecomputeChoice, ScheduleChoice};
@@ -9,9 +9,11 @@ use crate::error::{Error, Result};
 use crate::schedule::{AUTO, Schedule};
 
 /// More sets of devices than this are not looked at: the slowest devices are left out first.
-const MOST_SETS: usize = 1 << 12;
-/// A model of more layers is cut only between so many groups of them.
+const MOST_SETS: usize = 1 << 10;
+/// A model of more layers is cut only between so many groups of them, or fewer where there are many sets of devices.
 const MOST_PARTS: usize = 160;
+/// Ranges of layers, for every set of devices and class, that are looked at when the search starts.
+const MOST_RANGES: usize = 40_000_000;
 
 /// The plans that may be chosen.
 #[derive(Debug)]
@@ -117,11 +119,13 @@ fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
 
 /// Where a model of so many layers may be cut: at the cuts that are fixed, or anywhere. Of very many layers only every
 /// so many; small changes of a plan then find the exact place.
-fn marks(layers: usize, cuts: Option<&[usize]>) -> Vec<usize> {
+fn marks(layers: usize, cuts: Option<&[usize]>, pool: &Pool) -> Vec<usize> {
     if let Some(cuts) = cuts {
         return [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
     }
-    let parts = layers.min(MOST_PARTS);
+    let few = (2 * MOST_RANGES / (pool.sets() * pool.classes.len())).isqrt();
+    // Every rank needs a part, several if it has several stages.
+    let parts = layers.min(MOST_PARTS).min(few.max(MOST_CHUNKS * pool.len()));
     (0..=parts).map(|part| part * layers / parts).collect()
 }
 
@@ -144,9 +148,9 @@ impl<'a> Space<'a> {
             prices: Vec::new(),
             batchings: Vec::new(),
             forms: Vec::new(),
-            pool,
-            marks: marks(workload.layers.len(), options.cuts.as_deref()),
+            marks: marks(workload.layers.len(), options.cuts.as_deref(), &pool),
             is_cut: options.cuts.is_some(),
+            pool,
             recompute: options.recompute.clone(),
             named: true,
             auto: false,

@@ -1,0 +1,120 @@
+//! An [`Explanation`] as text.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::explain::{Explanation, Waiting};
+use super::text::{bytes, grouped, percent, ranges, seconds, table};
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "predicted: {} a step, {} tokens/s, bubble {}, {} after the last action",
+            seconds(self.step_seconds),
+            grouped(self.tokens_per_second),
+            percent(self.bubble),
+            seconds(self.update_seconds)
+        )?;
+        writeln!(
+            f,
+            "{} with {} microbatches of {} sequence{} on {}",
+            name_of(&self.schedule, self.chunks),
+            self.microbatches,
+            self.sequences,
+            if self.sequences == 1 { "" } else { "s" },
+            self.machine
+        )?;
+        writeln!(f)?;
+        self.write_devices(f)?;
+        if !self.links.is_empty() {
+            writeln!(f, "\nlinks, each step:")?;
+            let rows = self
+                .links
+                .iter()
+                .map(|link| vec![format!("  {} -> {}", link.from, link.to), bytes(link.bytes)]);
+            write!(f, "{}", table(rows.collect(), &[1]))?;
+        }
+        if !self.left_out.is_empty() {
+            writeln!(f, "\nleft out:")?;
+            for unused in &self.left_out {
+                writeln!(f, "  {} {}: {}", unused.device, unused.name, unused.reason)?;
+            }
+        }
+        self.write_alternatives(f)?;
+        let proof = if self.complete {
+            "; no plan with a named schedule is faster"
+        } else {
+            "; too many to go through them all"
+        };
+        writeln!(
+            f,
+            "\n{} plans considered, {} simulated{proof}",
+            grouped(self.considered as f64),
+            grouped(self.evaluated as f64)
+        )
+    }
+}
+
+fn name_of(schedule: &str, chunks: usize) -> String {
+    if chunks == 1 { schedule.to_string() } else { format!("{schedule} ({chunks} stages a device)") }
+}
+
+impl Explanation {
+    fn write_devices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head =
+            ["", "device", "layers", "work", "busy", "start", "end", "others", "links", "memory", "of"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        let makespan = self.step_seconds - self.update_seconds;
+        for share in &self.devices {
+            let part = |seconds: f64| percent(seconds / makespan);
+            let Waiting { warm_up, drain, imbalance, link, .. } = share.idle_seconds;
+            let stages: Vec<Range<usize>> = share.stages.iter().map(|stage| stage.first..stage.end).collect();
+            rows.push(vec![
+                share.device.to_string(),
+                share.name.clone(),
+                format!("{} ({})", ranges(&stages), share.layers),
+                percent(share.work),
+                part(share.busy_seconds),
+                part(warm_up),
+                part(drain),
+                part(imbalance),
+                part(link),
+                bytes(share.peak_bytes),
+                share.budget.map_or("?".into(), bytes),
+            ]);
+        }
+        write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
+        writeln!(
+            f,
+            "busy, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+        )?;
+        for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
+            writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;
+        }
+        Ok(())
+    }
+
+    fn write_alternatives(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.alternatives.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nother plans:")?;
+        let rows = self.alternatives.iter().map(|other| {
+            let devices = other.devices.iter().zip(&other.layers);
+            let devices: Vec<String> = devices.map(|(device, layers)| format!("{device}:{layers}")).collect();
+            let repeats = match other.recompute.len() {
+                0 => String::new(),
+                count => format!("recompute in {count} of {} stages", other.chunks * other.devices.len()),
+            };
+            vec![
+                format!("  +{}", percent(other.slower)),
+                name_of(&other.schedule, other.chunks),
+                format!("{} microbatches", other.microbatches),
+                format!("layers {}", devices.join(" ")),
+                repeats,
+            ]
+        });
+        write!(f, "{}", table(rows.collect(), &[0, 2]))
+    }
+}
