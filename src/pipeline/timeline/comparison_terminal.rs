@@ -4,8 +4,8 @@ use super::EventKind;
 use super::axis::{axis, duration};
 use super::colour::Colour;
 use super::comparison::{Comparison, difference};
-use super::step::Step;
 use super::gaps::Cause;
+use super::step::Step;
 use super::terminal::{Columns, Line, Style, lane};
 
 /// Columns in front of the lanes and of the tables.
