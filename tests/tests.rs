@@ -47,3 +47,5 @@ mod configs;
 mod models;
 // Texts with and without caches, one and many, over one and two devices.
 mod generation;
+// Steps against their prediction, and moving in mid-run.
+mod replan;
