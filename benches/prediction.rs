@@ -212,6 +212,9 @@ fn compare(simulation: &Simulation, trainer: &Trainer, machine: &Machine) {
         println!("    {key:<20} {:>8.2} ms {:>8.2} ms", mean(predicted), mean(measured));
     }
     println!("    makespan {:.1} ms; slowdown {:?}", 1e3 * simulation.makespan, machine.slowdown);
+    for link in &machine.links {
+        println!("    link {link:?}");
+    }
     for device in &machine.devices {
         println!("    {} cores {:.2} {:?}", device.name, device.cores, device.rates);
     }

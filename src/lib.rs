@@ -20,6 +20,8 @@ pub mod reference;
 
 pub mod folder;
 
+pub mod text;
+
 pub mod ops;
 
 pub mod plan;

@@ -49,6 +49,8 @@ impl Place {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        // Measured once for all tests, and not into the user's own cache.
+        command.env("POLYSTAGE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("profiles"));
         command
     }
 
@@ -102,6 +104,7 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         "config.toml",
         "timeline.svg",
         "trace.json",
+        "prediction.json",
         "checkpoints/latest",
         "checkpoints/000012/manifest.json",
     ] {
@@ -110,7 +113,15 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
     assert!(!run.join("checkpoints/000004").exists(), "only the last two are kept");
     let row = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let row: serde_json::Value = serde_json::from_str(row.lines().last().unwrap()).unwrap();
-    for key in ["step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds"] {
+    for key in [
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "step_seconds",
+        "predicted_step_seconds",
+    ] {
         assert!(row[key].is_number(), "{key}");
     }
     for device in row["devices"].as_array().unwrap() {
@@ -299,6 +310,35 @@ fn devices_and_schedules_are_shown_for_people_and_programs() {
     assert!(!place.path("runs").exists());
 }
 
+#[test]
+fn a_schedule_is_saved_edited_proved_and_drawn() {
+    let place = Place::new();
+    let text = place.succeed(&["schedule", "zb-v", "--stages", "2", "--microbatches", "3", "--text"]);
+    assert!(text.starts_with("# name: zb-v, stages: 4, microbatches: 3\n0F0 0SEND_F0"), "{text}");
+    std::fs::write(place.path("mine.txt"), &text).unwrap();
+    let drawn = place.succeed(&["schedule", "mine.txt"]);
+    assert_eq!(drawn, place.succeed(&["schedule", "zb-v", "--stages", "2", "--microbatches", "3"]));
+    assert!(drawn.contains("bubble") && drawn.contains("peak in flight by stage: 3 3 2 1"), "{drawn}");
+    let json: serde_json::Value =
+        serde_json::from_str(&place.succeed(&["schedule", "mine.txt", "--json"])).unwrap();
+    assert_eq!(json["ranks"][0][0], "0F0");
+    let auto = place.succeed(&["schedule", "auto", "--stages", "2", "--microbatches", "3", "--json"]);
+    let auto: serde_json::Value = serde_json::from_str(&auto).unwrap();
+    assert_eq!((auto["name"].as_str(), auto["makespan"].as_f64()), (Some("auto"), Some(10.0)));
+    std::fs::write(place.path("bad.txt"), text.replace("0F1 0SEND_F1", "0SEND_F1 0F1")).unwrap();
+    for (arguments, words) in [
+        (&["schedule", "bad.txt"][..], "0SEND_F1 <-- 0F1"),
+        (&["schedule", "mine.txt", "--stages", "3"], "leave --stages out"),
+        (&["schedule", "yours.txt"], "no file yours.txt"),
+        (&["schedule", "zb-h1", "--chunks", "2"], "chunks"),
+        (&["schedule", "interleaved-1f1b", "--microbatches", "6"], "use 4 or 8"),
+    ] {
+        let output = place.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(words), "{arguments:?}: {error}");
+    }
+}
+
 /// Stops a thread of another process, as a driver that never returns does.
 #[cfg(target_os = "linux")]
 fn freeze(thread: i32) {
@@ -355,4 +395,65 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
     );
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
     assert!(checkpoint::load(&kept).unwrap().step >= 4);
+}
+
+/// A machine file whose second device is said to take `factor` times as long as was measured.
+fn tampered(machine: &str, factor: f64) -> String {
+    let mut table: toml::Table = machine.parse().unwrap();
+    let shapes = table["devices"][1]["shapes"].as_array_mut().unwrap();
+    for shape in shapes {
+        for (_, layer) in shape["layers"].as_table_mut().unwrap() {
+            for (_, seconds) in layer.as_table_mut().unwrap() {
+                *seconds = toml::Value::Float(seconds.as_float().unwrap() * factor);
+            }
+        }
+    }
+    table.to_string()
+}
+
+#[test]
+fn a_plan_explains_itself_and_what_it_writes_can_be_used_again() {
+    let place = Place::new();
+    let files = ["--write-machine", "here.toml", "--write-schedule", "s.txt", "--svg", "plan.svg"];
+    let text = place.succeed(&[&["plan", "tiny.toml"], &files[..]].concat());
+    for word in ["tokens/s", "bubble", "memory", "links", "other plans", "predicted"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(std::fs::read_to_string(place.path("plan.svg")).unwrap().starts_with("<svg"));
+    let again =
+        ["plan", "tiny.toml", "--machine", "here.toml", "--set", "pipeline.schedule='s.txt'", "--json"];
+    let json: serde_json::Value = serde_json::from_str(&place.succeed(&again)).unwrap();
+    assert!(json["step_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(json["devices"].as_array().unwrap().len(), 2);
+    assert!(json["devices"][0]["peak_bytes"].as_u64().unwrap() > 0);
+    let damaged =
+        std::fs::read_to_string(place.path("here.toml")).unwrap().replace("barrier_us", "barier_us");
+    std::fs::write(place.path("damaged.toml"), damaged).unwrap();
+    let refused = place.run(&["plan", "tiny.toml", "--machine", "damaged.toml"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let line = one_line(&refused);
+    assert!(
+        line.contains("damaged.toml") && line.contains("barier_us") && line.contains("barrier_us"),
+        "{line}"
+    );
+    let small = place.run(&["plan", "tiny.toml", "--machine", "here.toml", "--memory", "20KiB"]);
+    assert_eq!(small.status.code(), Some(2));
+    assert!(one_line(&small).contains("bytes"), "{}", one_line(&small));
+}
+
+#[test]
+fn a_machine_file_that_is_wrong_is_noticed_and_replanning_changes_no_loss() {
+    let place = Place::new();
+    let size = ["--set", "model.layers=5", "--set", "model.width=64", "--set", "train.steps=14"];
+    place.succeed(&[&["plan", "tiny.toml", "--write-machine", "here.toml"], &size[..]].concat());
+    let machine = std::fs::read_to_string(place.path("here.toml")).unwrap();
+    std::fs::write(place.path("wrong.toml"), tampered(&machine, 0.05)).unwrap();
+    let wrong =
+        ["train", "tiny.toml", "--machine", "wrong.toml", "--set", "pipeline.replan=true", "--out", "moved"];
+    let moved = place.run(&[&wrong[..], &size[..]].concat());
+    let said = String::from_utf8_lossy(&moved.stderr).into_owned();
+    assert!(moved.status.success(), "{said}");
+    assert!(said.contains("off their prediction"), "{said}");
+    place.succeed(&[&["train", "tiny.toml", "--no-plan", "--out", "plain"], &size[..]].concat());
+    assert_eq!(place.losses("moved"), place.losses("plain"));
 }

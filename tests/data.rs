@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use polystage::train::data::{Batches, Corpus, Order};
 use proptest::prelude::*;
 
-fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, text) in files {
         let path = folder.path().join(name);
@@ -22,14 +22,14 @@ fn open(patterns: &[&str], bases: &[&Path]) -> polystage::Result<Corpus> {
     Corpus::open(&patterns, &bases)
 }
 
-fn text(corpus: &Corpus) -> String {
+pub fn text(corpus: &Corpus) -> String {
     let mut tokens = vec![0; corpus.len()];
     corpus.read(0, &mut tokens);
     tokens.into_iter().map(|t| char::from(u8::try_from(t).expect("a byte"))).collect()
 }
 
 /// The error's one line.
-fn message<T: std::fmt::Debug>(result: polystage::Result<T>) -> String {
+pub fn message<T: std::fmt::Debug>(result: polystage::Result<T>) -> String {
     let error = result.expect_err("an error");
     assert!(matches!(error, polystage::Error::Data { .. }), "{error:?}");
     assert_eq!(error.to_string().lines().count(), 1);

@@ -219,3 +219,28 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     assert!(error.starts_with("device 1 (") && error.contains("lacks") && error.contains("1000"), "{error}");
     assert_eq!(devices[0].allocated() + devices[1].allocated(), 0);
 }
+
+#[test]
+fn moving_to_another_plan_in_mid_run_changes_no_loss() {
+    let i = adapters()[0].index;
+    let with = config(&[]);
+    let losses = run(&with, &[i], 6).0;
+    let mut trainer = trainer(&with, &[i, i]);
+    let watch = trainer.watch();
+    let mut moved = Vec::new();
+    for (devices, cuts) in [(vec![i, i], vec![3]), (vec![i, i, i], vec![1, 2]), (vec![i], vec![])] {
+        for _ in 0..2 {
+            moved.push(watch_step(&mut trainer));
+        }
+        let setup = Trainer::setup(&with, vec![None; devices.len()]).unwrap();
+        let devices = open(&devices);
+        let plan = Plan::for_devices(Setup { cuts: Some(cuts), ..setup }, &devices).unwrap();
+        watch.block_on(trainer.move_to(plan, &devices)).unwrap();
+    }
+    assert_eq!(moved, losses);
+}
+
+fn watch_step(trainer: &mut Trainer) -> f64 {
+    let watch = trainer.watch();
+    watch.block_on(trainer.step()).unwrap().loss
+}

@@ -421,7 +421,8 @@ fn a_receive_makes_its_rank_wait_where_it_stands() {
 fn times_that_are_no_times_are_refused() {
     let schedule = generate("1f1b", 2, 2).unwrap();
     for time in [-1.0, f64::NAN, f64::INFINITY] {
-        let wrong: [(&str, fn(&mut Costs, f64)); 5] = [
+        type Spoil = fn(&mut Costs, f64);
+        let wrong: [(&str, Spoil); 5] = [
             ("costs.stages[1]", |costs, time| costs.stages[1].weight = time),
             ("costs.hops[0].backward", |costs, time| costs.hops[0].backward.copy = time),
             ("costs.ranks[1]", |costs, time| costs.ranks[1].update = time),

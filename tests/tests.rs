@@ -13,6 +13,12 @@ mod cli;
 mod comparison;
 // Text, batches, order.
 mod data;
+// Records, tokenised text, token files.
+mod records;
+// Model folders.
+mod folder;
+// LoRA adapters.
+mod adapter;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
 // Gradients against finite differences, no GPU.
@@ -27,6 +33,8 @@ mod plan;
 mod schedules;
 // Shader texts and their variants by naga, no GPU.
 mod shaders;
+// Tokenizers and chat templates.
+mod text;
 // Pictures and traces.
 mod timeline;
 // The verb trace, on a run and on damaged folders.
@@ -39,3 +47,5 @@ mod configs;
 mod models;
 // Texts with and without caches, one and many, over one and two devices.
 mod generation;
+// Steps against their prediction, and moving in mid-run.
+mod replan;

@@ -61,6 +61,9 @@ fn find(arguments: &Arguments) -> Result<Schedule> {
         }
         return std::fs::read_to_string(path).map_err(Error::io(path))?.parse();
     }
+    if name.contains(['/', '\\', '.']) {
+        return Err(Error::config("schedule", format!("there is no file {name}")));
+    }
     let (ranks, microbatches) = (stages.unwrap_or(4), microbatches.unwrap_or(8));
     if name == AUTO {
         let like = schedule::generate_chunked("1f1b", ranks, chunks.unwrap_or(1), microbatches)?;

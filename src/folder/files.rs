@@ -45,9 +45,6 @@ impl Mapped {
         // SAFETY: the map is read-only and bytes have no invalid values. What can go wrong is another program that
         // truncates the file, which is why the contract above excludes it.
         let bytes = unsafe { memmap2::Mmap::map(&file) }?;
-        // Read ahead; only a hint.
-        #[cfg(unix)]
-        let _ = bytes.advise(memmap2::Advice::Sequential);
         Ok(Mapped { bytes })
     }
 

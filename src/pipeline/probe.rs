@@ -178,7 +178,7 @@ fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<
     let mut add = |key: Key, seconds: f64| taken.entry(key).or_default().push(seconds);
     let mut compute: Vec<&Event> = events.iter().filter(|e| e.track == Track::Compute).collect();
     compute.sort_by(|a, b| a.start.total_cmp(&b.start));
-    let (mut busy, mut last) = (0.0, 0.0);
+    let (mut busy, mut finish) = (0.0, 0.0);
     let mut update = 0.0;
     let alone = compute.iter().all(|e| e.rank == 0);
     for (at, event) in compute.iter().enumerate() {
@@ -190,7 +190,7 @@ fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<
             continue;
         }
         busy += seconds;
-        last = event.end;
+        finish = event.end;
         match (event.label.parse::<Action>(), event.label.as_str()) {
             (Ok(action), _) => add(Key::Action(action.stage, action.kind), seconds),
             (_, "clear") => add(Key::Clear, seconds),
@@ -198,19 +198,22 @@ fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<
             _ => {}
         }
     }
+    // An action of several submissions may be several events: the last of the sender's counts, the first of the
+    // receiver's.
     let find = |label: &str| events.iter().find(|e| e.label == label && e.start >= start);
+    let last = |label: &str| events.iter().rfind(|e| e.label == label && e.start >= start);
     for (sender, receiver, hop, copied, copy) in [
         ("0F0", "1F0", Key::Forward, "1RECV_F0", Key::ForwardCopy),
         ("1B0", "0B0", Key::Backward, "0RECV_B0", Key::BackwardCopy),
     ] {
-        if let (Some(from), Some(to), Some(host)) = (find(sender), find(receiver), find(copied)) {
+        if let (Some(from), Some(to), Some(host)) = (last(sender), find(receiver), find(copied)) {
             add(hop, to.start - from.end);
             add(copy, host.end - host.start);
         }
     }
     let first = compute.iter().map(|e| e.start).filter(|&s| s >= start).fold(f64::INFINITY, f64::min);
-    if alone && last > first {
-        add(Key::Barrier, ((middle - start) - (last - first) + (end - middle) - update).max(0.0));
+    if alone && finish > first {
+        add(Key::Barrier, ((middle - start) - (finish - first) + (end - middle) - update).max(0.0));
         add(Key::Busy, busy);
         add(Key::Cores, cpu / (middle - start));
     }

@@ -18,8 +18,8 @@ const BLOCKS: usize = 2;
 const LABELLED: usize = 5;
 
 /// Draws the schedule as one row for each rank over time, for a terminal, taking 1 tick for F, I and W, 2 for B, and no
-/// time for transfers. A cell holds the action without its stage (`F0`) if every rank owns one stage, else with it
-/// (`2F0`); `--` continues the cell before it, `.` is a tick without work. Long rows are broken, and the middle of very
+/// time for transfers. A cell holds the action without its stage (`F0`) if every rank owns the stage of its number, else
+/// with it (`2F0`); `--` continues the cell before it, `.` is a tick without work. Long rows are broken, and the middle of very
 /// long ones is left out. The last line says makespan, bubble, and the most microbatches in flight on each stage. For a
 /// schedule that cannot run, returns the reason instead.
 pub fn grid(schedule: &Schedule) -> String {
@@ -33,7 +33,7 @@ pub fn grid(schedule: &Schedule) -> String {
 }
 
 fn draw(schedule: &Schedule, simulation: &Simulation) -> String {
-    let with_stage = schedule.stages > schedule.ranks.len();
+    let with_stage = simulation.cells.iter().any(|cell| cell.action.stage != cell.rank);
     let cells: Vec<(&Cell, String)> = simulation
         .cells
         .iter()
@@ -45,8 +45,10 @@ fn draw(schedule: &Schedule, simulation: &Simulation) -> String {
         .collect();
     let cell_width = 1 + cells.iter().map(|(_, text)| text.len()).max().unwrap_or(0);
     let label_width = format!("rank {} ", schedule.ranks.len() - 1).len();
-    let per_block = (WIDTH.saturating_sub(label_width) / cell_width).max(LABELLED) / LABELLED * LABELLED;
+    let most = (WIDTH.saturating_sub(label_width) / cell_width).max(LABELLED) / LABELLED * LABELLED;
     let ticks = simulation.makespan as usize;
+    // Blocks of about equal length look better than a last one of a single tick.
+    let per_block = ticks.div_ceil(ticks.div_ceil(most).max(1)).next_multiple_of(LABELLED).max(LABELLED);
     let blocks = ticks.div_ceil(per_block);
     let left_out = if blocks > 2 * BLOCKS { BLOCKS..blocks - BLOCKS } else { 0..0 };
 

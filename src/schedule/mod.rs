@@ -1,9 +1,10 @@
 //! When each device computes what: pipeline schedules as plain data.
 //!
 //! A [`Schedule`] holds an ordered list of [`Action`]s for each rank, and nothing else says when things happen. It is
-//! generated ([`generate`]) or written by hand, prints and parses ([`std::fmt::Display`], [`std::str::FromStr`]), is
-//! turned from computation only into computation with transfers ([`Schedule::lowered`]), is proved to end
-//! ([`Schedule::validate`]), timed ([`simulate`]) and drawn ([`grid`]):
+//! generated ([`generate`]), searched for given devices ([`synthesise`]) or written by hand, prints and parses
+//! ([`std::fmt::Display`], [`std::str::FromStr`]), is turned from computation only into computation with transfers
+//! ([`Schedule::lowered`]), is proved to end ([`Schedule::validate`]), timed on devices that [`Costs`] describe
+//! ([`simulate`], [`Simulator`]) and drawn ([`grid`]):
 //!
 //! ```
 //! use polystage::schedule::{generate, grid};

@@ -119,8 +119,8 @@ impl<'a> Simulator<'a> {
         self.index.schedule
     }
 
-    /// Seconds of the whole step: [`Simulation::step`] and nothing else, in about 10 ns an action where ranks do not
-    /// slow each other down.
+    /// Seconds of the whole step: [`Simulation::step`] and nothing else, for a search that asks often. Fastest where ranks
+    /// do not slow each other down.
     ///
     /// # Errors
     ///
@@ -134,7 +134,8 @@ impl<'a> Simulator<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::error::Error::Config) for costs that do not fit the schedule, and for a time that is negative or not finite.
+    /// [`Error::Config`](crate::error::Error::Config) for costs that do not fit the schedule, and for a time that is
+    /// negative or not finite.
     pub fn simulate(&self, costs: &Costs) -> Result<Simulation> {
         self.check(costs)?;
         let schedule = self.schedule();

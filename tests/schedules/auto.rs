@@ -98,7 +98,8 @@ fn auto_is_never_worse_than_a_published_schedule_on_a_thousand_unequal_machines(
         let step = synthesised(&costs, &placement, m, Effort::Quick);
         let Some((published, schedule)) = best_published(&costs, &placement, m) else { continue };
         compared += 1;
-        assert!(step <= published * (1.0 + 1e-12), "case {case}: {step}, but {published} with\n{schedule}");
+        // Sums of the same numbers in another order.
+        assert!(step <= published * (1.0 + 1e-11), "case {case}: {step}, but {published} with\n{schedule}");
         better += usize::from(step < published * (1.0 - 1e-3));
     }
     // Budgets leave out some; where only the bottleneck's work counts there is nothing to gain.
@@ -109,7 +110,7 @@ fn auto_is_never_worse_than_a_published_schedule_on_a_thousand_unequal_machines(
 fn auto_is_within_two_percent_of_the_optimum() {
     let mut random = Random(11);
     let (mut proved, mut worst) = (0, 0.0_f64);
-    for case in 0..260 {
+    for case in 0..300 {
         let p = 1 + random.below(3);
         let m = 1 + random.below(if p == 3 { 4 } else { 6 });
         let placement: Vec<usize> = (0..p).collect();
@@ -128,7 +129,7 @@ fn auto_is_within_two_percent_of_the_optimum() {
             proved += 1;
         }
     }
-    assert!(proved >= 200, "{proved} proved, worst {worst}");
+    assert!(proved >= 280, "{proved} proved, worst {worst}");
 }
 
 #[test]
@@ -177,6 +178,9 @@ fn auto_fills_the_bubble_of_equal_devices_as_far_as_memory_allows() {
     costs.stages.iter_mut().for_each(|stage| stage.stash = 1);
     let placement = [0, 1, 2, 3];
     assert_eq!(synthesised(&costs, &placement, 16, Effort::Quick), 3.0 * 16.0 + 3.0);
+    let schedule = synthesise(&costs, &placement, 16, Effort::Quick).unwrap();
+    let bytes: u64 = simulate(&schedule, &costs).unwrap().slot_bytes.iter().sum();
+    assert!(bytes <= 16, "ZB-H1 is as short with 4 microbatches in flight on every rank, not {bytes} in all");
     // One microbatch at a time: rank 0 takes the next when all others have returned the gradient of the last.
     costs.ranks.iter_mut().for_each(|rank| rank.budget = Some(1));
     assert_eq!(synthesised(&costs, &placement, 16, Effort::Quick), 16.0 * (2.0 * 4.0 + 1.0));

@@ -94,11 +94,11 @@ fn limits(
 ) -> Vec<(Vec<usize>, Vec<usize>)> {
     let stages = owner.len();
     let mut all = vec![(vec![], vec![])];
-    for stage in 0..stages {
+    for &joined in joined {
         let mut longer = Vec::new();
         for (stashes, gradients) in &all {
             for stash in 1..=microbatches {
-                for gradient in 1..=if joined[stage] { 1 } else { microbatches } {
+                for gradient in 1..=if joined { 1 } else { microbatches } {
                     longer.push(([&stashes[..], &[stash]].concat(), [&gradients[..], &[gradient]].concat()));
                 }
             }

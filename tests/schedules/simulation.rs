@@ -224,7 +224,8 @@ fn measured_times_are_attributed_with_and_without_arrivals() {
 #[test]
 fn costs_of_another_schedule_are_refused() {
     let (schedule, costs) = textbook("1f1b", 2, 2);
-    let wrong: [(&str, fn(&mut Costs)); 5] = [
+    type Spoil = fn(&mut Costs);
+    let wrong: [(&str, Spoil); 5] = [
         ("costs.stages", |costs| costs.stages.truncate(1)),
         ("costs.hops", |costs| costs.hops.push(Hops::default())),
         ("costs.ranks", |costs| costs.ranks.truncate(1)),
@@ -248,6 +249,10 @@ fn simulations_of_random_machines_add_up() {
         let (p, chunks) = (1 + random.below(5), default_chunks(name).unwrap());
         let m = (1 + random.below(9)).next_multiple_of(if name == "interleaved-1f1b" { p } else { 1 });
         let mut costs = machine(&mut random, &stage_ranks(name, p, chunks).unwrap());
+        if p > 1 && random.flip() {
+            let Hops { forward: gradient, backward: weight } = costs.hops[random.below(costs.hops.len())];
+            costs.ties = vec![Tie { user: p - 1, owner: 0, gradient, weight }];
+        }
         let schedule = generate(name, p, m).unwrap();
         let simulator = Simulator::new(&schedule).unwrap();
         let simulation = simulator.simulate(&costs).unwrap();

@@ -1,6 +1,7 @@
 //! List scheduling: in order of time, whichever rank is free takes the most urgent of what is there.
 
-use super::problem::{Evaluator, Held, Letter, Orders, Problem, letter, parts};
+use super::evaluator::Evaluator;
+use super::problem::{Held, Letter, Orders, Problem, letter, parts};
 use crate::schedule::Kind;
 use crate::schedule::clock::NONE;
 

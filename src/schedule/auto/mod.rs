@@ -7,12 +7,16 @@
 //! of both over moves on the critical path. The search is seeded and counts its work instead of looking at a clock, so
 //! equal costs give equal schedules.
 
+mod evaluator;
 mod greedy;
 mod problem;
 mod search;
 
+use std::cmp::Ordering;
+
+use evaluator::{Evaluator, Score};
 use greedy::{Prefer, Rule};
-use problem::{Evaluator, Held, Orders, Problem, Score};
+use problem::{Held, Orders, Problem};
 use search::Random;
 
 use super::{AUTO, Costs, NAMES, Schedule, generate_chunked, stage_ranks};
@@ -32,8 +36,8 @@ pub enum Effort {
 
 /// Makes a schedule for these costs, with stage `s` on rank `stage_ranks[s]`, that fits every rank's budget
 /// ([`RankCost::budget`](super::RankCost) against [`Simulation::slot_bytes`](super::Simulation)). By simulation its step
-/// is never longer than that of the best schedule of [`NAMES`] that has the same placement and fits. Equal arguments
-/// give equal schedules.
+/// is never longer than that of the best schedule of [`NAMES`] that has the same placement and fits; among equally long
+/// ones it takes the one that needs the least memory. Equal arguments give equal schedules.
 ///
 /// # Errors
 ///
@@ -47,7 +51,7 @@ pub fn synthesise(
 ) -> Result<Schedule> {
     let problem = Problem::new(costs, stage_ranks, microbatches)?;
     let mut evaluator = Evaluator::new(&problem);
-    let mut found = Found { best: Vec::new(), counts: Vec::new() };
+    let mut found = Found::default();
     for orders in published(&problem) {
         found.offer(&mut evaluator, orders);
     }
@@ -61,10 +65,10 @@ pub fn synthesise(
     // Sharing makes an evaluation several times as long.
     let action = if problem.times.is_shared { 6 } else { 1 } * 3 * problem.stages() * microbatches;
     let evaluations = (work / action / starts.max(1)).min(most);
-    for at in 0..starts.min(found.best.len()) {
-        let start = found.best[at].1.clone();
-        let mut random = Random(at as u64);
-        if let Some(orders) = search::anneal(&mut evaluator, &start, evaluations, &mut random) {
+    let best: Vec<Orders> = found.best.iter().take(starts).map(|(_, orders)| orders.clone()).collect();
+    for (seed, start) in best.iter().enumerate() {
+        let mut random = Random(seed as u64);
+        if let Some(orders) = search::anneal(&mut evaluator, start, evaluations, &mut random) {
             found.offer(&mut evaluator, orders);
         }
     }
@@ -74,8 +78,9 @@ pub fn synthesise(
 }
 
 /// The best orders so far, best first.
+#[derive(Default)]
 struct Found {
-    best: Vec<(Score, Orders)>,
+    best: Vec<(Merit, Orders)>,
     counts: Vec<Held>,
 }
 
@@ -83,25 +88,51 @@ struct Found {
 const KEPT: usize = 8;
 /// How many rules are tried with other forms of the backward pass.
 const RULES: usize = 6;
+/// Steps that differ by less than this part are equally long: sums of the same numbers in another order.
+const EQUAL: f64 = 1e-12;
+
+/// How good orders are; less is better. Of equally long steps the one with the least memory is best, then the one whose
+/// ranks end first.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Merit {
+    step: f64,
+    bytes: u64,
+    buffers: u64,
+    ends: f64,
+}
+
+impl Merit {
+    fn cmp(&self, other: &Merit) -> Ordering {
+        self.partial_cmp(other).unwrap_or(Ordering::Equal)
+    }
+}
 
 impl Found {
     /// Keeps orders that are complete and fit, if they are among the best and none are equally good.
-    fn offer(&mut self, evaluator: &mut Evaluator, orders: Orders) -> Option<Score> {
+    fn offer(&mut self, evaluator: &mut Evaluator, orders: Orders) -> Option<Merit> {
         let problem = evaluator.problem;
-        let mut words = orders.words.iter().enumerate();
-        if !problem.is_complete(&orders)
-            || !words.all(|(rank, word)| problem.fits(rank, word, &mut self.counts))
-        {
+        if !problem.is_complete(&orders) {
             return None;
         }
-        let score = evaluator.evaluate(&orders)?;
-        let place = self.best.partition_point(|(known, _)| *known <= score);
-        if place > 0 && self.best[place - 1].0 == score {
-            return Some(score);
+        let (mut bytes, mut buffers) = (0, 0);
+        for (rank, word) in orders.words.iter().enumerate() {
+            if !problem.fits(rank, word, &mut self.counts) {
+                return None;
+            }
+            for &stage in &problem.stages_of[rank] {
+                bytes += self.counts[stage].bytes(problem.costs, stage);
+                buffers += self.counts[stage].buffers();
+            }
         }
-        self.best.insert(place, (score, orders));
-        self.best.truncate(KEPT);
-        Some(score)
+        let Score { step, ends } = evaluator.evaluate(&orders)?;
+        let unit = problem.bound.max(f64::MIN_POSITIVE) * EQUAL;
+        let merit = Merit { step: (step / unit).round(), bytes, buffers, ends };
+        let place = self.best.partition_point(|(known, _)| *known <= merit);
+        if place == 0 || self.best[place - 1].0 != merit {
+            self.best.insert(place, (merit, orders));
+            self.best.truncate(KEPT);
+        }
+        Some(merit)
     }
 }
 
@@ -136,26 +167,26 @@ fn grid(evaluator: &mut Evaluator, found: &mut Found) {
     let split: Vec<bool> = (0..stages).map(|stage| stage == 0).collect();
     let mut forms = vec![split, vec![true; stages]];
     forms.dedup();
-    let mut tried: Vec<(Score, Rule)> = Vec::new();
+    let mut tried: Vec<(Merit, Rule)> = Vec::new();
     for joined in &forms {
         for limits in &limits {
             for prefer in [Prefer::Backward, Prefer::Forward, Prefer::Turns] {
                 for fill in [0.0, 0.5, 1.0] {
                     let rule = Rule { joined: joined.clone(), limits: limits.clone(), prefer, fill };
                     let orders = greedy::schedule(evaluator, &rule);
-                    tried.extend(found.offer(evaluator, orders).map(|score| (score, rule)));
+                    tried.extend(found.offer(evaluator, orders).map(|merit| (merit, rule)));
                 }
             }
         }
     }
-    tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+    tried.sort_by(|a, b| a.0.cmp(&b.0));
     tried.dedup_by(|a, b| a.0 == b.0);
-    for (mut score, mut rule) in tried.into_iter().take(RULES) {
+    for (mut merit, mut rule) in tried.into_iter().take(RULES) {
         for stage in 0..stages {
             rule.joined[stage] = !rule.joined[stage];
             let orders = greedy::schedule(evaluator, &rule);
             match found.offer(evaluator, orders) {
-                Some(other) if other < score => score = other,
+                Some(other) if other < merit => merit = other,
                 _ => rule.joined[stage] = !rule.joined[stage],
             }
         }

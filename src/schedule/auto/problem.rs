@@ -1,12 +1,9 @@
 //! The orders among which a schedule is searched, and what each of them costs.
 
-use std::cmp::Ordering;
-
 use crate::error::{Error, Result};
-use crate::schedule::clock::{Clock, NONE, Span, Task};
 use crate::schedule::costs::Costs;
 use crate::schedule::generate::check_size;
-use crate::schedule::times::{COMPUTED, Times, action_work, backward_way, begin_work, forward_way};
+use crate::schedule::times::{COMPUTED, Times};
 use crate::schedule::{Action, Kind, Schedule};
 
 /// A kind of computation of a stage, for the next microbatch in turn: `4 stage + kind`. Microbatches are all alike, so
@@ -246,178 +243,14 @@ impl Held {
         true
     }
 
+    /// How many buffers the stage needs.
+    pub fn buffers(&self) -> u64 {
+        u64::from(self.most_stashes) + u64::from(self.most_gradients)
+    }
+
     /// Bytes of the stage's buffers.
     pub fn bytes(&self, costs: &Costs, stage: usize) -> u64 {
         let cost = &costs.stages[stage];
         u64::from(self.most_stashes) * cost.stash + u64::from(self.most_gradients) * cost.gradient
-    }
-}
-
-/// Times orders, with the arithmetic of the simulator.
-pub(super) struct Evaluator<'p> {
-    pub problem: &'p Problem<'p>,
-    /// Tasks of every stage, kind and microbatch (`letter x microbatches + microbatch`), of which a stage uses those of
-    /// its form; then the begin of each rank and the tail.
-    pub tasks: Vec<Task>,
-    pub clock: Clock<'p>,
-    pub spans: Vec<Span>,
-    /// How often each letter has come.
-    pub next: Vec<u32>,
-    joined: Vec<bool>,
-    lists: Vec<Vec<u32>>,
-}
-
-/// How good orders are; less is better.
-#[derive(Clone, Copy, PartialEq, PartialOrd)]
-pub(super) struct Score {
-    /// Seconds of the step.
-    pub step: f64,
-    /// Sum of the times at which the ranks end.
-    pub ends: f64,
-}
-
-impl Score {
-    pub fn total_cmp(&self, other: &Score) -> Ordering {
-        self.step.total_cmp(&other.step).then(self.ends.total_cmp(&other.ends))
-    }
-}
-
-impl<'p> Evaluator<'p> {
-    pub fn new(problem: &'p Problem<'p>) -> Self {
-        let (stages, ranks) = (problem.stages(), problem.costs.ranks.len());
-        let total = COMPUTED * stages * problem.microbatches + ranks + problem.times.tail.tasks.len();
-        let mut evaluator = Evaluator {
-            problem,
-            tasks: Vec::with_capacity(total),
-            clock: problem.times.clock(problem.costs),
-            spans: vec![Span::UNKNOWN; total],
-            next: vec![0; COMPUTED * stages],
-            joined: Vec::new(),
-            lists: vec![Vec::new(); ranks],
-        };
-        evaluator.set_forms(&vec![false; stages]);
-        evaluator
-    }
-
-    /// The task of a letter's microbatch.
-    pub fn id(&self, letter: Letter, microbatch: u32) -> u32 {
-        letter * self.problem.microbatches as u32 + microbatch
-    }
-
-    fn begin(&self) -> usize {
-        COMPUTED * self.problem.stages() * self.problem.microbatches
-    }
-
-    /// Prepares for orders in which these stages are joined.
-    pub fn set_forms(&mut self, joined: &[bool]) {
-        if self.joined == joined {
-            return;
-        }
-        self.joined = joined.to_vec();
-        let problem = self.problem;
-        let (stages, last) = (problem.stages(), problem.stages() - 1);
-        self.tasks.clear();
-        for stage in 0..stages {
-            let rank = problem.owner[stage];
-            let crosses = |hop: usize| problem.owner[hop] != problem.owner[hop + 1];
-            for &kind in &Kind::ALL[..COMPUTED] {
-                let (from, way) = match kind {
-                    Kind::F => {
-                        let from = (stage > 0).then(|| letter(stage - 1, Kind::F));
-                        (from, (stage < last && crosses(stage)).then(|| forward_way(stage)))
-                    }
-                    Kind::W => (None, None),
-                    _ => {
-                        let form = |stage: usize| if joined[stage] { Kind::B } else { Kind::I };
-                        let from = (stage < last).then(|| letter(stage + 1, form(stage + 1)));
-                        (from, (stage > 0 && crosses(stage - 1)).then(|| backward_way(stage)))
-                    }
-                };
-                for microbatch in 0..problem.microbatches {
-                    self.tasks.push(Task {
-                        rank: rank as u32,
-                        work: action_work(stages, Action { stage, kind, microbatch }),
-                        need: from.map_or(NONE, |from| self.id(from, microbatch as u32)),
-                        way: way.unwrap_or(NONE),
-                    });
-                }
-            }
-        }
-        for rank in 0..problem.costs.ranks.len() {
-            let work = begin_work(stages, rank);
-            self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE });
-        }
-        self.tasks.extend_from_slice(&problem.times.tail.tasks);
-    }
-
-    /// Back to the start of the step, when every rank has begun.
-    pub fn reset(&mut self) {
-        self.spans.fill(Span::UNKNOWN);
-        self.next.fill(0);
-        self.clock.restart();
-        let begin = self.begin();
-        for id in begin..begin + self.problem.costs.ranks.len() {
-            self.clock.advance(&self.tasks[id], &mut self.spans, id);
-        }
-    }
-
-    /// Does the next microbatch of a letter, if its input is known.
-    pub fn advance(&mut self, letter: Letter) -> bool {
-        let id = self.id(letter, self.next[letter as usize]) as usize;
-        let task = &self.tasks[id];
-        if task.need != NONE && self.spans[task.need as usize].ready == f64::INFINITY {
-            return false;
-        }
-        self.clock.advance(task, &mut self.spans, id);
-        self.next[letter as usize] += 1;
-        true
-    }
-
-    /// Times orders of which each word fits; none if ranks wait for each other for ever.
-    pub fn evaluate(&mut self, orders: &Orders) -> Option<Score> {
-        self.set_forms(&orders.joined);
-        if self.problem.times.is_shared {
-            return self.evaluate_shared(orders);
-        }
-        self.reset();
-        let mut at = vec![0; orders.words.len()];
-        let mut progress = true;
-        while progress {
-            progress = false;
-            for (rank, word) in orders.words.iter().enumerate() {
-                while at[rank] < word.len() && self.advance(word[at[rank]]) {
-                    at[rank] += 1;
-                    progress = true;
-                }
-            }
-        }
-        if at.iter().zip(&orders.words).any(|(&at, word)| at < word.len()) {
-            return None;
-        }
-        let ends = self.clock.free.iter().sum();
-        let step = self.problem.times.finish(&mut self.clock, &mut self.spans);
-        Some(Score { step, ends })
-    }
-
-    fn evaluate_shared(&mut self, orders: &Orders) -> Option<Score> {
-        self.spans.fill(Span::UNKNOWN);
-        self.next.fill(0);
-        self.clock.restart();
-        let begin = self.begin();
-        for (rank, word) in orders.words.iter().enumerate() {
-            let mut list = std::mem::take(&mut self.lists[rank]);
-            list.clear();
-            list.push((begin + rank) as u32);
-            for &letter in word {
-                list.push(self.id(letter, self.next[letter as usize]));
-                self.next[letter as usize] += 1;
-            }
-            self.lists[rank] = list;
-        }
-        let last: Vec<usize> = self.lists.iter().map(|list| list[list.len() - 1] as usize).collect();
-        let times = &self.problem.times;
-        let step = times.share(&mut self.clock, &self.tasks, &mut self.lists, &mut self.spans);
-        let ends: f64 = last.iter().map(|&id| self.spans[id].end).sum();
-        ends.is_finite().then_some(Score { step, ends })
     }
 }

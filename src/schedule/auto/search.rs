@@ -1,6 +1,7 @@
 //! Improves orders by small changes where they are critical.
 
-use super::problem::{Evaluator, Held, Letter, Orders, Score, letter, parts};
+use super::evaluator::{Evaluator, Score};
+use super::problem::{Held, Letter, Orders, letter, parts};
 use crate::schedule::Kind;
 use crate::schedule::clock::NONE;
 

@@ -1,0 +1,254 @@
+//! Messages as the text that a model was trained on: its chat template, a Jinja program that comes with the tokenizer.
+
+use std::ops::Range;
+use std::path::Path;
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, ErrorKind, State};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use super::clock::strftime;
+use super::token_text;
+use crate::error::{Error, Result};
+use crate::folder::files::{Mapped, broken, one_line, read_json};
+
+/// The tokens that a template may name.
+const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
+/// Steps of the template engine for one text: far above any conversation's, and the end of a template that loops.
+const FUEL: u64 = 20_000_000;
+
+/// A model's chat template.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    tokens: Vec<(&'static str, String)>,
+}
+
+/// A conversation as text, and which parts of it the assistant says: the answers and the marks that end them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    /// The whole text.
+    pub text: String,
+    /// Byte ranges of it, ascending and apart.
+    pub spans: Vec<Range<usize>>,
+}
+
+impl ChatTemplate {
+    /// Reads the template of a model folder: `chat_template.jinja`, or what `tokenizer_config.json` says. None if the
+    /// model has none. `now` is the moment that templates see; one moment for a whole run keeps its texts the same.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a damaged file or a template with a mistake in it.
+    pub fn open(folder: &Path, now: SystemTime) -> Result<Option<ChatTemplate>> {
+        let path = folder.join("tokenizer_config.json");
+        let settings = if path.is_file() { read_json(&path)? } else { Value::Null };
+        let file = folder.join("chat_template.jinja");
+        let (path, source) = if file.is_file() {
+            let text = String::from_utf8(Mapped::open(&file)?.to_vec());
+            (file.clone(), text.map_err(|_| broken(&file, "is not valid UTF-8"))?)
+        } else {
+            // One template, or several with names.
+            let listed = settings["chat_template"].as_array();
+            let default = listed.and_then(|list| list.iter().find(|t| t["name"] == "default"));
+            let source = default.map_or(&settings["chat_template"], |t| &t["template"]);
+            let Some(source) = source.as_str() else { return Ok(None) };
+            (path, source.to_string())
+        };
+        let tokens = TOKENS.map(|name| (name, token_text(&settings[name])));
+        let tokens: Vec<_> = tokens.iter().filter_map(|&(name, text)| Some((name, text?))).collect();
+        ChatTemplate::new(&source, &tokens, now).map(Some).map_err(|e| broken(path, e))
+    }
+
+    /// Compiles a template. `tokens` are the texts of `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with the line of a mistake.
+    pub fn new(source: &str, tokens: &[(&'static str, &str)], now: SystemTime) -> Result<ChatTemplate> {
+        // As transformers sets up Jinja (`apply_chat_template`).
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| Error::data(words(&e)))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", |message: String| -> std::result::Result<(), _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", move |format: String| strftime(now, &format));
+        let compiled = environment.add_template_owned("chat", without_generation_tags(source));
+        compiled.map_err(|e| Error::data(format!("the chat template has a mistake: {}", words(&e))))?;
+        let tokens = tokens.iter().map(|&(name, text)| (name, text.to_string())).collect();
+        Ok(ChatTemplate { environment, tokens })
+    }
+
+    /// The text of a conversation: objects with a `role` and what the template wants beside it, usually `content`.
+    /// `tools` is what may be called, or null. With `generation_prompt` the text ends where an answer begins.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with what the template objects to.
+    pub fn render(&self, messages: &[Value], tools: &Value, generation_prompt: bool) -> Result<String> {
+        let mut context = serde_json::Map::new();
+        context.insert("messages".into(), messages.into());
+        if !tools.is_null() {
+            context.insert("tools".into(), tools.clone());
+        }
+        context.insert("add_generation_prompt".into(), generation_prompt.into());
+        for (name, text) in &self.tokens {
+            context.insert((*name).into(), text.as_str().into());
+        }
+        let rendered =
+            self.environment.get_template("chat").and_then(|template| template.render(Serde(context)));
+        rendered.map_err(|e| Error::data(format!("the chat template refuses: {}", words(&e))))
+    }
+
+    /// The text of a whole conversation, and where in it the assistant speaks.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; [`Error::Data`] if there is no answer in it, or one cannot be found in the text.
+    pub fn render_with_spans(&self, messages: &[Value], tools: &Value) -> Result<Rendered> {
+        let text = self.render(messages, tools, false)?;
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for (i, message) in messages.iter().enumerate().filter(|(_, message)| message["role"] == "assistant")
+        {
+            let from = spans.last().map_or(0, |span| span.end);
+            let start = self.start(&text, messages, i, tools, from);
+            let end = start.and_then(|start| self.end(&text, messages, i, tools, start));
+            match (start, end) {
+                (Some(start), Some(end)) if from <= start && start < end => spans.push(start..end),
+                _ => {
+                    let content = one_line(&message["content"].to_string(), 60);
+                    let message = format!("the chat template does not show message {i} as it is: {content}");
+                    return Err(Error::data(message));
+                }
+            }
+        }
+        if spans.is_empty() {
+            return Err(Error::data("messages have no answer of the role \"assistant\""));
+        }
+        Ok(Rendered { text, spans })
+    }
+
+    /// Where the answer `i` begins: where the text of the messages before it ends if an answer is asked for. Some
+    /// templates then open a thought that a finished answer does not have, so as much counts as the two have in common.
+    fn start(&self, text: &str, messages: &[Value], i: usize, tools: &Value, from: usize) -> Option<usize> {
+        let plain = self.render(&messages[..i], tools, false).ok().filter(|plain| text.starts_with(plain));
+        let asked = self.render(&messages[..i], tools, true).ok();
+        match (plain, asked) {
+            (Some(plain), Some(asked)) => Some(plain.len().max(common(text, &asked))),
+            (Some(plain), None) => Some(plain.len()),
+            (None, Some(asked)) if text.starts_with(&asked) => Some(asked.len()),
+            // Templates may refuse the beginning of a conversation, such as one without a question.
+            _ => said(&messages[i]).find_map(|content| Some(from + text.get(from..)?.find(content)?)),
+        }
+    }
+
+    /// Where the answer `i`, with the mark that ends it, ends: where the text of the messages up to it does. Some
+    /// templates shorten earlier answers; then it is where the content ends, and what follows it in that text.
+    fn end(&self, text: &str, messages: &[Value], i: usize, tools: &Value, start: usize) -> Option<usize> {
+        let upto = self.render(&messages[..=i], tools, false).ok();
+        if let Some(upto) = upto.as_ref().filter(|upto| text.starts_with(upto.as_str())) {
+            return Some(upto.len());
+        }
+        said(&messages[i]).find_map(|content| {
+            let end = start + text.get(start..)?.find(content)? + content.len();
+            let mark = upto.as_ref().and_then(|upto| Some(&upto[upto.rfind(content)? + content.len()..]));
+            Some(end + mark.map_or(0, |mark| common(&text[end..], mark)))
+        })
+    }
+}
+
+/// What an answer says, as templates may show it: as it is but for white space around it, or without the thought before
+/// it.
+fn said(message: &Value) -> impl Iterator<Item = &str> {
+    let content = message["content"].as_str().unwrap_or_default();
+    let spoken = content.rsplit("</think>").next().unwrap_or_default();
+    [content.trim(), spoken.trim()].into_iter().filter(|text| !text.is_empty())
+}
+
+/// Bytes of the whole characters that two texts begin with in common.
+fn common(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
+}
+
+/// An error of the template engine on one line.
+fn words(error: &minijinja::Error) -> String {
+    let line = error.line().map_or(String::new(), |line| format!(" (line {line})"));
+    one_line(&format!("{}{line}", error.detail().map_or(error.kind().to_string(), String::from)), 200)
+}
+
+/// transformers marks what the assistant says by `{% generation %} ... {% endgeneration %}`. The engine here does not
+/// know that tag, so it becomes a condition that always holds.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let (before, tag) = rest.split_at(open);
+        out.push_str(before);
+        let Some(close) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(close + 2);
+        let inner = &tag[2..close];
+        let word = inner.trim_matches(['-', '+']).trim();
+        match word {
+            "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
+            "endgeneration" => out.push_str(&tag.replacen(word, "endif", 1)),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which templates for tools expect. Unlike the
+/// engine's own filter it escapes nothing for HTML and puts spaces after commas and colons.
+fn to_json(
+    _: &State,
+    value: minijinja::Value,
+    options: Kwargs,
+) -> std::result::Result<String, minijinja::Error> {
+    // Other options of Python's function are accepted and have no effect.
+    let indent: Option<usize> = options.get("indent")?;
+    let mut bytes = Vec::new();
+    let written = match indent {
+        Some(indent) => {
+            let spaces = " ".repeat(indent.min(32));
+            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced)),
+    };
+    let bad = |e: String| minijinja::Error::new(ErrorKind::BadSerialization, e);
+    written.map_err(|e| bad(e.to_string()))?;
+    String::from_utf8(bytes).map_err(|e| bad(e.to_string()))
+}
+
+/// Python's separators: a space after each comma and colon.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}

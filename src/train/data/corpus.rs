@@ -1,0 +1,307 @@
+//! A text as tokens, laid end to end.
+
+use std::fmt;
+use std::ops::Range;
+#[cfg(not(target_arch = "wasm32"))]
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::batches::{Batch, IGNORE};
+use crate::error::{Error, Result};
+
+/// Tokens of one or more files, laid end to end.
+#[derive(Clone)]
+pub struct Corpus {
+    /// Position of the first token of each part, ascending.
+    starts: Vec<usize>,
+    /// None empty.
+    parts: Vec<Part>,
+    len: usize,
+    largest: u32,
+    /// The tokens that count as targets, ascending and apart; None if all do.
+    trained: Option<Vec<Range<usize>>>,
+    /// Positions where a document begins. Kept only where not every token counts.
+    pub(super) documents: Vec<usize>,
+    /// What fills up sequences.
+    pub(super) padding: u32,
+    pub(super) skipped: Skipped,
+}
+
+/// Lines that were no records.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Skipped {
+    pub(super) count: usize,
+    /// What was wrong with the first of them.
+    pub(super) first: Vec<String>,
+}
+
+/// Some of the tokens: little-endian numbers of 1, 2 or 4 bytes.
+#[derive(Clone)]
+pub(super) struct Part {
+    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    /// Where in `bytes` the first token is.
+    offset: usize,
+    width: usize,
+    /// Tokens.
+    len: usize,
+}
+
+impl Part {
+    /// The tokens of `bytes` from `offset` on, `width` bytes each.
+    pub(super) fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static, offset: usize, width: usize) -> Part {
+        let len = bytes.as_ref().len().saturating_sub(offset) / width;
+        Part { bytes: Arc::new(bytes), offset, width, len }
+    }
+
+    fn read(&self, start: usize, out: &mut [u32]) {
+        let bytes = &(*self.bytes).as_ref()[self.offset + start * self.width..][..out.len() * self.width];
+        match self.width {
+            1 => out.iter_mut().zip(bytes).for_each(|(token, &byte)| *token = byte.into()),
+            2 => {
+                let tokens = bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
+                out.iter_mut().zip(tokens).for_each(|(out, token)| *out = token.into());
+            }
+            _ => {
+                let tokens = bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+                out.iter_mut().zip(tokens).for_each(|(out, token)| *out = token);
+            }
+        }
+    }
+}
+
+impl Corpus {
+    /// The bytes of the files that `patterns` name, in their order, a token a byte. A pattern is a path or a glob; a
+    /// relative one is tried against each folder of `bases` in turn and the first where a file matches wins. The matches
+    /// of one pattern are sorted by path, a file that matched before is left out, and folders are skipped.
+    ///
+    /// The files are mapped, not copied: they must not be truncated while the run lasts.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the pattern: nothing matches, a match cannot be read or is no regular file, the glob is
+    /// malformed; or all the files together are empty.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn open(patterns: &[String], bases: &[PathBuf]) -> Result<Corpus> {
+        let mut corpus = Corpus::empty();
+        for path in super::paths::find(patterns, bases)? {
+            corpus.push(Part::new(map(&path)?, 0, 1), 255);
+        }
+        corpus.or_no_text(patterns)
+    }
+
+    /// A text that is already in memory, a token a byte.
+    pub fn from_bytes(bytes: Vec<u8>) -> Corpus {
+        let mut corpus = Corpus::empty();
+        corpus.push(Part::new(bytes, 0, 1), 255);
+        corpus
+    }
+
+    pub(super) fn empty() -> Corpus {
+        Corpus {
+            starts: Vec::new(),
+            parts: Vec::new(),
+            len: 0,
+            largest: 0,
+            trained: None,
+            documents: Vec::new(),
+            padding: 0,
+            skipped: Skipped::default(),
+        }
+    }
+
+    /// Appends tokens, of which `largest` is the largest or a bound of it.
+    pub(super) fn push(&mut self, part: Part, largest: u32) {
+        if part.len > 0 {
+            self.starts.push(self.len);
+            self.len += part.len;
+            self.largest = self.largest.max(largest);
+            self.parts.push(part);
+        }
+    }
+
+    /// Says that only these tokens count.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn train_only(&mut self, trained: Vec<Range<usize>>) {
+        self.trained = Some(trained);
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn or_no_text(self, patterns: &[String]) -> Result<Corpus> {
+        if self.is_empty() {
+            let message = format!("no text in {patterns:?}: name at least one file that is not empty");
+            return Err(Error::data(message));
+        }
+        Ok(self)
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A model needs more rows in its embedding than this: the largest token, or for bytes the largest there can be.
+    pub fn largest(&self) -> u32 {
+        self.largest
+    }
+
+    /// Whether some tokens do not count as targets.
+    pub fn is_masked(&self) -> bool {
+        self.trained.is_some()
+    }
+
+    /// Lines that were skipped because they are no records, and what was wrong with the first few.
+    pub fn skipped(&self) -> (usize, &[String]) {
+        (self.skipped.count, &self.skipped.first)
+    }
+
+    /// Copies the tokens `start..start + out.len()` to `out`, across the borders of files.
+    ///
+    /// # Panics
+    /// If that range reaches past [`Corpus::len`].
+    pub fn read(&self, start: usize, mut out: &mut [u32]) {
+        assert!(
+            start <= self.len && out.len() <= self.len - start,
+            "tokens {start}+{} of {}",
+            out.len(),
+            self.len
+        );
+        let first = self.starts.partition_point(|&s| s <= start).saturating_sub(1);
+        let mut skip = start - self.starts.get(first).copied().unwrap_or(0);
+        for part in &self.parts[first..] {
+            let (now, later) = out.split_at_mut((part.len - skip).min(out.len()));
+            part.read(skip, now);
+            if later.is_empty() {
+                return;
+            }
+            (out, skip) = (later, 0);
+        }
+    }
+
+    /// Whether any token of a range counts.
+    pub(super) fn trains(&self, range: Range<usize>) -> bool {
+        self.trained.as_ref().is_none_or(|trained| {
+            let next = trained.partition_point(|r| r.end <= range.start);
+            trained.get(next).is_some_and(|r| r.start < range.end)
+        })
+    }
+
+    /// Overwrites those of the tokens `start..start + tokens.len()` that do not count with [`IGNORE`].
+    pub(super) fn mask(&self, start: usize, tokens: &mut [u32]) {
+        let Some(trained) = &self.trained else { return };
+        let end = start + tokens.len();
+        let mut at = start;
+        let first = trained.partition_point(|range| range.end <= start);
+        for range in trained[first..].iter().take_while(|range| range.start < end) {
+            tokens[at - start..range.start.max(at) - start].fill(IGNORE);
+            at = range.end.min(end);
+        }
+        tokens[at - start..].fill(IGNORE);
+    }
+
+    /// Cuts off the last part of the text, `fraction` of it, for validation; where documents are packed, at the
+    /// beginning of one. The two share the files' maps.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the fraction is not between 0 and 1, or leaves nothing on one side.
+    pub fn split(&self, fraction: f64) -> Result<(Corpus, Corpus)> {
+        if !(fraction > 0.0 && fraction < 1.0) {
+            return Err(Error::data(format!(
+                "the part for validation is {fraction}; it must be above 0 and below 1"
+            )));
+        }
+        let at = (self.len as f64 * (1.0 - fraction)) as usize;
+        let document = self.documents.partition_point(|&start| start < at);
+        let at = self.documents.get(document).copied().unwrap_or(if self.documents.is_empty() {
+            at
+        } else {
+            self.len
+        });
+        if at == 0 || at >= self.len {
+            let message = format!(
+                "{fraction} of {} tokens in {} documents leaves nothing to train or to validate; use more text or another part",
+                self.len,
+                self.documents.len().max(1)
+            );
+            return Err(Error::data(message));
+        }
+        Ok((self.slice(0..at), self.slice(at..self.len)))
+    }
+
+    fn slice(&self, range: Range<usize>) -> Corpus {
+        let mut corpus = Corpus { padding: self.padding, skipped: self.skipped.clone(), ..Corpus::empty() };
+        let inside = |r: Range<usize>| {
+            let (start, end) = (r.start.max(range.start), r.end.min(range.end));
+            (start < end).then(|| start - range.start..end - range.start)
+        };
+        for (&start, part) in self.starts.iter().zip(&self.parts) {
+            if let Some(kept) = inside(start..start + part.len) {
+                let skip = kept.start + range.start - start;
+                let offset = part.offset + skip * part.width;
+                let part = Part { bytes: part.bytes.clone(), offset, width: part.width, len: kept.len() };
+                corpus.push(part, self.largest);
+            }
+        }
+        corpus.trained = self.trained.as_ref().map(|all| all.iter().cloned().filter_map(inside).collect());
+        let documents = self.documents.iter().filter(|start| range.contains(start));
+        corpus.documents = documents.map(|start| start - range.start).collect();
+        corpus
+    }
+
+    /// The text in consecutive windows, for evaluation: of each, `length` inputs from token `i * stride` on and the
+    /// tokens after them as targets, in batches of one sequence. With a stride of `length` every token but the first is
+    /// a target once; with `length + 1` windows share no token, and the first of each is none. What is left at the end is
+    /// a window too, whose missing positions are padding without targets.
+    pub fn windows(&self, length: usize, stride: usize) -> impl Iterator<Item = Batch> {
+        let (length, stride) = (length.max(1), stride.max(1));
+        (0..self.len.saturating_sub(1)).step_by(stride).map(move |start| {
+            let mut tokens = vec![self.padding; length + 1];
+            let count = (self.len - start).min(length + 1);
+            self.read(start, &mut tokens[..count]);
+            let inputs = tokens[..length].to_vec();
+            self.mask(start, &mut tokens[..count]);
+            tokens[count..].fill(IGNORE);
+            tokens.remove(0);
+            Batch { inputs, targets: tokens }
+        })
+    }
+
+    /// Entropy of the token frequencies, in nats a token: the loss of a model that has learnt how common each token is
+    /// and nothing else. Of a text above 64 Mi tokens, 64 pieces of 1 Mi tokens spread evenly stand for the whole.
+    pub fn unigram_entropy(&self) -> f64 {
+        const PIECE: usize = 1 << 20;
+        const PIECES: usize = 64;
+        let mut counts = vec![0u64; self.largest as usize + 1];
+        let mut count = |start: usize, len: usize| {
+            let mut tokens = vec![0; len];
+            self.read(start, &mut tokens);
+            tokens.iter().for_each(|&t| counts[t as usize] += 1);
+            len as f64
+        };
+        let seen: f64 = if self.len <= PIECE * PIECES {
+            (0..self.len).step_by(PIECE).map(|s| count(s, PIECE.min(self.len - s))).sum()
+        } else {
+            (0..PIECES).map(|i| count((self.len - PIECE) / (PIECES - 1) * i, PIECE)).sum()
+        };
+        let share = |count: u64| count as f64 / seen;
+        counts.iter().filter(|&&c| c > 0).map(|&c| -share(c) * share(c).ln()).sum()
+    }
+}
+
+impl fmt::Debug for Corpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Corpus").field("parts", &self.parts.len()).field("len", &self.len).finish()
+    }
+}
+
+/// Maps a file of data.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn map(path: &Path) -> Result<crate::folder::files::Mapped> {
+    crate::folder::files::Mapped::open(path).map_err(|error| match error {
+        Error::Checkpoint { path, message } => Error::data(format!("{} {message}", path.display())),
+        other => other,
+    })
+}

@@ -1,0 +1,377 @@
+//! Text files and records as tokens.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::corpus::{Part, map};
+use super::records::{Partial, Record};
+use super::{Corpus, bin, paths};
+use crate::error::{Error, Result};
+use crate::folder::files::Mapped;
+use crate::text::Tokenizer;
+use crate::text::chat::ChatTemplate;
+
+/// Bytes of text that are tokenised as one. While it is at work a tokenizer takes some 100 bytes of memory for each.
+const PIECE: usize = 32 << 10;
+/// Pieces that are tokenised at a time, on all cores.
+const PIECES: usize = 16;
+/// Bytes on both sides of a cut that must give the same tokens with and without it.
+const AROUND: usize = 256;
+/// Line beginnings tried for a cut before the piece grows.
+const TRIES: usize = 32;
+/// Bytes of tokens in one part: parts do not grow, so tokens take no more memory than they need.
+const PART: usize = 1 << 20;
+/// Lines that were skipped and are described.
+const DESCRIBED: usize = 10;
+
+/// What to do with a line that is no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadLines {
+    /// It is an error that names the line.
+    Refuse,
+    /// It is left out and counted ([`Corpus::skipped`]).
+    Skip,
+}
+
+/// How files become tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// For everything but files of tokens.
+    pub tokenizer: &'a Tokenizer,
+    /// For records of messages.
+    pub template: Option<&'a ChatTemplate>,
+    /// What to do with lines that are no records.
+    pub bad_lines: BadLines,
+}
+
+impl Reader<'_> {
+    /// Reads the files that `patterns` name, as [`Corpus::open`] finds them. By its name a file is
+    ///
+    /// - `.jsonl`, `.ndjson`: records, one JSON object a line, with `text`; `prompt` and `completion`, of which the
+    ///   completion counts; or `messages`, of which the assistant's answers count,
+    /// - `.bin`: tokens in llm.c's layout,
+    /// - anything else: text, one document a file.
+    ///
+    /// After each document comes the token that ends one. Text of bytes is the exception: its files follow each other
+    /// as they are, mapped and not copied.
+    ///
+    /// # Errors
+    /// [`Error::Data`] as [`Corpus::open`] says, for text that is not UTF-8, for a line that is no record (with the
+    /// file and the number of the line), and for a damaged file of tokens.
+    pub fn open(&self, patterns: &[String], bases: &[PathBuf]) -> Result<Corpus> {
+        let mut corpus = Corpus::empty();
+        corpus.padding = self.tokenizer.eos().unwrap_or(0);
+        let largest = self.tokenizer.vocabulary() as u32 - 1;
+        let (bytes, trained) = (Vec::new(), Vec::new());
+        let mut builder = Builder { corpus, bytes, trained, masked: false, width: self.width(), largest };
+        for path in paths::find(patterns, bases)? {
+            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            match extension.as_str() {
+                "jsonl" | "ndjson" => self.records(&mut builder, &path)?,
+                "bin" => builder.whole(|corpus| bin::append(corpus, &path))?,
+                _ if self.tokenizer.is_bytes() => {
+                    let file = map(&path)?;
+                    builder.whole(|corpus| {
+                        corpus.push(Part::new(file, 0, 1), 255);
+                        Ok(())
+                    })?;
+                }
+                _ => self.text(&mut builder, &path)?,
+            }
+        }
+        builder.finish().or_no_text(patterns)
+    }
+
+    /// Bytes of a stored token.
+    fn width(&self) -> usize {
+        match self.tokenizer.vocabulary() {
+            0..=0x100 => 1,
+            0x101..=0x1_0000 => 2,
+            _ => 4,
+        }
+    }
+
+    // --- text -------------------------------------------------------------------------------------------------------------
+
+    fn text(&self, builder: &mut Builder, path: &Path) -> Result<()> {
+        let file = map(path)?;
+        if file.is_empty() {
+            return Ok(());
+        }
+        builder.begin();
+        builder.push(self.tokenizer.start(), true);
+        self.encode(&file, |tokens| builder.push(tokens, true)).map_err(|error| match error {
+            Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
+            other => other,
+        })?;
+        builder.end(self.tokenizer);
+        Ok(())
+    }
+
+    /// The tokens of a text of any length, a piece at a time. A piece begins with a line at which the tokenizer would
+    /// have begun a token anyway; it is encoded with the line feed before it, whose tokens are then dropped, because
+    /// some tokenizers treat the beginning of a text specially.
+    fn encode(&self, file: &Mapped, mut each: impl FnMut(&[u32])) -> Result<()> {
+        let feed = self.tokenizer.encode("\n", false)?;
+        let mut start = 0;
+        while start < file.len() {
+            let mut pieces: Vec<Range<usize>> = Vec::new();
+            while start < file.len() && pieces.len() < PIECES {
+                let end = self.cut(file, start, &feed)?;
+                pieces.push(start..end);
+                start = end;
+            }
+            let texts: Vec<&str> = pieces
+                .iter()
+                .map(|piece| utf8(file, piece.start.saturating_sub(1)..piece.end))
+                .collect::<Result<_>>()?;
+            for (piece, tokens) in pieces.iter().zip(self.tokenizer.encode_all(&texts)?) {
+                let own = if piece.start == 0 { Some(&tokens[..]) } else { tokens.strip_prefix(&feed[..]) };
+                let Some(own) = own else {
+                    let message =
+                        format!("the text from byte {} on cannot be tokenised by itself", piece.start);
+                    return Err(Error::data(message));
+                };
+                each(own);
+                file.release(piece.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the piece that begins at `start` ends.
+    fn cut(&self, file: &Mapped, start: usize, feed: &[u32]) -> Result<usize> {
+        let mut from = start + PIECE / 2;
+        while from < file.len() {
+            let window = &file[from..file.len().min(from + PIECE)];
+            let lines = window.windows(2).enumerate();
+            let lines = lines.filter(|(_, pair)| pair[0] == b'\n' && !pair[1].is_ascii_whitespace());
+            for (i, _) in lines.take(TRIES) {
+                if self.is_clean(file, start, from + i + 1, feed)? {
+                    return Ok(from + i + 1);
+                }
+            }
+            from += PIECE;
+        }
+        Ok(file.len())
+    }
+
+    /// Whether cutting before byte `at`, which follows a line feed, leaves the tokens around it as they are.
+    fn is_clean(&self, file: &Mapped, start: usize, at: usize, feed: &[u32]) -> Result<bool> {
+        let boundary = |mut i: usize| {
+            while i > start && i < file.len() && file[i] & 0xc0 == 0x80 {
+                i -= 1;
+            }
+            i
+        };
+        let (low, high) =
+            (boundary(at.saturating_sub(AROUND).max(start)), boundary(file.len().min(at + AROUND)));
+        let encode = |range: Range<usize>| self.tokenizer.encode(utf8(file, range)?, false);
+        let (whole, left, right) = (encode(low..high)?, encode(low..at)?, encode(at - 1..high)?);
+        Ok(right.strip_prefix(feed).is_some_and(|right| whole.strip_prefix(&left[..]) == Some(right)))
+    }
+
+    // --- records ----------------------------------------------------------------------------------------------------------
+
+    fn records(&self, builder: &mut Builder, path: &Path) -> Result<()> {
+        let file = map(path)?;
+        // Texts that wait to be tokenised together, on all cores.
+        let mut texts: Vec<String> = Vec::new();
+        let mut waiting = 0;
+        let mut at = 0;
+        for (number, line) in file.split(|&byte| byte == b'\n').enumerate() {
+            let start = at;
+            at += line.len() + 1;
+            if at / PIECE > start / PIECE {
+                file.release(start - start % PIECE..at.min(file.len()));
+            }
+            let line = if number == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let problem = match Record::parse(line) {
+                Ok(Record::Text(text)) => {
+                    waiting += text.len();
+                    texts.push(text);
+                    if waiting > PIECES * PIECE {
+                        self.flush(builder, &mut texts)?;
+                        waiting = 0;
+                    }
+                    continue;
+                }
+                Ok(Record::Partial(record)) => {
+                    self.flush(builder, &mut texts)?;
+                    waiting = 0;
+                    match self.partial(&record) {
+                        Ok(document) => {
+                            builder.document(&document);
+                            continue;
+                        }
+                        Err(Error::Data { message }) => message,
+                        Err(other) => return Err(other),
+                    }
+                }
+                Err(problem) => problem,
+            };
+            let described = format!("{} line {}: {problem}", path.display(), number + 1);
+            if self.bad_lines == BadLines::Refuse {
+                return Err(Error::data(format!("{described}; correct it, or have such lines skipped")));
+            }
+            let skipped = &mut builder.corpus.skipped;
+            skipped.count += 1;
+            if skipped.first.len() < DESCRIBED {
+                skipped.first.push(described);
+            }
+        }
+        self.flush(builder, &mut texts)
+    }
+
+    /// Tokenises the texts that wait.
+    fn flush(&self, builder: &mut Builder, texts: &mut Vec<String>) -> Result<()> {
+        let slices: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for tokens in self.tokenizer.encode_all(&slices)? {
+            builder.begin();
+            builder.push(self.tokenizer.start(), true);
+            builder.push(&tokens, true);
+            builder.end(self.tokenizer);
+        }
+        texts.clear();
+        Ok(())
+    }
+
+    /// The tokens of a record of which only parts count, and for each whether it does.
+    fn partial(&self, record: &Partial) -> Result<Vec<(u32, bool)>> {
+        let mut document = Vec::new();
+        let (text, spans) = match record {
+            Partial::Completion { prompt, completion } => {
+                document.extend(self.tokenizer.start().iter().map(|&token| (token, false)));
+                let text = format!("{prompt}{completion}");
+                let span = prompt.len()..text.len();
+                (text, vec![span])
+            }
+            Partial::Messages { messages, tools } => {
+                let Some(template) = self.template else {
+                    let message = "has messages, and the model has no chat template (chat_template.jinja or chat_template in tokenizer_config.json)";
+                    return Err(Error::data(message));
+                };
+                let rendered = template.render_with_spans(messages, tools)?;
+                (rendered.text, rendered.spans)
+            }
+        };
+        let (tokens, ends) = self.tokenizer.locate(&text)?;
+        let counts = |end: usize| spans.iter().any(|span| span.start < end && end <= span.end);
+        document.extend(tokens.iter().zip(ends).map(|(&token, end)| (token, counts(end))));
+        // Templates end an answer with a mark of their own, often followed by a line feed.
+        let marked = matches!(record, Partial::Messages { .. })
+            && document.iter().rev().take(3).any(|&(token, _)| self.tokenizer.ends(token));
+        let last = document.last().copied();
+        if let Some(eos) = self.tokenizer.eos()
+            && !marked
+            && last.is_some_and(|(token, _)| token != eos)
+        {
+            document.push((eos, true));
+        }
+        Ok(document)
+    }
+}
+
+/// Collects documents.
+struct Builder {
+    corpus: Corpus,
+    /// Tokens that are not in the corpus yet, `width` bytes each.
+    bytes: Vec<u8>,
+    /// The tokens that count, ascending and apart.
+    trained: Vec<Range<usize>>,
+    /// Whether there is a document of which only parts count.
+    masked: bool,
+    width: usize,
+    /// The largest token there can be.
+    largest: u32,
+}
+
+impl Builder {
+    /// Tokens so far.
+    fn len(&self) -> usize {
+        self.corpus.len() + self.bytes.len() / self.width
+    }
+
+    fn begin(&mut self) {
+        self.corpus.documents.push(self.len());
+    }
+
+    fn push(&mut self, tokens: &[u32], trained: bool) {
+        for token in tokens {
+            if self.bytes.len() >= PART {
+                self.flush();
+            }
+            if self.bytes.is_empty() {
+                self.bytes.reserve_exact(PART);
+            }
+            self.bytes.extend(&token.to_le_bytes()[..self.width]);
+        }
+        self.count(tokens.len(), trained);
+    }
+
+    /// Says of the last tokens whether they count.
+    fn count(&mut self, tokens: usize, trained: bool) {
+        let range = self.len() - tokens..self.len();
+        if !trained || range.is_empty() {
+            return;
+        }
+        match self.trained.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.trained.push(range),
+        }
+    }
+
+    /// Ends a document that counts everywhere.
+    fn end(&mut self, tokenizer: &Tokenizer) {
+        self.push(tokenizer.eos().as_slice(), true);
+    }
+
+    /// Appends a document of which only parts count.
+    fn document(&mut self, tokens: &[(u32, bool)]) {
+        self.masked = true;
+        self.begin();
+        for run in tokens.chunk_by(|a, b| a.1 == b.1) {
+            let ids: Vec<u32> = run.iter().map(|&(token, _)| token).collect();
+            self.push(&ids, run[0].1);
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.shrink_to_fit();
+        self.corpus.push(Part::new(bytes, 0, self.width), self.largest);
+    }
+
+    /// Appends a document that is used as it is in its file.
+    fn whole(&mut self, append: impl FnOnce(&mut Corpus) -> Result<()>) -> Result<()> {
+        self.flush();
+        self.begin();
+        let before = self.len();
+        append(&mut self.corpus)?;
+        if self.len() == before {
+            self.corpus.documents.pop();
+        }
+        self.count(self.len() - before, true);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Corpus {
+        self.flush();
+        if self.masked {
+            self.corpus.train_only(self.trained);
+        } else {
+            self.corpus.documents = Vec::new();
+        }
+        self.corpus
+    }
+}
+
+/// A part of a text.
+fn utf8(file: &Mapped, range: Range<usize>) -> Result<&str> {
+    std::str::from_utf8(&file[range.clone()])
+        .map_err(|e| Error::data(format!("is not valid UTF-8 at byte {}", range.start + e.valid_up_to())))
+}

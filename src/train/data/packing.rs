@@ -1,0 +1,95 @@
+//! Which tokens each sequence of a text has.
+
+use std::ops::Range;
+
+use super::Corpus;
+use super::batches::IGNORE;
+use crate::error::{Error, Result};
+
+/// The sequences of a text, T + 1 tokens each.
+#[derive(Debug)]
+pub(super) enum Rows {
+    /// Row i begins at token i * T.
+    Even { count: usize, sequence: usize },
+    /// Pieces of documents; `rows` holds the first piece of each row, and then how many there are.
+    Packed { pieces: Vec<Range<usize>>, rows: Vec<usize> },
+}
+
+impl Rows {
+    pub(super) fn new(corpus: &Corpus, sequence: usize) -> Result<Rows> {
+        if corpus.is_masked() {
+            return Rows::pack(corpus, sequence);
+        }
+        if corpus.len() <= sequence {
+            return Err(Error::data(format!(
+                "the text has {} tokens and one sequence of {sequence} needs {}; use more text or a shorter sequence",
+                corpus.len(),
+                sequence as u128 + 1
+            )));
+        }
+        Ok(Rows::Even { count: (corpus.len() - 1) / sequence, sequence })
+    }
+
+    /// Next fit: a document that has no room in the row begins another. One longer than a row is cut into rows that
+    /// share a token, so that every token but the first remains a target; pieces without a target are left out.
+    fn pack(corpus: &Corpus, sequence: usize) -> Result<Rows> {
+        let (mut pieces, mut rows, mut filled) = (Vec::new(), Vec::new(), usize::MAX);
+        let ends = corpus.documents.iter().skip(1).copied().chain([corpus.len()]);
+        for (&start, end) in corpus.documents.iter().zip(ends) {
+            for start in (start..end.saturating_sub(1)).step_by(sequence) {
+                let piece = start..end.min(start.saturating_add(sequence).saturating_add(1));
+                if !corpus.trains(piece.start + 1..piece.end) {
+                    continue;
+                }
+                if filled.saturating_add(piece.len()) > sequence.saturating_add(1) {
+                    rows.push(pieces.len());
+                    filled = 0;
+                }
+                filled += piece.len();
+                pieces.push(piece);
+            }
+        }
+        if rows.is_empty() {
+            return Err(Error::data("no record has anything to learn: completions and answers are empty"));
+        }
+        rows.push(pieces.len());
+        Ok(Rows::Packed { pieces, rows })
+    }
+
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Rows::Even { count, .. } => *count,
+            Rows::Packed { rows, .. } => rows.len() - 1,
+        }
+    }
+
+    /// The tokens of a row, padded.
+    pub(super) fn read(&self, corpus: &Corpus, row: usize, out: &mut [u32]) {
+        match self {
+            Rows::Even { sequence, .. } => corpus.read(row * sequence, out),
+            Rows::Packed { pieces, rows } => {
+                let mut at = 0;
+                for piece in &pieces[rows[row]..rows[row + 1]] {
+                    corpus.read(piece.start, &mut out[at..at + piece.len()]);
+                    at += piece.len();
+                }
+                out[at..].fill(corpus.padding);
+            }
+        }
+    }
+
+    /// Overwrites those tokens of a row with [`IGNORE`] that do not count as targets; the first of a piece never does,
+    /// since nothing before it leads to it.
+    pub(super) fn mask(&self, corpus: &Corpus, row: usize, tokens: &mut [u32]) {
+        if let Rows::Packed { pieces, rows } = self {
+            let mut at = 0;
+            for piece in &pieces[rows[row]..rows[row + 1]] {
+                corpus.mask(piece.start, &mut tokens[at..at + piece.len()]);
+                tokens[at] = IGNORE;
+                at += piece.len();
+            }
+            tokens[at..].fill(IGNORE);
+        }
+    }
+}
