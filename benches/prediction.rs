@@ -12,7 +12,7 @@ use polystage::model::Model;
 use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::timeline::Track;
 use polystage::pipeline::workload::workload;
-use polystage::pipeline::{Plan, Setup};
+use polystage::pipeline::{Plan, Setup, Use};
 use polystage::plan::{Assignment, Machine, costs};
 use polystage::schedule::{Action, Simulation, generate, simulate};
 use polystage::train::config::Config;
@@ -143,7 +143,7 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
         schedule: schedule.clone(),
         cuts: (!case.cuts.is_empty()).then(|| case.cuts.to_vec()),
         recompute: Vec::new(),
-        training: true,
+        purpose: Use::Training,
         budgets: budgets.clone(),
     };
     let plan = Plan::for_devices(setup, devices).expect("plans");

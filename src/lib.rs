@@ -18,6 +18,8 @@ pub mod schedule;
 pub mod model;
 pub mod reference;
 
+pub mod folder;
+
 pub mod ops;
 
 pub mod plan;

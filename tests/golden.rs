@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use polystage::model::Model;
 use polystage::ops::parameters::{AdamStep, Part};
-use polystage::pipeline::Setup;
+use polystage::pipeline::{Setup, Use};
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
 
@@ -64,7 +64,7 @@ fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -
         schedule: generate(schedule, devices, microbatches).unwrap(),
         cuts: None,
         recompute: Vec::new(),
-        training: true,
+        purpose: Use::Training,
         budgets: vec![None; devices],
     }
 }

@@ -10,7 +10,7 @@ use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
-use polystage::pipeline::Setup;
+use polystage::pipeline::{Setup, Use};
 use polystage::reference;
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
@@ -165,7 +165,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),
         cuts: None,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
-        training,
+        purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],
     };
     let mut executor = launch_on(&setup(golden.batch, true), devices);

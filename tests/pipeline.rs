@@ -2,7 +2,7 @@
 
 use polystage::model::{Kind, ModelConfig};
 use polystage::ops::parameters::Part;
-use polystage::pipeline::{Plan, Setup};
+use polystage::pipeline::{Plan, Setup, Use};
 use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
@@ -212,7 +212,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         schedule: generate("1f1b", 2, 4).unwrap(),
         cuts: None,
         recompute: Vec::new(),
-        training: true,
+        purpose: Use::Training,
         budgets: vec![None, Some(1000)],
     };
     let error = Plan::new(setup, &described).err().expect("refused").to_string();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::{adapters, open, parse_devices};
 use crate::error::{Error, Result};
-use crate::generate::{Generator, Sampling};
+use crate::generate::{Extent, Generator, Sampling};
 use crate::gpu::Device;
-use crate::model::Model;
+use crate::model::{Kind, Model};
 use crate::train::checkpoint;
 use crate::train::config::Devices;
 
@@ -75,8 +75,8 @@ pub(super) fn continue_text(
     devices: &[Device],
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<()> {
-    let (config, mut tensors) = checkpoint::load_model(path)?;
-    let model = Model::from_hugging_face(&config)?;
+    let mut folder = checkpoint::open_model(path)?;
+    let model = Model::from_hugging_face(folder.config())?;
     let config = model.config();
     // A run's own folder says which tokenizer it used; another's must have the bytes' 256 symbols.
     let state = std::fs::read_to_string(path.join("state.json")).unwrap_or_default();
@@ -90,33 +90,24 @@ pub(super) fn continue_text(
         return Err(Error::checkpoint(path, message));
     }
     // Published GPT-2 files leave the prefix out.
-    for tensor in &mut tensors {
-        if ["wte.", "wpe.", "h.", "ln_f."].iter().any(|start| tensor.name.starts_with(start)) {
-            tensor.name = format!("transformer.{}", tensor.name);
-        }
+    if config.kind == Kind::Gpt2 {
+        folder.tensors_mut().rename(|name| {
+            match ["wte.", "wpe.", "h.", "ln_f."].iter().any(|s| name.starts_with(s)) {
+                true => format!("transformer.{name}"),
+                false => name.to_string(),
+            }
+        })?;
     }
-    let known: Vec<String> = model.parameters().into_iter().map(|p| p.name).collect();
-    let mask = |name: &str| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
-    if let Some(extra) = tensors.iter().find(|t| !known.contains(&t.name) && !mask(&t.name)) {
-        let message = format!("tensor {} has no place in the model of config.json", extra.name);
-        return Err(Error::checkpoint(path, message));
-    }
-    let mut tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
-    let sequence = config.context.min(tokens.len() + count).max(1);
-    let mut generator = pollster::block_on(Generator::load(config, &tensors, path, sequence, devices))?;
-    drop(tensors);
+    let tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
+    let extent = Extent { texts: 1, prompt: tokens.len(), tokens: tokens.len() + count };
+    let budgets = devices.iter().map(|d| d.info().memory).collect();
+    let mut generator = Generator::launch(config, extent, devices, budgets)?;
+    let watch = generator.watch();
+    watch.block_on(generator.load(folder.tensors()))?;
     if !each(prompt) {
         return Ok(());
     }
-    let watch = generator.watch();
-    for position in 0..count {
-        let mut logits = watch.block_on(generator.logits(&tokens))?;
-        logits.truncate(256);
-        let token = sampling.pick(&logits, position as u64);
-        tokens.push(token);
-        if !each(&[token as u8]) {
-            break;
-        }
-    }
-    Ok(())
+    let prompts = [tokens];
+    let run = generator.run(&prompts, count, sampling, 256, |_, token| each(&[token as u8]));
+    watch.block_on(run).map(drop)
 }

@@ -57,7 +57,12 @@ fn read_machine(path: &Path) -> Result<Machine> {
 }
 
 /// For a machine file alone: no device is opened.
-pub(super) fn for_file(config: &Config, file: &Path, memory: Option<&str>, bases: &[PathBuf]) -> Result<Planning> {
+pub(super) fn for_file(
+    config: &Config,
+    file: &Path,
+    memory: Option<&str>,
+    bases: &[PathBuf],
+) -> Result<Planning> {
     let mut machine = read_machine(file)?;
     let defaults: Vec<Option<u64>> = machine.devices.iter().map(|d| d.memory).collect();
     for (device, budget) in machine.devices.iter_mut().zip(budgets(memory, defaults)?) {

@@ -81,8 +81,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 }
 
 fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
-    let mut config =
-        read_config(&arguments.config, &arguments.set, arguments.machine.devices.as_deref())?;
+    let mut config = read_config(&arguments.config, &arguments.set, arguments.machine.devices.as_deref())?;
     let bases = bases(&arguments.config);
     let corpus = Corpus::open(&config.data.train, &bases)?;
     let (t, order) = (&config.train, config.data.order);
@@ -150,7 +149,9 @@ fn resume_from(
     let (old, new) = (table(&old), table(&config.to_toml()));
     // Rounding depends on the microbatches, so a choice that was left to the planner stays as it was.
     let before = old.get("pipeline").and_then(|p| p.get("microbatches")).and_then(toml::Value::as_integer);
-    if config.pipeline.microbatches.is_none() && config.train.batch.is_multiple_of(before.unwrap_or(1) as usize) {
+    if config.pipeline.microbatches.is_none()
+        && config.train.batch.is_multiple_of(before.unwrap_or(1) as usize)
+    {
         config.pipeline.microbatches = before.map(|count| count as usize);
     }
     for section in ["data", "train"] {

@@ -1,109 +1,109 @@
-//! Text from a trained model: plain sampling over the same stages as training, without a key-value cache.
+//! Text from a trained model, over the same stages as training. Every stage keeps the keys and values of its blocks.
+//!
+//! Texts are continued in groups, one for each device, so that all stages have work: while a group's new tokens are in
+//! one stage, another group's are in the next. Within a group the texts share every read of a weight. A prompt passes in
+//! chunks of many tokens, and all chunks of all groups follow one another without a pause.
 
-use std::path::Path;
+mod sampling;
+
+use std::collections::VecDeque;
+
+pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
+use crate::folder::Tensors;
 use crate::gpu::Device;
-use crate::model::init::philox;
-use crate::model::{Model, ModelConfig};
-use crate::ops::parameters::Part;
-use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::model::ModelConfig;
+use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::schedule;
-use crate::train::checkpoint::Tensor;
-use crate::train::trainer::find;
 
-/// How the next token is chosen.
+/// Most tokens of a prompt that pass at a time.
+const CHUNK: usize = 64;
+
+/// How many texts, and how long.
 #[derive(Clone, Copy, Debug)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
-    pub temperature: f64,
-    /// Only the k most likely tokens; 0 for all.
-    pub top_k: usize,
-    /// Only the most likely tokens that together have this probability; 1 for all.
-    pub top_p: f64,
-    /// Seed of the choice.
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// Checks the ranges.
-    pub fn check(&self) -> Result<()> {
-        if !(0.0..=100.0).contains(&self.temperature) {
-            return Err(Error::config("--temperature", "must be between 0 and 100"));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::config("--top-p", "must be above 0 and at most 1"));
-        }
-        Ok(())
-    }
-
-    /// The token for these logits; `position` numbers the draws, so that a sample depends on seed and position alone.
-    pub fn pick(&self, logits: &[f32], position: u64) -> u32 {
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        if self.temperature == 0.0 || order.len() < 2 {
-            return order.first().map_or(0, |&t| t as u32);
-        }
-        if self.top_k > 0 {
-            order.truncate(self.top_k);
-        }
-        let top = logits[order[0]] as f64;
-        let weights: Vec<f64> =
-            order.iter().map(|&t| ((logits[t] as f64 - top) / self.temperature).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let mut kept = 0.0;
-        let mut count = 0;
-        while count < weights.len() && kept < self.top_p * total {
-            kept += weights[count];
-            count += 1;
-        }
-        let words = philox(
-            [position as u32, (position >> 32) as u32, 0x7361_6d70, 0],
-            [self.seed as u32, (self.seed >> 32) as u32],
-        );
-        let mut left = (words[0] as f64 + 0.5) / 4_294_967_296.0 * kept;
-        for (weight, &token) in weights[..count].iter().zip(&order) {
-            left -= weight;
-            if left <= 0.0 {
-                return token as u32;
-            }
-        }
-        order[count - 1] as u32
-    }
+pub struct Extent {
+    /// Texts that are continued together.
+    pub texts: usize,
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Tokens of the longest text, prompt included.
+    pub tokens: usize,
 }
 
 /// A model ready to continue texts.
 pub struct Generator {
     executor: Executor,
-    sequence: usize,
+    groups: usize,
+    /// Texts of a group.
+    batch: usize,
+    chunk: usize,
+    capacity: usize,
+    vocabulary: usize,
+}
+
+/// A text on its way.
+struct Text {
+    tokens: Vec<u32>,
+    prompt: usize,
+    done: bool,
+    /// Of its last token, once known.
+    logits: Vec<f32>,
+}
+
+/// What a call of [`Executor::grow`] was for.
+enum Call {
+    /// This chunk of the group's prompts.
+    Chunk(usize),
+    /// One token a text.
+    Token,
 }
 
 impl Generator {
-    /// Loads a model over these devices, one stage each, for texts whose last `sequence` tokens count. `path` is what
-    /// errors name.
-    pub async fn load(
+    /// Compiles a model for texts of this extent over these devices, one stage each, within `budgets`. Weights are zero
+    /// until [`Generator::load`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for texts longer than the model's context; those of [`Plan::new`].
+    pub fn launch(
         config: &ModelConfig,
-        tensors: &[Tensor],
-        path: &Path,
-        sequence: usize,
+        extent: Extent,
         devices: &[Device],
+        budgets: Vec<Option<u64>>,
     ) -> Result<Generator> {
+        let longest = config.longest_sequence();
+        if extent.texts == 0 || extent.prompt == 0 {
+            return Err(Error::config("--prompt", "is empty; give at least one token"));
+        }
+        if extent.prompt > longest {
+            let message =
+                format!("has {} tokens, but the model sees at most {longest}; shorten it", extent.prompt);
+            return Err(Error::config("--prompt", message));
+        }
+        let tokens = extent.tokens.clamp(extent.prompt, longest);
+        let fits = |chunk: &usize| extent.prompt.next_multiple_of(*chunk) <= longest;
+        let chunk = (1..=CHUNK.min(extent.prompt)).rev().find(fits).unwrap_or(1);
+        let capacity = tokens.max(extent.prompt.next_multiple_of(chunk));
+        let groups = devices.len().min(extent.texts);
+        let batch = extent.texts.div_ceil(groups);
         let setup = Setup {
             model: config.clone(),
-            batch: 1,
-            sequence,
-            schedule: schedule::generate("gpipe", devices.len(), 1)?,
+            batch,
+            sequence: chunk,
+            schedule: schedule::generate("gpipe", devices.len(), groups)?,
             cuts: None,
             recompute: Vec::new(),
-            training: false,
-            budgets: devices.iter().map(|d| d.info().memory).collect(),
+            purpose: Use::Decoding { capacity },
+            budgets,
         };
-        let model = Model::new(config)?;
-        let mut executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
-        for p in model.parameters().iter().filter(|p| p.tied_to.is_none()) {
-            executor.write(&p.name, Part::Weight, find(tensors, &p.name, &p.shape, path)?).await?;
-        }
-        Ok(Generator { executor, sequence })
+        let executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
+        Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary: config.vocabulary })
+    }
+
+    /// Sets the weights, as [`Executor::load`].
+    pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
+        self.executor.load(tensors).await
     }
 
     /// For blocking on this generator's futures.
@@ -111,55 +111,123 @@ impl Generator {
         self.executor.watch()
     }
 
-    /// Logits (V) of the token that follows `tokens`, of which the last `sequence` are seen.
-    pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let seen = &tokens[tokens.len().saturating_sub(self.sequence)..];
-        if seen.is_empty() {
-            return Err(Error::config("--prompt", "is empty; give at least one character"));
+    /// Continues every prompt by up to `count` tokens, or to the end of the caches. `each` hears every new token as
+    /// (text, token) and says whether the text goes on; a token depends on the text before it, the sampling and the
+    /// numbers of text and token alone. Logits past `vocabulary` are never drawn.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for prompts beyond the extent, for tokens beyond the vocabulary, and for logits that are not
+    /// finite.
+    pub async fn run(
+        &mut self,
+        prompts: &[Vec<u32>],
+        count: usize,
+        sampling: Sampling,
+        vocabulary: usize,
+        mut each: impl FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
+        self.check(prompts)?;
+        let mut texts: Vec<Text> = (0..self.groups * self.batch)
+            .map(|text| {
+                // A group may have fewer texts than the others; an empty place repeats one token and is not heard.
+                let tokens = prompts.get(text).cloned().unwrap_or_else(|| vec![0]);
+                let done = text >= prompts.len() || count == 0;
+                Text { prompt: tokens.len(), tokens, done, logits: Vec::new() }
+            })
+            .collect();
+        let mut calls: VecDeque<(usize, Call)> = VecDeque::new();
+        let mut number = 0;
+        for group in 0..self.groups {
+            let own = &texts[group * self.batch..][..self.batch];
+            let longest = own.iter().map(|text| text.prompt).max().unwrap_or(1);
+            for chunk in 0..longest.div_ceil(self.chunk) {
+                self.executor.grow(self.prompt_chunk(group, chunk, number, own))?;
+                calls.push_back((group, Call::Chunk(chunk)));
+                number += 1;
+            }
         }
-        // Attention is causal: what stands after the last token cannot change its logits.
-        let mut padded = seen.to_vec();
-        padded.resize(self.sequence, 0);
-        let logits = self.executor.infer(padded, vec![seen.len() - 1]).await?;
-        if logits.iter().any(|l| !l.is_finite()) {
-            return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
+        while let Some((group, call)) = calls.pop_front() {
+            let (from, logits) = self.executor.logits().await?;
+            debug_assert_eq!(from, group);
+            let first = group * self.batch;
+            for (row, logits) in logits.chunks(self.vocabulary).enumerate() {
+                let text = &mut texts[first + row];
+                let ends_here = match call {
+                    Call::Chunk(chunk) => (text.prompt - 1) / self.chunk == chunk,
+                    Call::Token => true,
+                };
+                if ends_here && !text.done {
+                    text.logits = logits[..vocabulary.min(logits.len())].to_vec();
+                }
+            }
+            if calls.iter().any(|(other, _)| *other == group) {
+                continue;
+            }
+            for at in first..first + self.batch {
+                let text = &mut texts[at];
+                if text.done {
+                    continue;
+                }
+                if text.logits.iter().any(|logit| !logit.is_finite()) {
+                    return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
+                }
+                let made = text.tokens.len() - text.prompt;
+                let token = sampling.pick(&text.logits, at as u64, made as u64);
+                text.tokens.push(token);
+                text.done = !each(at, token) || made + 1 == count || text.tokens.len() > self.capacity;
+            }
+            let own = &texts[first..][..self.batch];
+            if own.iter().any(|text| !text.done) {
+                self.executor.grow(self.next_tokens(group, number, own))?;
+                calls.push_back((group, Call::Token));
+                number += 1;
+            }
         }
-        Ok(logits)
+        texts.truncate(prompts.len());
+        Ok(texts.into_iter().map(|text| text.tokens).collect())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::Sampling;
-
-    const ALL: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
-
-    #[test]
-    fn temperature_zero_takes_the_most_likely_and_ties_the_first() {
-        let greedy = Sampling { temperature: 0.0, ..ALL };
-        assert_eq!(greedy.pick(&[0.0, 3.0, 3.0, -1.0], 0), 1);
+    fn check(&self, prompts: &[Vec<u32>]) -> Result<()> {
+        let refuse = |message: String| Err(Error::config("--prompt", message));
+        if prompts.len() > self.groups * self.batch {
+            return refuse(format!("{} prompts, {} at most", prompts.len(), self.groups * self.batch));
+        }
+        for prompt in prompts {
+            if prompt.is_empty() || prompt.len().next_multiple_of(self.chunk) > self.capacity {
+                return refuse(format!("a prompt of {} tokens does not fit {}", prompt.len(), self.capacity));
+            }
+            if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.vocabulary) {
+                return refuse(format!("token {token} is not in a vocabulary of {}", self.vocabulary));
+            }
+        }
+        Ok(())
     }
 
-    #[test]
-    fn frequencies_follow_the_probabilities() {
-        let logits = [0.0f32, 1.0, 2.0];
-        let mut counts = [0.0f64; 3];
-        for position in 0..20_000 {
-            counts[ALL.pick(&logits, position) as usize] += 1.0 / 20_000.0;
+    fn prompt_chunk(&self, group: usize, chunk: usize, number: usize, texts: &[Text]) -> Grow {
+        let start = chunk * self.chunk;
+        let mut grow = Grow { group, number, tokens: Vec::new(), positions: Vec::new(), last: Vec::new() };
+        for (row, text) in texts.iter().enumerate() {
+            for at in start..start + self.chunk {
+                // What stands after a prompt's end is overwritten before anything looks at it.
+                grow.tokens.push(text.tokens.get(at).copied().unwrap_or(0));
+                grow.positions.push(at as u32);
+            }
+            let last = (text.prompt - 1).saturating_sub(start).min(self.chunk - 1);
+            grow.last.push((row * self.chunk + last) as u32);
         }
-        let total: f64 = logits.iter().map(|l| (*l as f64).exp()).sum();
-        for (count, logit) in counts.iter().zip(logits) {
-            // Four standard deviations of 20,000 draws are below 0.015.
-            assert!((count - (logit as f64).exp() / total).abs() < 0.015);
-        }
+        grow
     }
 
-    #[test]
-    fn top_k_and_top_p_cut_the_tail() {
-        let logits = [0.0f32, 1.0, 2.0, 5.0];
-        for position in 0..500 {
-            assert!(Sampling { top_k: 2, ..ALL }.pick(&logits, position) >= 2);
-            assert_eq!(Sampling { top_p: 0.9, ..ALL }.pick(&logits, position), 3);
+    fn next_tokens(&self, group: usize, number: usize, texts: &[Text]) -> Grow {
+        // A text that has ended repeats its last token until its group has.
+        let place = |text: &Text| (text.tokens.len() - 1).min(self.capacity - 1);
+        Grow {
+            group,
+            number,
+            tokens: texts.iter().map(|text| text.tokens[place(text)]).collect(),
+            positions: texts.iter().map(|text| place(text) as u32).collect(),
+            last: (0..texts.len() as u32).collect(),
         }
     }
 }

@@ -192,6 +192,11 @@ impl MemoryPlan {
             + buffer_bytes(self.uniform_bytes())
     }
 
+    /// Bytes of the caches of one stash slot.
+    pub fn cache_bytes(&self) -> u64 {
+        self.caches.iter().map(|&bytes| buffer_bytes(bytes)).sum()
+    }
+
     /// Bytes of the kernel parameters of all launches.
     pub fn uniform_bytes(&self) -> u64 {
         self.lowered.iter().map(|l| l.launches.len() as u64 * ALIGNMENT).sum()

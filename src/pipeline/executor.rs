@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::decode::Grow;
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
@@ -164,6 +165,22 @@ impl Executor {
         Ok(logits)
     }
 
+    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
+    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
+    pub fn grow(&self, grow: Grow) -> Result<()> {
+        let grow = Arc::new(grow);
+        (0..self.commands.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
+    }
+
+    /// The next group's logits, (B,V), and its number.
+    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
+        loop {
+            if let (_, Reply::Logits(group, values)) = self.answer().await? {
+                return Ok((group, values));
+            }
+        }
+    }
+
     /// Part of a parameter, from the device that owns it.
     pub async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
         let rank = self.owner.get(name).copied();
@@ -177,20 +194,31 @@ impl Executor {
 
     /// Overwrites part of a parameter; a weight also where it is tied to.
     pub async fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+        let len = self.parameters.iter().find(|p| p.name == name).map_or(values.len(), |p| p.len());
+        if len != values.len() {
+            let message = format!("{name} has {len} elements, not {}", values.len());
+            return Err(Error::config("parameter", message));
+        }
+        self.write_from(name, part, 0, values.to_vec()).await
+    }
+
+    /// As [`Executor::write`] for some of the elements, from number `first` on.
+    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
         let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
             return Err(Error::config("parameter", format!("{name} is not in this model")));
         };
-        if parameter.len() != values.len() {
-            let message = format!("{name} has {} elements, not {}", parameter.len(), values.len());
+        if first + values.len() > parameter.len() {
+            let message = format!("{name} has {} elements, not {}", parameter.len(), first + values.len());
             return Err(Error::config("parameter", message));
         }
+        let values = Arc::new(values);
         let owner = self.owner.get(name).copied().unwrap_or(0);
         let mut targets = vec![(owner, name.to_string())];
         if part == Part::Weight {
             targets.extend(self.users.get(name).cloned());
         }
         for (rank, name) in &targets {
-            self.tell(*rank, Command::Write(name.clone(), part, values.to_vec()))?;
+            self.tell(*rank, Command::Write(name.clone(), part, first, values.clone()))?;
         }
         for _ in &targets {
             self.answer().await?;
@@ -239,7 +267,7 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
         let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
         let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
-        for (kind, from, to) in directions.into_iter().take(if plan.setup.training { 2 } else { 1 }) {
+        for (kind, from, to) in directions.into_iter().take(if plan.setup.purpose.trains() { 2 } else { 1 }) {
             let (out, inward) = match plan.crosses(boundary) {
                 true => connect(from, to, bytes, slots)?,
                 false => connect_local(from, bytes, slots)?,
@@ -251,7 +279,7 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
 }
 
 fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
-    let training = plan.setup.training;
+    let training = plan.setup.purpose.trains();
     let mut ends = links(&plan, devices)?;
     let ties = if training { plan.tied() } else { Vec::new() };
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
@@ -265,6 +293,10 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             let at = stage.stage;
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
+            let single = stage.single.map(|(graph, memory)| {
+                StageProgram::with_caches(device, graph, memory, 0, program.caches().to_vec())
+            });
+            let single = single.transpose()?;
             let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
             let (forward_out, backward_out) =
                 (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
@@ -273,7 +305,16 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
             stages.insert(
                 at,
-                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
+                Stage {
+                    program,
+                    single,
+                    stash,
+                    gradient,
+                    forward_in,
+                    forward_out,
+                    backward_in,
+                    backward_out,
+                },
             );
         }
         let losses = (training && index == last)

@@ -4,9 +4,12 @@
 //! and refuses what does not fit, before anything is allocated. [`Executor::launch`] allocates, starts one rank a
 //! device and drives them through messages; each rank runs its list of actions over its stages and links.
 
+mod decode;
 mod executor;
 mod finish;
 pub mod link;
+#[cfg(not(target_arch = "wasm32"))]
+mod load;
 mod log;
 pub mod partition;
 mod plan;
@@ -19,6 +22,7 @@ mod rank;
 pub mod timeline;
 pub mod workload;
 
+pub use decode::Grow;
 pub use executor::{Executor, StepReport, Watch};
-pub use plan::{Plan, RankPlan, Setup};
+pub use plan::{Plan, RankPlan, Setup, Use};
 pub use prediction::Prediction;

@@ -12,6 +12,28 @@ use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
 use crate::schedule::{Schedule, SlotPlan};
 
+/// What a pipeline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Training steps.
+    Training,
+    /// Logits of whole sequences.
+    Logits,
+    /// Logits of the last token of growing texts. A microbatch is a group of `batch` texts that grow together, up to
+    /// `sequence` tokens at a time or one; every group has caches.
+    Decoding {
+        /// Tokens of a text that the caches hold.
+        capacity: usize,
+    },
+}
+
+impl Use {
+    /// Whether there are gradients and an optimizer.
+    pub fn trains(self) -> bool {
+        self == Use::Training
+    }
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -27,8 +49,8 @@ pub struct Setup {
     pub cuts: Option<Vec<usize>>,
     /// Stages that compute the activations of their layers again in the backward pass.
     pub recompute: Vec<usize>,
-    /// Whether to train or only to compute logits.
-    pub training: bool,
+    /// What for.
+    pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
     pub budgets: Vec<Option<u64>>,
 }
@@ -38,6 +60,8 @@ pub(super) struct StagePlan {
     pub(super) stage: usize,
     pub(super) graph: StageGraph,
     pub(super) memory: MemoryPlan,
+    /// When decoding, the same for one token at a time.
+    pub(super) single: Option<(StageGraph, MemoryPlan)>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
 }
@@ -158,10 +182,15 @@ impl Plan {
         adapter: &AdapterInfo,
         capabilities: &Capabilities,
     ) -> Result<StagePlan> {
-        let Setup { batch, sequence, training, .. } = self.setup;
+        let Setup { batch, sequence, .. } = self.setup;
         let tokens = batch * sequence * self.schedule.microbatches;
-        let purpose = if training { Purpose::Training { tokens } } else { Purpose::Inference };
-        let mut graph = self.model.stage_graph(self.stages[stage].clone(), batch, sequence, purpose)?;
+        let purpose = match self.setup.purpose {
+            Use::Training => Purpose::Training { tokens },
+            Use::Logits => Purpose::Inference,
+            Use::Decoding { capacity } => Purpose::Decode { capacity },
+        };
+        let layers = self.stages[stage].clone();
+        let mut graph = self.model.stage_graph(layers.clone(), batch, sequence, purpose)?;
         if self.setup.recompute.contains(&stage) {
             graph.recompute();
         }
@@ -169,9 +198,23 @@ impl Plan {
             graph.join_backward();
         }
         check_bindings(&graph, adapter, capabilities)?;
+        let single = match self.setup.purpose {
+            Use::Decoding { .. } if sequence > 1 => {
+                let graph = self.model.stage_graph(layers, batch, 1, purpose)?;
+                let memory = MemoryPlan::new(&graph, capabilities);
+                Some((graph, memory))
+            }
+            _ => None,
+        };
+        // Every group of texts keeps its caches, whatever the schedule.
+        let own = |count| SlotPlan { count, slot: (0..count).collect() };
         Ok(StagePlan {
             stage,
-            stash: self.schedule.slots(stage),
+            single,
+            stash: match self.setup.purpose {
+                Use::Decoding { .. } => own(self.schedule.microbatches),
+                Use::Training | Use::Logits => self.schedule.slots(stage),
+            },
             gradient: self.schedule.gradient_slots(stage),
             memory: MemoryPlan::new(&graph, capabilities),
             graph,
@@ -196,7 +239,11 @@ impl Plan {
 
     /// Buffers of the links around a stage boundary: as many as microbatches can be in flight, and one more.
     pub(super) fn link_slots(&self, boundary: usize) -> usize {
-        if self.setup.training { self.schedule.slots(boundary).count + 1 } else { 2 }
+        match self.setup.purpose {
+            Use::Training => self.schedule.slots(boundary).count + 1,
+            Use::Logits => 2,
+            Use::Decoding { .. } => self.schedule.microbatches + 1,
+        }
     }
 
     /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
@@ -221,10 +268,14 @@ impl Plan {
 
     fn count_bytes(&self, rank: usize) -> u64 {
         let plan = &self.ranks[rank];
-        let training = self.setup.training;
+        let training = self.setup.purpose.trains();
         let mut bytes = plan.layout.bytes(training);
         for stage in &plan.stages {
             bytes += stage.memory.bytes(stage.stash.count, stage.gradient.count) + DUMMY_BYTES;
+            if let Some((_, memory)) = &stage.single {
+                let slots = stage.stash.count;
+                bytes += memory.bytes(slots, 0) - slots as u64 * memory.cache_bytes() + DUMMY_BYTES;
+            }
         }
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::timeline::{Event, Track};
-use super::{Executor, Plan, Setup};
+use super::{Executor, Plan, Setup, Use};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
@@ -77,7 +77,7 @@ impl Probe {
             sequence,
             cuts: Some(cuts),
             recompute: Vec::new(),
-            training: true,
+            purpose: Use::Training,
             budgets: vec![budget; devices.len()],
             schedule,
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::decode::Grow;
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
@@ -33,8 +34,10 @@ pub(super) enum Command {
     Update(AdamStep),
     /// Logits of these rows of one (B,T) microbatch, from the last stage.
     Infer(Arc<Vec<u32>>, Vec<usize>),
-    /// Overwrite part of a parameter.
-    Write(String, Part, Vec<f32>),
+    /// New tokens of a group of texts; the last stage answers logits.
+    Decode(Arc<Grow>),
+    /// Overwrite elements of part of a parameter, from the given one on.
+    Write(String, Part, usize, Arc<Vec<f32>>),
     /// Read part of a parameter.
     Read(String, Part),
 }
@@ -43,6 +46,8 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Step(StepPart),
     Values(Vec<f32>),
+    /// Logits (B,V) of a group.
+    Logits(usize, Vec<f32>),
     Done,
 }
 
@@ -61,6 +66,8 @@ pub(super) struct StepPart {
 /// A stage with its ends and its slots.
 pub(super) struct Stage {
     pub(super) program: StageProgram,
+    /// When decoding, the same layers on the same caches for one token at a time.
+    pub(super) single: Option<StageProgram>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
     pub(super) forward_in: Option<Incoming>,
@@ -106,7 +113,10 @@ impl Rank {
                 Command::Step(tokens) => self.step(&tokens).await.map(Reply::Step),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
                 Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
-                Command::Write(name, part, values) => self.write(&name, part, &values).map(|()| Reply::Done),
+                Command::Decode(grow) => self.decode(&grow).await,
+                Command::Write(name, part, first, values) => {
+                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)
+                }
                 Command::Read(name, part) => self.read(&name, part).await.map(Reply::Values),
             };
             self.log.state(State::Idle, "");
@@ -120,9 +130,13 @@ impl Rank {
         drop(replies);
     }
 
-    fn write(&mut self, name: &str, part: Part, values: &[f32]) -> Result<()> {
+    async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
         let range = self.parameters.part(name, part)?;
-        self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+        let offset = range.offset + 4 * first as u64;
+        self.device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+        // The driver keeps a copy until the next submission has finished; a model's worth of them would not fit.
+        self.device.record().submit(|| ());
+        self.device.below(1).await;
         self.device.check("writing a parameter")
     }
 

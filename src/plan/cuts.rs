@@ -2,13 +2,11 @@
 
 use super::costs::Prices;
 use super::form::Form;
-use super::judge::{Judge, Point, one_stage};
+use super::judge::{Judge, Point};
 use super::search::Board;
 use super::space::{Pool, Space};
+use super::table::{Table, WORK_OF_NODE};
 use crate::error::Result;
-
-/// Units of work of one step down, and of pricing one range of layers.
-const WORK_OF_NODE: u64 = 3;
 
 /// The orders of so many devices, those of one class being alike; none if there are more than `most`.
 pub(super) fn orders(pool: &Pool, ranks: usize, most: usize) -> Option<Vec<Vec<usize>>> {
@@ -32,61 +30,12 @@ pub(super) fn orders(pool: &Pool, ranks: usize, most: usize) -> Option<Vec<Vec<u
     Some(orders)
 }
 
-/// What ranges of layers cost on each device at each rank of a form with one stage a rank.
-pub(super) struct Table {
-    layers: usize,
-    classes: usize,
-    /// Seconds of a microbatch by rank, class of device, first layer and end; infinite where it does not fit.
-    load: Vec<f64>,
-    /// Whether F must be repeated for that.
-    recompute: Vec<bool>,
-}
-
-impl Table {
-    pub fn new(space: &Space, form: &Form, work: &mut u64) -> Table {
-        let prices = &space.prices[form.batching];
-        let (layers, classes) = (prices.workload.layers.len(), space.pool.classes.len());
-        let size = form.ranks() * classes * (layers + 1) * (layers + 1);
-        let mut table =
-            Table { layers, classes, load: vec![f64::INFINITY; size], recompute: vec![false; size] };
-        for rank in 0..form.ranks() {
-            for (class, devices) in space.pool.classes.iter().enumerate() {
-                for start in 0..layers {
-                    for end in start + 1..=layers {
-                        *work += WORK_OF_NODE;
-                        let range = start..end;
-                        let choice =
-                            one_stage(prices, &form.layout, rank, devices[0], &range, &space.recompute);
-                        let Ok(recompute) = choice else { continue };
-                        let at = table.at(rank, class, start, end);
-                        let cost = prices.stage(devices[0], &range, recompute);
-                        let back =
-                            if form.layout.split[rank] { cost.input + cost.weight } else { cost.backward };
-                        table.load[at] = cost.forward + back;
-                        table.recompute[at] = recompute;
-                    }
-                }
-            }
-        }
-        table
-    }
-
-    /// Units of work of making a [`Cutter`].
-    pub fn work_of_order(&self) -> u64 {
-        (self.load.len() / self.classes / 4) as u64
-    }
-
-    fn at(&self, rank: usize, class: usize, start: usize, end: usize) -> usize {
-        ((rank * self.classes + class) * (self.layers + 1) + start) * (self.layers + 1) + end
-    }
-}
-
 /// Looks for cuts faster than the best plan of the board.
 pub(super) struct Cutter<'a, 's> {
     form: &'a Form,
     prices: &'a Prices<'s>,
     table: &'a Table,
-    cuts: Option<&'a [usize]>,
+    space: &'s Space<'s>,
     ranks: Vec<Rank>,
     point: Point,
 }
@@ -99,7 +48,7 @@ struct Rank {
     queue: (f64, f64),
     /// Seconds on the way to the next rank, and back from it.
     delay: (f64, f64),
-    /// Of the best cut of the layers from each on over the ranks from this one on, the worst load.
+    /// Of the best cut of the layers from each mark on over the ranks from this one on, the worst load.
     rest: Vec<f64>,
 }
 
@@ -135,7 +84,7 @@ impl<'a, 's> Cutter<'a, 's> {
             Rank { device, class: space.pool.class_of(device), queue, delay, rest: Vec::new() }
         };
         let ranks = (0..devices.len()).map(rank).collect();
-        let mut cutter = Cutter { form, prices, table, cuts: space.cuts.as_deref(), ranks, point };
+        let mut cutter = Cutter { form, prices, table, space, ranks, point };
         cutter.fill_rest();
         cutter
     }
@@ -147,24 +96,24 @@ impl<'a, 's> Cutter<'a, 's> {
 
     fn load(&self, rank: usize, start: usize, end: usize) -> f64 {
         let own = &self.ranks[rank];
-        self.table.load[self.table.at(rank, own.class, start, end)] + own.queue.0 + own.queue.1
+        self.table.load(rank, own.class, start, end) + own.queue.0 + own.queue.1
     }
 
-    /// Where the stage of a rank may end that starts at `start`.
+    /// The marks at which the stage of a rank may end that starts at a mark.
     fn ends(&self, rank: usize, start: usize) -> std::ops::RangeInclusive<usize> {
-        let after = self.ranks.len() - rank - 1;
-        match self.cuts {
-            _ if after == 0 => self.table.layers..=self.table.layers,
-            None => start + 1..=self.table.layers - after,
-            Some(cuts) => cuts[rank]..=cuts[rank],
+        let (last, after) = (self.table.marks - 1, self.ranks.len() - rank - 1);
+        match after {
+            0 => last..=last,
+            _ if self.space.is_cut => start + 1..=start + 1,
+            _ => start + 1..=last - after,
         }
     }
 
     fn fill_rest(&mut self) {
-        let layers = self.table.layers;
+        let marks = self.table.marks;
         for rank in (0..self.ranks.len()).rev() {
-            let mut rest = vec![f64::INFINITY; layers + 1];
-            for (start, best) in rest.iter_mut().enumerate().take(layers) {
+            let mut rest = vec![f64::INFINITY; marks];
+            for (start, best) in rest.iter_mut().enumerate().take(marks - 1) {
                 for end in self.ends(rank, start).filter(|&end| end > start) {
                     let load = self.load(rank, start, end);
                     let after = self.ranks.get(rank + 1).map_or(0.0, |next| next.rest[end]);
@@ -180,7 +129,7 @@ impl<'a, 's> Cutter<'a, 's> {
         self.descend(judge, board, until, 0, 0, 0.0, 0.0)
     }
 
-    /// Places the ranks from `rank` on, whose layers begin at `start`; their first input can be there at `fill`, and
+    /// Places the ranks from `rank` on, whose layers begin at the mark `start`; their first input can be there at `fill`, and
     /// `tail` is from the last gradient of `rank` to the end of the step.
     #[allow(clippy::too_many_arguments, reason = "the state of a recursion")]
     fn descend(
@@ -211,8 +160,8 @@ impl<'a, 's> Cutter<'a, 's> {
                 break;
             }
             let own = &self.ranks[rank];
-            let recompute = self.table.recompute[self.table.at(rank, own.class, start, end)];
-            let cost = self.prices.stage(own.device, &(start..end), recompute);
+            let recompute = self.table.recompute(rank, own.class, start, end);
+            let cost = self.prices.stage(own.device, &self.space.range(start..end), recompute);
             let forward = cost.forward + own.queue.0;
             let (back, rest) = if split { (cost.input, cost.weight) } else { (cost.backward, 0.0) };
             let back = back + own.queue.1;
@@ -222,7 +171,7 @@ impl<'a, 's> Cutter<'a, 's> {
             if (fill + longest).max(others) >= board.to_beat() {
                 continue;
             }
-            self.point.stages[rank] = start..end;
+            self.point.stages[rank] = self.space.range(start..end);
             let tail = tail.max(rest) + back + own.delay.1;
             if !self.descend(judge, board, until, rank + 1, end, after, tail)? {
                 return Ok(false);
@@ -242,27 +191,21 @@ pub(super) fn search_chunked(
     until: u64,
 ) -> Result<bool> {
     let space = judge.space;
-    let layers = space.prices[0].workload.layers.len();
     let stages = space.forms[form].stages();
-    let mut ends: Vec<usize> = match &space.cuts {
-        Some(cuts) => cuts.iter().copied().chain([layers]).collect(),
-        None => (1..stages).chain([layers]).collect(),
-    };
+    let last = space.marks.len() - 1;
+    let mut ends: Vec<usize> = (1..stages).chain([last]).collect();
     loop {
         let starts = std::iter::once(0).chain(ends.iter().copied());
-        let point = Point {
-            form,
-            devices: devices.to_vec(),
-            stages: starts.zip(&ends).map(|(start, &end)| start..end).collect(),
-        };
+        let ranges = starts.zip(&ends).map(|(start, &end)| space.range(start..end));
+        let point = Point { form, devices: devices.to_vec(), stages: ranges.collect() };
         let cutoff = board.to_beat();
         board.consider(judge, &point, cutoff)?;
         if judge.work >= until {
             return Ok(false);
         }
         // The next cut in lexicographic order: the last boundary that can move does, and those after it follow.
-        let room = |at: &usize| ends[*at] < layers - (stages - 1 - at);
-        let Some(at) = (0..stages - 1).rev().find(room).filter(|_| space.cuts.is_none()) else {
+        let room = |at: &usize| ends[*at] < last - (stages - 1 - at);
+        let Some(at) = (0..stages - 1).rev().find(room) else {
             return Ok(true);
         };
         let first = ends[at] + 1;

@@ -54,6 +54,31 @@ pub(super) fn improve(judge: &mut Judge, start: Point, cutoff: f64, allowance: u
     Ok(best.ok())
 }
 
+/// A plan some random changes away from another.
+pub(super) fn shaken(judge: &Judge, point: &Point, random: &mut Random) -> Point {
+    let mut point = point.clone();
+    for _ in 0..2 + random.below(3) {
+        let moves = moves(judge, &point);
+        let Some(&change) = moves.get(random.below(moves.len().max(1))) else { break };
+        point = apply(judge, &point, change).unwrap_or(point);
+    }
+    point
+}
+
+/// SplitMix64 (Steele et al. 2014): the search is the same on every machine.
+pub(super) struct Random(pub u64);
+
+impl Random {
+    /// Below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % end as u64) as usize
+    }
+}
+
 /// Faster, or as fast and more even.
 fn is_better(one: &Timed, other: &Timed) -> bool {
     if one.step < other.step * (1.0 - SAME) {
@@ -66,7 +91,7 @@ fn moves(judge: &Judge, point: &Point) -> Vec<Move> {
     let form = judge.form(point);
     let stages = point.stages.len();
     let mut moves = Vec::new();
-    if judge.space.cuts.is_none() {
+    if !judge.space.is_cut {
         let heaviest = heaviest_rank(judge, point);
         for from in 0..stages {
             let is_heavy = form.layout.stage_ranks[from] == heaviest;
@@ -87,7 +112,7 @@ fn moves(judge: &Judge, point: &Point) -> Vec<Move> {
         for (b, second) in point.devices.iter().enumerate().skip(a + 1) {
             if class(first) != class(second) {
                 moves.push(Move::Swap { a, b, layers: false });
-                if judge.space.cuts.is_none() {
+                if !judge.space.is_cut {
                     moves.push(Move::Swap { a, b, layers: true });
                 }
             }

@@ -34,6 +34,14 @@ pub(super) struct Timed {
     pub unevenness: f64,
 }
 
+impl Timed {
+    /// By time; of equally fast plans always the same first.
+    pub fn order(&self, other: &Timed) -> std::cmp::Ordering {
+        let place = |timed: &Timed| (timed.point.form, timed.point.devices.clone());
+        self.step.total_cmp(&other.step).then_with(|| place(self).cmp(&place(other)))
+    }
+}
+
 /// What a plan is worth.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Verdict {
@@ -281,7 +289,7 @@ impl RecomputeChoice {
         match self {
             RecomputeChoice::AsNeeded | RecomputeChoice::Never => false,
             RecomputeChoice::Always => true,
-            RecomputeChoice::Stages(stages) => stages[stage],
+            RecomputeChoice::Stages(stages) => stages.get(stage) == Some(&true),
         }
     }
 }

@@ -16,6 +16,7 @@ mod read;
 mod search;
 mod space;
 mod start;
+mod table;
 mod workload;
 
 pub use costs::{Assignment, costs};
@@ -69,7 +70,7 @@ pub enum RecomputeChoice {
     Never,
     /// All.
     Always,
-    /// These, by stage.
+    /// These, by stage; those beyond the end of the list do not.
     Stages(Vec<bool>),
 }
 

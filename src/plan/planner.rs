@@ -34,7 +34,7 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         return Err(Error::config("plan", "no plan fits"));
     };
     let mut all: Vec<Timed> = board.kinds.into_values().collect();
-    all.sort_by(|a, b| a.step.total_cmp(&b.step).then_with(|| a.point.form.cmp(&b.point.form)));
+    all.sort_by(Timed::order);
     let others = alternatives(&judge, &best, &all);
     let left_out = left_out(&judge, &best, &all);
     let unlimited = unlimited(workload, &machine, options, &best, &judge)?;

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 
 use super::bound;
-use super::cuts::{Cutter, Table, orders, search_chunked};
-use super::improve::{SAME, improve};
-use super::judge::{Judge, Point, Timed, Verdict, one_stage};
+use super::cuts::{Cutter, orders, search_chunked};
+use super::improve::{Random, SAME, improve, shaken};
+use super::judge::{Judge, Point, Timed, Verdict};
 use super::space::Space;
-use super::start::{Start, seconds, smallest_worst};
+use super::start::{Start, smallest_worst};
+use super::table::{Table, WORK_OF_NODE};
 use crate::error::Result;
 
 /// More orders of devices than this are not gone through one by one.
@@ -22,6 +23,8 @@ const MOST_CHUNKED_CUTS: usize = 50_000;
 const GAIN: f64 = 1e-9;
 /// Seeds slower than the best one by this factor are not improved.
 const HOPELESS: f64 = 1.5;
+/// How many plans are shaken when there are too many to go through.
+const GOOD: usize = 12;
 
 /// The fastest plan of each kind so far.
 #[derive(Debug, Default)]
@@ -71,7 +74,7 @@ fn simplicity(judge: &Judge, timed: &Timed) -> (usize, usize, usize) {
 /// Fills the board. True if no plan can be faster than the best of it.
 pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
     let space = judge.space;
-    let layers = space.prices[0].workload.layers.len();
+    let layers = space.layers();
     // In units of about 10 ns: a second for 32 layers on 4 devices.
     let limit = 100_000_000 * (1 + layers as u64 * space.pool.len() as u64 / 128);
     let most = space.pool.len().min(layers);
@@ -95,7 +98,7 @@ pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
     let mut bounds: Vec<(f64, usize)> =
         (0..space.forms.len()).map(|form| (form_bound(space, form, &fastest), form)).collect();
     bounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut complete = true;
+    let mut complete = space.is_fine();
     for (bound, form) in bounds {
         if bound >= board.to_beat() {
             break;
@@ -107,7 +110,34 @@ pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
         };
         complete &= all;
     }
+    if !complete {
+        wander(judge, board, judge.work + limit / 2)?;
+    }
     Ok(complete)
+}
+
+/// Shakes good plans and improves what comes of it, until so much work is done.
+fn wander(judge: &mut Judge, board: &mut Board, until: u64) -> Result<()> {
+    let mut random = Random(0);
+    let mut good: Vec<Timed> = board.kinds.values().cloned().collect();
+    good.sort_by(Timed::order);
+    good.truncate(GOOD);
+    while judge.work < until && !good.is_empty() {
+        // The better, the more often.
+        let at = random.below(good.len()).min(random.below(good.len()));
+        let point = shaken(judge, &good[at].point, &mut random);
+        let left = until.saturating_sub(judge.work);
+        let cutoff = good[at].step * HOPELESS;
+        // Even a plan that is left at once has cost something.
+        judge.work += WORK_OF_NODE;
+        let Some(timed) = improve(judge, point, cutoff, left)? else { continue };
+        board.offer(judge, timed.clone());
+        if timed.step < good[at].step * (1.0 - SAME) {
+            good[at] = timed;
+            good.sort_by(Timed::order);
+        }
+    }
+    Ok(())
 }
 
 /// Seconds that no plan of a form can beat.
@@ -137,17 +167,11 @@ fn plain_seed(
         Verdict::Slow => return Ok(None),
         Verdict::Unfit(_) => {}
     }
-    let prices = &space.prices[of.batching];
-    let layers = prices.workload.layers.len();
-    judge.work += (space.pool.sets() * space.pool.classes.len() * layers * layers) as u64;
-    let mut starts =
-        smallest_worst(&space.pool, layers, space.cuts.as_deref(), of.ranks(), |rank, device, range| {
-            match one_stage(prices, &of.layout, rank, device, range, &space.recompute) {
-                Ok(false) => seconds(prices, device, range),
-                Ok(true) => seconds(prices, device, range) + prices.stage(device, range, false).forward,
-                Err(_) => f64::INFINITY,
-            }
-        });
+    let table = Table::new(space, of, &mut judge.work);
+    judge.work +=
+        WORK_OF_NODE * (space.pool.sets() * space.pool.classes.len()) as u64 * table.work_of_order();
+    let price = |rank, class, marks: std::ops::Range<usize>| table.load(rank, class, marks.start, marks.end);
+    let mut starts = smallest_worst(space, of.ranks(), price);
     let Some(start) = starts.pop().flatten() else { return Ok(None) };
     let point = Point { form, devices: start.devices, stages: start.stages };
     Ok(match judge.judge(&point, f64::INFINITY)? {
@@ -177,31 +201,22 @@ fn chunked_seed(
         (None, Some(start)) => (&start.devices, &start.stages),
         (None, None) => return None,
     };
-    let layers = space.prices[0].workload.layers.len();
-    let ends: Vec<usize> = match &space.cuts {
-        Some(cuts) => cuts.iter().copied().chain([layers]).collect(),
-        None => {
-            let share = |stage: usize| {
-                let rank = of.layout.stage_ranks[stage];
-                stages[rank].len() as f64 / of.layout.own[rank].len() as f64
-            };
-            let mut done = 0.0;
-            let shares = (0..of.stages()).map(|stage| {
-                done += share(stage);
-                // At least a layer for each stage, before and after.
-                (done.round() as usize).clamp(stage + 1, layers - (of.stages() - stage - 1))
-            });
-            let mut last = 0;
-            shares
-                .map(|end| {
-                    last = end.max(last + 1);
-                    last
-                })
-                .collect()
-        }
+    let share = |stage: usize| {
+        let rank = of.layout.stage_ranks[stage];
+        stages[rank].len() as f64 / of.layout.own[rank].len() as f64
     };
-    let starts = std::iter::once(0).chain(ends.iter().copied());
-    let stages = starts.zip(&ends).map(|(start, &end)| start..end).collect();
+    let (mut done, mut start) = (0.0, 0);
+    let mut ranges = Vec::new();
+    for stage in 0..of.stages() {
+        done += share(stage);
+        // At least a layer for each stage, before and after.
+        let after = of.stages() - stage - 1;
+        let end = (done.round() as usize).clamp(start + 1, space.layers() - after);
+        ranges.push(start..end);
+        start = end;
+    }
+    let fixed = space.is_cut.then(|| (0..of.stages()).map(|stage| space.range(stage..stage + 1)).collect());
+    let stages = fixed.unwrap_or(ranges);
     let point = Point { form, devices: devices.clone(), stages };
     let step = match judge.judge(&point, f64::INFINITY) {
         Ok(Verdict::Fits(timed)) => timed.step,
@@ -254,9 +269,8 @@ fn exhaust(judge: &mut Judge, board: &mut Board, form: usize, limit: u64) -> Res
 fn exhaust_chunked(judge: &mut Judge, board: &mut Board, form: usize, limit: u64) -> Result<bool> {
     let space = judge.space;
     let of = &space.forms[form];
-    let layers = space.prices[0].workload.layers.len();
     let Some(orders) = orders(&space.pool, of.ranks(), MOST_ORDERS) else { return Ok(false) };
-    let cuts = if space.cuts.is_some() { Some(1) } else { binomial(layers - 1, of.stages() - 1) };
+    let cuts = binomial(space.marks.len() - 2, of.stages() - 1);
     if cuts.and_then(|cuts| cuts.checked_mul(orders.len())).is_none_or(|plans| plans > MOST_CHUNKED_CUTS) {
         return Ok(false);
     }

@@ -10,6 +10,8 @@ use crate::schedule::{AUTO, Schedule};
 
 /// More sets of devices than this are not looked at: the slowest devices are left out first.
 const MOST_SETS: usize = 1 << 12;
+/// A model of more layers is cut only between so many groups of them.
+const MOST_PARTS: usize = 160;
 
 /// The plans that may be chosen.
 #[derive(Debug)]
@@ -21,8 +23,10 @@ pub(super) struct Space<'a> {
     /// Schedules, by number of ranks and batching.
     pub forms: Vec<Form>,
     pub pool: Pool,
-    /// Ends of all stages but the last, if they are fixed.
-    pub cuts: Option<Vec<usize>>,
+    /// Where the model may be cut, from 0 to its number of layers.
+    pub marks: Vec<usize>,
+    /// Whether it must be cut at every mark.
+    pub is_cut: bool,
     pub recompute: RecomputeChoice,
     /// Whether the schedules of the forms are wanted themselves.
     pub named: bool,
@@ -111,7 +115,27 @@ fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
     profile(a) == profile(b) && (0..machine.devices.len()).filter(|&i| i != a).all(alike)
 }
 
+/// Where a model of so many layers may be cut: at the cuts that are fixed, or anywhere. Of very many layers only every
+/// so many; small changes of a plan then find the exact place.
+fn marks(layers: usize, cuts: Option<&[usize]>) -> Vec<usize> {
+    if let Some(cuts) = cuts {
+        return [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
+    }
+    let parts = layers.min(MOST_PARTS);
+    (0..=parts).map(|part| part * layers / parts).collect()
+}
+
 impl<'a> Space<'a> {
+    /// Whether every cut is at a mark.
+    pub fn is_fine(&self) -> bool {
+        self.is_cut || self.marks.len() == self.layers() + 1
+    }
+
+    /// How many layers there are.
+    pub fn layers(&self) -> usize {
+        self.marks[self.marks.len() - 1]
+    }
+
     /// Checks the options. `machine` has the budgets that apply.
     pub fn new(workload: &'a Workload, machine: &'a Machine, options: &Options) -> Result<Space<'a>> {
         check(workload, machine, options)?;
@@ -121,7 +145,8 @@ impl<'a> Space<'a> {
             batchings: Vec::new(),
             forms: Vec::new(),
             pool,
-            cuts: options.cuts.clone(),
+            marks: marks(workload.layers.len(), options.cuts.as_deref()),
+            is_cut: options.cuts.is_some(),
             recompute: options.recompute.clone(),
             named: true,
             auto: false,
@@ -161,7 +186,7 @@ impl<'a> Space<'a> {
     }
 
     fn add_forms(&mut self, name: Option<&str>, given: Option<&Schedule>) -> Result<()> {
-        let layers = self.prices[0].workload.layers.len();
+        let layers = self.layers();
         let most = self.pool.len().min(layers);
         let least = if self.pool.order.is_some() { self.pool.len() } else { 1 };
         let mut refused = None;
@@ -188,13 +213,18 @@ impl<'a> Space<'a> {
             );
             return Err(refused.unwrap_or_else(|| Error::config("schedule", message)));
         }
-        let (stages, key) = match (&self.cuts, &self.recompute) {
-            (Some(cuts), _) => (cuts.len() + 1, "cuts"),
-            (None, RecomputeChoice::Stages(stages)) => (stages.len(), "recompute"),
-            _ => return Ok(()),
-        };
-        self.forms.retain(|form| form.stages() == stages);
+        let parts = self.marks.len() - 1;
+        if self.is_cut {
+            self.forms.retain(|form| form.stages() == parts);
+        }
+        if let RecomputeChoice::Stages(stages) = &self.recompute {
+            self.forms.retain(|form| form.stages() >= stages.len());
+        }
         if self.forms.is_empty() {
+            let (key, stages) = match &self.recompute {
+                RecomputeChoice::Stages(stages) if !self.is_cut => ("recompute", stages.len()),
+                _ => ("cuts", parts),
+            };
             let message = format!("{what} has the {stages} stages of `{key}` on {least} to {most} devices");
             return Err(refused.unwrap_or_else(|| Error::config(key, message)));
         }

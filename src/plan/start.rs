@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::costs::Prices;
-use super::space::{Pool, Space};
+use super::space::Space;
 
 /// Devices in order and layers for each, one stage a rank.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,16 +14,15 @@ pub(super) struct Start {
     pub stages: Vec<Range<usize>>,
 }
 
-/// For each number of ranks, the choice of devices, their order and the cuts with the smallest `price(rank, device,
-/// layers)` of the worst rank; none if every choice has an infinite one. Exact, by dynamic programming over (devices
-/// used of each class, layers done).
+/// For each number of ranks, the choice of devices, their order and the cuts with the smallest `price(rank, class of the
+/// device, marks)` of the worst rank; none if every choice has an infinite one. Marks are positions in [`Space::marks`].
+/// Exact, by dynamic programming over (devices used of each class, layers done).
 pub(super) fn smallest_worst(
-    pool: &Pool,
-    layers: usize,
-    cuts: Option<&[usize]>,
+    space: &Space,
     most: usize,
-    price: impl Fn(usize, usize, &Range<usize>) -> f64,
+    price: impl Fn(usize, usize, Range<usize>) -> f64,
 ) -> Vec<Option<Start>> {
+    let pool = &space.pool;
     let mut strides = Vec::new();
     let mut sets = 1;
     for class in &pool.classes {
@@ -31,17 +30,17 @@ pub(super) fn smallest_worst(
         sets *= class.len() + 1;
     }
     let used = |set: usize, class: usize| set / strides[class] % (pool.classes[class].len() + 1);
-    let width = layers + 1;
+    let width = space.marks.len();
     // The smallest worst price with these devices for so many layers; the class of the last device and where it starts.
     let mut best = vec![(f64::INFINITY, 0, 0); sets * width];
     best[0].0 = 0.0;
     let mut result: Vec<Option<Start>> = vec![None; most + 1];
     for set in 0..sets {
         let rank: usize = (0..pool.classes.len()).map(|class| used(set, class)).sum();
-        let (worst, ..) = best[set * width + layers];
+        let (worst, ..) = best[set * width + width - 1];
         let improves = |start: &Option<Start>| start.as_ref().is_none_or(|start| worst < start.worst);
         if rank <= most && worst.is_finite() && improves(&result[rank]) {
-            result[rank] = Some(Start { worst, ..trace(pool, &strides, &best, set, width) });
+            result[rank] = Some(Start { worst, ..trace(space, &strides, &best, set) });
         }
         if rank >= most {
             continue;
@@ -52,19 +51,14 @@ pub(super) fn smallest_worst(
             if taken == pool.classes[class].len() || !is_next {
                 continue;
             }
-            let device = pool.classes[class][0];
             let next = (set + strides[class]) * width;
-            for start in 0..layers {
+            for start in 0..width - 1 {
                 let (before, ..) = best[set * width + start];
                 if !before.is_finite() {
                     continue;
                 }
-                let ends = match cuts {
-                    None => start + 1..layers + 1,
-                    Some(cuts) => cuts.get(rank).map_or(layers..layers + 1, |&cut| cut..cut + 1),
-                };
-                for end in ends.filter(|&end| end > start) {
-                    let worst = before.max(price(rank, device, &(start..end)));
+                for end in start + 1..if space.is_cut { start + 2 } else { width } {
+                    let worst = before.max(price(rank, class, start..end));
                     if worst < best[next + end].0 {
                         best[next + end] = (worst, class, start);
                     }
@@ -76,7 +70,9 @@ pub(super) fn smallest_worst(
 }
 
 /// Walks back from the last device.
-fn trace(pool: &Pool, strides: &[usize], best: &[(f64, usize, usize)], set: usize, width: usize) -> Start {
+fn trace(space: &Space, strides: &[usize], best: &[(f64, usize, usize)], set: usize) -> Start {
+    let pool = &space.pool;
+    let width = space.marks.len();
     let mut set = set;
     let mut end = width - 1;
     let mut ranks: Vec<(usize, Range<usize>)> = Vec::new();
@@ -93,7 +89,7 @@ fn trace(pool: &Pool, strides: &[usize], best: &[(f64, usize, usize)], set: usiz
         devices.push(pool.classes[*class][taken[*class]]);
         taken[*class] += 1;
     }
-    let stages = ranks.into_iter().map(|(_, range)| range).collect();
+    let stages = ranks.into_iter().map(|(_, range)| space.range(range)).collect();
     Start { worst: 0.0, devices, stages }
 }
 
@@ -107,12 +103,16 @@ pub(super) fn seconds(prices: &Prices, device: usize, range: &Range<usize>) -> f
 }
 
 impl Space<'_> {
+    /// The layers between two marks.
+    pub fn range(&self, marks: Range<usize>) -> Range<usize> {
+        self.marks[marks.start]..self.marks[marks.end]
+    }
+
     /// [`smallest_worst`] in seconds of a microbatch, as if memory were no limit.
     pub fn fastest(&self, batching: usize, most: usize) -> Vec<Option<Start>> {
         let prices = &self.prices[batching];
-        let layers = prices.workload.layers.len();
-        smallest_worst(&self.pool, layers, self.cuts.as_deref(), most, |_, device, range| {
-            seconds(prices, device, range)
+        smallest_worst(self, most, |_, class, marks| {
+            seconds(prices, self.pool.classes[class][0], &self.range(marks))
         })
     }
 }

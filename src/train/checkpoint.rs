@@ -2,46 +2,58 @@
 //!
 //! ```text
 //! <run>/checkpoints/000100/config.json            the model's configuration, as Hugging Face writes it
-//!                          model.safetensors      parameters by Hugging Face's names, F32
+//!                          model.safetensors      parameters by Hugging Face's names
+//!                          tokenizer.json, ...    what else a model folder has, if the run has it
 //!                          optimizer.safetensors  exp_avg.<name>, exp_avg_sq.<name>, F32
 //!                          state.json             whatever else the trainer needs to go on
-//!                          manifest.json          step, and bytes and SHA-256 of the four files
+//!                          manifest.json          step, and bytes and SHA-256 of the other files
 //! <run>/checkpoints/latest                        the name of the newest folder
 //! ```
 //!
+//! The checkpoint of an adapter has PEFT's adapter_config.json and adapter_model.safetensors in place of the first two.
+//!
 //! A folder is written under a hidden name, synced and renamed, and only then does `latest` name it, so a process killed
 //! at any moment leaves a complete checkpoint behind. Nothing in it is executable, every byte is covered by a hash, and
-//! config.json with model.safetensors is a model folder that any other tool opens.
+//! without its last three files it is a folder that any other tool opens.
+//!
+//! [`Writer`] takes tensors piece by piece and [`open`] reads them so, and the host never holds them all; [`save`] and
+//! [`load`] do the same with [`Contents`], for what is small.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-pub use super::tensors::Tensor;
-use super::tensors::{broken, header, read_file, read_tensors, write_tensors};
 use crate::error::{Error, Result};
+use crate::folder::files::{
+    Fingerprint, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden, read_json,
+    sync_folder, write_json,
+};
+pub use crate::folder::write_atomic;
+use crate::folder::{Dtype, Kind, Layout, ModelFolder, TensorWriter, Tensors};
 
-const CONFIG: &str = "config.json";
-const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 const LATEST: &str = "latest";
-/// What the manifest covers.
-const FILES: [&str; 4] = [CONFIG, MODEL, OPTIMIZER, STATE];
 
-/// Folders and files that are still being written.
-const UNFINISHED: &str = ".tmp-";
 /// A complete folder on its way out, moved aside to make room for another of the same step.
 const REPLACED: &str = ".old-";
 
-/// All that a checkpoint holds. Tensors are stored, and come back, sorted by name.
+/// A named array of f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Unique within its file.
+    pub name: String,
+    /// Row-major; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// As many elements as the shape says.
+    pub data: Vec<f32>,
+}
+
+/// All that a model's checkpoint holds. Tensors are stored, and come back, sorted by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contents {
     /// Optimizer steps done.
@@ -62,135 +74,154 @@ struct Manifest {
     files: BTreeMap<String, Fingerprint>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Fingerprint {
-    bytes: u64,
-    sha256: String,
+impl Manifest {
+    /// Of a model or of an adapter.
+    fn kind(&self) -> Kind {
+        if self.files.contains_key(Kind::Adapter.config_name()) { Kind::Adapter } else { Kind::Model }
+    }
+
+    /// What every checkpoint has.
+    fn required(&self) -> [&'static str; 4] {
+        let kind = self.kind();
+        [kind.config_name(), kind.weights_name(), OPTIMIZER, STATE]
+    }
 }
 
 // --- writing ----------------------------------------------------------------------------------------------------------
 
-/// Writes a checkpoint under `run`, points `latest` to it, deletes all but the newest `keep` (at least this one stays),
-/// and returns its folder. A checkpoint of the same step is replaced.
-///
-/// # Errors
-/// [`Error::Io`] with the file that could not be written; the checkpoints that were there before are then untouched.
-/// [`Error::Checkpoint`] for a tensor whose name is taken or whose shape and data disagree.
-pub fn save(run: &Path, contents: &Contents, keep: usize) -> Result<PathBuf> {
-    let root = run.join("checkpoints");
-    fs::create_dir_all(&root).map_err(Error::io(&root))?;
-    sync_folder(run)?;
-    // Before writing, because what a killed process left may be just the space that is missing now.
-    remove_hidden(&root, UNFINISHED)?;
+/// A checkpoint that is being written, tensor by tensor. Dropped before [`Writer::finish`], it leaves nothing behind.
+pub struct Writer {
+    run: PathBuf,
+    step: u64,
+    unfinished: Unfinished,
+    kind: Kind,
+    weights: TensorWriter,
+    optimizer: TensorWriter,
+    files: BTreeMap<String, Fingerprint>,
+}
 
-    let name = format!("{:06}", contents.step);
-    let unfinished = root.join(hidden(UNFINISHED, contents.step));
-    if let Err(error) = write_folder(&unfinished, contents) {
-        // The first error is the one to report; what cannot be removed now, the next save removes.
-        let _ = fs::remove_dir_all(&unfinished);
-        return Err(error);
+impl Writer {
+    /// Begins the checkpoint of a step under `run`. `layout` describes the weights, which are always one file
+    /// ([`Layout::shard_bytes`] is not used); `optimizer` names the tensors of the optimizer and their shapes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file that could not be written, [`Error::Checkpoint`] for two tensors of the same name.
+    pub fn create(
+        run: &Path,
+        step: u64,
+        layout: &Layout,
+        optimizer: &[(String, Vec<usize>)],
+    ) -> Result<Writer> {
+        let root = run.join("checkpoints");
+        fs::create_dir_all(&root).map_err(Error::io(&root))?;
+        sync_folder(run)?;
+        // Before writing, because what a killed process left may be just the space that is missing now.
+        remove_hidden(&root, UNFINISHED)?;
+        let unfinished = Unfinished::create(&root, step)?;
+        let folder = unfinished.path();
+        let config_name = layout.kind.config_name();
+        let mut files = BTreeMap::new();
+        files.insert(config_name.into(), write_json(&folder.join(config_name), layout.config)?);
+        for path in layout.copy {
+            let (name, fingerprint) = copy_into(folder, path)?;
+            files.insert(name, fingerprint);
+        }
+        let weights = folder.join(layout.kind.weights_name());
+        let weights = TensorWriter::create(&weights, layout.tensors, layout.dtype)?;
+        let optimizer = TensorWriter::create(&folder.join(OPTIMIZER), optimizer, Dtype::F32)?;
+        Ok(Writer { run: run.to_path_buf(), step, kind: layout.kind, weights, optimizer, files, unfinished })
     }
 
-    let folder = root.join(&name);
-    if folder.exists() {
-        // Between these two renames `latest` names nothing, and readers fall back to the folder moved aside.
+    /// Appends values to a tensor of the weights. They come in the order in which they were announced, each in one piece
+    /// or several, and independently of those of the optimizer.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a tensor that is not due or too many values, [`Error::Io`].
+    pub fn weights(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        self.weights.write(name, values)
+    }
+
+    /// Appends values to a tensor of the optimizer.
+    ///
+    /// # Errors
+    /// As [`Writer::weights`].
+    pub fn optimizer(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        self.optimizer.write(name, values)
+    }
+
+    /// Completes the checkpoint, points `latest` to it, deletes all but the newest `keep` (at least this one stays), and
+    /// returns its folder. A checkpoint of the same step is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if a tensor lacks values; [`Error::Io`]. The checkpoints that were there before are then
+    /// untouched.
+    pub fn finish(self, state: &Value, keep: usize) -> Result<PathBuf> {
+        let Writer { run, step, unfinished, kind, weights, optimizer, mut files } = self;
+        let root = run.join("checkpoints");
+        files.insert(kind.weights_name().into(), weights.finish()?);
+        files.insert(OPTIMIZER.into(), optimizer.finish()?);
+        files.insert(STATE.into(), write_json(&unfinished.path().join(STATE), state)?);
+        write_json(&unfinished.path().join(MANIFEST), &Manifest { step, files })?;
+
+        let name = format!("{step:06}");
+        let folder = root.join(&name);
+        if folder.exists() {
+            // Between these two renames `latest` names nothing, and readers fall back to the folder moved aside.
+            remove_hidden(&root, REPLACED)?;
+            sync_folder(unfinished.path())?;
+            fs::rename(&folder, root.join(hidden(REPLACED, step))).map_err(Error::io(&folder))?;
+        }
+        unfinished.rename(&folder)?;
+        write_atomic(&root.join(LATEST), format!("{name}\n").as_bytes())?;
+
+        // After a resume from an older step there are folders of later steps; the one just written is no candidate.
+        let others = numbered(&root)?.into_iter().filter(|(other, _)| *other != step);
+        for (_, old) in others.skip(keep.saturating_sub(1)) {
+            remove_folder(&old)?;
+        }
         remove_hidden(&root, REPLACED)?;
-        fs::rename(&folder, root.join(hidden(REPLACED, contents.step))).map_err(Error::io(&folder))?;
+        Ok(folder)
     }
-    fs::rename(&unfinished, &folder).map_err(Error::io(&folder))?;
-    sync_folder(&root)?;
-    write_atomic(&root.join(LATEST), format!("{name}\n").as_bytes())?;
-
-    // After a resume from an older step there are folders of later steps; the one just written is no candidate.
-    let others = numbered(&root)?.into_iter().filter(|(step, _)| *step != contents.step);
-    for (_, old) in others.skip(keep.saturating_sub(1)) {
-        remove_folder(&old)?;
-    }
-    remove_hidden(&root, REPLACED)?;
-    Ok(folder)
 }
 
-/// Replaces a file so that readers, and a crash at any moment, see the old bytes or the new ones: written beside it,
-/// synced, renamed, and the folder synced. Not for two threads that write the same file.
+/// Writes a model's checkpoint at once, as [`Writer`] does, with F32 weights.
 ///
 /// # Errors
-/// [`Error::Io`] with the path.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = path.with_file_name(hidden(UNFINISHED, file_name(path)));
-    let write = || {
-        let mut file = File::create(&unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)
+/// As [`Writer::create`] and [`Writer::finish`]; [`Error::Checkpoint`] for a tensor whose shape and data disagree.
+pub fn save(run: &Path, contents: &Contents, keep: usize) -> Result<PathBuf> {
+    let sorted = |tensors: &'_ [Tensor]| {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        order
     };
-    if let Err(error) = write() {
-        let _ = fs::remove_file(&unfinished);
-        return Err(Error::io(path)(error));
-    }
-    sync_folder(path.parent().unwrap_or(path))
-}
-
-fn write_folder(folder: &Path, contents: &Contents) -> Result<()> {
-    fs::create_dir(folder).map_err(Error::io(folder))?;
-    let mut files = BTreeMap::new();
-    for (name, value) in [(CONFIG, &contents.config), (STATE, &contents.state)] {
-        files.insert(name.into(), write_file(&folder.join(name), |file| write_json(file, value))?);
-    }
-    for (name, tensors) in [(MODEL, &contents.model), (OPTIMIZER, &contents.optimizer)] {
-        let path = folder.join(name);
-        let mut tensors: Vec<&Tensor> = tensors.iter().collect();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let header = header(&path, &tensors)?;
-        files.insert(name.into(), write_file(&path, |file| write_tensors(file, &header, &tensors))?);
-    }
-    let manifest = Manifest { step: contents.step, files };
-    write_file(&folder.join(MANIFEST), |file| write_json(file, &manifest))?;
-    sync_folder(folder)
-}
-
-/// Writes and syncs one file, and fingerprints what was meant to be written, not what the disk made of it.
-fn write_file(path: &Path, write: impl FnOnce(&mut Hashed) -> std::io::Result<()>) -> Result<Fingerprint> {
-    let attempt = || {
-        let mut hashed =
-            Hashed { file: BufWriter::new(File::create(path)?), sha256: Sha256::new(), bytes: 0 };
-        write(&mut hashed)?;
-        hashed.flush()?;
-        hashed.file.get_ref().sync_all()?;
-        Ok(Fingerprint { bytes: hashed.bytes, sha256: hex(hashed.sha256) })
+    let (model, optimizer) = (sorted(&contents.model), sorted(&contents.optimizer));
+    let announce = |tensors: &[Tensor], order: &[usize]| {
+        order.iter().map(|&i| (tensors[i].name.clone(), tensors[i].shape.clone())).collect::<Vec<_>>()
     };
-    attempt().map_err(Error::io(path))
-}
-
-struct Hashed {
-    file: BufWriter<File>,
-    sha256: Sha256,
-    bytes: u64,
-}
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(bytes)?;
-        self.sha256.update(&bytes[..written]);
-        self.bytes += written as u64;
-        Ok(written)
+    for Tensor { name, shape, data } in contents.model.iter().chain(&contents.optimizer) {
+        let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        if elements != Some(data.len()) {
+            let message = format!("tensor {name:?} has shape {shape:?} and {} elements", data.len());
+            return Err(broken(run, message));
+        }
     }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
+    let tensors = announce(&contents.model, &model);
+    let layout = Layout {
+        kind: Kind::Model,
+        config: &contents.config,
+        tensors: &tensors,
+        dtype: Dtype::F32,
+        shard_bytes: u64::MAX,
+        copy: &[],
+    };
+    let mut writer = Writer::create(run, contents.step, &layout, &announce(&contents.optimizer, &optimizer))?;
+    for tensor in model.iter().map(|&i| &contents.model[i]) {
+        writer.weights(&tensor.name, &tensor.data)?;
     }
-}
-
-fn write_json(file: &mut Hashed, value: &impl Serialize) -> std::io::Result<()> {
-    serde_json::to_writer_pretty(&mut *file, value)?;
-    file.write_all(b"\n")
-}
-
-/// Makes renames and new files in a folder durable. Only Unix can, and elsewhere the file system has its own journal.
-fn sync_folder(folder: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(here(folder)).and_then(|file| file.sync_all()).map_err(Error::io(folder))?;
+    for tensor in optimizer.iter().map(|&i| &contents.optimizer[i]) {
+        writer.optimizer(&tensor.name, &tensor.data)?;
     }
-    Ok(())
+    writer.finish(&contents.state, keep)
 }
 
 /// Deletes a checkpoint, its manifest first: what is left if that is cut short does not look complete.
@@ -200,13 +231,6 @@ fn remove_folder(folder: &Path) -> Result<()> {
         fs::remove_file(&manifest).map_err(Error::io(&manifest))?;
     }
     fs::remove_dir_all(folder).map_err(Error::io(folder))
-}
-
-/// The name of something that is not a checkpoint yet or no longer; other processes use other names.
-fn hidden(prefix: &str, what: impl Display) -> String {
-    // A browser's page has neither processes nor files: there the write that follows reports that.
-    let process = if cfg!(target_arch = "wasm32") { 0 } else { std::process::id() };
-    format!("{prefix}{what}-{process}")
 }
 
 fn remove_hidden(root: &Path, prefix: &str) -> Result<()> {
@@ -248,22 +272,26 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
     candidates.extend(replaced);
     // Stable, so of the same step the folder that replaced another comes first.
     candidates.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-    Ok(candidates.into_iter().map(|(_, folder)| folder).find(|folder| check(folder, None).is_ok()))
+    Ok(candidates.into_iter().map(|(_, folder)| folder).find(|folder| check(folder, Files::Sizes).is_ok()))
 }
 
-/// The folder with config.json that `path` means: a checkpoint folder or a model folder is its own, and a run folder
-/// means its latest checkpoint.
+/// The folder that `path` means: a folder of a checkpoint, model or adapter is its own, and a run folder means its latest
+/// checkpoint.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] saying what was looked for.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
-    if path.join(CONFIG).is_file() && path.join(MODEL).is_file() {
+    let (config, adapter) = (Kind::Model.config_name(), Kind::Adapter.config_name());
+    let weights = [Kind::Model.weights_name().into(), Kind::Model.index_name()];
+    if path.join(config).is_file() && weights.iter().any(|name| path.join(name).is_file())
+        || path.join(adapter).is_file()
+    {
         return Ok(path.to_path_buf());
     }
     if let Some(folder) = latest(path)? {
         return Ok(folder);
     }
-    if path.join(CONFIG).is_file() {
+    if path.join(config).is_file() {
         return Ok(path.to_path_buf());
     }
     Err(broken(
@@ -291,15 +319,6 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     fs::read_dir(here(folder)).and_then(list).map_err(Error::io(folder))
 }
 
-/// The parent of a bare file name is "", which the system does not take for the working directory.
-fn here(folder: &Path) -> &Path {
-    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 fn step_of(name: &str) -> Option<u64> {
     // `parse` alone would also take "+5".
     name.bytes().all(|b| b.is_ascii_digit()).then(|| name.parse().ok()).flatten()
@@ -307,18 +326,37 @@ fn step_of(name: &str) -> Option<u64> {
 
 // --- reading ----------------------------------------------------------------------------------------------------------
 
-/// Reads a checkpoint folder after verifying the size and hash of every file.
+/// An open checkpoint. Tensors are read when they are asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Of a model or of an adapter.
+    pub kind: Kind,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The configuration in Hugging Face's or PEFT's terms.
+    pub config: Value,
+    /// The weights.
+    pub weights: Tensors,
+    /// The optimizer's state.
+    pub optimizer: Tensors,
+    /// Whatever else the trainer needs to go on.
+    pub state: Value,
+}
+
+/// Opens a checkpoint folder after verifying the size and hash of every file.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] with the damaged file; if an earlier checkpoint beside this one is intact, the message says so.
-pub fn load(folder: &Path) -> Result<Contents> {
+pub fn open(folder: &Path) -> Result<Checkpoint> {
     let read = || {
-        let manifest = check(folder, Some(&FILES))?;
-        Ok(Contents {
+        let manifest = check(folder, Files::All)?;
+        let kind = manifest.kind();
+        Ok(Checkpoint {
+            kind,
             step: manifest.step,
-            config: read_json(&folder.join(CONFIG))?,
-            model: read_tensors(&folder.join(MODEL))?,
-            optimizer: read_tensors(&folder.join(OPTIMIZER))?,
+            config: read_json(&folder.join(kind.config_name()))?,
+            weights: Tensors::open(&folder.join(kind.weights_name()))?,
+            optimizer: Tensors::open(&folder.join(OPTIMIZER))?,
             state: read_json(&folder.join(STATE))?,
         })
     };
@@ -334,45 +372,81 @@ pub fn load(folder: &Path) -> Result<Contents> {
     })
 }
 
-/// Reads the configuration and the parameters of a model folder in Hugging Face's layout: config.json and
-/// model.safetensors with F32, F16 or BF16 tensors, sorted by name. A checkpoint is one too; where there is a manifest,
-/// both files are verified.
+/// Reads a whole checkpoint into memory.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] with the file that is missing or damaged, or the tensor of another type.
-pub fn load_model(folder: &Path) -> Result<(Value, Vec<Tensor>)> {
-    if folder.join(MANIFEST).exists() {
-        check(folder, Some(&[CONFIG, MODEL]))?;
-    }
-    let index = folder.join("model.safetensors.index.json");
-    if index.is_file() && !folder.join(MODEL).exists() {
-        return Err(broken(
-            index,
-            "weights in several files cannot be read; merge them into model.safetensors",
-        ));
-    }
-    Ok((read_json(&folder.join(CONFIG))?, read_tensors(&folder.join(MODEL))?))
+/// As [`open`].
+pub fn load(folder: &Path) -> Result<Contents> {
+    let Checkpoint { step, config, weights, optimizer, state, .. } = open(folder)?;
+    Ok(Contents { step, config, model: read_tensors(&weights)?, optimizer: read_tensors(&optimizer)?, state })
 }
 
-/// Compares a folder with its manifest: the sizes of all files or, where `names` are given, sizes and hashes of those.
-fn check(folder: &Path, names: Option<&[&str]>) -> Result<Manifest> {
+/// Opens a model folder, and verifies it first if it is a checkpoint's.
+///
+/// # Errors
+/// As [`ModelFolder::open`]; [`Error::Checkpoint`] for a damaged checkpoint.
+pub fn open_model(folder: &Path) -> Result<ModelFolder> {
+    if folder.join(MANIFEST).exists() {
+        check(folder, Files::Weights)?;
+    }
+    ModelFolder::open(folder)
+}
+
+/// Reads the configuration and all parameters of a model folder, sorted by name, into memory.
+///
+/// # Errors
+/// As [`open_model`].
+pub fn load_model(folder: &Path) -> Result<(Value, Vec<Tensor>)> {
+    let folder = open_model(folder)?;
+    Ok((folder.config().clone(), read_tensors(folder.tensors())?))
+}
+
+fn read_tensors(tensors: &Tensors) -> Result<Vec<Tensor>> {
+    let read = |info: &crate::folder::TensorInfo| {
+        let data = tensors.read_all(&info.name)?;
+        Ok(Tensor { name: info.name.clone(), shape: info.shape.clone(), data })
+    };
+    tensors.iter().map(read).collect()
+}
+
+/// What a manifest is compared with.
+#[derive(Clone, Copy, PartialEq)]
+enum Files {
+    /// The sizes of all files.
+    Sizes,
+    /// Sizes and hashes of all files.
+    All,
+    /// Sizes and hashes of the configuration and the weights.
+    Weights,
+}
+
+/// Compares a folder with its manifest.
+fn check(folder: &Path, which: Files) -> Result<Manifest> {
     let path = folder.join(MANIFEST);
     let manifest: Manifest = read_json(&path)?;
     // No hash covers the manifest itself. Its other fields are proved by the files; the step has only the folder's name.
     if step_of(&file_name(folder)).is_some_and(|step| step != manifest.step) {
         return Err(broken(path, "says another step than the folder's name; it is damaged"));
     }
-    for &name in names.unwrap_or(&FILES) {
-        let Some(expected) = manifest.files.get(name) else {
-            return Err(broken(path, format!("does not list {name}; it is damaged")));
-        };
+    let required = manifest.required();
+    if let Some(name) = required.iter().find(|name| !manifest.files.contains_key(**name)) {
+        return Err(broken(path, format!("does not list {name}; it is damaged")));
+    }
+    for (name, expected) in &manifest.files {
+        // The manifest is as little to be believed as the rest.
+        if name.contains(['/', '\\', ':']) || name == ".." {
+            return Err(broken(path, format!("lists {name:?}, which is not in the folder; it is damaged")));
+        }
+        if which == Files::Weights && !required[..2].contains(&name.as_str()) {
+            continue;
+        }
         let path = folder.join(name);
-        let bytes = read_file(&path)?;
+        let bytes = Mapped::open(&path)?;
         let (is, should) = (bytes.len() as u64, expected.bytes);
         if is != should {
             return Err(broken(path, format!("has {is} bytes instead of {should}; it is damaged")));
         }
-        if names.is_some() && hex(Sha256::new_with_prefix(&*bytes)) != expected.sha256 {
+        if which != Files::Sizes && bytes.sha256() != expected.sha256 {
             return Err(broken(path, "does not match its SHA-256 in manifest.json; it is damaged"));
         }
     }
@@ -383,13 +457,5 @@ fn check(folder: &Path, names: Option<&[&str]>) -> Result<Manifest> {
 fn previous_good(folder: &Path) -> Option<PathBuf> {
     let step = step_of(&file_name(folder))?;
     let earlier = numbered(folder.parent()?).ok()?.into_iter().filter(|(other, _)| *other < step);
-    earlier.map(|(_, folder)| folder).find(|folder| check(folder, Some(&FILES)).is_ok())
-}
-
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read_file(path)?).map_err(|e| broken(path, format!("invalid JSON: {e}")))
-}
-
-fn hex(sha256: Sha256) -> String {
-    sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    earlier.map(|(_, folder)| folder).find(|folder| check(folder, Files::All).is_ok())
 }

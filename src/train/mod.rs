@@ -7,10 +7,9 @@ pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod planning;
 #[cfg(not(target_arch = "wasm32"))]
-pub mod replan;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
+pub mod replan;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod run;
-mod tensors;
 pub mod trainer;

@@ -6,7 +6,7 @@ use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::Model;
 use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
-use crate::pipeline::{Plan, Setup};
+use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
 };
@@ -170,8 +170,7 @@ impl Planning {
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let measured: f64 =
-                actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
             if predicted > 0.0 && measured > 0.0 {
                 self.machine.devices[device].scale(measured / predicted);
             }
@@ -206,7 +205,7 @@ impl Planning {
             schedule: candidate.schedule.clone(),
             cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
             recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
-            training: true,
+            purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
         }
     }

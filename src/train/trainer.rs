@@ -12,7 +12,7 @@ use crate::gpu::{Device, now};
 use crate::model::{Model, init};
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
-use crate::pipeline::{Executor, Plan, Setup, Watch};
+use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule;
 
 /// One row of `metrics.jsonl`.
@@ -79,7 +79,7 @@ impl Trainer {
             },
             schedule,
             cuts: config.pipeline.cuts.clone(),
-            training: true,
+            purpose: Use::Training,
             budgets,
         })
     }

@@ -30,8 +30,8 @@ pub(super) fn axis(first: f64, last: f64, count: usize) -> Axis {
     Axis { marks: marks.map(|time| (time, format!("{:.decimals$}", time * factor + 0.0))).collect(), unit }
 }
 
-/// Seconds in words, in four digits.
-pub(crate) fn duration(seconds: f64) -> String {
+/// Seconds in words, in four digits: `1.234 s`, `12.34 ms`, `123.4 µs`.
+pub fn duration(seconds: f64) -> String {
     let (value, unit) = match seconds.abs() {
         s if s >= 1.0 => (seconds, "s"),
         s if s >= 1e-3 || s == 0.0 => (seconds * 1e3, "ms"),

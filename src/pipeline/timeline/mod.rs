@@ -16,7 +16,7 @@ mod step;
 mod svg;
 mod terminal;
 
-pub(crate) use axis::duration;
+pub use axis::duration;
 pub use comparison::{ActionTime, Comparison};
 pub use gaps::{Cause, Gap};
 pub use step::Step;

@@ -34,12 +34,11 @@ impl Step {
     pub fn predicted(prediction: &Prediction) -> Result<Step> {
         let simulation = prediction.simulate()?;
         let timeline = prediction.timeline()?;
-        let schedule = prediction.schedule()?.lowered()?;
         let cells = simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
         let ready: Vec<f64> = prediction.costs.ranks.iter().map(|rank| rank.begin).collect();
         let mut step = Step {
             timeline,
-            schedule: without_transfers(schedule),
+            schedule: without_transfers(prediction.schedule()?),
             cells: cells.copied().collect(),
             idle: simulation.idle,
             gaps: Vec::new(),

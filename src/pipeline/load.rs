@@ -1,0 +1,40 @@
+//! Weights from a model folder to the devices that use them, a piece at a time: the whole model is never in host memory.
+
+use super::Executor;
+use crate::error::Result;
+use crate::folder::Tensors;
+use crate::ops::parameters::Part;
+
+/// Elements that pass through host memory at a time.
+const PIECE: usize = 4 << 20;
+
+impl Executor {
+    /// Sets every weight from the tensor of the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`](crate::error::Error::Checkpoint) that lists every tensor that is missing, left over or of
+    /// another shape, before any weight is set; those of a device.
+    pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
+        let all = self.parameters().to_vec();
+        let expected: Vec<(String, Vec<usize>)> =
+            all.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        let tied: Vec<String> = all.iter().filter(|p| p.tied_to.is_some()).map(|p| p.name.clone()).collect();
+        tensors.check(&expected, &tied)?;
+        for parameter in all.iter().filter(|p| p.tied_to.is_none()) {
+            self.load_part(tensors, &parameter.name, &parameter.name, Part::Weight).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets part of a parameter from a tensor.
+    pub async fn load_part(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
+        let len = tensors.get(tensor).map_or(0, |info| info.len());
+        for first in (0..len.max(1)).step_by(PIECE) {
+            let mut values = vec![0.0; PIECE.min(len - first)];
+            tensors.read(tensor, first..first + values.len(), &mut values)?;
+            self.write_from(name, part, first, values).await?;
+        }
+        Ok(())
+    }
+}
