@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Environment, adapters, budgets, note, open, parse_devices};
+use indicatif::{ProgressBar, ProgressDrawTarget};
+
+use super::{Environment, adapters, budgets, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
@@ -110,7 +112,11 @@ fn measure(
         fresh,
     };
     let sizes: Vec<usize> = microbatches(config).iter().map(|m| config.train.batch / m).collect();
-    profiler.machine(&sizes, &mut |what| note(what))
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let machine = profiler.machine(&sizes, &mut |what| spinner.set_message(what.to_string()));
+    spinner.finish_and_clear();
+    machine
 }
 
 /// The budget of each device: `--memory`, or the adapter's own memory, shared by the devices opened on it.

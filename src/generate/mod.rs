@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::folder::Tensors;
 use crate::gpu::Device;
 use crate::model::ModelConfig;
@@ -101,7 +102,8 @@ impl Generator {
         Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary: config.vocabulary })
     }
 
-    /// Sets the weights, as [`Executor::load`].
+    /// Sets the weights from a model folder's tensors, which must be exactly the model's.
+    #[cfg(not(target_arch = "wasm32"))]
     pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
         self.executor.load(tensors).await
     }
