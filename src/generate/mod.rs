@@ -166,11 +166,9 @@ impl Generator {
             if calls.iter().any(|(other, _)| *other == group) {
                 continue;
             }
-            for at in first..first + self.batch {
-                let text = &mut texts[at];
-                if text.done {
-                    continue;
-                }
+            let waiting = texts[first..][..self.batch].iter_mut().enumerate().filter(|(_, text)| !text.done);
+            for (row, text) in waiting {
+                let at = first + row;
                 if text.logits.iter().any(|logit| !logit.is_finite()) {
                     return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
                 }

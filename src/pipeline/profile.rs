@@ -1,6 +1,7 @@
 //! Measures this machine for a model: layers on each adapter, links between each pair, how much two disturb each other.
 //! Every figure comes from [real steps](super::probe) and takes seconds; a cache keeps them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,9 +72,9 @@ impl Profiler<'_> {
         for i in 0..count {
             for j in i + 1..count {
                 let key = (first(i), first(j));
-                if !pairs.contains_key(&key) {
+                if let Entry::Vacant(entry) = pairs.entry(key) {
                     let demand = profiles[&key.0].cores + profiles[&key.1].cores;
-                    pairs.insert(key, self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
+                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
                 }
             }
         }
