@@ -88,15 +88,11 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     for &index in &indices {
         for count in [2, 3] {
-            for schedule in crate::schedule::NAMES {
-                proofs.push(prove::prove(&vec![index; count], schedule)?);
-            }
+            prove::prove(&vec![index; count], |proof| proofs.push(proof))?;
         }
     }
     if indices.len() > 1 {
-        for schedule in crate::schedule::NAMES {
-            proofs.push(prove::prove(&named, schedule)?);
-        }
+        prove::prove(&named, |proof| proofs.push(proof))?;
     }
     bar.finish_and_clear();
     Ok(proofs)

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::gpu::{Device, OpenOptions};
 use crate::ops::parameters::Part;
 use crate::pipeline::Plan;
+use crate::schedule::NAMES;
 
 /// What was compared, and what came out.
 #[derive(Clone, Debug, Serialize)]
@@ -31,7 +32,7 @@ const UNLIKE: f64 = 1e-4;
 const CONFIG: &str = "
 [model]
 kind = 'gpt2'
-layers = 3
+layers = 5
 width = 48
 heads = 3
 context = 24
@@ -44,15 +45,22 @@ batch = 8
 sequence = 24
 learning_rate = 3e-3
 warmup = 2
-[pipeline]
-microbatches = 4
 ";
 
 /// Losses of five steps and the gradients of the first.
 type Trace = (Vec<f64>, Vec<Vec<f32>>);
 
-fn trace(indices: &[usize], schedule: &str) -> Result<Trace> {
-    let config = Config::parse(CONFIG, &[format!("pipeline.schedule={schedule}")], "proof")?;
+/// `ranks`: for how many devices the sizes must do, which are those of every run that is compared.
+fn trace(indices: &[usize], schedule: &str, ranks: usize) -> Result<Trace> {
+    // Interleaving wants two stages a device and whole rounds of microbatches.
+    let (layers, microbatches) = (5.max(2 * ranks), 4usize.next_multiple_of(ranks));
+    let sizes = [
+        format!("pipeline.schedule={schedule}"),
+        format!("model.layers={layers}"),
+        format!("pipeline.microbatches={microbatches}"),
+        format!("train.batch={}", 2 * microbatches),
+    ];
+    let config = Config::parse(CONFIG, &sizes, "proof")?;
     let text: Vec<u8> =
         (0u32..4000).map(|i| b"pipelines keep every device busy; "[(i * i / 7 % 34) as usize]).collect();
     let t = &config.train;
@@ -77,13 +85,21 @@ fn trace(indices: &[usize], schedule: &str) -> Result<Trace> {
     Ok((losses, gradients))
 }
 
-/// Compares these adapters, one stage each, with the first of them alone.
-pub fn prove(indices: &[usize], schedule: &str) -> Result<Proof> {
-    let (alone, split) = (trace(&indices[..1], schedule)?, trace(indices, schedule)?);
+/// Compares these adapters in every named schedule with the first of them alone. `each` hears of every comparison.
+pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
+    let alone = trace(&indices[..1], "1f1b", indices.len())?;
+    for schedule in NAMES {
+        each(compare(indices, schedule, &alone)?);
+    }
+    Ok(())
+}
+
+fn compare(indices: &[usize], schedule: &str, alone: &Trace) -> Result<Proof> {
+    let split = trace(indices, schedule, indices.len())?;
     let pairs = alone.0.iter().zip(&split.0);
     let loss_difference = pairs.map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
     let bits = |t: &Trace| t.1.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let identical = alone.0 == split.0 && bits(&alone) == bits(&split);
+    let identical = alone.0 == split.0 && bits(alone) == bits(&split);
     let alike = indices.windows(2).all(|pair| pair[0] == pair[1]);
     let found = if identical {
         "losses and gradients identical bit for bit".into()
