@@ -143,7 +143,7 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
                 let recorded = out.record(&mut recorder, &source, tag).await.expect("records");
                 from.below(1).await;
                 recorder.submit(|| ());
-                out.sent(recorded);
+                recorded.submitted();
             }
         };
         let receive = async |count: usize| {
@@ -152,7 +152,7 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
                 let (recorded, _) = inward.record(&mut recorder, &target, tag).await.expect("records");
                 to.below(1).await;
                 recorder.submit(|| ());
-                inward.received(recorded);
+                recorded.submitted();
             }
             to.below(1).await;
         };

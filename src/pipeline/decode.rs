@@ -1,5 +1,6 @@
 //! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches.
 
+use super::link::Recorded;
 use super::log::State;
 use super::rank::{Rank, Reply};
 use super::timeline::EventKind;
@@ -58,30 +59,23 @@ impl Rank {
                 device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
             }
         }
-        let mut received = None;
+        let mut copies = Vec::new();
         if let (Some(incoming), Some(input)) = (&mut stage.forward_in, program.stage().input) {
             let to = program.range(&self.parameters, input, slots)?;
             self.log.state(State::Waiting, format!("tokens of group {}", grow.group));
-            received = Some(incoming.record(&mut recorder, &to, grow.number).await?.0);
+            copies.push(incoming.record(&mut recorder, &to, grow.number).await?.0);
         }
         self.log.state(State::Working, format!("tokens of group {}", grow.group));
         let launches = program.launch_flops(Phase::Forward).len();
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
         let output =
             program.stage().output.map(|id| program.range(&self.parameters, id, slots)).transpose()?;
-        let mut sent = None;
         if let (Some(outgoing), Some(from)) = (&mut stage.forward_out, &output) {
-            sent = Some(outgoing.record(&mut recorder, from, grow.number).await?);
+            copies.push(outgoing.record(&mut recorder, from, grow.number).await?);
         }
         let last = stage.forward_out.is_none();
         self.submit(recorder, "grow", EventKind::Forward, None, 0.0, started).await;
-        let Some(stage) = self.stages.get(&at) else { return Ok(None) };
-        if let (Some(outgoing), Some(sent)) = (&stage.forward_out, sent) {
-            outgoing.sent(sent);
-        }
-        if let (Some(incoming), Some(received)) = (&stage.forward_in, received) {
-            incoming.received(received);
-        }
+        copies.into_iter().for_each(Recorded::submitted);
         device.check("decoding")?;
         match output.filter(|_| last) {
             Some(range) => Ok(Some(device.read_f32(&range).await?)),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::link::{Incoming, Outgoing};
+use super::link::{Incoming, Outgoing, Recorded};
 use super::log::State;
 use super::rank::{Rank, StepPart};
 use super::timeline::EventKind;
@@ -29,13 +29,12 @@ impl Rank {
     pub(super) async fn finish_step(&mut self) -> Result<StepPart> {
         let device = self.device.clone();
         let mut recorder = device.record();
-        let mut armed = Vec::new();
+        let mut copies = Vec::new();
         for tied in &mut self.tied {
             match tied {
                 Tied::User { name, gradient, .. } => {
                     let from = self.parameters.gradient(name)?;
-                    let recorded = gradient.record(&mut recorder, &from, self.steps).await?;
-                    armed.push(recorded);
+                    copies.push(gradient.record(&mut recorder, &from, self.steps).await?);
                 }
                 Tied::Owner { name, gradient, sum, add, .. } => {
                     self.log.state(State::Waiting, format!("gradient of {name}"));
@@ -44,7 +43,7 @@ impl Rank {
                         self.log.host("tied gradient", EventKind::Copy, c.start, c.end, c.bytes);
                     }
                     recorder.dispatch(&add.0, &add.1, add.2);
-                    armed.push(recorded);
+                    copies.push(recorded);
                 }
             }
         }
@@ -59,12 +58,7 @@ impl Rank {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
         self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
-        for (tied, recorded) in self.tied.iter().zip(armed) {
-            match tied {
-                Tied::User { gradient, .. } => gradient.sent(recorded),
-                Tied::Owner { gradient, .. } => gradient.received(recorded),
-            }
-        }
+        copies.into_iter().for_each(Recorded::submitted);
         let squares = if sums.bytes > 0 {
             let bytes = device.read_staging(&self.sums, sums.bytes).await?;
             self.parameters.squares(&bytemuck::pod_collect_to_vec(&bytes))
@@ -99,11 +93,7 @@ impl Rank {
             }
         }
         self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
-        let owners = self.tied.iter().filter_map(|t| match t {
-            Tied::Owner { weight, .. } => Some(weight),
-            Tied::User { .. } => None,
-        });
-        owners.zip(sent).for_each(|(weight, recorded)| weight.sent(recorded));
+        sent.into_iter().for_each(Recorded::submitted);
         for tied in &mut self.tied {
             if let Tied::User { name, weight, .. } = tied {
                 let to = self.parameters.weight(name)?;
@@ -116,7 +106,7 @@ impl Rank {
                 self.log.submitted("tied weight", EventKind::Optimizer, None, 0.0);
                 let log = self.log.clone();
                 recorder.submit(move || log.finished());
-                weight.received(recorded);
+                recorded.submitted();
             }
         }
         device.check("updating weights")

@@ -47,10 +47,18 @@ struct Upload {
     writable: mpsc::UnboundedSender<Buffer>,
 }
 
-/// A mappable buffer whose copy is recorded; [`Outgoing::sent`] or [`Incoming::received`] follows the submission.
-pub struct Recorded {
-    tag: usize,
-    buffer: Option<Buffer>,
+/// A copy that is recorded; [`Recorded::submitted`] follows the submission.
+#[must_use = "the buffer is of no use to anyone before the submission is followed by `submitted`"]
+pub struct Recorded(After);
+
+/// What follows the submission.
+enum After {
+    /// Both ends are on one device: nothing.
+    Nothing,
+    /// The read-back buffer is mapped and goes to the receiver.
+    Travel { tag: usize, buffer: Buffer, filled: mpsc::UnboundedSender<Message> },
+    /// The upload buffer is mapped and goes back to its ring.
+    Return { buffer: Buffer, writable: mpsc::UnboundedSender<Buffer> },
 }
 
 /// One host copy: when, and how many bytes.
@@ -118,21 +126,11 @@ impl Outgoing {
         recorder.copy(&from.buffer, from.offset, &buffer, 0, from.bytes);
         if !self.local {
             self.bytes += from.bytes;
-            return Ok(Recorded { tag, buffer: Some(buffer) });
+            return Ok(Recorded(After::Travel { tag, buffer, filled: self.filled.clone() }));
         }
         // The receiver's copy is recorded after this one in the same queue.
         let _ = self.filled.unbounded_send(Message { tag, buffer, good: true });
-        Ok(Recorded { tag, buffer: None })
-    }
-
-    /// Lets the copy travel as soon as the submission that holds it has finished.
-    pub fn sent(&self, recorded: Recorded) {
-        let Recorded { tag, buffer: Some(buffer) } = recorded else { return };
-        let (filled, message) = (self.filled.clone(), buffer.clone());
-        buffer.map(Mapping::Read, move |good| {
-            // A receiver that is gone has failed and said so.
-            let _ = filled.unbounded_send(Message { tag, buffer: message, good });
-        });
+        Ok(Recorded(After::Nothing))
     }
 }
 
@@ -157,7 +155,7 @@ impl Incoming {
         let Some(ring) = &mut self.upload else {
             recorder.copy(&message.buffer, 0, &to.buffer, to.offset, to.bytes);
             let _ = self.back.unbounded_send(message.buffer);
-            return Ok((Recorded { tag, buffer: None }, None));
+            return Ok((Recorded(After::Nothing), None));
         };
         let upload = ring.free.next().await.ok_or_else(closed)?;
         let start = now();
@@ -168,17 +166,31 @@ impl Incoming {
         // A sender that is gone needs its buffer no more.
         let _ = self.back.unbounded_send(message.buffer);
         recorder.copy(&upload, 0, &to.buffer, to.offset, to.bytes);
-        Ok((Recorded { tag, buffer: Some(upload) }, Some(copy)))
+        let recorded = Recorded(After::Return { buffer: upload, writable: ring.writable.clone() });
+        Ok((recorded, Some(copy)))
     }
+}
 
-    /// Makes the upload buffer writable again after the submission that reads it.
-    pub fn received(&self, recorded: Recorded) {
-        let (Some(ring), Some(buffer)) = (&self.upload, recorded.buffer) else { return };
-        let (writable, upload) = (ring.writable.clone(), buffer.clone());
-        buffer.map(Mapping::Write, move |good| {
-            if good {
-                let _ = writable.unbounded_send(upload);
+impl Recorded {
+    /// Lets the copy travel, or its buffer return, as soon as the submission that holds it has finished.
+    pub fn submitted(self) {
+        match self.0 {
+            After::Nothing => {}
+            After::Travel { tag, buffer, filled } => {
+                let message = buffer.clone();
+                buffer.map(Mapping::Read, move |good| {
+                    // A receiver that is gone has failed and said so.
+                    let _ = filled.unbounded_send(Message { tag, buffer: message, good });
+                });
             }
-        });
+            After::Return { buffer, writable } => {
+                let upload = buffer.clone();
+                buffer.map(Mapping::Write, move |good| {
+                    if good {
+                        let _ = writable.unbounded_send(upload);
+                    }
+                });
+            }
+        }
     }
 }

@@ -93,13 +93,6 @@ pub(super) struct Rank {
     pub(super) steps: usize,
 }
 
-/// Copies recorded in a submission, to be armed after it.
-#[derive(Default)]
-struct Copies {
-    sent: Vec<(usize, Kind, Recorded)>,
-    received: Vec<(usize, Kind, Recorded)>,
-}
-
 impl Rank {
     /// Answers commands until their sender is gone or one fails.
     pub(super) async fn serve(
@@ -190,8 +183,8 @@ impl Rank {
             _ => (EventKind::Forward, &[Phase::Forward]),
         };
         let mut recorder = device.record();
-        let mut copies = Copies::default();
-        self.receive(action, &mut recorder, &mut copies).await?;
+        // Copies of the submission that is being recorded.
+        let mut copies: Vec<Recorded> = self.receive(action, &mut recorder).await?.into_iter().collect();
         let mut started = now();
         self.log.state(State::Working, label.clone());
         if action.kind == Kind::F {
@@ -217,15 +210,15 @@ impl Rank {
                 if from < flops.len() {
                     self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
                     started = now();
-                    self.arm(&mut copies);
+                    copies.drain(..).for_each(Recorded::submitted);
                     used = 0.0;
                     recorder = device.record();
                 }
             }
         }
-        self.send(action, &mut recorder, &mut copies, slots).await?;
+        copies.extend(self.send(action, &mut recorder, slots).await?);
         self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
-        self.arm(&mut copies);
+        copies.drain(..).for_each(Recorded::submitted);
         device.check(&format!("running {label}"))
     }
 
@@ -237,21 +230,16 @@ impl Rank {
     }
 
     /// Waits for what the action needs from a neighbour and records its copy into place.
-    async fn receive(
-        &mut self,
-        action: Action,
-        recorder: &mut Recorder<'_>,
-        copies: &mut Copies,
-    ) -> Result<()> {
+    async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>) -> Result<Option<Recorded>> {
         let slots = self.slots(action);
         let log = self.log.clone();
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
         let (incoming, value, kind) = match action.kind {
             Kind::F => (&mut stage.forward_in, stage.program.stage().input, Kind::RecvF),
             Kind::I | Kind::B => (&mut stage.backward_in, stage.program.stage().d_output, Kind::RecvB),
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
-        let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(()) };
+        let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(None) };
         let to = stage.program.range(&self.parameters, value, slots)?;
         let receive = Action { kind, ..action }.to_string();
         log.state(State::Waiting, receive.clone());
@@ -259,8 +247,7 @@ impl Rank {
         if let Some(copy) = copy {
             log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
         }
-        copies.received.push((action.stage, kind, recorded));
-        Ok(())
+        Ok(Some(recorded))
     }
 
     /// Records the copy of what the action made for a neighbour, and of the losses.
@@ -268,9 +255,8 @@ impl Rank {
         &mut self,
         action: Action,
         recorder: &mut Recorder<'_>,
-        copies: &mut Copies,
         slots: Slots,
-    ) -> Result<()> {
+    ) -> Result<Option<Recorded>> {
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
         if action.kind == Kind::F
             && let (Some(loss), Some((losses, _))) = (stage.program.stage().loss, &self.losses)
@@ -279,38 +265,14 @@ impl Rank {
             let offset = from.bytes * action.microbatch as u64;
             recorder.copy(&from.buffer, from.offset, losses, offset, from.bytes);
         }
-        let (outgoing, value, kind) = match action.kind {
-            Kind::F => (&mut stage.forward_out, stage.program.stage().output, Kind::SendF),
-            Kind::I | Kind::B => (&mut stage.backward_out, stage.program.stage().d_input, Kind::SendB),
-            _ => return Ok(()),
+        let (outgoing, value) = match action.kind {
+            Kind::F => (&mut stage.forward_out, stage.program.stage().output),
+            Kind::I | Kind::B => (&mut stage.backward_out, stage.program.stage().d_input),
+            _ => return Ok(None),
         };
-        let (Some(outgoing), Some(value)) = (outgoing, value) else { return Ok(()) };
+        let (Some(outgoing), Some(value)) = (outgoing, value) else { return Ok(None) };
         let from = stage.program.range(&self.parameters, value, slots)?;
-        let recorded = outgoing.record(recorder, &from, action.microbatch).await?;
-        copies.sent.push((action.stage, kind, recorded));
-        Ok(())
-    }
-
-    /// After a submission: lets its copies travel, and reuses the buffers that it empties.
-    fn arm(&self, copies: &mut Copies) {
-        for (stage, kind, recorded) in copies.sent.drain(..) {
-            let stage = self.stages.get(&stage);
-            let end = stage.and_then(|s| {
-                if kind == Kind::SendF { s.forward_out.as_ref() } else { s.backward_out.as_ref() }
-            });
-            if let Some(end) = end {
-                end.sent(recorded);
-            }
-        }
-        for (stage, kind, recorded) in copies.received.drain(..) {
-            let stage = self.stages.get(&stage);
-            let end = stage.and_then(|s| {
-                if kind == Kind::RecvF { s.forward_in.as_ref() } else { s.backward_in.as_ref() }
-            });
-            if let Some(end) = end {
-                end.received(recorded);
-            }
-        }
+        outgoing.record(recorder, &from, action.microbatch).await.map(Some)
     }
 
     /// Uploads a microbatch's tokens and targets, and the rows sorted by token for the embedding's gradient.
