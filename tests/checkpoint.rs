@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polystage::Error;
-use polystage::folder::{Dtype, Kind, Layout};
+use polystage::folder::{Dtype, Kind, Layout, TensorInfo};
 use polystage::train::checkpoint::{
-    Contents, Tensor, Writer, latest, load, load_model, open, resolve, save, write_atomic,
+    Contents, Tensor, Writer, latest, load, open, open_model, resolve, save, write_atomic,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -57,6 +57,17 @@ fn message<T: std::fmt::Debug>(result: polystage::Result<T>) -> String {
 /// A safetensors file with this header and this data.
 fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+/// The configuration and all parameters of a model folder, sorted by name.
+fn load_model(folder: &Path) -> polystage::Result<(Value, Vec<Tensor>)> {
+    let folder = open_model(folder)?;
+    let read = |info: &TensorInfo| {
+        let (name, shape) = (info.name.clone(), info.shape.clone());
+        Ok(Tensor { data: folder.tensors().read_all(&name)?, name, shape })
+    };
+    let tensors = folder.tensors().iter().map(read).collect::<polystage::Result<_>>()?;
+    Ok((folder.config().clone(), tensors))
 }
 
 /// What is read from a model folder with these bytes as weights.

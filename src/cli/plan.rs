@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use super::planning::{MachineArguments, bases, for_devices, for_file, read_config};
+use super::planning::{Experiment, for_devices, for_file};
 use super::{Environment, say};
 use crate::error::Result;
 use crate::folder::write_atomic;
@@ -18,13 +18,8 @@ use crate::plan::Explanation;
     after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml"
 )]
 pub(super) struct Arguments {
-    /// The experiment: a TOML file.
-    config: PathBuf,
-    /// Override a key of the file; may be given several times.
-    #[arg(long, value_name = "a.b=c")]
-    set: Vec<String>,
     #[command(flatten)]
-    machine: MachineArguments,
+    experiment: Experiment,
     /// Write the profiles that the plan was made with to this file.
     #[arg(long, value_name = "FILE")]
     write_machine: Option<PathBuf>,
@@ -40,11 +35,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
-    let config = read_config(&arguments.config, &arguments.set, arguments.machine.devices.as_deref())?;
-    let bases = bases(&arguments.config);
-    let planning = match &arguments.machine.machine {
-        Some(file) => for_file(&config, file, arguments.machine.memory.as_deref(), &bases)?,
-        None => for_devices(&config, &arguments.machine, environment, &bases)?.0,
+    let experiment = &arguments.experiment;
+    let config = experiment.read()?;
+    let planning = match &experiment.machine {
+        Some(file) => for_file(&config, file, experiment)?,
+        None => for_devices(&config, experiment, environment)?.0,
     };
     let planned = planning.search()?;
     let best = &planned.best;
@@ -63,7 +58,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     if arguments.json {
         let mut value = serde_json::to_value(&explanation).unwrap_or_default();
         value["schedule_text"] = best.schedule.to_string().into();
-        value["cuts"] = best.stages[1..].iter().map(|range| range.start).collect::<Vec<_>>().into();
+        value["cuts"] = best.cuts().into();
         say(serde_json::to_string_pretty(&value).unwrap_or_default());
         return Ok(0);
     }

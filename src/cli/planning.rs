@@ -13,9 +13,14 @@ use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
 use crate::train::planning::{Planning, given_schedule, microbatches};
 
-/// Flags about devices, budgets and the machine.
+/// An experiment, and the machine it is for.
 #[derive(clap::Args)]
-pub(super) struct MachineArguments {
+pub(super) struct Experiment {
+    /// The experiment: a TOML file.
+    pub(super) config: PathBuf,
+    /// Override a key of the file; may be given several times.
+    #[arg(long, value_name = "a.b=c")]
+    set: Vec<String>,
     /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto.
     #[arg(long)]
     pub(super) devices: Option<String>,
@@ -30,25 +35,27 @@ pub(super) struct MachineArguments {
     pub(super) measure: bool,
 }
 
-/// Reads an experiment with its overrides.
-pub(super) fn read_config(path: &Path, overrides: &[String], devices: Option<&str>) -> Result<Config> {
-    let place = path.display().to_string();
-    // A pipe would make the program wait for ever.
-    let text = match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
-        _ => std::fs::read_to_string(path)
-            .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
-    };
-    let mut config = Config::parse(&text, overrides, &place)?;
-    if let Some(devices) = devices {
-        config.pipeline.devices = parse_devices(devices)?;
+impl Experiment {
+    /// Reads the file with its overrides.
+    pub(super) fn read(&self) -> Result<Config> {
+        let place = self.config.display().to_string();
+        // A pipe would make the program wait for ever.
+        let text = match std::fs::metadata(&self.config) {
+            Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
+            _ => std::fs::read_to_string(&self.config)
+                .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
+        };
+        let mut config = Config::parse(&text, &self.set, &place)?;
+        if let Some(devices) = &self.devices {
+            config.pipeline.devices = parse_devices(devices)?;
+        }
+        Ok(config)
     }
-    Ok(config)
-}
 
-/// The folders from which a config's paths count.
-pub(super) fn bases(config: &Path) -> Vec<PathBuf> {
-    vec![config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
+    /// The folders from which the file's paths count.
+    pub(super) fn bases(&self) -> Vec<PathBuf> {
+        vec![self.config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
+    }
 }
 
 fn read_machine(path: &Path) -> Result<Machine> {
@@ -59,37 +66,31 @@ fn read_machine(path: &Path) -> Result<Machine> {
 }
 
 /// For a machine file alone: no device is opened.
-pub(super) fn for_file(
-    config: &Config,
-    file: &Path,
-    memory: Option<&str>,
-    bases: &[PathBuf],
-) -> Result<Planning> {
+pub(super) fn for_file(config: &Config, file: &Path, experiment: &Experiment) -> Result<Planning> {
     let mut machine = read_machine(file)?;
     let defaults: Vec<Option<u64>> = machine.devices.iter().map(|d| d.memory).collect();
-    for (device, budget) in machine.devices.iter_mut().zip(budgets(memory, defaults)?) {
+    for (device, budget) in machine.devices.iter_mut().zip(budgets(experiment.memory.as_deref(), defaults)?) {
         device.memory = budget;
     }
-    Planning::for_machine(config, machine, given_schedule(config, bases)?)
+    Planning::for_machine(config, machine, given_schedule(config, &experiment.bases())?)
 }
 
 /// For the devices of this machine, opened and measured.
 pub(super) fn for_devices(
     config: &Config,
-    arguments: &MachineArguments,
+    experiment: &Experiment,
     environment: &Environment,
-    bases: &[PathBuf],
 ) -> Result<(Planning, Vec<Device>)> {
     let devices = open(&config.pipeline.devices, &adapters()?)?;
-    let given = given_schedule(config, bases)?;
-    let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
-    let machine = match &arguments.machine {
+    let given = given_schedule(config, &experiment.bases())?;
+    let budgets = device_budgets(experiment.memory.as_deref(), &devices)?;
+    let machine = match &experiment.machine {
         Some(file) => {
             let mut machine = read_machine(file)?;
             machine.devices.iter_mut().zip(&budgets).for_each(|(device, &budget)| device.memory = budget);
             machine
         }
-        None => measure(config, &devices, &budgets, arguments.measure, environment)?,
+        None => measure(config, &devices, &budgets, experiment.measure, environment)?,
     };
     Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
 }

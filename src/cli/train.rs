@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::planning::{MachineArguments, bases, device_budgets, for_devices, read_config, settle};
+use super::planning::{Experiment, device_budgets, for_devices, settle};
 use super::{Environment, adapters, generate, leave, note, open, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
@@ -29,13 +29,8 @@ use crate::train::trainer::{Row, Trainer};
     after_help = "Examples:\n  polystage train configs/tiny.toml\n  polystage train configs/tiny.toml --devices 0,1 --set train.steps=500 --out runs/mine\n  polystage train configs/tiny.toml --out runs/mine --resume"
 )]
 pub(super) struct Arguments {
-    /// The experiment: a TOML file.
-    config: PathBuf,
-    /// Override a key of the file; may be given several times.
-    #[arg(long, value_name = "a.b=c")]
-    set: Vec<String>,
     #[command(flatten)]
-    machine: MachineArguments,
+    experiment: Experiment,
     /// Neither measure nor plan: balance by floating-point operations, in 1f1b unless the config says otherwise.
     #[arg(long, conflicts_with_all = ["machine", "measure"])]
     no_plan: bool,
@@ -81,9 +76,9 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 }
 
 fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
-    let mut config = read_config(&arguments.config, &arguments.set, arguments.machine.devices.as_deref())?;
-    let bases = bases(&arguments.config);
-    let corpus = Corpus::open(&config.data.train, &bases)?;
+    let experiment = &arguments.experiment;
+    let mut config = experiment.read()?;
+    let corpus = Corpus::open(&config.data.train, &experiment.bases())?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(corpus, t.batch, t.sequence, order, t.seed)?;
     let out = out_folder(arguments)?;
@@ -97,11 +92,11 @@ fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
     }
     let (all, devices, plan, planned) = if arguments.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
-        let budgets = device_budgets(arguments.machine.memory.as_deref(), &devices)?;
+        let budgets = device_budgets(experiment.memory.as_deref(), &devices)?;
         let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
-        let (planning, all) = for_devices(&config, &arguments.machine, environment, &bases)?;
+        let (planning, all) = for_devices(&config, experiment, environment)?;
         let planned = planning.search()?;
         let plan = planning.plan(&planned.best)?;
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
@@ -119,7 +114,8 @@ fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
     if let Some(out) = &arguments.out {
         return Ok(out.clone());
     }
-    let name = arguments.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let name =
+        arguments.experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let numbered = |n: usize| PathBuf::from("runs").join(format!("{name}-{n}"));
     let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
     if !arguments.resume {
@@ -352,7 +348,7 @@ fn compare(
         Verdict::Move { to, off, staying } => {
             let watch = trainer.watch();
             watch.block_on(trainer.move_to(replanner.planning().plan(&to)?, &pick(all, &to.devices)))?;
-            let cuts: Vec<usize> = to.stages[1..].iter().map(|range| range.start).collect();
+            let cuts = to.cuts();
             tell(format!(
                 "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts:?}, {}: {:.1} ms predicted instead of {:.1} ms",
                 100.0 * off,

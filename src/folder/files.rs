@@ -84,7 +84,7 @@ impl Mapped {
     pub(crate) fn sha256(&self) -> String {
         let mut sha256 = Sha256::new();
         self.pieces(0..self.len(), |piece| sha256.update(piece));
-        hex(sha256)
+        hex(&sha256.finalize())
     }
 }
 
@@ -142,7 +142,7 @@ impl Hashed {
     pub(crate) fn finish(mut self) -> std::io::Result<Fingerprint> {
         self.flush()?;
         self.file.get_ref().sync_all()?;
-        Ok(Fingerprint { bytes: self.bytes, sha256: hex(self.sha256) })
+        Ok(Fingerprint { bytes: self.bytes, sha256: hex(&self.sha256.finalize()) })
     }
 }
 
@@ -266,6 +266,7 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn hex(sha256: Sha256) -> String {
-    sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// Two digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

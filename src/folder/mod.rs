@@ -23,6 +23,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use files::hex;
 pub use files::write_atomic;
 use files::{broken, file_name, here, read_json};
 pub use tensors::{Dtype, TensorInfo, Tensors};

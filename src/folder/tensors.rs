@@ -182,18 +182,11 @@ impl Tensors {
     /// # Errors
     /// [`Error::Checkpoint`] for a tensor that is not there, or a range that it does not have or `out` does not fit.
     pub fn read(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let (dtype, file, bytes) = self.locate(name, elements, out.len())?;
-        let mut at = 0;
-        file.pieces(bytes, |piece| {
-            let out = &mut out[at..][..piece.len() / dtype.size()];
-            at += out.len();
-            match dtype {
-                Dtype::F32 => copy(piece, out, f32::from_le_bytes),
-                Dtype::BF16 => copy(piece, out, |[low, high]| f32::from_le_bytes([0, 0, low, high])),
-                Dtype::F16 => widen(piece, out),
-            }
-        });
-        Ok(())
+        self.convert(name, elements, out, |dtype, piece, out| match dtype {
+            Dtype::F32 => copy(piece, out, f32::from_le_bytes),
+            Dtype::BF16 => copy(piece, out, |[low, high]| f32::from_le_bytes([0, 0, low, high])),
+            Dtype::F16 => widen(piece, out),
+        })
     }
 
     /// Converts a range of a tensor's elements to bfloat16: the file's own bits where it stores BF16, else rounded to
@@ -202,18 +195,29 @@ impl Tensors {
     /// # Errors
     /// As [`Tensors::read`].
     pub fn read_bf16(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<()> {
+        self.convert(name, elements, out, |dtype, piece, out| match dtype {
+            Dtype::BF16 => copy(piece, out, u16::from_le_bytes),
+            Dtype::F32 => copy(piece, out, |bytes| bf16::from_f32(f32::from_le_bytes(bytes)).to_bits()),
+            Dtype::F16 => copy(piece, out, |bytes| {
+                bf16::from_f32(f16::from_bits(u16::from_le_bytes(bytes)).to_f32()).to_bits()
+            }),
+        })
+    }
+
+    /// Fills `out` from a range of elements, a piece of the file and the elements it holds at a time.
+    fn convert<T>(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        out: &mut [T],
+        fill: impl Fn(Dtype, &[u8], &mut [T]),
+    ) -> Result<()> {
         let (dtype, file, bytes) = self.locate(name, elements, out.len())?;
         let mut at = 0;
         file.pieces(bytes, |piece| {
             let out = &mut out[at..][..piece.len() / dtype.size()];
             at += out.len();
-            match dtype {
-                Dtype::BF16 => copy(piece, out, u16::from_le_bytes),
-                Dtype::F32 => copy(piece, out, |bytes| bf16::from_f32(f32::from_le_bytes(bytes)).to_bits()),
-                Dtype::F16 => copy(piece, out, |bytes| {
-                    bf16::from_f32(f16::from_bits(u16::from_le_bytes(bytes)).to_f32()).to_bits()
-                }),
-            }
+            fill(dtype, piece, out);
         });
         Ok(())
     }

@@ -225,7 +225,7 @@ fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<
 
 /// One rank with a stage for the embedding, one of one block, one of two, one for the head; I and W apart or together.
 pub(super) fn layers_schedule(split: bool) -> (Schedule, Vec<usize>) {
-    let stages = 4;
+    let stages = LAYERS.len();
     let pass = |kind: Kind, backward: bool| {
         (0..MICROBATCHES).flat_map(move |m| {
             (0..stages).map(move |s| Action::new(if backward { stages - 1 - s } else { s }, kind, m))
@@ -234,7 +234,8 @@ pub(super) fn layers_schedule(split: bool) -> (Schedule, Vec<usize>) {
     let kinds: &[Kind] = if split { &[Kind::I, Kind::W] } else { &[Kind::B] };
     let list = pass(Kind::F, false).chain(kinds.iter().flat_map(|&kind| pass(kind, true))).collect();
     let name = "probe".to_string();
-    (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, vec![1, 2, 4])
+    let cuts = LAYERS[1..].iter().map(|layers| layers.start).collect();
+    (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, cuts)
 }
 
 /// Layers of each stage of [`layers_schedule`].

@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::probe::{LAYERS, Probe, Times, layers_schedule};
 use super::workload::{KINDS, shape_key};
 use crate::error::{Error, Result};
+use crate::folder::{hex, write_atomic};
 use crate::gpu::{Device, KERNELS};
 use crate::graph::Phase;
 use crate::model::{Model, ModelConfig, Purpose};
@@ -335,23 +336,11 @@ impl Profiler<'_> {
 
     /// Keeps a measurement. A cache that cannot be written costs seconds next time, nothing else.
     fn write(&self, key: &str, machine: &Machine) {
-        if let Some(path) = self.file(key) {
-            let _ = write_whole(&path, &machine.to_toml());
+        let (Some(folder), Some(path)) = (&self.cache, self.file(key)) else { return };
+        if std::fs::create_dir_all(folder).is_ok() {
+            let _ = write_atomic(&path, machine.to_toml().as_bytes());
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Written beside and renamed, so that no reader sees half a file.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent)?;
-    let beside = path.with_extension(format!("tmp-{}", std::process::id()));
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, path)
 }
 
 /// The sizes that are measured: the smallest, the largest and one between.

@@ -112,6 +112,13 @@ pub struct Candidate {
     pub tokens_per_second: f64,
 }
 
+impl Candidate {
+    /// First layers of the stages after the first.
+    pub fn cuts(&self) -> Vec<usize> {
+        self.stages[1..].iter().map(|range| range.start).collect()
+    }
+}
+
 /// A plan, and what it was chosen from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {

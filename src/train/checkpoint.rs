@@ -392,15 +392,6 @@ pub fn open_model(folder: &Path) -> Result<ModelFolder> {
     ModelFolder::open(folder)
 }
 
-/// Reads the configuration and all parameters of a model folder, sorted by name, into memory.
-///
-/// # Errors
-/// As [`open_model`].
-pub fn load_model(folder: &Path) -> Result<(Value, Vec<Tensor>)> {
-    let folder = open_model(folder)?;
-    Ok((folder.config().clone(), read_tensors(folder.tensors())?))
-}
-
 fn read_tensors(tensors: &Tensors) -> Result<Vec<Tensor>> {
     let read = |info: &crate::folder::TensorInfo| {
         let data = tensors.read_all(&info.name)?;

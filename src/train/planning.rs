@@ -182,7 +182,7 @@ impl Planning {
         let options = Options {
             devices: Some(candidate.devices.clone()),
             schedule: ScheduleChoice::Given(candidate.schedule.clone()),
-            cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
+            cuts: Some(candidate.cuts()),
             microbatches: Some(candidate.microbatches),
             recompute: RecomputeChoice::Stages(candidate.recompute.clone()),
             budgets: Vec::new(),
@@ -203,7 +203,7 @@ impl Planning {
             batch: candidate.batch,
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),
-            cuts: Some(candidate.stages[1..].iter().map(|range| range.start).collect()),
+            cuts: Some(candidate.cuts()),
             recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
