@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polystage::Error;
-use polystage::folder::{Dtype, Kind, Layout, TensorInfo};
-use polystage::train::checkpoint::{
-    Contents, Tensor, Writer, latest, load, open, open_model, resolve, save, write_atomic,
-};
+use polystage::folder::{Dtype, Kind, Layout};
+use polystage::train::checkpoint::{Writer, latest, open, open_model, resolve, write_atomic};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::contents::{Contents, Tensor, load, read, save};
 
 const FILES: [&str; 5] =
     ["config.json", "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"];
@@ -62,12 +62,7 @@ fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
 /// The configuration and all parameters of a model folder, sorted by name.
 fn load_model(folder: &Path) -> polystage::Result<(Value, Vec<Tensor>)> {
     let folder = open_model(folder)?;
-    let read = |info: &TensorInfo| {
-        let (name, shape) = (info.name.clone(), info.shape.clone());
-        Ok(Tensor { data: folder.tensors().read_all(&name)?, name, shape })
-    };
-    let tensors = folder.tensors().iter().map(read).collect::<polystage::Result<_>>()?;
-    Ok((folder.config().clone(), tensors))
+    Ok((folder.config().clone(), read(folder.tensors())?))
 }
 
 /// What is read from a model folder with these bytes as weights.

@@ -10,7 +10,7 @@ use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
-use polystage::pipeline::{Setup, Use};
+use polystage::pipeline::{Batch, Setup, Use};
 use polystage::reference;
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
@@ -173,7 +173,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
     }
-    let report = watch.block_on(executor.step(golden.tokens.clone())).unwrap();
+    let report = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
     let error = nmse(&report.losses, &golden.losses);
     assert!(error < DEVICE, "{at}: losses are off by {error:.2e}");
     let mut results = vec![report.losses];

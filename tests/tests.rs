@@ -7,6 +7,8 @@ mod common;
 mod browser;
 // Checkpoints: complete or absent, damage named.
 mod checkpoint;
+// Whole checkpoints in memory.
+mod contents;
 // The program as a user runs it.
 mod cli;
 // Predicted and measured steps side by side, no GPU.

@@ -12,6 +12,7 @@ use crate::pipeline::profile::Profiler;
 use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
 use crate::train::planning::{Planning, given_schedule, microbatches};
+use crate::train::source::describe;
 
 /// An experiment, and the machine it is for.
 #[derive(clap::Args)]
@@ -45,7 +46,7 @@ impl Experiment {
             _ => std::fs::read_to_string(&self.config)
                 .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
         };
-        let mut config = Config::parse(&text, &self.set, &place)?;
+        let mut config = Config::parse_with(&text, &self.set, &place, |path| describe(path, &self.bases()))?;
         if let Some(devices) = &self.devices {
             config.pipeline.devices = parse_devices(devices)?;
         }

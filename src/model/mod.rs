@@ -13,7 +13,7 @@ pub use config::{Kind, ModelConfig};
 pub use rope::RopeScaling;
 
 use crate::error::{Error, Result};
-use crate::graph::{DType, Graph, Op, Phase, StageGraph, ValueId, differentiate, fuse};
+use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +68,8 @@ pub enum Purpose {
         /// Tokens in a step.
         tokens: usize,
     },
+    /// Cross-entropy, no backward pass.
+    Evaluation,
     /// Logits, no backward pass.
     Inference,
     /// Logits of one new token a sequence, no backward pass: the tokens before are in caches.
@@ -189,22 +191,30 @@ impl Model {
             x = Some(y);
         }
         let last = range.end == self.layers();
+        let cross_entropy = |graph: &mut Graph, tokens: usize| {
+            let logits = x.ok_or_else(empty_stage)?;
+            let targets = graph.input("targets", &[batch, sequence], DType::U32);
+            let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
+            graph.forward(op, &[logits, targets])
+        };
+        let forward = |graph, output, loss| StageGraph {
+            graph,
+            input,
+            output,
+            d_output: None,
+            d_input: None,
+            loss,
+            gradients: Vec::new(),
+            boundaries: Vec::new(),
+        };
         let mut stage = match purpose {
-            Purpose::Inference | Purpose::Decode { .. } => StageGraph {
-                graph,
-                input,
-                output: x,
-                d_output: None,
-                d_input: None,
-                loss: None,
-                gradients: Vec::new(),
-                boundaries: Vec::new(),
-            },
+            Purpose::Evaluation if last => {
+                let loss = cross_entropy(&mut graph, batch * sequence)?;
+                forward(graph, None, Some(loss))
+            }
+            Purpose::Evaluation | Purpose::Inference | Purpose::Decode { .. } => forward(graph, x, None),
             Purpose::Training { tokens } if last => {
-                let logits = x.ok_or_else(empty_stage)?;
-                let targets = graph.input("targets", &[batch, sequence], DType::U32);
-                let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
-                graph.push(op, &[logits, targets], Phase::Forward)?;
+                cross_entropy(&mut graph, tokens)?;
                 differentiate(graph, input, None)?
             }
             Purpose::Training { .. } => differentiate(graph, input, x)?,

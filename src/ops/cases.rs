@@ -333,7 +333,8 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
         (Op::Embedding | Op::Gather, Some(i)) => list[i] = Argument::whole(&tokens(length(i), shapes[1][0])),
         (Op::CrossEntropy { .. }, Some(i)) => {
             let vocabulary = length(0) / length(i);
-            list[i] = Argument::whole(&tokens(length(i), vocabulary));
+            // One past the vocabulary, which does not count, among them.
+            list[i] = Argument::whole(&tokens(length(i), vocabulary + 1));
         }
         (Op::Rope { .. } | Op::RopeBackward { .. }, Some(i)) => {
             let table = if let Op::Rope { .. } = case.op { 3 } else { 1 };

@@ -65,12 +65,7 @@ impl Rank {
         } else {
             Vec::new()
         };
-        let losses = match &self.losses {
-            Some((losses, staging)) => {
-                bytemuck::pod_collect_to_vec(&device.read_staging(staging, losses.bytes()).await?)
-            }
-            None => Vec::new(),
-        };
+        let losses = self.read_losses().await?;
         // Ranks without a read-back report once their work is done, so that their events are complete.
         device.below(1).await;
         device.check("running the step")?;

@@ -17,6 +17,8 @@ use crate::schedule::{Schedule, SlotPlan};
 pub enum Use {
     /// Training steps.
     Training,
+    /// Losses of whole sequences.
+    Evaluation,
     /// Logits of whole sequences.
     Logits,
     /// Logits of the last token of growing texts. A microbatch is a group of `batch` texts that grow together, up to
@@ -31,6 +33,11 @@ impl Use {
     /// Whether there are gradients and an optimizer.
     pub fn trains(self) -> bool {
         self == Use::Training
+    }
+
+    /// Whether the last stage ends in losses.
+    pub fn scores(self) -> bool {
+        matches!(self, Use::Training | Use::Evaluation)
     }
 }
 
@@ -186,6 +193,7 @@ impl Plan {
         let tokens = batch * sequence * self.schedule.microbatches;
         let purpose = match self.setup.purpose {
             Use::Training => Purpose::Training { tokens },
+            Use::Evaluation => Purpose::Evaluation,
             Use::Logits => Purpose::Inference,
             Use::Decoding { capacity } => Purpose::Decode { capacity },
         };
@@ -213,7 +221,7 @@ impl Plan {
             single,
             stash: match self.setup.purpose {
                 Use::Decoding { .. } => own(self.schedule.microbatches),
-                Use::Training | Use::Logits => self.schedule.slots(stage),
+                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage),
             },
             gradient: self.schedule.gradient_slots(stage),
             memory: MemoryPlan::new(&graph, capabilities),
@@ -241,7 +249,7 @@ impl Plan {
     pub(super) fn link_slots(&self, boundary: usize) -> usize {
         match self.setup.purpose {
             Use::Training => self.schedule.slots(boundary).count + 1,
-            Use::Logits => 2,
+            Use::Evaluation | Use::Logits => 2,
             Use::Decoding { .. } => self.schedule.microbatches + 1,
         }
     }
@@ -279,7 +287,7 @@ impl Plan {
         }
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        if training && self.rank_of(self.stages.len() - 1) == rank {
+        if self.setup.purpose.scores() && self.rank_of(self.stages.len() - 1) == rank {
             bytes += 2 * self.loss_bytes().max(16);
         }
         for boundary in 0..self.stages.len() - 1 {

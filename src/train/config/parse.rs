@@ -1,220 +1,9 @@
-//! The experiment as a file: TOML, every key checked, every default stated here.
+//! Reading, checking and writing the file.
 
-use serde::{Deserialize, Serialize};
-
-use super::data::Order;
+use super::Config;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::schedule;
-
-/// A whole config file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// What is trained.
-    pub model: ModelConfig,
-    /// On which text.
-    pub data: DataConfig,
-    /// How.
-    pub train: TrainConfig,
-    /// On which devices, in which schedule.
-    #[serde(default)]
-    pub pipeline: PipelineConfig,
-    /// What is written.
-    #[serde(default)]
-    pub output: OutputConfig,
-}
-
-/// The text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Paths and globs, from the config's folder or the working directory.
-    pub train: Vec<String>,
-    /// `bytes`: a token is a byte.
-    #[serde(default = "bytes")]
-    pub tokenizer: String,
-    /// Sequences in file order, or in a seeded permutation an epoch.
-    #[serde(default = "shuffled")]
-    pub order: Order,
-}
-
-/// Optimisation. One step sees `batch` sequences of `sequence` tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Steps in all.
-    pub steps: u64,
-    /// Sequences of a step.
-    pub batch: usize,
-    /// Tokens of a sequence.
-    pub sequence: usize,
-    /// Highest learning rate.
-    #[serde(default = "learning_rate")]
-    pub learning_rate: f64,
-    /// Where the cosine ends; a tenth of `learning_rate` by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minimum_learning_rate: Option<f64>,
-    /// Steps over which the learning rate rises.
-    #[serde(default = "warmup")]
-    pub warmup: u64,
-    /// Decay of matrices.
-    #[serde(default = "weight_decay")]
-    pub weight_decay: f64,
-    /// Largest norm of the gradient; 0 does not clip.
-    #[serde(default = "clip_norm")]
-    pub clip_norm: f64,
-    /// AdamW's decay of the first moment.
-    #[serde(default = "beta1")]
-    pub beta1: f64,
-    /// AdamW's decay of the second moment.
-    #[serde(default = "beta2")]
-    pub beta2: f64,
-    /// AdamW's epsilon.
-    #[serde(default = "epsilon")]
-    pub epsilon: f64,
-    /// Seed of initial weights and of the order of the data.
-    #[serde(default = "seed")]
-    pub seed: u64,
-}
-
-/// Devices and schedule.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PipelineConfig {
-    /// `"auto"`, a number of devices, or a list of adapters.
-    #[serde(default)]
-    pub devices: Devices,
-    /// A schedule's name, `"auto"` for one synthesised for these devices, or a file with one written by hand, from the
-    /// config's folder or the working directory. The planner chooses by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<String>,
-    /// Microbatches of a step; they divide `train.batch`. The planner chooses by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub microbatches: Option<usize>,
-    /// First layers of the stages after the first. The planner chooses by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cuts: Option<Vec<usize>>,
-    /// Which stages compute activations again in the backward pass: all, none, or these. The planner chooses by default
-    /// those that would not fit otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recompute: Option<Recompute>,
-    /// Whether to cut again, between two steps, when steps keep taking more than a tenth longer or shorter than
-    /// predicted.
-    #[serde(default)]
-    pub replan: bool,
-}
-
-/// Which stages compute activations again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Recompute {
-    /// All of them or none.
-    All(bool),
-    /// These.
-    Stages(Vec<usize>),
-}
-
-/// Which adapters to open.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Devices {
-    /// `"auto"`: every GPU; without one, every software adapter.
-    Named(String),
-    /// This many devices, dealt round over the automatic choice, so that one adapter may be opened several times.
-    Count(usize),
-    /// These adapters; one may be named several times.
-    List(Vec<usize>),
-}
-
-impl Default for Devices {
-    fn default() -> Self {
-        Devices::Named("auto".into())
-    }
-}
-
-impl Devices {
-    /// Indices of the adapters to open. `software[i]` says whether adapter i runs on the CPU.
-    pub fn resolve(&self, software: &[bool]) -> Result<Vec<usize>> {
-        let place = "pipeline.devices";
-        let hardware: Vec<usize> = (0..software.len()).filter(|&i| !software[i]).collect();
-        let auto = if hardware.is_empty() { (0..software.len()).collect() } else { hardware };
-        match self {
-            Devices::Named(name) if name == "auto" => Ok(auto),
-            Devices::Named(name) => Err(Error::config(
-                place,
-                format!("{name:?} is not known; write \"auto\", a number or a list"),
-            )),
-            Devices::Count(0) => Err(Error::config(place, "at least one device is needed")),
-            Devices::Count(count) => Ok((0..*count).map(|i| auto[i % auto.len()]).collect()),
-            Devices::List(list) if list.is_empty() => {
-                Err(Error::config(place, "the list is empty; name at least one adapter"))
-            }
-            Devices::List(list) => match list.iter().find(|&&i| i >= software.len()) {
-                Some(&index) => Err(Error::AdapterIndex { index, count: software.len() }),
-                None => Ok(list.clone()),
-            },
-        }
-    }
-}
-
-/// What a run writes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputConfig {
-    /// Steps between checkpoints; the last step always has one; 0 for no others.
-    #[serde(default = "checkpoint_every")]
-    pub checkpoint_every: u64,
-    /// Whether to write the initial weights too.
-    #[serde(default)]
-    pub checkpoint_at_start: bool,
-    /// Checkpoints kept.
-    #[serde(default = "keep")]
-    pub keep: usize,
-}
-
-impl Default for OutputConfig {
-    fn default() -> Self {
-        OutputConfig { checkpoint_every: checkpoint_every(), checkpoint_at_start: false, keep: keep() }
-    }
-}
-
-fn bytes() -> String {
-    "bytes".into()
-}
-fn shuffled() -> Order {
-    Order::Shuffled
-}
-fn learning_rate() -> f64 {
-    1e-3
-}
-fn warmup() -> u64 {
-    10
-}
-fn weight_decay() -> f64 {
-    0.1
-}
-fn clip_norm() -> f64 {
-    1.0
-}
-fn beta1() -> f64 {
-    0.9
-}
-fn beta2() -> f64 {
-    0.95
-}
-fn epsilon() -> f64 {
-    1e-8
-}
-fn seed() -> u64 {
-    1
-}
-fn checkpoint_every() -> u64 {
-    100
-}
-fn keep() -> usize {
-    3
-}
 
 /// Every key, for naming the nearest one.
 const KEYS: &[(&str, &[&str])] = &[
@@ -236,9 +25,11 @@ const KEYS: &[(&str, &[&str])] = &[
             "sliding_window",
             "rope_theta",
             "rope_scaling",
+            "path",
         ],
     ),
-    ("data", &["train", "tokenizer", "order"]),
+    ("adapter", &["rank", "alpha", "targets"]),
+    ("data", &["train", "valid", "split", "tokenizer", "bad_lines", "order"]),
     (
         "train",
         &[
@@ -254,6 +45,8 @@ const KEYS: &[(&str, &[&str])] = &[
             "beta2",
             "epsilon",
             "seed",
+            "evaluate_every",
+            "patience",
         ],
     ),
     ("pipeline", &["devices", "schedule", "microbatches", "cuts", "recompute", "replan"]),
@@ -286,8 +79,20 @@ fn check_keys(table: &toml::Table, place: &str) -> Result<()> {
 
 impl Config {
     /// Reads TOML with `key.sub=value` overrides applied, and checks every value that can be checked without a
-    /// machine. `place` is what errors name: the file.
+    /// machine. `place` is what errors name: the file. For configs without `model.path`.
     pub fn parse(text: &str, overrides: &[String], place: &str) -> Result<Config> {
+        Config::parse_with(text, overrides, place, |path| {
+            Err(Error::config("model.path", format!("{path} cannot be read here; give the model's extents")))
+        })
+    }
+
+    /// As [`Config::parse`]; `describe` gives the extents of the model in a folder.
+    pub fn parse_with(
+        text: &str,
+        overrides: &[String],
+        place: &str,
+        describe: impl FnOnce(&str) -> Result<ModelConfig>,
+    ) -> Result<Config> {
         let error = |e: toml::de::Error| {
             let line = e.span().map_or(String::new(), |s| {
                 format!("line {}: ", text[..s.start.min(text.len())].matches('\n').count() + 1)
@@ -299,9 +104,11 @@ impl Config {
             set(&mut table, item)?;
         }
         check_keys(&table, place)?;
-        let config: Config = table
+        let path = take_path(&mut table, place, describe)?;
+        let mut config: Config = table
             .try_into()
             .map_err(|e: toml::de::Error| Error::config(place, e.to_string().trim().replace('\n', ", ")))?;
+        config.path = path;
         config.check(place)?;
         Ok(config)
     }
@@ -364,14 +171,25 @@ impl Config {
                 schedule::ALL_NAMES.join(", ")
             ));
         }
-        if self.data.tokenizer != "bytes" {
-            return refuse(format!("data.tokenizer = {:?} is not known; use \"bytes\"", self.data.tokenizer));
+        if let Some(adapter) = &self.adapter {
+            if !(1..=65_536).contains(&adapter.rank) {
+                return refuse(format!(
+                    "adapter.rank = {} is out of range; it must be at least 1 and at most 65536",
+                    adapter.rank
+                ));
+            }
+            if !(0.0..=1e6).contains(&adapter.alpha) {
+                return refuse(format!("adapter.alpha = {} must be between 0 and 1e6", adapter.alpha));
+            }
         }
-        if self.model.vocabulary < 256 {
-            return refuse(format!(
-                "model.vocabulary = {} is too small for bytes; it must be at least 256",
-                self.model.vocabulary
-            ));
+        if !(0.0..1.0).contains(&self.data.split) {
+            return refuse(format!("data.split = {} must be at least 0 and below 1", self.data.split));
+        }
+        if self.data.split > 0.0 && !self.data.valid.is_empty() {
+            return refuse("data.valid and data.split both say what to evaluate on; leave one out".into());
+        }
+        if t.evaluate_every == 0 {
+            return refuse("train.evaluate_every must be at least 1".into());
         }
         if self.data.train.is_empty() {
             return refuse("data.train is empty; name at least one file".into());
@@ -384,8 +202,41 @@ impl Config {
 
     /// As TOML, with every default written out.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).unwrap_or_default()
+        let mut table = toml::Table::try_from(self).unwrap_or_default();
+        if let (Some(path), Some(toml::Value::Table(model))) = (&self.path, table.get_mut("model")) {
+            model.insert("path".into(), path.as_str().into());
+        }
+        toml::to_string(&table).unwrap_or_default()
     }
+}
+
+/// Takes `path` out of the model's table and puts the extents of the model that is there in its place. What the file
+/// gives as well must agree.
+fn take_path(
+    table: &mut toml::Table,
+    place: &str,
+    describe: impl FnOnce(&str) -> Result<ModelConfig>,
+) -> Result<Option<String>> {
+    let Some(model) = table.get_mut("model").and_then(toml::Value::as_table_mut) else { return Ok(None) };
+    let path = match model.remove("path") {
+        None => return Ok(None),
+        Some(toml::Value::String(path)) => path,
+        Some(other) => return Err(Error::config(place, format!("model.path = {other} is not a string"))),
+    };
+    let mut found = toml::Table::try_from(describe(&path)?).unwrap_or_default();
+    for (key, value) in std::mem::take(model) {
+        match found.get(&key) {
+            Some(there) if *there == value => {}
+            Some(there) => {
+                let message =
+                    format!("model.{key} = {value}, but it is {there} in {path}; leave it out of the file");
+                return Err(Error::config(place, message));
+            }
+            None => drop(found.insert(key, value)),
+        }
+    }
+    *model = found;
+    Ok(Some(path))
 }
 
 /// Applies one `a.b=c`; c is TOML, or else a string.
