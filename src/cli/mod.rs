@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
 
 mod devices;
+mod eval;
 mod generate;
 mod plan;
 mod planning;
@@ -36,6 +37,7 @@ enum Verb {
     Train(train::Arguments),
     Trace(trace::Arguments),
     Verify(verify::Arguments),
+    Eval(eval::Arguments),
     Generate(generate::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
@@ -59,6 +61,7 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Train(a) => train::run(&a, environment),
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
+        Verb::Eval(a) => eval::run(&a),
         Verb::Generate(a) => generate::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
