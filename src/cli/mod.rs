@@ -2,6 +2,7 @@
 
 mod devices;
 mod eval;
+mod finetune;
 mod generate;
 mod plan;
 mod planning;
@@ -37,6 +38,7 @@ enum Verb {
     Train(train::Arguments),
     Trace(trace::Arguments),
     Verify(verify::Arguments),
+    Finetune(finetune::Arguments),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Plan(plan::Arguments),
@@ -61,6 +63,7 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Train(a) => train::run(&a, environment),
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
+        Verb::Finetune(a) => finetune::run(&a, environment),
         Verb::Eval(a) => eval::run(&a),
         Verb::Generate(a) => generate::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),

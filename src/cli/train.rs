@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::planning::{Experiment, device_budgets, for_devices, settle};
+use super::planning::{Experiment, MachineArguments, device_budgets, for_devices, settle};
 use super::{Environment, adapters, generate, leave, note, open, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
@@ -32,6 +32,13 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) struct Arguments {
     #[command(flatten)]
     experiment: Experiment,
+    #[command(flatten)]
+    launch: Launch,
+}
+
+/// How a run begins.
+#[derive(clap::Args)]
+pub(super) struct Launch {
     /// Neither measure nor plan: balance by floating-point operations, in 1f1b unless the config says otherwise.
     #[arg(long, conflicts_with_all = ["machine", "measure"])]
     no_plan: bool,
@@ -68,8 +75,24 @@ struct Job {
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
-    let job = prepare(arguments, environment)?;
-    if arguments.dry_run {
+    let experiment = &arguments.experiment;
+    let name = experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let (config, bases) = (experiment.read()?, experiment.bases());
+    start(config, &name, &experiment.machine, &arguments.launch, &bases, environment)
+}
+
+/// Trains as a config says, in a run that is called `name` unless its folder is given.
+pub(super) fn start(
+    config: Config,
+    name: &str,
+    machine: &MachineArguments,
+    launch: &Launch,
+    bases: &[PathBuf],
+    environment: &Environment,
+) -> Result<u8> {
+    let out = out_folder(launch, name)?;
+    let job = prepare(config, out, machine, launch, bases, environment)?;
+    if launch.dry_run {
         say(job.config.to_toml());
         describe(&job);
         return Ok(0);
@@ -77,28 +100,32 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     train(job)
 }
 
-fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
-    let experiment = &arguments.experiment;
-    let mut config = experiment.read()?;
-    let source = Source::open(&config, &experiment.bases())?;
+fn prepare(
+    mut config: Config,
+    out: PathBuf,
+    machine: &MachineArguments,
+    launch: &Launch,
+    bases: &[PathBuf],
+    environment: &Environment,
+) -> Result<Job> {
+    let source = Source::open(&config, bases)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
-    let out = out_folder(arguments)?;
     let mut warnings = Vec::new();
-    let resume = match arguments.resume {
-        true => resume_from(&out, arguments.from.as_deref(), &mut config, &mut warnings)?,
+    let resume = match launch.resume {
+        true => resume_from(&out, launch.from.as_deref(), &mut config, &mut warnings)?,
         false => None,
     };
-    if !arguments.resume {
+    if !launch.resume {
         Run::check_new(&out)?;
     }
-    let (all, devices, plan, planned) = if arguments.no_plan {
+    let (all, devices, plan, planned) = if launch.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
-        let budgets = device_budgets(experiment.memory.as_deref(), &devices)?;
+        let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
-        let (planning, all) = for_devices(&config, experiment, environment)?;
+        let (planning, all) = for_devices(&config, machine, environment, bases)?;
         let planned = planning.search()?;
         let plan = planning.plan(&planned.best)?;
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
@@ -112,15 +139,13 @@ fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).
-fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
-    if let Some(out) = &arguments.out {
+fn out_folder(launch: &Launch, name: &str) -> Result<PathBuf> {
+    if let Some(out) = &launch.out {
         return Ok(out.clone());
     }
-    let name =
-        arguments.experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let numbered = |n: usize| PathBuf::from("runs").join(format!("{name}-{n}"));
     let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
-    if !arguments.resume {
+    if !launch.resume {
         return Ok(numbered(free));
     }
     match free {
