@@ -8,14 +8,14 @@ use futures_util::StreamExt;
 
 use super::batch::Batch;
 use super::decode::Grow;
-use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply, Stage};
+use super::tied::tie;
 use super::timeline::Event;
 use crate::error::{Error, Result};
-use crate::gpu::{Device, KernelKey, Mapping, Specialisation};
+use crate::gpu::{Device, Mapping};
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::StageProgram;
@@ -416,31 +416,6 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
         tie(&mut ranks, name, owner, user, home)?;
     }
     Ok(ranks)
-}
-
-/// Connects a parameter's user with its owner on another device.
-fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
-    let bytes = ranks[user].parameters.weight(&name)?.bytes;
-    let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
-    let (gradient_out, gradient_in) = connect(&user_device, &device, bytes, 1)?;
-    let (weight_out, weight_in) = connect(&device, &user_device, bytes, 1)?;
-    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
-    let sum = device.buffer("tied gradient", bytes)?;
-    let kernel =
-        device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
-    let elements = (bytes / 4) as usize;
-    let uniform = device.uniform("tied gradient", bytemuck::cast_slice(&[1, elements as u32]))?;
-    let ranges = [uniform.whole(), sum.range(0, bytes), ranks[home].parameters.gradient(&owner)?];
-    let group = device.bind(&kernel, &ranges);
-    let groups = crate::ops::spread(elements.div_ceil(64), device.capabilities());
-    ranks[home].tied.push(Tied::Owner {
-        name: owner,
-        gradient: gradient_in,
-        weight: weight_out,
-        sum,
-        add: (kernel, group, groups),
-    });
-    Ok(())
 }
 
 /// Sees what every rank is doing.

@@ -20,6 +20,7 @@ mod probe;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod profile;
 mod rank;
+mod tied;
 pub mod timeline;
 pub mod workload;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{link, partition};
+use super::{link, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
@@ -300,13 +300,9 @@ impl Plan {
             for (name, _, user, home) in self.tied() {
                 let list = self.ranks[user].layout.parameters();
                 let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
-                // Gradient out and weight in for the user; the reverse, and a place to add from, for the owner.
-                if rank == user || rank == home {
-                    bytes += 2 * link::memory(size, 1);
-                }
-                if rank == home {
-                    bytes += size + 16;
-                }
+                let [user_bytes, owner_bytes] = tied::memory(size);
+                bytes += if rank == user { user_bytes } else { 0 };
+                bytes += if rank == home { owner_bytes } else { 0 };
             }
         }
         bytes

@@ -8,9 +8,9 @@ use futures_util::StreamExt;
 
 use super::batch::Batch;
 use super::decode::Grow;
-use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
+use super::tied::Tied;
 use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
