@@ -107,6 +107,7 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
     check("matmul NN", &single(matmul(Layout::NN), &[&[2, 3, 5], &[5, 4]]), 1, 100);
     check("matmul NT", &single(matmul(Layout::NT), &[&[2, 3, 5], &[4, 5]]), 1, 100);
     check("add_bias", &single(Op::AddBias, &[&[2, 3, 5], &[5]]), 1, 100);
+    check("scale", &single(Op::Scale { factor: -1.7 }, &[&[3, 9]]), 1, 100);
     check("gelu", &single(Op::Activate(Activation::GeluTanh), &[&[3, 9]]), 1, 100);
     check("rmsnorm", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 7], &[7]]), 1, 100);
     check("rmsnorm of heads", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 15], &[5]]), 1, 100);

@@ -160,6 +160,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     let at = format!("{} on {} x {}", golden.name, devices.len(), devices[0].info().name);
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
+        adapter: golden.model.adapter().cloned(),
         batch: 1,
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),

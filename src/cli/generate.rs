@@ -101,7 +101,7 @@ pub(super) fn continue_text(
     let tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
     let extent = Extent { texts: 1, prompt: tokens.len(), tokens: tokens.len() + count };
     let budgets = devices.iter().map(|d| d.info().memory).collect();
-    let mut generator = Generator::launch(config, extent, devices, budgets)?;
+    let mut generator = Generator::launch(config, None, extent, devices, budgets)?;
     let watch = generator.watch();
     watch.block_on(generator.load(folder.tensors()))?;
     if !each(prompt) {
