@@ -1,7 +1,9 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
 
 mod devices;
+mod export;
 mod generate;
+mod merge;
 mod plan;
 mod planning;
 mod schedule;
@@ -37,6 +39,8 @@ enum Verb {
     Trace(trace::Arguments),
     Verify(verify::Arguments),
     Generate(generate::Arguments),
+    Merge(merge::Arguments),
+    Export(export::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -60,6 +64,8 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Generate(a) => generate::run(&a),
+        Verb::Merge(a) => merge::run(&a),
+        Verb::Export(a) => export::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };
