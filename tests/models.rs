@@ -113,7 +113,7 @@ fn whole(values: &[u32]) -> Vec<f64> {
     values.iter().map(|&x| x as f64).collect()
 }
 
-fn distance(got: &[f64], want: &[f64]) -> f64 {
+pub fn distance(got: &[f64], want: &[f64]) -> f64 {
     let error: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
     error / want.iter().map(|w| w * w).sum::<f64>()
 }
