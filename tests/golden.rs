@@ -59,6 +59,7 @@ fn golden() -> Golden {
 fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -> Setup {
     Setup {
         model: golden.model.config().clone(),
+        adapter: None,
         batch: 8 / microbatches,
         sequence: 32,
         schedule: generate(schedule, devices, microbatches).unwrap(),

@@ -113,7 +113,7 @@ fn whole(values: &[u32]) -> Vec<f64> {
     values.iter().map(|&x| x as f64).collect()
 }
 
-fn distance(got: &[f64], want: &[f64]) -> f64 {
+pub fn distance(got: &[f64], want: &[f64]) -> f64 {
     let error: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
     error / want.iter().map(|w| w * w).sum::<f64>()
 }
@@ -160,6 +160,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     let at = format!("{} on {} x {}", golden.name, devices.len(), devices[0].info().name);
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
+        adapter: golden.model.adapter().cloned(),
         batch: 1,
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),

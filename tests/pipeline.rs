@@ -203,6 +203,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let devices = open(&[i, i]);
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Setup {
+        adapter: None,
         model: ModelConfig {
             kind: Kind::Gpt2,
             layers: 2,

@@ -101,6 +101,7 @@ fn setup(config: &ModelConfig, sequence: usize, corpus: &Corpus, budgets: Vec<Op
         cuts: None,
         recompute: Vec::new(),
         purpose: Use::Evaluation,
+        adapter: None,
         budgets,
     })
 }

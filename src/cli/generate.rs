@@ -7,9 +7,9 @@ use super::{adapters, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Generator, Sampling};
 use crate::gpu::Device;
-use crate::model::{Kind, Model};
 use crate::train::checkpoint;
 use crate::train::config::Devices;
+use crate::train::export;
 
 /// Continues a text with a trained model.
 #[derive(clap::Args)]
@@ -75,8 +75,7 @@ pub(super) fn continue_text(
     devices: &[Device],
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<()> {
-    let mut folder = checkpoint::open_model(path)?;
-    let model = Model::from_hugging_face(folder.config())?;
+    let (folder, model) = export::open(path)?;
     let config = model.config();
     // A run's own folder says which tokenizer it used; another's must have the bytes' 256 symbols.
     let state = std::fs::read_to_string(path.join("state.json")).unwrap_or_default();
@@ -89,19 +88,10 @@ pub(super) fn continue_text(
         );
         return Err(Error::checkpoint(path, message));
     }
-    // Published GPT-2 files leave the prefix out.
-    if config.kind == Kind::Gpt2 {
-        folder.tensors_mut().rename(|name| {
-            match ["wte.", "wpe.", "h.", "ln_f."].iter().any(|s| name.starts_with(s)) {
-                true => format!("transformer.{name}"),
-                false => name.to_string(),
-            }
-        })?;
-    }
     let tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
     let extent = Extent { texts: 1, prompt: tokens.len(), tokens: tokens.len() + count };
     let budgets = devices.iter().map(|d| d.info().memory).collect();
-    let mut generator = Generator::launch(config, extent, devices, budgets)?;
+    let mut generator = Generator::launch(config, None, extent, devices, budgets)?;
     let watch = generator.watch();
     watch.block_on(generator.load(folder.tensors()))?;
     if !each(prompt) {

@@ -2,8 +2,10 @@
 
 mod devices;
 mod eval;
+mod export;
 mod finetune;
 mod generate;
+mod merge;
 mod plan;
 mod planning;
 mod schedule;
@@ -41,6 +43,8 @@ enum Verb {
     Finetune(finetune::Arguments),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
+    Merge(merge::Arguments),
+    Export(export::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -66,6 +70,8 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Finetune(a) => finetune::run(&a, environment),
         Verb::Eval(a) => eval::run(&a),
         Verb::Generate(a) => generate::run(&a),
+        Verb::Merge(a) => merge::run(&a),
+        Verb::Export(a) => export::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

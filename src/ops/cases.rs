@@ -107,6 +107,7 @@ fn elementwise() -> Vec<Case> {
     let mut list = Vec::new();
     for shape in [&[1][..], &[63], &[65], &[7, 131], &[2, 130, 64]] {
         list.push(Case::new(Op::Add, &[shape, shape]));
+        list.push(Case::new(Op::Scale { factor: -0.3 }, &[shape]));
         for amplitude in [1.0, 30.0] {
             list.push(Case::new(Op::SwiGlu, &[shape, shape]).amplified(amplitude));
             list.push(Case::new(Op::SwiGluBackward, &[shape, shape, shape]).amplified(amplitude));

@@ -336,7 +336,7 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
         let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
         let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
-        for (kind, from, to) in directions.into_iter().take(if plan.setup.purpose.trains() { 2 } else { 1 }) {
+        for (kind, from, to) in directions.into_iter().take(plan.directions(boundary) as usize) {
             let (out, inward) = match plan.crosses(boundary) {
                 true => connect(from, to, bytes, slots)?,
                 false => connect_local(from, bytes, slots)?,
@@ -350,8 +350,8 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
 fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
     let training = plan.setup.purpose.trains();
     let mut ends = links(&plan, devices)?;
-    let ties = if training { plan.tied() } else { Vec::new() };
     let scores = plan.setup.purpose.scores();
+    let ties = plan.exchanged();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
     let mut ranks = Vec::new();
     for part in plan.ranks {

@@ -6,7 +6,7 @@ use super::{link, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
-use crate::model::{Model, ModelConfig, Purpose};
+use crate::model::{Lora, Model, ModelConfig, Purpose};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
@@ -46,6 +46,8 @@ impl Use {
 pub struct Setup {
     /// The model.
     pub model: ModelConfig,
+    /// What is trained beside the model's own weights, which then stay as they are.
+    pub adapter: Option<Lora>,
     /// Sequences of a microbatch.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -124,7 +126,7 @@ impl Plan {
 
     /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
     pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
-        let model = Model::new(&setup.model)?;
+        let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
         if setup.sequence == 0 || setup.sequence > setup.model.context {
             let message = format!(
                 "a sequence of {} tokens does not fit the model's context of {}; lower train.sequence or raise model.context",
@@ -240,6 +242,12 @@ impl Plan {
         self.rank_of(boundary) != self.rank_of(boundary + 1)
     }
 
+    /// Directions in which something passes a stage boundary: 2 with gradients.
+    pub(super) fn directions(&self, boundary: usize) -> u64 {
+        let gradients = self.setup.purpose.trains() && self.model.trains_before(self.stages[boundary].end);
+        if gradients { 2 } else { 1 }
+    }
+
     /// Bytes of an activation between stages.
     pub(super) fn activation_bytes(&self) -> u64 {
         4 * (self.setup.batch * self.setup.sequence * self.setup.model.width) as u64
@@ -252,6 +260,16 @@ impl Plan {
             Use::Evaluation | Use::Logits => 2,
             Use::Decoding { .. } => self.schedule.microbatches + 1,
         }
+    }
+
+    /// Those of [`Plan::tied`] that change, so that gradients and weights travel in every step.
+    pub(super) fn exchanged(&self) -> Vec<(String, String, usize, usize)> {
+        let trained = |name: &str| {
+            let all = self.ranks.iter().flat_map(|r| r.layout.parameters());
+            all.filter(|p| p.name == name).any(|p| !p.frozen)
+        };
+        let training = self.setup.purpose.trains();
+        self.tied().into_iter().filter(|(name, ..)| training && trained(name)).collect()
     }
 
     /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
@@ -291,18 +309,18 @@ impl Plan {
             bytes += 2 * self.loss_bytes().max(16);
         }
         for boundary in 0..self.stages.len() - 1 {
-            let directions = if training { 2 } else { 1 };
+            let directions = self.directions(boundary);
             if rank == self.rank_of(boundary) || rank == self.rank_of(boundary + 1) {
                 bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }
-        if training {
-            for (name, _, user, home) in self.tied() {
-                let list = self.ranks[user].layout.parameters();
-                let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
-                let [user_bytes, owner_bytes] = tied::memory(size);
-                bytes += if rank == user { user_bytes } else { 0 };
-                bytes += if rank == home { owner_bytes } else { 0 };
+        for (name, _, user, home) in self.exchanged() {
+            let list = self.ranks[user].layout.parameters();
+            let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
+            let [user_bytes, owner_bytes] = tied::memory(size);
+            bytes += if rank == user { user_bytes } else { 0 };
+            if rank == home {
+                bytes += owner_bytes;
             }
         }
         bytes

@@ -73,6 +73,7 @@ impl Probe {
         let model = Model::new(config)?;
         let setup = Setup {
             model: config.clone(),
+            adapter: None,
             batch: sequences,
             sequence,
             cuts: Some(cuts),

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{
     Fingerprint, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden, read_json,
     sync_folder, write_json,
@@ -330,6 +331,17 @@ pub fn open_model(folder: &Path) -> Result<ModelFolder> {
         check(folder, Files::Weights)?;
     }
     ModelFolder::open(folder)
+}
+
+/// Opens an adapter folder, and verifies it first if it is a checkpoint's.
+///
+/// # Errors
+/// As [`adapter::open`]; [`Error::Checkpoint`] for a damaged checkpoint.
+pub fn open_adapter(folder: &Path) -> Result<Adapter> {
+    if folder.join(MANIFEST).exists() {
+        check(folder, Files::Weights)?;
+    }
+    adapter::open(folder)
 }
 
 /// What a manifest is compared with.

@@ -200,6 +200,7 @@ impl Planning {
         let stages = 0..candidate.recompute.len();
         Setup {
             model: self.config.model.clone(),
+            adapter: None,
             batch: candidate.batch,
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),

@@ -73,6 +73,7 @@ impl Trainer {
         let schedule = schedule::generate(name, budgets.len(), microbatches)?;
         Ok(Setup {
             model: config.model.clone(),
+            adapter: None,
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
             recompute: match &config.pipeline.recompute {
