@@ -11,7 +11,7 @@ use polystage::gpu::Device;
 use polystage::graph::Phase;
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
-use polystage::pipeline::{Executor, Setup, Use};
+use polystage::pipeline::{Batch, Executor, Setup, Use};
 use polystage::reference;
 use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
@@ -131,7 +131,7 @@ impl Golden {
         assert_eq!(names.len(), self.gradients.len());
         let (mut losses, mut gradients, mut steps) = (Vec::new(), Vec::new(), Vec::new());
         for step in 0..self.steps.len() {
-            let report = watch.block_on(executor.step(self.tokens.clone())).unwrap();
+            let report = watch.block_on(executor.step(Batch::shifted(&self.tokens, self.sequence))).unwrap();
             steps.push(report.loss);
             if step == 0 {
                 losses = report.losses;
@@ -276,7 +276,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         let watch = executor.watch();
         watch.block_on(executor.load(golden.base.tensors())).unwrap();
         watch.block_on(executor.initialise_adapter(5)).unwrap();
-        let first = watch.block_on(executor.step(golden.tokens.clone())).unwrap();
+        let first = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
         if adapter.is_some() {
             watch.block_on(executor.update(adam(0, first.gradient_norm))).unwrap();
             let path = root.path().join(devices.len().to_string());
@@ -286,7 +286,10 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
             assert_eq!(read.modules.len(), 8);
             watch.block_on(executor.load_adapter(&read.tensors)).unwrap();
         }
-        losses.push((first.losses, watch.block_on(executor.step(golden.tokens.clone())).unwrap().losses));
+        losses.push((
+            first.losses,
+            watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap().losses,
+        ));
     }
     assert_eq!(losses[0].0, losses[1].0, "B is zero");
     assert_ne!(losses[1].0, losses[1].1, "a step changes it");

@@ -36,7 +36,12 @@ microbatches = 3
 
 fn origin() -> Origin {
     let model = Model::new(&config(&[]).model).unwrap();
-    Origin { config: model.hugging_face_config(), companions: Vec::new(), tokenizer: "bytes".into() }
+    Origin {
+        config: model.hugging_face_config(),
+        companions: Vec::new(),
+        tokenizer: "bytes".into(),
+        folder: None,
+    }
 }
 
 fn text() -> Vec<u8> {

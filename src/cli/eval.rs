@@ -8,7 +8,7 @@ use super::planning::device_budgets;
 use super::{adapters, open, parse_devices, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::ModelConfig;
+use crate::model::Model;
 use crate::pipeline::{Executor, Plan, Setup, Use};
 use crate::schedule;
 use crate::train::data::{BadLines, Corpus};
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
             return Err(Error::config("--sequence", message));
         }
     };
-    let text = Text::of_model(pretrained.folder.path())?;
+    let text = Text::of_model(pretrained.text_folder(), config.vocabulary)?;
     text.check(config.vocabulary)?;
     let bad_lines = if arguments.skip_bad_lines { BadLines::Skip } else { BadLines::Refuse };
     let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, bad_lines, false)?;
@@ -72,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let mut devices = open(&devices, &adapters()?)?;
     devices.truncate(pretrained.model.layers());
     let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
-    let plan = Plan::for_devices(setup(config, sequence, &corpus, budgets)?, &devices)?;
+    let plan = Plan::for_devices(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
         say(serde_json::to_string(&found).unwrap_or_default());
@@ -88,20 +88,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 /// One stage a device, and twice as many microbatches, so that all have work.
-fn setup(config: &ModelConfig, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u64>>) -> Result<Setup> {
+fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u64>>) -> Result<Setup> {
     let windows = corpus.len().div_ceil(sequence);
-    let most = (LOGITS / (4 * sequence * config.vocabulary)).clamp(1, TOKENS.div_ceil(sequence));
+    let most = (LOGITS / (4 * sequence * model.config().vocabulary)).clamp(1, TOKENS.div_ceil(sequence));
     let batch = most.min(windows.div_ceil(budgets.len()));
     let microbatches = windows.div_ceil(batch).min(2 * budgets.len());
     Ok(Setup {
-        model: config.clone(),
+        model: model.config().clone(),
         batch,
         sequence,
         schedule: schedule::generate("gpipe", budgets.len(), microbatches)?,
         cuts: None,
         recompute: Vec::new(),
         purpose: Use::Evaluation,
-        adapter: None,
+        adapter: model.adapter().cloned(),
         budgets,
     })
 }
@@ -117,7 +117,7 @@ fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpu
     }
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
-    watch.block_on(executor.load(pretrained.folder.tensors()))?;
+    watch.block_on(pretrained.load(&mut executor))?;
     let scored = evaluate(&mut executor, corpus, sequences, sequence, |done| bar.set_position(done as u64));
     let found = watch.block_on(scored)?;
     bar.finish_and_clear();

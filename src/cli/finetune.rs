@@ -80,7 +80,8 @@ fn experiment(a: &Arguments) -> Result<Table> {
     let model = a.model.canonicalize().map_err(|_| {
         Error::config("MODEL", format!("{} does not exist; give a model's folder", a.model.display()))
     })?;
-    let longest = describe(&model.to_string_lossy(), &[PathBuf::new()])?.longest_sequence();
+    let described = describe(&model.to_string_lossy(), &[PathBuf::new()])?;
+    let longest = described.model.longest_sequence();
     let rate = a.learning_rate.unwrap_or(if a.full { 2e-5 } else { 2e-4 });
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let strings = |list: &[String]| Value::from(list.to_vec());
@@ -105,7 +106,12 @@ fn experiment(a: &Arguments) -> Result<Table> {
         ("data".to_string(), data.into()),
         ("train".to_string(), train.into()),
     ]);
-    if !a.full {
+    if a.full && described.adapter.is_some() {
+        let message = format!("{} is an adapter; leave --full out, or merge it first", a.model.display());
+        return Err(Error::config("--full", message));
+    }
+    // An adapter that exists says itself what it is.
+    if !a.full && described.adapter.is_none() {
         let mut adapter = Table::from_iter([
             ("rank".to_string(), whole(a.rank as u64).into()),
             ("alpha".to_string(), a.alpha.into()),

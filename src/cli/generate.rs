@@ -9,7 +9,7 @@ use crate::generate::{Extent, Generator, Sampling};
 use crate::gpu::Device;
 use crate::train::checkpoint;
 use crate::train::config::Devices;
-use crate::train::export;
+use crate::train::source::Pretrained;
 
 /// Continues a text with a trained model.
 #[derive(clap::Args)]
@@ -75,7 +75,7 @@ pub(super) fn continue_text(
     devices: &[Device],
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<()> {
-    let (folder, model) = export::open(path)?;
+    let Pretrained { folder, model, .. } = Pretrained::open(path)?;
     let config = model.config();
     // A run's own folder says which tokenizer it used; another's must have the bytes' 256 symbols.
     let state = std::fs::read_to_string(path.join("state.json")).unwrap_or_default();

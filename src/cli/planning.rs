@@ -121,7 +121,7 @@ fn measure(
     fresh: bool,
     environment: &Environment,
 ) -> Result<Machine> {
-    let model = Model::new(&config.model)?;
+    let model = Model::with_adapter(&config.model, config.lora()?.as_ref())?;
     let profiler = Profiler {
         model: &model,
         sequence: config.train.sequence,

@@ -274,13 +274,12 @@ fn train(job: Job) -> Result<u8> {
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
     trainer.evaluate_on(source.valid);
-    match (&checkpoint, &resume, &source.folder) {
-        (Some(checkpoint), Some(path), _) => {
-            watch.block_on(trainer.restore(checkpoint, path))?;
-            say(format!("resumed  from {} at step {}", path.display(), checkpoint.step));
-        }
-        (_, _, Some(folder)) => watch.block_on(trainer.load(folder))?,
-        _ => watch.block_on(trainer.initialise())?,
+    if checkpoint.is_none() || config.adapter.is_some() {
+        watch.block_on(trainer.begin(&source.origin))?;
+    }
+    if let (Some(checkpoint), Some(path)) = (&checkpoint, &resume) {
+        watch.block_on(trainer.restore(checkpoint, path))?;
+        say(format!("resumed  from {} at step {}", path.display(), checkpoint.step));
     }
     drop(checkpoint);
     warnings.iter().for_each(note);

@@ -235,6 +235,11 @@ impl Module {
     }
 }
 
+/// The name under which PEFT stores a matrix that is called so in an open adapter.
+pub fn stored_name(matrix: &str) -> String {
+    format!("{PREFIX}{matrix}")
+}
+
 /// The adapted modules among a model's parameters, in model order.
 pub fn modules_of(parameters: &[Parameter]) -> Vec<Module> {
     let pairs = parameters.iter().filter_map(|a| {
@@ -322,12 +327,8 @@ fn modules(path: &Path, r: usize) -> Result<(Tensors, Vec<Module>)> {
 
 /// The names under which PEFT stores the matrices of these modules, and their shapes: A then B of each.
 pub fn tensors(modules: &[Module], r: usize) -> Vec<(String, Vec<usize>)> {
-    let both = |m: &Module| {
-        [
-            (format!("{PREFIX}{}", m.a()), vec![r, m.inputs]),
-            (format!("{PREFIX}{}", m.b()), vec![m.outputs, r]),
-        ]
-    };
+    let both =
+        |m: &Module| [(stored_name(&m.a()), vec![r, m.inputs]), (stored_name(&m.b()), vec![m.outputs, r])];
     modules.iter().flat_map(both).collect()
 }
 

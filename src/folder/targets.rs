@@ -1,5 +1,7 @@
 //! Which modules of a model an adapter belongs to, in PEFT's words.
 
+use serde::{Deserialize, Serialize};
+
 use super::Kind;
 use crate::error::{Error, Result};
 use crate::model::Linear;
@@ -10,7 +12,8 @@ const ALL: &str = "all-linear";
 const HEAD: &str = "lm_head";
 
 /// Which modules an adapter belongs to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Targets {
     /// Modules whose name is one of these, or ends in a dot and one of these.
     Names(Vec<String>),

@@ -1,13 +1,13 @@
 //! Model folders for other programs: what training left, and what an adapter makes of its base model. Tensors pass
 //! through host memory a piece at a time, so that no model need fit it.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::checkpoint::{open_adapter, open_model, resolve};
+use super::checkpoint::resolve;
+use super::source::Pretrained;
 use crate::error::{Error, Result};
 use crate::folder::adapter::Adapter;
-use crate::folder::{Dtype, FolderWriter, Kind, Layout, ModelFolder, companions};
+use crate::folder::{Dtype, FolderWriter, Kind, Layout};
 use crate::model::{Linear, Model, lora};
 
 /// Elements that pass through host memory at a time.
@@ -35,24 +35,6 @@ pub struct Written {
     pub dtype: Dtype,
 }
 
-/// Opens a model folder, its tensors under the names of the model's parameters. Published files of some base models leave
-/// out the name of the part before the head.
-///
-/// # Errors
-/// As [`open_model`] and [`Model::from_hugging_face`].
-pub fn open(folder: &Path) -> Result<(ModelFolder, Model)> {
-    let mut folder = open_model(folder)?;
-    let model = Model::from_hugging_face(folder.config())?;
-    let prefix = if model.config().kind.is_llama() { "model." } else { "transformer." };
-    if !folder.tensors().iter().any(|info| info.name.starts_with(prefix)) {
-        folder.tensors_mut().rename(|name| match name.starts_with("lm_head.") {
-            true => name.to_string(),
-            false => format!("{prefix}{name}"),
-        })?;
-    }
-    Ok((folder, model))
-}
-
 /// Writes the model of a run, a checkpoint or a folder as a folder that transformers reads, the tokenizer's files beside
 /// it. `each` hears how many elements of how many are done.
 ///
@@ -65,8 +47,7 @@ pub fn export(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)) ->
         let message = "is an adapter, not a model; merge it with its base model (polystage merge)";
         return Err(Error::checkpoint(&source, message));
     }
-    let (folder, model) = open(&source)?;
-    write(&folder, &model, None, folder.companions(), output, each)
+    write(&Pretrained::open(&source)?, output, each)
 }
 
 /// Writes the model that an adapter and its base model are together: every adapted weight is W + scale·B·A, and nothing
@@ -81,17 +62,11 @@ pub fn merge(
     output: &Output,
     each: &mut dyn FnMut(u64, u64),
 ) -> Result<Written> {
-    let path = resolve(adapter)?;
-    if !path.join(Kind::Adapter.config_name()).is_file() {
-        return Err(Error::checkpoint(&path, "is a model, not an adapter; there is nothing to merge"));
-    }
-    let adapter = open_adapter(&path)?;
-    let base = match base {
-        Some(base) => base.to_path_buf(),
-        None => named_base(&adapter, &path)?,
+    let pretrained = Pretrained::on_base(adapter, base)?;
+    let Some((adapter, path)) = &pretrained.adapter else {
+        return Err(Error::checkpoint(adapter, "is a model, not an adapter; there is nothing to merge"));
     };
-    let (folder, model) = open(&resolve(&base)?)?;
-    let adapted = Model::with_adapter(model.config(), Some(&adapter.lora()))?.parameters();
+    let adapted = pretrained.model.parameters();
     let matrices: Vec<_> =
         adapted.iter().filter(|p| p.is_lora()).map(|p| (p.name.clone(), p.shape.clone())).collect();
     adapter.tensors.check(&matrices, &[])?;
@@ -103,37 +78,18 @@ pub fn merge(
             "adapts {}, which shares its weight with the token table; only an untied model can be merged with it",
             module(&head.name)
         );
-        return Err(Error::checkpoint(&path, message));
+        return Err(Error::checkpoint(path, message));
     }
-    let mut copy = companions(&path);
-    let own: HashSet<_> = copy.iter().filter_map(|file| file.file_name().map(|n| n.to_os_string())).collect();
-    copy.extend(folder.companions().into_iter().filter(|f| f.file_name().is_none_or(|n| !own.contains(n))));
-    write(&folder, &model, Some(&adapter), copy, output, each)
-}
-
-/// The folder that an adapter says it was trained on: from here, or from where the adapter lies.
-fn named_base(adapter: &Adapter, path: &Path) -> Result<PathBuf> {
-    let lost = |what: String| Error::config("--base", format!("{what}; give the folder of the base model"));
-    let Some(name) = adapter.config.base_model.as_deref().filter(|name| !name.is_empty()) else {
-        return Err(lost(format!("{} does not name its base model", path.display())));
-    };
-    let places = [PathBuf::from(name), path.join(name)];
-    let missing = || lost(format!("{} names {name:?}, which is no folder here", path.display()));
-    places.into_iter().find(|place| place.is_dir()).ok_or_else(missing)
+    write(&pretrained, output, each)
 }
 
 fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-fn write(
-    folder: &ModelFolder,
-    model: &Model,
-    adapter: Option<&Adapter>,
-    copy: Vec<PathBuf>,
-    output: &Output,
-    each: &mut dyn FnMut(u64, u64),
-) -> Result<Written> {
+fn write(pretrained: &Pretrained, output: &Output, each: &mut dyn FnMut(u64, u64)) -> Result<Written> {
+    let (folder, copy) = (&pretrained.folder, pretrained.companions());
+    let model = Model::new(pretrained.model.config())?;
     let parameters = model.parameters();
     let source = folder.tensors();
     let expected: Vec<_> = parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
@@ -158,8 +114,8 @@ fn write(
     let mut done = 0;
     for (name, shape) in &tensors {
         let layer = layers.iter().find(|layer| layer.name == module(name));
-        let update = match (adapter, layer) {
-            (Some(adapter), Some(layer)) => Update::read(adapter, layer)?,
+        let update = match (&pretrained.adapter, layer) {
+            (Some((adapter, _)), Some(layer)) => Update::read(adapter, layer)?,
             _ => None,
         };
         let columns = shape[shape.len() - 1];

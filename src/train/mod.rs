@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod evaluate;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod export;
 pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]

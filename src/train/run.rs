@@ -111,7 +111,10 @@ impl Run {
         let watch = trainer.watch();
         watch.block_on(trainer.relaunch(plan, devices))?;
         let watch = trainer.watch();
-        watch.block_on(async { trainer.restore(&open(&folder)?, &folder).await })
+        watch.block_on(async {
+            trainer.begin(&self.origin).await?;
+            trainer.restore(&open(&folder)?, &folder).await
+        })
     }
 
     /// Writes `timeline.svg` and `trace.json` of the last step.

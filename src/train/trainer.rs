@@ -73,7 +73,7 @@ impl Trainer {
         let schedule = schedule::generate(name, budgets.len(), microbatches)?;
         Ok(Setup {
             model: config.model.clone(),
-            adapter: None,
+            adapter: config.lora()?,
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
             recompute: match &config.pipeline.recompute {
@@ -147,7 +147,8 @@ impl Trainer {
 
     /// Sets the initial weights from the seed.
     pub async fn initialise(&mut self) -> Result<()> {
-        for parameter in self.owned() {
+        let all = self.executor.parameters().iter().filter(|p| p.tied_to.is_none());
+        for parameter in all.cloned().collect::<Vec<_>>() {
             let values = init::initial(&parameter, self.config.train.seed);
             self.executor.write(&parameter.name, Part::Weight, &values).await?;
         }
@@ -155,8 +156,8 @@ impl Trainer {
     }
 
     /// The parameters that are trained, in model order.
-    pub(super) fn owned(&self) -> Vec<crate::model::Parameter> {
-        self.executor.parameters().iter().filter(|p| p.tied_to.is_none()).cloned().collect()
+    pub(super) fn trained(&self) -> Vec<crate::model::Parameter> {
+        self.executor.parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
     }
 
     /// One step.

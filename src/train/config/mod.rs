@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
+use crate::model::{Model, ModelConfig};
 
 /// A whole config file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,20 +113,41 @@ pub struct AdapterConfig {
     /// The product of B and A is scaled by `alpha / rank`.
     #[serde(default = "alpha")]
     pub alpha: f64,
-    /// Which linear layers: the ends of their names, or `"all-linear"`. By default those that PEFT takes for the kind of
-    /// model: the projections of queries and values.
+    /// Scale by `alpha` over the root of `rank` instead (Kalajdzievski 2023, arXiv 2312.03732).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rank_stabilised: bool,
+    /// Which linear layers: the ends of their names, `"all-linear"`, or a regular expression. By default those that PEFT
+    /// takes for the kind of model: the projections of queries and values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
 }
 
-/// Which linear layers an adapter changes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Targets {
-    /// `"all-linear"`: all but the head.
-    Word(String),
-    /// Ends of names, such as `q_proj`.
-    Names(Vec<String>),
+impl AdapterConfig {
+    /// As PEFT's configuration, for a model.
+    pub fn peft(&self, model: &Model) -> PeftConfig {
+        let usual: &[&str] = if model.config().kind.is_llama() { &["q_proj", "v_proj"] } else { &["c_attn"] };
+        let usual = || Targets::Names(usual.iter().map(|name| name.to_string()).collect());
+        PeftConfig {
+            r: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.rank_stabilised,
+            targets: self.targets.clone().unwrap_or_else(usual),
+            dropout: 0.0,
+            fan_in_fan_out: false,
+            base_model: None,
+            task_type: Some("CAUSAL_LM".into()),
+        }
+        .for_model(model)
+    }
+}
+
+/// What a folder says of the model in it.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// Its extents.
+    pub model: ModelConfig,
+    /// The adapter on it, if the folder is an adapter's.
+    pub adapter: Option<AdapterConfig>,
 }
 
 /// Devices and schedule.

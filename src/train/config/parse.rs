@@ -1,8 +1,8 @@
 //! Reading, checking and writing the file.
 
-use super::Config;
+use super::{Config, Described};
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{Lora, Model};
 use crate::schedule;
 
 /// Every key, for naming the nearest one.
@@ -28,7 +28,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "path",
         ],
     ),
-    ("adapter", &["rank", "alpha", "targets"]),
+    ("adapter", &["rank", "alpha", "rank_stabilised", "targets"]),
     ("data", &["train", "valid", "split", "tokenizer", "bad_lines", "order"]),
     (
         "train",
@@ -91,7 +91,7 @@ impl Config {
         text: &str,
         overrides: &[String],
         place: &str,
-        describe: impl FnOnce(&str) -> Result<ModelConfig>,
+        describe: impl FnOnce(&str) -> Result<Described>,
     ) -> Result<Config> {
         let error = |e: toml::de::Error| {
             let line = e.span().map_or(String::new(), |s| {
@@ -111,6 +111,16 @@ impl Config {
         config.path = path;
         config.check(place)?;
         Ok(config)
+    }
+
+    /// The adapter that is trained, if one is.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for targets that the model does not have.
+    pub fn lora(&self) -> Result<Option<Lora>> {
+        let Some(adapter) = &self.adapter else { return Ok(None) };
+        let model = Model::new(&self.model)?;
+        adapter.peft(&model).adapt(&model).map(Some)
     }
 
     /// Microbatches of a step where no planner chooses: as many as sequences.
@@ -197,7 +207,10 @@ impl Config {
         if self.output.keep == 0 {
             return refuse("output.keep must be at least 1".into());
         }
-        crate::model::Model::new(&self.model).map(drop).map_err(|e| Error::config(place, e.to_string()))
+        self.lora()
+            .map(drop)
+            .and(Model::new(&self.model).map(drop))
+            .map_err(|e| Error::config(place, e.to_string()))
     }
 
     /// As TOML, with every default written out.
@@ -210,12 +223,12 @@ impl Config {
     }
 }
 
-/// Takes `path` out of the model's table and puts the extents of the model that is there in its place. What the file
-/// gives as well must agree.
+/// Takes `path` out of the model's table and puts the extents of the model that is there in its place, and the adapter
+/// beside it. What the file gives as well must agree.
 fn take_path(
     table: &mut toml::Table,
     place: &str,
-    describe: impl FnOnce(&str) -> Result<ModelConfig>,
+    describe: impl FnOnce(&str) -> Result<Described>,
 ) -> Result<Option<String>> {
     let Some(model) = table.get_mut("model").and_then(toml::Value::as_table_mut) else { return Ok(None) };
     let path = match model.remove("path") {
@@ -223,7 +236,8 @@ fn take_path(
         Some(toml::Value::String(path)) => path,
         Some(other) => return Err(Error::config(place, format!("model.path = {other} is not a string"))),
     };
-    let mut found = toml::Table::try_from(describe(&path)?).unwrap_or_default();
+    let described = describe(&path)?;
+    let mut found = toml::Table::try_from(described.model).unwrap_or_default();
     for (key, value) in std::mem::take(model) {
         match found.get(&key) {
             Some(there) if *there == value => {}
@@ -236,6 +250,18 @@ fn take_path(
         }
     }
     *model = found;
+    if let Some(adapter) = described.adapter {
+        let adapter = toml::Table::try_from(adapter).unwrap_or_default();
+        match table.get("adapter").and_then(toml::Value::as_table) {
+            Some(given) if *given != adapter => {
+                let message =
+                    format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
+                        .replace('\n', " ");
+                return Err(Error::config(place, message));
+            }
+            _ => drop(table.insert("adapter".into(), adapter.into())),
+        }
+    }
     Ok(Some(path))
 }
 
