@@ -6,12 +6,14 @@ use serde_json::json;
 
 use super::checkpoint::{Checkpoint, Writer};
 use super::source::{Origin, Pretrained};
-use super::trainer::Trainer;
+use super::trainer::{Trainer, names};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, stored_name};
 use crate::folder::{Dtype, Kind, Layout};
+use crate::gpu::Device;
 use crate::model::{Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
+use crate::pipeline::{Executor, Plan};
 
 /// Elements that pass through host memory at a time.
 const PIECE: usize = 4 << 20;
@@ -37,7 +39,7 @@ impl Trainer {
     pub async fn save(&mut self, run: &Path, origin: &Origin, keep: usize) -> Result<PathBuf> {
         let mut trained = self.trained();
         trained.sort_by(|a, b| a.name.cmp(&b.name));
-        let kind = if self.model.adapter().is_some() { Kind::Adapter } else { Kind::Model };
+        let kind = if self.config.adapter.is_some() { Kind::Adapter } else { Kind::Model };
         let stored = |p: &Parameter| match kind {
             Kind::Adapter => stored_name(&p.name),
             Kind::Model => p.name.clone(),
@@ -77,7 +79,7 @@ impl Trainer {
     /// that a checkpoint does not hold are those of [`Trainer::begin`].
     pub async fn restore(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
         let trained = self.trained();
-        match (checkpoint.kind, self.model.adapter()) {
+        match (checkpoint.kind, &self.config.adapter) {
             (Kind::Adapter, Some(_)) => {
                 self.executor.load_adapter(&adapter::open(path)?.tensors).await?;
             }
@@ -104,15 +106,29 @@ impl Trainer {
         Ok(())
     }
 
+    /// Goes on with another plan, whose weights are to be set.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
+        self.executor.stop().await;
+        self.executor = Executor::launch(plan, devices)?;
+        self.adapters = names(devices);
+        Ok(())
+    }
+
+    /// The parameters that are trained, in model order.
+    fn trained(&self) -> Vec<Parameter> {
+        self.executor.parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
+    }
+
     fn check(&self, saved: &ModelConfig, path: &Path) -> Result<()> {
-        if saved == self.model.config() {
+        let model = Model::new(&self.config.model)?;
+        if saved == model.config() {
             return Ok(());
         }
         let words = |config: &ModelConfig| {
             let json = serde_json::to_value(config).unwrap_or_default();
             json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
         };
-        let (there, here) = (words(saved), words(self.model.config()));
+        let (there, here) = (words(saved), words(model.config()));
         let message = format!(
             "holds another model ({there}) than the config ({here}); use the config it was trained with"
         );

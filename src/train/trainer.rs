@@ -8,7 +8,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::model::{Model, init};
+use crate::model::init;
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
@@ -54,11 +54,10 @@ pub struct DeviceRow {
 /// A model in training.
 pub struct Trainer {
     pub(super) config: Config,
-    pub(super) model: Model,
     pub(super) executor: Executor,
     batches: Batches,
     valid: Option<Corpus>,
-    adapters: Vec<String>,
+    pub(super) adapters: Vec<String>,
     pub(super) step: u64,
     timeline: Vec<Event>,
     predicted: Option<f64>,
@@ -90,11 +89,10 @@ impl Trainer {
 
     /// Allocates, compiles and starts; weights are not set yet.
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
-        let model = plan.model.clone();
         let executor = Executor::launch(plan, devices)?;
         let (config, timeline, adapters) = (config.clone(), Vec::new(), names(devices));
         let (valid, predicted) = (None, None);
-        Ok(Trainer { config, model, executor, batches, valid, adapters, step: 0, timeline, predicted })
+        Ok(Trainer { config, executor, batches, valid, adapters, step: 0, timeline, predicted })
     }
 
     /// Sets the text for evaluation.
@@ -105,14 +103,6 @@ impl Trainer {
     /// Sets the seconds that a step is said to take.
     pub fn predict(&mut self, seconds: f64) {
         self.predicted = Some(seconds);
-    }
-
-    /// Goes on with another plan, whose weights are to be set.
-    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
-        self.executor.stop().await;
-        self.executor = Executor::launch(plan, devices)?;
-        self.adapters = names(devices);
-        Ok(())
     }
 
     /// For blocking on this trainer's futures.
@@ -153,11 +143,6 @@ impl Trainer {
             self.executor.write(&parameter.name, Part::Weight, &values).await?;
         }
         Ok(())
-    }
-
-    /// The parameters that are trained, in model order.
-    pub(super) fn trained(&self) -> Vec<crate::model::Parameter> {
-        self.executor.parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
     }
 
     /// One step.
@@ -225,6 +210,6 @@ impl Trainer {
     }
 }
 
-fn names(devices: &[Device]) -> Vec<String> {
+pub(super) fn names(devices: &[Device]) -> Vec<String> {
     devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect()
 }
