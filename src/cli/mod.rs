@@ -1,10 +1,12 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
 
+mod chat;
 mod devices;
 mod generate;
 mod plan;
 mod planning;
 mod schedule;
+mod speaking;
 mod trace;
 mod train;
 mod verify;
@@ -37,6 +39,7 @@ enum Verb {
     Trace(trace::Arguments),
     Verify(verify::Arguments),
     Generate(generate::Arguments),
+    Chat(chat::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -60,6 +63,7 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Generate(a) => generate::run(&a),
+        Verb::Chat(a) => chat::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::planning::{Experiment, device_budgets, for_devices, settle};
-use super::{Environment, adapters, generate, leave, note, open, say, show_bytes, show_count};
+use super::{Environment, adapters, leave, note, open, say, show_bytes, show_count, speaking};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
@@ -434,13 +434,8 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
 
 fn sample(run: &Run, prompt: &[u32], devices: &[Device]) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
-    let prompt: Vec<u8> = prompt.iter().map(|&t| t as u8).collect();
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let mut text = Vec::new();
-    generate::continue_text(&path, &prompt, 200, sampling, &devices[..1], |bytes| {
-        text.extend_from_slice(bytes);
-        true
-    })?;
-    say(format!("sample   {}", String::from_utf8_lossy(&text).replace('\n', "\n         ")));
+    let text = speaking::sample(&path, prompt, 200, sampling, &devices[..1])?;
+    say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

@@ -1,0 +1,53 @@
+//! A plan for decoding within the memory of each device.
+
+use crate::error::{Error, Result};
+use crate::gpu::Device;
+use crate::model::Model;
+use crate::pipeline::partition::balanced_where;
+use crate::pipeline::{Plan, Setup, Use};
+
+/// How often cuts are sought anew, with so much less room as the last plan was too large.
+const TRIES: usize = 16;
+
+/// Balances the stages by their work, and where a device has too little memory for its share by work and memory.
+pub(super) fn plan(mut setup: Setup, devices: &[Device]) -> Result<Plan> {
+    let first = match Plan::for_devices(setup.clone(), devices) {
+        Err(error @ Error::Memory { .. }) => error,
+        other => return other,
+    };
+    let model = Model::new(&setup.model)?;
+    let work = model.layer_flops(setup.batch, setup.sequence)?;
+    let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
+    let mut room = setup.budgets.clone();
+    for _ in 0..TRIES {
+        let fits = |stage: usize, layers: std::ops::Range<usize>| {
+            room[stage].is_none_or(|room| bytes[layers].iter().sum::<u64>() <= room)
+        };
+        let Some(stages) = balanced_where(&work, devices.len(), fits) else { break };
+        setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
+        match Plan::for_devices(setup.clone(), devices) {
+            Err(Error::Memory { device, need, budget, .. }) => {
+                room[device] = room[device].map(|room| room.saturating_sub(need - budget));
+            }
+            other => return other,
+        }
+    }
+    Err(first)
+}
+
+/// Weights and caches of a layer: all that grows with the number of layers.
+fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
+    let weights: usize = model.layer_parameters(layer).iter().map(|p| p.len()).sum();
+    let block = layer > 0 && layer + 1 < model.layers();
+    let cached = match setup.purpose {
+        Use::Decoding { capacity } if block => {
+            2 * setup.schedule.microbatches
+                * setup.batch
+                * capacity
+                * setup.model.kv_heads()
+                * setup.model.head_dim()
+        }
+        _ => 0,
+    };
+    4 * (weights + cached) as u64
+}
