@@ -424,9 +424,9 @@ fn a_generator_with_an_adapter_continues_texts_as_the_merged_model_does() {
         let mut generator =
             Generator::launch(golden.model.config(), lora.as_ref(), extent, &devices, budgets).unwrap();
         let watch = generator.watch();
-        watch.block_on(generator.load(folder.tensors())).unwrap();
+        watch.block_on(generator.executor().load(folder.tensors())).unwrap();
         if adapted {
-            watch.block_on(generator.load_adapter(&golden.adapter.tensors)).unwrap();
+            watch.block_on(generator.executor().load_adapter(&golden.adapter.tensors)).unwrap();
         }
         watch.block_on(generator.run(&prompts, 9, greedy, usize::MAX, |_, _| true)).unwrap()
     };

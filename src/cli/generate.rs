@@ -1,103 +1,137 @@
 //! `polystage generate`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use super::{adapters, open, parse_devices};
+use serde_json::json;
+
+use super::speaking::{Pace, Said, Speaker, speak};
+use super::{note, say};
 use crate::error::{Error, Result};
-use crate::generate::{Extent, Generator, Sampling};
-use crate::gpu::Device;
-use crate::train::checkpoint;
-use crate::train::config::Devices;
-use crate::train::source::Pretrained;
+use crate::generate::Extent;
 
-/// Continues a text with a trained model.
+/// Continues texts with a trained model.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  polystage generate runs/tiny-1 --prompt \"fn main\" --max-tokens 200 --temperature 0.8"
+    after_help = "Examples:\n  polystage generate SmolLM2-135M --prompt \"The capital of France is\" --max-tokens 20 --temperature 0\n  polystage generate runs/tiny-1 --prompt \"fn main\" --prompt \"struct\" --devices 0,1"
 )]
 pub(super) struct Arguments {
-    /// A run's folder, one of its checkpoints, or a Hugging Face folder.
-    model: PathBuf,
-    /// The text to continue.
+    #[command(flatten)]
+    speaker: Speaker,
+    /// The text to continue; may be given several times, and all are continued together.
     #[arg(long)]
-    prompt: String,
-    /// How many tokens to add.
+    prompt: Vec<String>,
+    /// A file with one more text, without the newline at its end.
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// How many tokens to add at most.
     #[arg(long, default_value_t = 200)]
     max_tokens: usize,
-    /// Divides the logits; 0 takes the most likely token.
-    #[arg(long, default_value_t = 0.8)]
-    temperature: f64,
-    /// Only the k most likely tokens; 0 for all.
-    #[arg(long, default_value_t = 0)]
-    top_k: usize,
-    /// Only the most likely tokens that together have this probability.
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f64,
-    /// Seed of the choice.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Adapters, one stage each, such as 0,1 (default: the first).
+    /// Print one JSON object when all is done.
     #[arg(long)]
-    devices: Option<String>,
+    json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
-    let sampling = Sampling {
-        temperature: arguments.temperature,
-        top_k: arguments.top_k,
-        top_p: arguments.top_p,
-        seed: arguments.seed,
+    let sampling = arguments.speaker.sampling()?;
+    let texts = prompts(arguments)?;
+    let language = arguments.speaker.language()?;
+    let encode = |text: &String| language.tokenizer().encode(text, true);
+    let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let extent = Extent {
+        texts: prompts.len(),
+        prompt: longest,
+        tokens: longest.saturating_add(arguments.max_tokens),
     };
-    sampling.check()?;
-    if arguments.prompt.is_empty() {
-        return Err(Error::config("--prompt", "is empty; give at least one character"));
-    }
-    let path = checkpoint::resolve(&arguments.model)?;
-    let adapters = adapters()?;
-    let devices = arguments.devices.as_deref().map(parse_devices).transpose()?.unwrap_or(Devices::Count(1));
-    let devices = open(&devices, &adapters)?;
+    extent.check(language.config())?;
+    let (devices, budgets) = arguments.speaker.devices(&language)?;
+    let started = Instant::now();
+    let mut generator = language.launch(extent, &devices, budgets)?;
+    let loading = started.elapsed().as_secs_f64();
+
     let mut out = std::io::stdout().lock();
-    continue_text(&path, arguments.prompt.as_bytes(), arguments.max_tokens, sampling, &devices, |bytes| {
-        // A closed pipe ends the text; there is nobody left to tell.
-        out.write_all(bytes).and_then(|()| out.flush()).is_ok()
-    })?;
-    let _ = writeln!(out);
+    let streams = prompts.len() == 1 && !arguments.json;
+    // A closed pipe ends the text; there is nobody left to tell.
+    let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
+    if streams && !write(&texts[0]) {
+        return Ok(0);
+    }
+    let (said, pace) =
+        speak(&language, &mut generator, &prompts, arguments.max_tokens, sampling, |_, piece| {
+            !streams || write(piece)
+        })?;
+    if streams {
+        write("\n");
+    }
+    drop(out);
+    let tokens = prompts.iter().map(Vec::len).sum();
+    if arguments.json {
+        say(report(&texts, &prompts, &said, &pace, loading));
+    } else if !streams {
+        for (at, (text, said)) in texts.iter().zip(&said).enumerate() {
+            say(format!("=== text {} of {} ===\n{text}{}", at + 1, texts.len(), said.text));
+        }
+    }
+    note(pace_line(tokens, &pace, loading));
     Ok(0)
 }
 
-/// Hands prompt and continuation to `each` as they come, until it says no.
-pub(super) fn continue_text(
-    path: &Path,
-    prompt: &[u8],
-    count: usize,
-    sampling: Sampling,
-    devices: &[Device],
-    mut each: impl FnMut(&[u8]) -> bool,
-) -> Result<()> {
-    let Pretrained { folder, model, .. } = Pretrained::open(path)?;
-    let config = model.config();
-    // A run's own folder says which tokenizer it used; another's must have the bytes' 256 symbols.
-    let state = std::fs::read_to_string(path.join("state.json")).unwrap_or_default();
-    let state: serde_json::Value = serde_json::from_str(&state).unwrap_or_default();
-    let bytes = state["tokenizer"] == "bytes" || config.vocabulary == 256;
-    if !bytes || config.vocabulary < 256 || path.join("tokenizer.json").exists() {
-        let message = format!(
-            "a vocabulary of {} needs its own tokenizer; this version generates with byte-level models only",
-            config.vocabulary
-        );
-        return Err(Error::checkpoint(path, message));
+fn prompts(arguments: &Arguments) -> Result<Vec<String>> {
+    let mut texts = arguments.prompt.clone();
+    if let Some(path) = &arguments.prompt_file {
+        let mut text = std::fs::read_to_string(path)
+            .map_err(|e| Error::config("--prompt-file", format!("{} cannot be read: {e}", path.display())))?;
+        if text.ends_with('\n') {
+            text.pop();
+        }
+        texts.push(text);
     }
-    let tokens: Vec<u32> = prompt.iter().map(|&b| b as u32).collect();
-    let extent = Extent { texts: 1, prompt: tokens.len(), tokens: tokens.len() + count };
-    let budgets = devices.iter().map(|d| d.info().memory).collect();
-    let mut generator = Generator::launch(config, None, extent, devices, budgets)?;
-    let watch = generator.watch();
-    watch.block_on(generator.load(folder.tensors()))?;
-    if !each(prompt) {
-        return Ok(());
+    if texts.is_empty() {
+        return Err(Error::config("--prompt", "is missing; give a text to continue, or --prompt-file"));
     }
-    let prompts = [tokens];
-    let run = generator.run(&prompts, count, sampling, 256, |_, token| each(&[token as u8]));
-    watch.block_on(run).map(drop)
+    if texts.iter().any(String::is_empty) {
+        return Err(Error::config("--prompt", "is empty; give at least one character"));
+    }
+    Ok(texts)
+}
+
+fn pace_line(prompt_tokens: usize, pace: &Pace, loading: f64) -> String {
+    let (decoded, seconds) = pace.decoded;
+    let decoding = match decoded {
+        0 => String::new(),
+        _ => format!("; {decoded} more in {seconds:.2} s ({:.1} tokens/s)", decoded as f64 / seconds),
+    };
+    format!(
+        "loaded in {loading:.2} s; {prompt_tokens} tokens to the first new ones in {:.2} s ({:.1} tokens/s){decoding}",
+        pace.prompt,
+        prompt_tokens as f64 / pace.prompt
+    )
+}
+
+fn report(
+    texts: &[String],
+    prompts: &[Vec<u32>],
+    said: &[Said],
+    pace: &Pace,
+    loading: f64,
+) -> serde_json::Value {
+    let one = |((text, prompt), said): ((&String, &Vec<u32>), &Said)| {
+        json!({
+            "prompt": text,
+            "prompt_tokens": prompt.len(),
+            "text": said.text,
+            "tokens": said.tokens,
+            "finish": if said.ended { "end" } else { "length" },
+        })
+    };
+    let (decoded, seconds) = pace.decoded;
+    json!({
+        "texts": texts.iter().zip(prompts).zip(said).map(one).collect::<Vec<_>>(),
+        "loading_seconds": loading,
+        "prompt_seconds": pace.prompt,
+        "decoded_tokens": decoded,
+        "decoding_seconds": seconds,
+    })
 }

@@ -1,5 +1,6 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
 
+mod chat;
 mod devices;
 mod eval;
 mod export;
@@ -9,6 +10,7 @@ mod merge;
 mod plan;
 mod planning;
 mod schedule;
+mod speaking;
 mod trace;
 mod train;
 mod verify;
@@ -45,6 +47,7 @@ enum Verb {
     Generate(generate::Arguments),
     Merge(merge::Arguments),
     Export(export::Arguments),
+    Chat(chat::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -72,6 +75,7 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Generate(a) => generate::run(&a),
         Verb::Merge(a) => merge::run(&a),
         Verb::Export(a) => export::run(&a),
+        Verb::Chat(a) => chat::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

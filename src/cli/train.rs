@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::planning::{Experiment, MachineArguments, device_budgets, for_devices, settle};
-use super::{Environment, adapters, generate, leave, note, open, say, show_bytes, show_count};
+use super::{Environment, adapters, leave, note, open, say, show_bytes, show_count, speaking};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
@@ -122,7 +122,7 @@ fn prepare(
     let (all, devices, plan, planned) = if launch.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
-        let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
+        let plan = Plan::within(Trainer::setup(&config, budgets)?, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
         let (planning, all) = for_devices(&config, machine, environment, bases)?;
@@ -271,6 +271,7 @@ fn train(job: Job) -> Result<u8> {
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt);
+    let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
     trainer.evaluate_on(source.valid);
@@ -346,9 +347,7 @@ fn train(job: Job) -> Result<u8> {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
         }
-        if bytes {
-            sample(&run, &prompt, &devices)?;
-        }
+        sample(&run, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
     }
     Ok(0)
 }
@@ -504,15 +503,16 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
     say(format!("timeline {}", run.path().join("timeline.svg").display()));
 }
 
-fn sample(run: &Run, prompt: &[u32], devices: &[Device]) -> Result<()> {
+fn sample(
+    run: &Run,
+    prompt: &[u32],
+    count: usize,
+    devices: &[Device],
+    budgets: Vec<Option<u64>>,
+) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
-    let prompt: Vec<u8> = prompt.iter().map(|&t| t as u8).collect();
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let mut text = Vec::new();
-    generate::continue_text(&path, &prompt, 200, sampling, &devices[..1], |bytes| {
-        text.extend_from_slice(bytes);
-        true
-    })?;
-    say(format!("sample   {}", String::from_utf8_lossy(&text).replace('\n', "\n         ")));
+    let text = speaking::sample(&path, prompt, count, sampling, devices, budgets)?;
+    say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

@@ -3,16 +3,21 @@
 //! Texts are continued in groups, one for each device, so that all stages have work: while a group's new tokens are in
 //! one stage, another group's are in the next. Within a group the texts share every read of a weight. A prompt passes in
 //! chunks of many tokens, and all chunks of all groups follow one another without a pause.
+//!
+//! Every stage keeps what it has seen of a text, and a prompt that begins like the text before it in the same place
+//! passes only what is new: that is how a conversation goes on.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod language;
 mod sampling;
 
 use std::collections::VecDeque;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use language::Language;
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
-#[cfg(not(target_arch = "wasm32"))]
-use crate::folder::Tensors;
 use crate::gpu::Device;
 use crate::model::{Lora, ModelConfig};
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
@@ -32,6 +37,25 @@ pub struct Extent {
     pub tokens: usize,
 }
 
+impl Extent {
+    /// Checks that a model sees prompts of this length.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for none, or one longer than the model's context.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        if self.texts == 0 || self.prompt == 0 {
+            return Err(Error::config("--prompt", "is empty; give at least one token"));
+        }
+        let longest = config.longest_sequence();
+        if self.prompt > longest {
+            let message =
+                format!("has {} tokens, but the model sees at most {longest}; shorten it", self.prompt);
+            return Err(Error::config("--prompt", message));
+        }
+        Ok(())
+    }
+}
+
 /// A model ready to continue texts.
 pub struct Generator {
     executor: Executor,
@@ -41,15 +65,26 @@ pub struct Generator {
     chunk: usize,
     capacity: usize,
     vocabulary: usize,
+    /// For each place the tokens whose keys and values are in the caches.
+    kept: Vec<Vec<u32>>,
 }
 
 /// A text on its way.
 struct Text {
     tokens: Vec<u32>,
     prompt: usize,
+    /// The first token that passes: those before it are in the caches.
+    from: usize,
     done: bool,
     /// Of its last token, once known.
     logits: Vec<f32>,
+}
+
+impl Text {
+    /// Chunks of the prompt that pass.
+    fn chunks(&self, chunk: usize) -> usize {
+        (self.prompt - self.from).div_ceil(chunk)
+    }
 }
 
 /// What a call of [`Executor::grow`] was for.
@@ -62,12 +97,11 @@ enum Call {
 
 impl Generator {
     /// Compiles a model, with an adapter if there is one, for texts of this extent over these devices, one stage each,
-    /// within `budgets`. Weights are zero until [`Generator::load`], those of the adapter until
-    /// [`Generator::load_adapter`].
+    /// within `budgets`. Weights are zero until they are set through [`Generator::executor`].
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for texts longer than the model's context; those of [`Plan::new`].
+    /// Those of [`Extent::check`] and of [`Plan::new`](crate::pipeline::Plan::new).
     pub fn launch(
         config: &ModelConfig,
         adapter: Option<&Lora>,
@@ -75,15 +109,8 @@ impl Generator {
         devices: &[Device],
         budgets: Vec<Option<u64>>,
     ) -> Result<Generator> {
+        extent.check(config)?;
         let longest = config.longest_sequence();
-        if extent.texts == 0 || extent.prompt == 0 {
-            return Err(Error::config("--prompt", "is empty; give at least one token"));
-        }
-        if extent.prompt > longest {
-            let message =
-                format!("has {} tokens, but the model sees at most {longest}; shorten it", extent.prompt);
-            return Err(Error::config("--prompt", message));
-        }
         let tokens = extent.tokens.clamp(extent.prompt, longest);
         let fits = |chunk: &usize| extent.prompt.next_multiple_of(*chunk) <= longest;
         let chunk = (1..=CHUNK.min(extent.prompt)).rev().find(fits).unwrap_or(1);
@@ -101,20 +128,19 @@ impl Generator {
             purpose: Use::Decoding { capacity },
             budgets,
         };
-        let executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
-        Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary: config.vocabulary })
+        let executor = Executor::launch(Plan::within(setup, devices)?, devices)?;
+        let (vocabulary, kept) = (config.vocabulary, vec![Vec::new(); groups * batch]);
+        Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary, kept })
     }
 
-    /// Sets the weights from a model folder's tensors, which must be exactly the model's.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
-        self.executor.load(tensors).await
+    /// Tokens of the longest text, prompt included.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
-    /// Sets the adapter's matrices from the tensors of an open adapter.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub async fn load_adapter(&mut self, tensors: &Tensors) -> Result<()> {
-        self.executor.load_adapter(tensors).await
+    /// The executor, for setting weights.
+    pub fn executor(&mut self) -> &mut Executor {
+        &mut self.executor
     }
 
     /// For blocking on this generator's futures.
@@ -124,7 +150,8 @@ impl Generator {
 
     /// Continues every prompt by up to `count` tokens, or to the end of the caches. `each` hears every new token as
     /// (text, token) and says whether the text goes on; a token depends on the text before it, the sampling and the
-    /// numbers of text and token alone. Logits past `vocabulary` are never drawn.
+    /// numbers of text and token alone. Logits past `vocabulary` are never drawn. What a prompt has in common with the
+    /// text that was last in its place does not pass again.
     ///
     /// # Errors
     ///
@@ -139,20 +166,24 @@ impl Generator {
         mut each: impl FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Vec<u32>>> {
         self.check(prompts)?;
+        // What an error leaves in the caches is unknown.
+        let mut kept = std::mem::take(&mut self.kept);
+        self.kept.resize(kept.len(), Vec::new());
         let mut texts: Vec<Text> = (0..self.groups * self.batch)
             .map(|text| {
                 // A group may have fewer texts than the others; an empty place repeats one token and is not heard.
                 let tokens = prompts.get(text).cloned().unwrap_or_else(|| vec![0]);
                 let done = text >= prompts.len() || count == 0;
-                Text { prompt: tokens.len(), tokens, done, logits: Vec::new() }
+                let from = self.common(&kept[text], &tokens);
+                Text { prompt: tokens.len(), tokens, from, done, logits: Vec::new() }
             })
             .collect();
         let mut calls: VecDeque<(usize, Call)> = VecDeque::new();
         let mut number = 0;
         for group in 0..self.groups {
             let own = &texts[group * self.batch..][..self.batch];
-            let longest = own.iter().map(|text| text.prompt).max().unwrap_or(1);
-            for chunk in 0..longest.div_ceil(self.chunk) {
+            let chunks = own.iter().map(|text| text.chunks(self.chunk)).max().unwrap_or(1);
+            for chunk in 0..chunks {
                 self.executor.grow(self.prompt_chunk(group, chunk, number, own))?;
                 calls.push_back((group, Call::Chunk(chunk)));
                 number += 1;
@@ -165,7 +196,7 @@ impl Generator {
             for (row, logits) in logits.chunks(self.vocabulary).enumerate() {
                 let text = &mut texts[first + row];
                 let ends_here = match call {
-                    Call::Chunk(chunk) => (text.prompt - 1) / self.chunk == chunk,
+                    Call::Chunk(chunk) => text.chunks(self.chunk) == chunk + 1,
                     Call::Token => true,
                 };
                 if ends_here && !text.done {
@@ -181,10 +212,10 @@ impl Generator {
                 if text.logits.iter().any(|logit| !logit.is_finite()) {
                     return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
                 }
-                let made = text.tokens.len() - text.prompt;
-                let token = sampling.pick(&text.logits, at as u64, made as u64);
+                let token = sampling.pick(&text.logits, at as u64, text.tokens.len() as u64);
                 text.tokens.push(token);
-                text.done = !each(at, token) || made + 1 == count || text.tokens.len() > self.capacity;
+                let made = text.tokens.len() - text.prompt;
+                text.done = !each(at, token) || made == count || text.tokens.len() > self.capacity;
             }
             let own = &texts[first..][..self.batch];
             if own.iter().any(|text| !text.done) {
@@ -193,6 +224,13 @@ impl Generator {
                 number += 1;
             }
         }
+        for (kept, text) in kept.iter_mut().zip(&texts) {
+            // The last token was drawn and has passed no stage.
+            let passed = text.tokens.len() - usize::from(text.tokens.len() > text.prompt);
+            kept.clear();
+            kept.extend_from_slice(&text.tokens[..passed]);
+        }
+        self.kept = kept;
         texts.truncate(prompts.len());
         Ok(texts.into_iter().map(|text| text.tokens).collect())
     }
@@ -213,16 +251,25 @@ impl Generator {
         Ok(())
     }
 
+    /// How many of a prompt's tokens need not pass: as many as are kept, but its last, whose logits are wanted, and but
+    /// those that the last chunk must begin with to end within the caches.
+    fn common(&self, kept: &[u32], tokens: &[u32]) -> usize {
+        let common = kept.iter().zip(&tokens[..tokens.len() - 1]).take_while(|(a, b)| a == b).count();
+        let chunks = (tokens.len() - common).div_ceil(self.chunk);
+        common.min(self.capacity - chunks * self.chunk)
+    }
+
     fn prompt_chunk(&self, group: usize, chunk: usize, number: usize, texts: &[Text]) -> Grow {
-        let start = chunk * self.chunk;
         let mut grow = Grow { group, number, tokens: Vec::new(), positions: Vec::new(), last: Vec::new() };
         for (row, text) in texts.iter().enumerate() {
+            // A text with fewer chunks than another of its group repeats its last.
+            let start = text.from + chunk.min(text.chunks(self.chunk) - 1) * self.chunk;
             for at in start..start + self.chunk {
                 // What stands after a prompt's end is overwritten before anything looks at it.
                 grow.tokens.push(text.tokens.get(at).copied().unwrap_or(0));
                 grow.positions.push(at as u32);
             }
-            let last = (text.prompt - 1).saturating_sub(start).min(self.chunk - 1);
+            let last = (text.prompt - 1).min(start + self.chunk - 1) - start;
             grow.last.push((row * self.chunk + last) as u32);
         }
         grow

@@ -33,6 +33,8 @@ kernels![
     "layernorm_backward",
     "layernorm_weight_backward",
     "matmul",
+    "matmul_rows",
+    "matmul_rows_subgroup",
     "matmul_subgroup",
     "rmsnorm",
     "rmsnorm_backward",

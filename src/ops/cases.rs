@@ -89,6 +89,10 @@ fn matmuls() -> Vec<Case> {
         for size in [[67, 1, 13], [1, 67, 3], [2, 3, 131], [64, 64, 16], [63, 127, 33], [256, 192, 128]] {
             list.push(matmul(layout, None, size));
         }
+        // Few rows, which have kernels of their own.
+        for size in [[1, 132, 68], [2, 67, 257], [3, 64, 36], [5, 36, 64], [11, 35, 67], [16, 132, 20]] {
+            list.push(matmul(layout, None, size));
+        }
     }
     for (layout, epilogue) in [(Layout::NN, BiasGelu), (Layout::NN, BiasResidual), (Layout::NT, GeluBackward)]
     {

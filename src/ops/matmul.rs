@@ -3,7 +3,8 @@
 use super::{Lowered, Lowering, Operand};
 use crate::graph::{Epilogue, Layout, Op};
 
-/// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's.
+/// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's, and
+/// the kernels for few rows borrow one of them.
 static ANY_SHAPE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul"));
 static MULTIPLES_OF_4: std::sync::LazyLock<String> =
     std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
@@ -13,9 +14,12 @@ fn header_of(kernel: &str) -> String {
     text.split("// ---- body ----").next().unwrap_or_default().trim_end().to_string()
 }
 
+/// Rows up to which reading B is most of the work. On a CPU `matmul_subgroup` does 8 rows in little more time.
+const FEW: usize = 16;
+const FEW_ON_CPU: usize = 4;
+
 pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowered {
     let (m, n, k) = Op::matmul_extents(layout, l.shape(0), l.shape(1));
-    let aligned = m.is_multiple_of(4) && n.is_multiple_of(4) && k.is_multiple_of(4);
     let (code, bias, extra, second) = match epilogue {
         Epilogue::None => (0, Operand::Unread, Operand::Unread, Operand::Unwritten),
         Epilogue::Bias => (1, l.input(2), Operand::Unread, Operand::Unwritten),
@@ -30,13 +34,29 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         Layout::TN => 2,
     };
     let mut constants = vec![("LAYOUT", layout), ("EPILOGUE", code), ("ACCUMULATE", l.accumulate as u32)];
+    // Of A and B only the transposed A is loaded along M.
+    let aligned = n.is_multiple_of(4) && k.is_multiple_of(4) && (layout != 2 || m.is_multiple_of(4));
+    let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
+    let rows = ("ROWS", m.next_power_of_two() as u32);
     // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
     let (name, header, groups) = match l.capabilities.subgroup {
         Some(lanes) if l.capabilities.software => {
             let lanes = lanes.max(8);
             constants.push(("LANES", lanes));
-            let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
-            ("matmul_subgroup", (!aligned).then(|| ANY_SHAPE.as_str()), groups)
+            let header = (!aligned).then(|| ANY_SHAPE.as_str());
+            if few {
+                constants.push(rows);
+                ("matmul_rows_subgroup", header, l.spread(n.div_ceil(4 * lanes as usize)))
+            } else {
+                let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
+                ("matmul_subgroup", header, groups)
+            }
+        }
+        _ if few => {
+            let [quads, slices] = if layout == 1 { [1, 64] } else { [8, 8] };
+            constants.extend([rows, ("QUADS", quads), ("SLICES", slices)]);
+            let groups = l.spread(n.div_ceil(4 * quads as usize));
+            ("matmul_rows", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
         }
         _ => {
             let groups = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];

@@ -7,32 +7,48 @@ use crate::error::{Error, Result};
 /// Contiguous stages whose largest sum of `weights` is as small as possible, found by dynamic programming over (layer,
 /// stages): exact, O(layers² · stages).
 pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
-    let n = weights.len();
-    if stages == 0 || stages > n {
-        return Err(Error::config(
+    balanced_where(weights, stages, |_, _| true).ok_or_else(|| {
+        Error::config(
             "pipeline.devices",
             format!(
-                "{stages} stages cannot share {n} layers (embedding and head count as one each); use at most {n} devices or a deeper model"
+                "{stages} stages cannot share {} layers (embedding and head count as one each); use at most {0} devices or a deeper model",
+                weights.len()
             ),
-        ));
+        )
+    })
+}
+
+/// As [`balanced`] among the stages that `fits` allows, given their number and layers; none if there are no such.
+pub fn balanced_where(
+    weights: &[f64],
+    stages: usize,
+    fits: impl Fn(usize, Range<usize>) -> bool,
+) -> Option<Vec<Range<usize>>> {
+    let n = weights.len();
+    if stages == 0 || stages > n {
+        return None;
     }
     let mut prefix = vec![0.0];
     for w in weights {
         prefix.push(prefix[prefix.len() - 1] + w);
     }
     // best[k][i]: the smallest possible maximum for the first i layers in k+1 stages, and where the last one starts.
-    let mut best: Vec<Vec<(f64, usize)>> = vec![prefix.iter().map(|&sum| (sum, 0)).collect()];
+    let first = |(end, &sum): (usize, &f64)| (if fits(0, 0..end) { sum } else { f64::INFINITY }, 0);
+    let mut best: Vec<Vec<(f64, usize)>> = vec![prefix.iter().enumerate().map(first).collect()];
     for k in 1..stages {
         let mut row = vec![(f64::INFINITY, 0); n + 1];
         for (end, cell) in row.iter_mut().enumerate().skip(k + 1) {
             for start in k..end {
                 let worst = best[k - 1][start].0.max(prefix[end] - prefix[start]);
-                if worst < cell.0 {
+                if worst < cell.0 && fits(k, start..end) {
                     *cell = (worst, start);
                 }
             }
         }
         best.push(row);
+    }
+    if best[stages - 1][n].0.is_infinite() {
+        return None;
     }
     let mut ranges = Vec::new();
     let mut end = n;
@@ -42,7 +58,7 @@ pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
         end = start;
     }
     ranges.reverse();
-    Ok(ranges)
+    Some(ranges)
 }
 
 /// Stages cut by hand: `cuts` are the layers at which a new stage starts.
@@ -62,7 +78,7 @@ pub fn from_cuts(cuts: &[usize], layers: usize, stages: usize) -> Result<Vec<Ran
 
 #[cfg(test)]
 mod tests {
-    use super::{balanced, from_cuts};
+    use super::{balanced, balanced_where, from_cuts};
 
     #[test]
     fn a_balanced_split_has_the_smallest_possible_largest_stage() {
@@ -83,6 +99,15 @@ mod tests {
             assert_eq!(worst(&ranges), least, "{stages} stages: {ranges:?}");
             assert_eq!((ranges[0].start, ranges[stages - 1].end), (0, 7));
         }
+    }
+
+    #[test]
+    fn a_limited_split_keeps_to_its_limits_and_to_none_that_cannot_be_kept() {
+        let weights = [1.0; 8];
+        let at_most = |limits: [usize; 3]| balanced_where(&weights, 3, |k, layers| layers.len() <= limits[k]);
+        assert_eq!(at_most([2, 8, 2]), Some(vec![0..2, 2..6, 6..8]));
+        assert_eq!(at_most([3, 8, 1]).map(|r| r[2].clone()), Some(7..8));
+        assert_eq!(at_most([2, 3, 2]), None);
     }
 
     #[test]

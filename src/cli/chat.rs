@@ -1,0 +1,154 @@
+//! `polystage chat`.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use serde_json::{Value, json};
+
+use super::note;
+use super::speaking::{Speaker, speak};
+use crate::error::{Error, Result};
+use crate::generate::{Extent, Language};
+use crate::text::chat::ChatTemplate;
+
+/// Talks with a model, a line at a time.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  polystage chat SmolLM2-135M-Instruct --system \"You are brief.\"\n\nA line is a message; /reset begins again, /exit or Ctrl-D leaves."
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    speaker: Speaker,
+    /// What the model is told before the conversation.
+    #[arg(long)]
+    system: Option<String>,
+    /// How long an answer may be, in tokens.
+    #[arg(long, default_value_t = 512)]
+    max_tokens: usize,
+    /// Tokens of the conversation that the devices keep, at most the model's context.
+    #[arg(long, default_value_t = 4096)]
+    context: usize,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+    let sampling = arguments.speaker.sampling()?;
+    let language = arguments.speaker.language()?;
+    let Some(template) = &language.text().template else {
+        return Err(language.error(
+            "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`",
+        ));
+    };
+    let tokens = arguments.context.min(language.config().longest_sequence());
+    let answer = arguments.max_tokens.min(tokens / 2);
+    if answer == 0 {
+        let message = format!("a context of {tokens} tokens leaves no room for an answer of {answer}");
+        return Err(Error::config("--context, --max-tokens", message));
+    }
+    let extent = Extent { texts: 1, prompt: tokens - answer, tokens };
+    let mut conversation = Conversation::new(&language, template, arguments.system.as_deref(), extent.prompt);
+    let (devices, budgets) = arguments.speaker.devices(&language)?;
+    let mut generator = language.launch(extent, &devices, budgets)?;
+
+    let input = std::io::stdin();
+    let mut out = std::io::stdout();
+    // A terminal shows what is typed; what comes from a pipe is not shown.
+    let ask = input.is_terminal();
+    loop {
+        if ask {
+            let _ = write!(out, "> ").and_then(|()| out.flush());
+        }
+        let mut line = String::new();
+        let read = input.lock().read_line(&mut line);
+        if read.map_err(|e| Error::config("standard input", format!("cannot be read as text: {e}")))? == 0 {
+            return Ok(0);
+        }
+        match line.trim() {
+            "" => continue,
+            "/exit" => return Ok(0),
+            "/reset" => {
+                conversation.reset();
+                note("the conversation begins again");
+                continue;
+            }
+            text => conversation.add("user", text),
+        }
+        let Some(prompt) = conversation.fit()? else { continue };
+        let mut open = true;
+        let (said, _) =
+            speak(&language, &mut generator, &[prompt], arguments.max_tokens, sampling, |_, piece| {
+                open = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_ok();
+                open
+            })?;
+        if !open || writeln!(out).and_then(|()| out.flush()).is_err() {
+            return Ok(0);
+        }
+        if !said[0].ended && said[0].tokens.len() < arguments.max_tokens {
+            note("the context is full; the answer ends here, and the oldest turns will be left out");
+        }
+        conversation.add("assistant", &said[0].text);
+    }
+}
+
+/// Messages, of which the oldest make room for the newest.
+struct Conversation<'a> {
+    language: &'a Language,
+    template: &'a ChatTemplate,
+    messages: Vec<Value>,
+    /// How many of the first messages stay: that of the system.
+    fixed: usize,
+    /// Tokens that a prompt may have.
+    room: usize,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(
+        language: &'a Language,
+        template: &'a ChatTemplate,
+        system: Option<&str>,
+        room: usize,
+    ) -> Conversation<'a> {
+        let messages: Vec<Value> =
+            system.map(|text| json!({"role": "system", "content": text})).into_iter().collect();
+        Conversation { language, template, fixed: messages.len(), messages, room }
+    }
+
+    fn add(&mut self, role: &str, content: &str) {
+        self.messages.push(json!({"role": role, "content": content}));
+    }
+
+    fn reset(&mut self) {
+        self.messages.truncate(self.fixed);
+    }
+
+    fn render(&self, messages: &[Value]) -> Result<Vec<u32>> {
+        let text = self.template.render(messages, &Value::Null, true)?;
+        self.language.tokenizer().encode(&text, false)
+    }
+
+    /// The tokens up to where the next answer begins, once the oldest turns are gone that leave too little room. None,
+    /// and a word about it, for a message that is too long by itself; it is forgotten.
+    fn fit(&mut self) -> Result<Option<Vec<u32>>> {
+        let Some(last) = self.messages.last() else { return Ok(None) };
+        let alone = self.render(&[&self.messages[..self.fixed], std::slice::from_ref(last)].concat())?;
+        if alone.len() > self.room {
+            let (len, room) = (alone.len(), self.room);
+            note(format!("this message makes {len} tokens, and there is room for {room}; it is left out"));
+            self.messages.pop();
+            return Ok(None);
+        }
+        let before = self.messages.len();
+        loop {
+            let tokens = self.render(&self.messages)?;
+            if tokens.len() <= self.room {
+                let left_out = before - self.messages.len();
+                if left_out > 0 {
+                    note(format!(
+                        "the context is full; the oldest {left_out} messages are left out from here"
+                    ));
+                }
+                return Ok(Some(tokens));
+            }
+            // A question and its answer.
+            self.messages.drain(self.fixed..self.fixed + 2);
+        }
+    }
+}

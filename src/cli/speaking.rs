@@ -1,0 +1,157 @@
+//! What `generate`, `chat` and the sample of `train` share: a model with its tokenizer, devices, and text as it comes.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::planning::device_budgets;
+use super::{adapters, open, parse_devices};
+use crate::error::Result;
+use crate::generate::{Extent, Generator, Language, Sampling};
+use crate::gpu::Device;
+use crate::text::Stream;
+use crate::train::config::Devices;
+use crate::train::source::Pretrained;
+
+/// A model, where it runs, and how it chooses its words.
+#[derive(clap::Args)]
+pub(super) struct Speaker {
+    /// A Hugging Face folder, a run's folder, or one of its checkpoints; of a model or an adapter.
+    model: PathBuf,
+    /// Divides the logits; 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Only the k most likely tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Only the most likely tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// Seed of the choice.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Adapters, one stage each, such as 0,1,1 (one may be named several times); default: every GPU, without one every
+    /// software adapter, but no more than the model has layers.
+    #[arg(long)]
+    devices: Option<String>,
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
+    #[arg(long)]
+    memory: Option<String>,
+}
+
+impl Speaker {
+    pub(super) fn sampling(&self) -> Result<Sampling> {
+        let sampling =
+            Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        sampling.check()?;
+        Ok(sampling)
+    }
+
+    /// Opens the model with its tokenizer.
+    pub(super) fn language(&self) -> Result<Language> {
+        read(&self.model)
+    }
+
+    /// Opens the devices and says what each may use.
+    pub(super) fn devices(&self, language: &Language) -> Result<(Vec<Device>, Vec<Option<u64>>)> {
+        let adapters = adapters()?;
+        let mut wanted = self.devices.as_deref().map(parse_devices).transpose()?.unwrap_or_default();
+        if wanted == Devices::default() {
+            let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
+            let mut list = wanted.resolve(&software)?;
+            list.truncate(language.layers());
+            wanted = Devices::List(list);
+        }
+        let devices = open(&wanted, &adapters)?;
+        let budgets = device_budgets(self.memory.as_deref(), &devices)?;
+        Ok((devices, budgets))
+    }
+}
+
+/// Opens a model's folder with its tokenizer.
+fn read(folder: &Path) -> Result<Language> {
+    Language::new(Pretrained::open(folder)?)
+}
+
+/// A text that was continued.
+pub(super) struct Said {
+    /// What was added, without the mark that ends it.
+    pub(super) text: String,
+    /// The tokens that were added, with that mark.
+    pub(super) tokens: Vec<u32>,
+    /// Whether the model said that the text ends there.
+    pub(super) ended: bool,
+}
+
+/// How long it took.
+pub(super) struct Pace {
+    /// Seconds until every text had its first new token.
+    pub(super) prompt: f64,
+    /// Tokens that came after that, and the seconds they took.
+    pub(super) decoded: (usize, f64),
+}
+
+/// Continues token texts by up to `count` tokens each or to the model's end mark; `each` hears (text, piece) as the
+/// pieces become whole characters and says whether the text goes on.
+pub(super) fn speak(
+    language: &Language,
+    generator: &mut Generator,
+    prompts: &[Vec<u32>],
+    count: usize,
+    sampling: Sampling,
+    mut each: impl FnMut(usize, &str) -> bool,
+) -> Result<(Vec<Said>, Pace)> {
+    let tokenizer = language.tokenizer();
+    let mut said: Vec<Said> =
+        prompts.iter().map(|_| Said { text: String::new(), tokens: Vec::new(), ended: false }).collect();
+    let mut streams: Vec<Stream> = prompts.iter().map(|_| tokenizer.stream()).collect();
+    let mut failure = None;
+    let mut hear = |at: usize, piece: Result<String>, said: &mut Said| match piece {
+        Ok(piece) => {
+            said.text.push_str(&piece);
+            piece.is_empty() || each(at, &piece)
+        }
+        Err(error) => {
+            failure.get_or_insert(error);
+            false
+        }
+    };
+    let started = Instant::now();
+    let mut first = None;
+    let (mut begun, mut decoded) = (0, 0);
+    let watch = generator.watch();
+    watch.block_on(generator.run(prompts, count, sampling, language.vocabulary(), |at, token| {
+        let text = &mut said[at];
+        begun += usize::from(text.tokens.is_empty());
+        decoded += usize::from(first.is_some());
+        if begun == prompts.len() && first.is_none() {
+            first = Some(Instant::now());
+        }
+        text.tokens.push(token);
+        text.ended = tokenizer.ends(token);
+        !text.ended && hear(at, streams[at].push(token), text)
+    }))?;
+    for (at, (stream, said)) in streams.into_iter().zip(&mut said).enumerate() {
+        hear(at, stream.finish(), said);
+    }
+    let end = Instant::now();
+    let first = first.unwrap_or(end);
+    let pace =
+        Pace { prompt: (first - started).as_secs_f64(), decoded: (decoded, (end - first).as_secs_f64()) };
+    failure.map_or(Ok((said, pace)), Err)
+}
+
+/// As [`speak`] once, with a generator of its own.
+pub(super) fn sample(
+    folder: &Path,
+    prompt: &[u32],
+    count: usize,
+    sampling: Sampling,
+    devices: &[Device],
+    budgets: Vec<Option<u64>>,
+) -> Result<String> {
+    let language = read(folder)?;
+    let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
+    let mut generator = language.launch(extent, devices, budgets)?;
+    let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
+    Ok(language.tokenizer().decode(prompt)? + &said[0].text)
+}
