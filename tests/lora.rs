@@ -11,14 +11,10 @@ use polystage::gpu::Device;
 use polystage::graph::Phase;
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
-<<<<<<< HEAD
-use polystage::pipeline::{Batch, Executor, Setup, Use};
-=======
 use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::workload::{shape_key, workload};
-use polystage::pipeline::{Executor, Plan, Setup, Use};
+use polystage::pipeline::{Batch, Executor, Plan, Setup, Use};
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};
->>>>>>> lora
 use polystage::reference;
 use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;

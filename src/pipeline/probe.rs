@@ -25,13 +25,8 @@ const STEPS: usize = 8;
 /// An executor with the batch that it repeats.
 pub(super) struct Probe {
     executor: Executor,
-<<<<<<< HEAD
     batch: Batch,
-    /// Bytes of all weights, each counted once.
-=======
-    tokens: Vec<u32>,
     /// Bytes of the weights that are trained, each counted once.
->>>>>>> lora
     pub(super) weights: u64,
 }
 
@@ -97,17 +92,11 @@ impl Probe {
             weights += if parameter.frozen { 0 } else { 4 * values.len() as u64 };
             watch.block_on(executor.write(&parameter.name, Part::Weight, &values))?;
         }
-<<<<<<< HEAD
-        let vocabulary = config.vocabulary as u32;
+        let vocabulary = model.config().vocabulary as u32;
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2) };
         Ok(Probe { executor, batch, weights })
-=======
-        let vocabulary = model.config().vocabulary as u32;
-        let tokens = (0..count as u32).map(|i| philox([i, 0, 0, 0], [1, 0])[0] % vocabulary).collect();
-        Ok(Probe { executor, tokens, weights })
->>>>>>> lora
     }
 
     /// Runs steps and takes their times; `go_on` may ask for more of them.
