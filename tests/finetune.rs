@@ -39,6 +39,7 @@ fn place() -> Place {
     let record =
         |i: usize| format!("{{\"prompt\": \"say {i}: \", \"completion\": \"pipelines are full\"}}\n");
     std::fs::write(place.path("records.jsonl"), (0..40).map(record).collect::<String>()).unwrap();
+    std::fs::write(place.path("held.jsonl"), (40..60).map(record).collect::<String>()).unwrap();
     std::fs::write(place.path("valid.txt"), "say 7: pipelines are full. ".repeat(9)).unwrap();
     place
 }
@@ -59,7 +60,7 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
     let (before, tokens) = eval(&place, "base", "valid.txt");
     assert_eq!(tokens, 12 * 19 + 2);
 
-    let tune = ["finetune", "base", "--data", "records.jsonl", "--valid", "valid.txt", "--sequence", "32"];
+    let tune = ["finetune", "base", "--data", "records.jsonl", "--valid", "held.jsonl", "--sequence", "32"];
     let common = ["--devices", "0,0", "--no-plan", "--set", "pipeline.microbatches=2"];
     let with = |more: &[&'static str]| [&tune[..], &common[..], more].concat();
 
@@ -67,7 +68,8 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
     place.succeed(&with(&["--full", "--learning-rate", "0", "--steps", "2", "--out", "same"]));
     assert_eq!(eval(&place, "same", "valid.txt"), (before, tokens));
     place.succeed(&with(&["--full", "--learning-rate", "1e-2", "--steps", "6", "--out", "full"]));
-    assert!(eval(&place, "full", "valid.txt").0 < before - 0.1);
+    let held = eval(&place, "base", "held.jsonl").0;
+    assert!(eval(&place, "full", "held.jsonl").0 < held - 0.1);
 
     let lora = with(&["--learning-rate", "2e-2", "--targets", "all-linear", "--rank", "3"]);
     let lora =
@@ -77,13 +79,13 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
     };
     let shown = run("lora", &[]);
     assert!(shown.contains("best     step"), "{shown}");
-    let after = eval(&place, "lora", "valid.txt").0;
-    assert!(after < before - 0.1, "{after} after {before}");
+    let after = eval(&place, "lora", "held.jsonl").0;
+    assert!(after < held - 0.1, "{after} after {held}");
 
     // The rows say the same as the verb.
     let rows = std::fs::read_to_string(place.path("lora/metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
-    let evaluate = ["eval", "lora", "--data", "valid.txt", "--sequence", "32", "--devices", "0", "--json"];
+    let evaluate = ["eval", "lora", "--data", "held.jsonl", "--sequence", "32", "--devices", "0", "--json"];
     let found: serde_json::Value = serde_json::from_str(&place.succeed(&evaluate)).unwrap();
     let (row, verb) = (last["valid_loss"].as_f64().unwrap(), found["loss"].as_f64().unwrap());
     // Sums of microbatches of other sizes.
@@ -96,7 +98,7 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
 
     // Merged, it is the same model; another tool could read it.
     place.succeed(&["merge", "lora", "--out", "merged"]);
-    let merged = eval(&place, "merged", "valid.txt").0;
+    let merged = eval(&place, "merged", "held.jsonl").0;
     assert!((merged - after).abs() < 1e-4, "{merged} {after}: W + BA is rounded once more");
     place.succeed(&["export", "full", "--out", "exported", "--max-shard-size", "20KB"]);
     assert!(place.path("exported/model.safetensors.index.json").is_file());
