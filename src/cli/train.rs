@@ -213,9 +213,13 @@ fn describe(job: &Job) {
     let (plan, config) = (&job.plan, &job.config);
     let p = &config.model;
     say(format!(
-        "model    {}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
+        "model    {}, {} parameters{}: {} layers, width {}, {} heads, context {}, vocabulary {}",
         serde_json::to_value(p.kind).unwrap_or_default().as_str().unwrap_or_default(),
         show_count(plan.model.parameter_count() as u64),
+        match plan.model.adapter() {
+            Some(_) => format!(", {} of them trained", show_count(plan.model.trained_count() as u64)),
+            None => String::new(),
+        },
         p.layers,
         p.width,
         p.heads,
@@ -501,6 +505,9 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
         ));
     }
     say(format!("timeline {}", run.path().join("timeline.svg").display()));
+    if let Ok(Some(folder)) = checkpoint::latest(run.path()) {
+        say(format!("folder   {}", folder.display()));
+    }
 }
 
 fn sample(
