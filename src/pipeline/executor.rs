@@ -6,12 +6,12 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::decode::Grow;
+use super::decode::{Grow, Readback};
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
-use super::rank::{Command, Rank, Reply, Stage};
+use super::rank::{Command, Rank, Replies, Reply, Stage};
 use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, KernelKey, Mapping, Specialisation};
@@ -175,8 +175,8 @@ impl Executor {
     /// The next group's logits, (B,V), and its number.
     pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
         loop {
-            if let (_, Reply::Logits(group, values)) = self.answer().await? {
-                return Ok((group, values));
+            if let (_, Reply::Logits(logits)) = self.answer().await? {
+                return logits.take();
             }
         }
     }
@@ -236,11 +236,7 @@ fn stopped(name: &str) -> Error {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-fn start(
-    rank: Rank,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-) -> Result<()> {
+fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
     let device = rank.device.clone();
     let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
     // Not joined: a driver that never returns must not keep the process from reporting it.
@@ -249,11 +245,7 @@ fn start(
 }
 
 #[cfg(target_arch = "wasm32")]
-fn start(
-    rank: Rank,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-) -> Result<()> {
+fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
     wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
     Ok(())
 }
@@ -283,6 +275,7 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
     let mut ends = links(&plan, devices)?;
     let ties = if training { plan.tied() } else { Vec::new() };
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
+    let logit_buffers = plan.logit_buffers();
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
@@ -323,6 +316,8 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
+        let logits = logit_buffers.filter(|_| index == last);
+        let logits = logits.map(|(count, bytes)| Readback::new(device, count, bytes)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
@@ -337,6 +332,7 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             sequence: plan.setup.sequence,
             vocabulary: plan.setup.model.vocabulary,
             losses,
+            logits,
             sums,
             log: logs[index].clone(),
             steps: 0,

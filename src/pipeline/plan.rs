@@ -266,6 +266,12 @@ impl Plan {
         4 * (self.setup.batch * self.setup.sequence * self.schedule.microbatches) as u64
     }
 
+    /// When decoding, the number and bytes of the buffers in which the last stage's rank reads logits back.
+    pub(super) fn logit_buffers(&self) -> Option<(usize, u64)> {
+        let bytes = 4 * (self.setup.batch * self.setup.model.vocabulary) as u64;
+        matches!(self.setup.purpose, Use::Decoding { .. }).then_some((self.schedule.microbatches, bytes))
+    }
+
     fn count_bytes(&self, rank: usize) -> u64 {
         let plan = &self.ranks[rank];
         let training = self.setup.purpose.trains();
@@ -279,8 +285,9 @@ impl Plan {
         }
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        if training && self.rank_of(self.stages.len() - 1) == rank {
-            bytes += 2 * self.loss_bytes().max(16);
+        if self.rank_of(self.stages.len() - 1) == rank {
+            bytes += if training { 2 * self.loss_bytes().max(16) } else { 0 };
+            bytes += self.logit_buffers().map_or(0, |(count, each)| link::memory(each, count));
         }
         for boundary in 0..self.stages.len() - 1 {
             let directions = if training { 2 } else { 1 };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::decode::Grow;
+use super::decode::{Grow, Logits, Readback};
 use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
@@ -34,7 +34,7 @@ pub(super) enum Command {
     Update(AdamStep),
     /// Logits of these rows of one (B,T) microbatch, from the last stage.
     Infer(Arc<Vec<u32>>, Vec<usize>),
-    /// New tokens of a group of texts; the last stage answers logits.
+    /// New tokens of a group of texts; only the last stage answers, logits.
     Decode(Arc<Grow>),
     /// Overwrite elements of part of a parameter, from the given one on.
     Write(String, Part, usize, Arc<Vec<f32>>),
@@ -46,10 +46,12 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Step(StepPart),
     Values(Vec<f32>),
-    /// Logits (B,V) of a group.
-    Logits(usize, Vec<f32>),
+    Logits(Logits),
     Done,
 }
+
+/// Where answers go, with the number of the rank.
+pub(super) type Replies = mpsc::UnboundedSender<(usize, Result<Reply>)>;
 
 /// A rank's share of a step's results.
 pub(super) struct StepPart {
@@ -88,6 +90,8 @@ pub(super) struct Rank {
     pub(super) sequence: usize,
     pub(super) vocabulary: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
+    /// When decoding, on the last rank.
+    pub(super) logits: Option<Readback>,
     pub(super) sums: Buffer,
     pub(super) log: Arc<Log>,
     pub(super) steps: usize,
@@ -95,18 +99,17 @@ pub(super) struct Rank {
 
 impl Rank {
     /// Answers commands until their sender is gone or one fails.
-    pub(super) async fn serve(
-        mut self,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-        replies: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-    ) {
+    pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
         while let Some(command) = commands.next().await {
             self.log.state(State::Working, "starting");
             let result = match command {
                 Command::Step(tokens) => self.step(&tokens).await.map(Reply::Step),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
                 Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
-                Command::Decode(grow) => self.decode(&grow).await,
+                Command::Decode(grow) => match self.decode(&grow, &replies).await {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
                 Command::Write(name, part, first, values) => {
                     self.write(&name, part, first, &values).await.map(|()| Reply::Done)
                 }
