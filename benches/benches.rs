@@ -48,7 +48,13 @@ fn open() -> Device {
 /// Normally distributed numbers, the same in every run. Zeros would take less power, hence run at a higher clock.
 fn random(len: usize, name: &str) -> Vec<f32> {
     init::initial(
-        &Parameter { name: name.into(), shape: vec![len], init: Init::Normal(1.0), tied_to: None },
+        &Parameter {
+            name: name.into(),
+            shape: vec![len],
+            init: Init::Normal(1.0),
+            tied_to: None,
+            frozen: false,
+        },
         1,
     )
 }

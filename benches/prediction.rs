@@ -138,6 +138,7 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
     let budgets = vec![None; devices.len()];
     let setup = Setup {
         model: config.model.clone(),
+        adapter: None,
         batch: t.batch / m,
         sequence: t.sequence,
         schedule: schedule.clone(),

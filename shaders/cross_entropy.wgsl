@@ -1,5 +1,5 @@
 // cross_entropy: loss[row] = log Σ exp(logits) − logits[target]; the row of logits is replaced by its gradient,
-// scale · (softmax − onehot). Grid: one workgroup a row, rows over x and y.
+// scale · (softmax − onehot). A target beyond the vocabulary does not count: loss and gradient are 0. Grid: one workgroup a row, rows over x and y.
 
 struct Params { rows: u32, vocabulary: u32, scale: f32, unused: u32 }
 
@@ -22,7 +22,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         return;
     }
     let base = row * p.vocabulary;
-    let goal = min(targets[row], p.vocabulary - 1u);
+    let goal = targets[row];
+    let counts = goal < p.vocabulary;
     var top = LOWEST;
     for (var i = lane; i < p.vocabulary; i += LANES) {
         top = max(top, logits[base + i]);
@@ -51,11 +52,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     workgroupBarrier();
     sum = partial[0];
     if lane == 0u {
-        loss[row] = top + log(sum) - logits[base + goal];
+        loss[row] = select(0.0, top + log(sum) - logits[base + min(goal, p.vocabulary - 1u)], counts);
     }
     workgroupBarrier();
-    let factor = p.scale / sum;
+    let scale = select(0.0, p.scale, counts);
+    let factor = scale / sum;
     for (var i = lane; i < p.vocabulary; i += LANES) {
-        logits[base + i] = factor * exp(logits[base + i] - top) - select(0.0, p.scale, i == goal);
+        logits[base + i] = factor * exp(logits[base + i] - top) - select(0.0, scale, i == goal);
     }
 }

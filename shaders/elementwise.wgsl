@@ -1,7 +1,8 @@
-// elementwise: out = f(x, y). FUNCTION: 0 x + y; 1 gelu(x); 2 x · gelu'(y); 3 x + y with y repeated every `period`.
+// elementwise: out = f(x, y). FUNCTION: 0 x + y; 1 gelu(x); 2 x · gelu'(y); 3 x + y with y repeated every `period`;
+// 4 factor · x.
 // Grid: one invocation an element, workgroups of 64 over x and y.
 
-struct Params { count: u32, period: u32 }
+struct Params { count: u32, period: u32, factor: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -31,6 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         case 0u: { out[i] = x[i] + y[i]; }
         case 1u: { out[i] = x[i] * gate(x[i]); }
         case 2u: { out[i] = x[i] * gelu_derivative(y[i]); }
-        default: { out[i] = x[i] + y[i % p.period]; }
+        case 3u: { out[i] = x[i] + y[i % p.period]; }
+        default: { out[i] = p.factor * x[i]; }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use polystage::folder::adapter::{self, AdapterConfig, Module, Targets};
+use polystage::model::Linear;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -99,19 +100,32 @@ fn a_configuration_of_pefts_is_read_and_settings_that_are_not_computed_here_are_
 }
 
 #[test]
-fn targets_match_whole_names_behind_a_dot() {
-    let targets = Targets::Names(vec!["q_proj".into(), "mlp.up".into()]);
-    for (module, matches) in [
-        ("q_proj", true),
-        ("layers.0.q_proj", true),
-        ("layers.0.mlp.up", true),
-        ("layers.0.xq_proj", false),
-        ("layers.0.q_proj.x", false),
-        ("up", false),
-    ] {
-        assert_eq!(targets.matches(module), Some(matches), "{module}");
-    }
-    assert_eq!(Targets::Pattern("all-linear".into()).matches("x"), None);
+fn targets_are_whole_names_behind_a_dot_or_patterns_of_whole_names() {
+    let names = [
+        "q_proj",
+        "layers.0.q_proj",
+        "layers.0.mlp.up",
+        "layers.0.xq_proj",
+        "layers.0.q_proj.x",
+        "up",
+        "lm_head",
+    ];
+    let layer = |name: &str| Linear { name: name.into(), inputs: 2, outputs: 3, inputs_first: false };
+    let layers = names.map(layer);
+    let select = |targets: Targets| targets.select(&layers);
+    let named = |names: &[&str]| select(Targets::Names(names.iter().map(|n| n.to_string()).collect()));
+    assert_eq!(named(&["q_proj", "mlp.up"]).expect("selected"), names[..3]);
+    assert_eq!(named(&["lm_head"]).expect("selected"), ["lm_head"]);
+    assert!(
+        message(named(&["q_proj", "v_proj"]))
+            .contains("\"v_proj\" is no linear layer of this model; known: lm_head")
+    );
+    let pattern = |text: &str| select(Targets::Pattern(text.into()));
+    assert_eq!(pattern("all-linear").expect("selected"), names[..6]);
+    assert_eq!(pattern(r"layers\.\d+\.(q_proj|mlp\.up)").expect("selected"), names[1..3]);
+    assert_eq!(pattern(r"^(?!layers).*(_proj|up)$").expect("selected"), ["q_proj", "up"]);
+    assert!(message(pattern("q_pro")).contains("\"q_pro\" is no linear layer"), "the whole name must match");
+    assert!(message(pattern("(")).contains("nor a regular expression"));
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn a_killed_run_loses_only_the_steps_since_its_last_checkpoint_and_resumes_bit_f
         child.kill().unwrap();
         child.wait().unwrap();
         let reached = place.losses(&run).len() as u64;
-        let kept = checkpoint::latest(&place.path(&run)).unwrap().map(|p| checkpoint::load(&p).unwrap().step);
+        let kept = checkpoint::latest(&place.path(&run)).unwrap().map(|p| checkpoint::open(&p).unwrap().step);
         assert!(kept.unwrap_or(0) + 4 >= reached, "reached {reached}, kept {kept:?}");
         place.succeed(&["train", "tiny.toml", "--out", &run, "--resume"]);
         assert_eq!(place.losses(&run), whole, "killed after {steps} steps");
@@ -189,7 +189,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_cleanly() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let reached = place.losses("run").last().unwrap().0;
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
-    assert_eq!(checkpoint::load(&kept).unwrap().step, reached);
+    assert_eq!(checkpoint::open(&kept).unwrap().step, reached);
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
         "{text}"
     );
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
-    assert!(checkpoint::load(&kept).unwrap().step >= 4);
+    assert!(checkpoint::open(&kept).unwrap().step >= 4);
 }
 
 /// A machine file whose second device is said to take `factor` times as long as was measured.

@@ -23,6 +23,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
     let sequence = prompts.iter().map(Vec::len).max().unwrap() + count;
     let setup = Setup {
         model: model.config().clone(),
+        adapter: None,
         batch: 1,
         sequence,
         schedule: generate("gpipe", 1, 1).unwrap(),
@@ -72,7 +73,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                     Extent { texts: prompts.len(), prompt: longest / 2, tokens: longest / 2 + count };
                 let budgets = vec![None; devices.len()];
                 let mut generator =
-                    Generator::launch(model.config(), extent, &open(&devices), budgets).unwrap();
+                    Generator::launch(model.config(), None, extent, &open(&devices), budgets).unwrap();
                 let watch = generator.watch();
                 watch.block_on(generator.load(folder.tensors())).unwrap();
                 for _ in 0..2 {

@@ -3,7 +3,7 @@
 use polystage::graph::{
     Activation, DType, Epilogue, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate, fuse,
 };
-use polystage::model::{Kind, Model, ModelConfig, Purpose, init::philox};
+use polystage::model::{Kind, Lora, Model, ModelConfig, Purpose, init::philox};
 use polystage::ops::sort_rows;
 use polystage::reference;
 
@@ -107,6 +107,7 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
     check("matmul NN", &single(matmul(Layout::NN), &[&[2, 3, 5], &[5, 4]]), 1, 100);
     check("matmul NT", &single(matmul(Layout::NT), &[&[2, 3, 5], &[4, 5]]), 1, 100);
     check("add_bias", &single(Op::AddBias, &[&[2, 3, 5], &[5]]), 1, 100);
+    check("scale", &single(Op::Scale { factor: -1.7 }, &[&[3, 9]]), 1, 100);
     check("gelu", &single(Op::Activate(Activation::GeluTanh), &[&[3, 9]]), 1, 100);
     check("rmsnorm", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 7], &[7]]), 1, 100);
     check("rmsnorm of heads", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 15], &[5]]), 1, 100);
@@ -225,6 +226,39 @@ fn gradients_of_whole_models_and_of_every_stage_match_finite_differences() {
             let purpose = Purpose::Training { tokens: (1.0 / SCALE) as usize };
             let stage = model.stage_graph(range, 2, 5, purpose).unwrap();
             check(&what, &stage, 11, 6);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_an_adapter_match_finite_differences_and_frozen_weights_have_none() {
+    for kind in KINDS {
+        let plain = model(kind);
+        let layers = plain.linear_layers();
+        // Everything, and only some of the second block and the head: nothing is trained before it.
+        let late = layers.iter().skip(layers.len() / 2 + 1).step_by(2);
+        for modules in [layers.iter().collect::<Vec<_>>(), late.collect()] {
+            let modules: Vec<String> = modules.iter().map(|l| l.name.clone()).collect();
+            let adapter = Lora { rank: 2, scale: 0.5, modules: modules.clone() };
+            let model = Model::with_adapter(plain.config(), Some(&adapter)).unwrap();
+            for range in [0..4, 0..2, 1..3, 2..4] {
+                let what = format!("{kind:?} layers {range:?} with {modules:?}");
+                let purpose = Purpose::Training { tokens: (1.0 / SCALE) as usize };
+                let stage = model.stage_graph(range.clone(), 2, 5, purpose).unwrap();
+                let trained = range.clone().flat_map(|l| model.layer_parameters(l)).filter(|p| !p.frozen);
+                assert_eq!(stage.gradients.len(), trained.count(), "{what}");
+                assert_eq!(stage.d_input.is_some(), model.trains_before(range.start), "{what}");
+                assert_eq!(
+                    stage.d_output.is_some(),
+                    range.end < 4 && model.trains_before(range.end),
+                    "{what}"
+                );
+                let backward = stage.graph.nodes.iter().any(|n| n.phase != Phase::Forward);
+                assert_eq!(backward, model.trains_before(range.end), "{what}");
+                if backward {
+                    check(&what, &stage, 11, 6);
+                }
+            }
         }
     }
 }

@@ -27,6 +27,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         (layouts, epilogues).prop_map(|(layout, epilogue)| Op::Matmul { layout, epilogue }),
         Just(Op::AddBias),
         Just(Op::Add),
+        Just(Op::Scale { factor: 0.5 }),
         Just(Op::Activate(Activation::GeluTanh)),
         Just(Op::ActivateBackward(Activation::GeluTanh)),
         Just(Op::ColumnSum),

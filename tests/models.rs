@@ -10,7 +10,7 @@ use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
-use polystage::pipeline::{Setup, Use};
+use polystage::pipeline::{Batch, Setup, Use};
 use polystage::reference;
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
@@ -113,7 +113,7 @@ fn whole(values: &[u32]) -> Vec<f64> {
     values.iter().map(|&x| x as f64).collect()
 }
 
-fn distance(got: &[f64], want: &[f64]) -> f64 {
+pub fn distance(got: &[f64], want: &[f64]) -> f64 {
     let error: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
     error / want.iter().map(|w| w * w).sum::<f64>()
 }
@@ -160,6 +160,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     let at = format!("{} on {} x {}", golden.name, devices.len(), devices[0].info().name);
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
+        adapter: golden.model.adapter().cloned(),
         batch: 1,
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),
@@ -173,7 +174,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
     }
-    let report = watch.block_on(executor.step(golden.tokens.clone())).unwrap();
+    let report = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
     let error = nmse(&report.losses, &golden.losses);
     assert!(error < DEVICE, "{at}: losses are off by {error:.2e}");
     let mut results = vec![report.losses];

@@ -1,12 +1,14 @@
 //! p stages against one: bit for bit on one kind of adapter, within a tolerance over unlike ones.
 
-use polystage::model::{Kind, ModelConfig};
+use polystage::model::{Kind, Model, ModelConfig};
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup, Use};
 use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
+use polystage::train::run::Run;
+use polystage::train::source::Origin;
 use polystage::train::trainer::Trainer;
 
 use crate::common::{adapters, open};
@@ -31,6 +33,16 @@ warmup = 3
 [pipeline]
 microbatches = 3
 ";
+
+fn origin() -> Origin {
+    let model = Model::new(&config(&[]).model).unwrap();
+    Origin {
+        config: model.hugging_face_config(),
+        companions: Vec::new(),
+        tokenizer: "bytes".into(),
+        folder: None,
+    }
+}
 
 fn text() -> Vec<u8> {
     let words = ["a bubble is idle time; ", "each stage keeps its stash. ", "links carry gradients, "];
@@ -179,12 +191,10 @@ fn a_resumed_run_is_bit_for_bit_the_uninterrupted_one_also_on_another_number_of_
     };
     let mut whole = trainer(&config(&[]), &[i, i]);
     let first = losses(&mut whole, 3);
-    let contents = whole.watch().block_on(whole.contents()).unwrap();
-    checkpoint::save(folder.path(), &contents, 1).unwrap();
+    let path = whole.watch().block_on(whole.save(folder.path(), &origin(), 1)).unwrap();
     let rest = losses(&mut whole, 3);
     assert_ne!(first, rest);
-    let path = checkpoint::latest(folder.path()).unwrap().unwrap();
-    let read = checkpoint::load(&path).unwrap();
+    let read = checkpoint::open(&path).unwrap();
     for indices in [vec![i, i], vec![i], vec![i, i, i]] {
         let mut resumed = trainer(&config(&[]), &indices);
         resumed.watch().block_on(resumed.restore(&read, &path)).unwrap();
@@ -198,6 +208,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let devices = open(&[i, i]);
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Setup {
+        adapter: None,
         model: ModelConfig {
             kind: Kind::Gpt2,
             layers: 2,
@@ -225,8 +236,9 @@ fn moving_to_another_plan_in_mid_run_changes_no_loss() {
     let i = adapters()[0].index;
     let with = config(&[]);
     let losses = run(&with, &[i], 6).0;
+    let folder = tempfile::tempdir().unwrap();
+    let place = Run::open(folder.path(), &with.to_toml(), origin(), 1, 0).unwrap();
     let mut trainer = trainer(&with, &[i, i]);
-    let watch = trainer.watch();
     let mut moved = Vec::new();
     for (devices, cuts) in [(vec![i, i], vec![3]), (vec![i, i, i], vec![1, 2]), (vec![i], vec![])] {
         for _ in 0..2 {
@@ -235,7 +247,7 @@ fn moving_to_another_plan_in_mid_run_changes_no_loss() {
         let setup = Trainer::setup(&with, vec![None; devices.len()]).unwrap();
         let devices = open(&devices);
         let plan = Plan::for_devices(Setup { cuts: Some(cuts), ..setup }, &devices).unwrap();
-        watch.block_on(trainer.move_to(plan, &devices)).unwrap();
+        place.move_to(&mut trainer, plan, &devices).unwrap();
     }
     assert_eq!(moved, losses);
 }

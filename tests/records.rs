@@ -12,7 +12,7 @@ use crate::text::{byte_level, chat_folder, folder as tokenizer_folder, sentence_
 
 /// Everything in a folder, read with a tokenizer.
 fn read(tokenizer: &Tokenizer, files: &[(&str, &str)]) -> polystage::Result<Corpus> {
-    read_with(&Reader { tokenizer, template: None, bad_lines: BadLines::Refuse }, files)
+    read_with(&Reader { tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true }, files)
 }
 
 fn read_with(reader: &Reader, files: &[(&str, &str)]) -> polystage::Result<Corpus> {
@@ -56,7 +56,7 @@ fn read_tokens(bytes: &[u8]) -> polystage::Result<Corpus> {
     let folder = folder(&[]);
     fs::write(folder.path().join("a.bin"), bytes).expect("written");
     let tokenizer = Tokenizer::bytes();
-    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse };
+    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true };
     reader.open(&["a.bin".into()], &[folder.path().to_path_buf()])
 }
 
@@ -141,7 +141,12 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
     let folder = chat_folder();
     let tokenizer = Tokenizer::open(folder.path()).expect("opened");
     let template = ChatTemplate::open(folder.path(), std::time::SystemTime::UNIX_EPOCH).expect("opened");
-    let reader = Reader { tokenizer: &tokenizer, template: template.as_ref(), bad_lines: BadLines::Refuse };
+    let reader = Reader {
+        tokenizer: &tokenizer,
+        template: template.as_ref(),
+        bad_lines: BadLines::Refuse,
+        ends: true,
+    };
     let line =
         r#"{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "hello"}]}"#;
     let corpus = read_with(&reader, &[("a.jsonl", line)]).expect("read");
@@ -152,7 +157,7 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
     let counted: Vec<u32> = batch.targets.iter().copied().filter(|&t| t != IGNORE).collect();
     // he, ll, o, the mark, the line feed; no other end follows, because the mark is one.
     assert_eq!(counted, [256, 257, 111, 261, 10]);
-    assert_eq!(batch.trained(), 5);
+    assert_eq!(batch.counted(), 5);
     let without = Reader { template: None, ..reader };
     assert!(
         message(read_with(&without, &[("a.jsonl", line)]))
@@ -183,7 +188,7 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
         assert!(refused.contains(&format!("a.jsonl line 3: {wanted}; correct it")), "{refused}");
     }
     let lines = bad.map(|(line, _)| format!("{line}\n")).concat() + "{\"text\": \"good\"}\n";
-    let skip = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Skip };
+    let skip = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Skip, ends: true };
     let corpus = read_with(&skip, &[("a.jsonl", &lines)]).expect("read");
     assert_eq!(text(&corpus), "good\0");
     let (count, first) = corpus.skipped();
@@ -201,7 +206,7 @@ fn text_that_is_not_utf8_is_named_with_its_place_where_it_must_be_tokenised() {
     fs::write(folder.path().join("a.txt"), b"hello \xff").expect("written");
     let tokenizers = tokenizer_folder(&byte_level(), &serde_json::Value::Null);
     let tokenizer = Tokenizer::open(tokenizers.path()).expect("opened");
-    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse };
+    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true };
     let refused = message(reader.open(&["a.txt".into()], &[folder.path().to_path_buf()]));
     assert!(refused.contains("a.txt: is not valid UTF-8 at byte 6"), "{refused}");
 }
@@ -265,24 +270,21 @@ fn the_last_part_is_cut_off_for_validation_at_a_document_where_documents_are_pac
 #[test]
 fn windows_follow_each_other_and_the_last_is_filled_up() {
     let corpus = Corpus::from_bytes((1..=8).collect());
-    let windows = |length, stride| -> Vec<(Vec<u32>, Vec<u32>)> {
-        corpus.windows(length, stride).map(|Batch { inputs, targets }| (inputs, targets)).collect()
+    let windows = |length| -> Vec<(Vec<u32>, Vec<u32>)> {
+        corpus.windows(length).map(|Batch { inputs, targets }| (inputs, targets)).collect()
     };
     let no = IGNORE;
     assert_eq!(
-        windows(3, 3),
-        [(vec![1, 2, 3], vec![2, 3, 4]), (vec![4, 5, 6], vec![5, 6, 7]), (vec![7, 8, 0], vec![8, no, no])]
+        windows(3),
+        [(vec![1, 2, 3], vec![2, 3, no]), (vec![4, 5, 6], vec![5, 6, no]), (vec![7, 8, 0], vec![8, no, no])]
     );
-    assert_eq!(
-        windows(2, 3),
-        [(vec![1, 2], vec![2, 3]), (vec![4, 5], vec![5, 6]), (vec![7, 8], vec![8, no])]
-    );
-    assert_eq!(windows(100, 100).len(), 1);
-    assert_eq!(Corpus::from_bytes(vec![1]).windows(4, 4).count(), 0);
+    assert_eq!(windows(7).len(), 1);
+    assert_eq!(windows(100).len(), 1);
+    assert_eq!(Corpus::from_bytes(vec![1]).windows(4).count(), 0);
     let lines = "{\"prompt\": \"ab\", \"completion\": \"c\"}";
     let masked = read(&Tokenizer::bytes(), &[("a.jsonl", lines)]).expect("read");
-    let targets: Vec<_> = masked.windows(3, 3).map(|batch| batch.targets).collect();
-    assert_eq!(targets, [[no, u32::from(b'c'), 0]]);
+    let targets: Vec<_> = masked.windows(4).map(|batch| batch.targets).collect();
+    assert_eq!(targets, [[no, u32::from(b'c'), 0, no]]);
 }
 
 proptest! {
@@ -327,12 +329,12 @@ proptest! {
         fs::write(folder.path().join(if bin { "a.bin" } else { "a.jsonl" }), bytes).expect("written");
         let tokenizer = Tokenizer::bytes();
         let bad_lines = if skip { BadLines::Skip } else { BadLines::Refuse };
-        let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines };
+        let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines, ends: true };
         match reader.open(&["*".into()], &[folder.path().to_path_buf()]) {
             Ok(corpus) => {
                 prop_assert_eq!(tokens(&corpus).len(), corpus.len());
                 if let Ok(batches) = Batches::new(corpus, 1, 2, Order::Shuffled, 0) {
-                    prop_assert!(batches.examples(0).trained() > 0);
+                    prop_assert!(batches.examples(0).counted() > 0);
                 }
             }
             Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),

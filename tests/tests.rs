@@ -7,6 +7,8 @@ mod common;
 mod browser;
 // Checkpoints: complete or absent, damage named.
 mod checkpoint;
+// Whole checkpoints in memory.
+mod contents;
 // The program as a user runs it.
 mod cli;
 // Predicted and measured steps side by side, no GPU.
@@ -17,8 +19,10 @@ mod data;
 mod records;
 // Model folders.
 mod folder;
-// LoRA adapters.
+// LoRA adapters on disk.
 mod adapter;
+// LoRA in training and inference against PEFT, merged and exported models.
+mod lora;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
 // Gradients against finite differences, no GPU.

@@ -1,14 +1,13 @@
 //! `polystage chat`.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
 use super::note;
-use super::speaking::{Speaker, read, speak};
+use super::speaking::{Language, Speaker, speak};
 use crate::error::{Error, Result};
-use crate::generate::{Extent, Language};
+use crate::generate::Extent;
 use crate::text::chat::ChatTemplate;
 
 /// Talks with a model, a line at a time.
@@ -32,12 +31,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
-    let folder = arguments.speaker.folder()?;
-    let language = read(&folder)?;
-    let Some(template) = ChatTemplate::open(&folder, SystemTime::now())? else {
-        return Err(language.error(
-            "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`",
-        ));
+    let language = Language::open(&arguments.speaker.model)?;
+    let Some(template) = &language.text.template else {
+        let message = "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`";
+        return Err(Error::checkpoint(language.path(), message));
     };
     let tokens = arguments.context.min(language.config().longest_sequence());
     let answer = arguments.max_tokens.min(tokens / 2);
@@ -93,7 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
 /// Messages, of which the oldest make room for the newest.
 struct Conversation<'a> {
     language: &'a Language,
-    template: ChatTemplate,
+    template: &'a ChatTemplate,
     messages: Vec<Value>,
     /// How many of the first messages stay: that of the system.
     fixed: usize,
@@ -104,7 +101,7 @@ struct Conversation<'a> {
 impl<'a> Conversation<'a> {
     fn new(
         language: &'a Language,
-        template: ChatTemplate,
+        template: &'a ChatTemplate,
         system: Option<&str>,
         room: usize,
     ) -> Conversation<'a> {

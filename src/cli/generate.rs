@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::speaking::{Pace, Said, Speaker, read, speak};
+use super::speaking::{Language, Pace, Said, Speaker, speak};
 use super::{note, say};
 use crate::error::{Error, Result};
 use crate::generate::Extent;
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
     let texts = prompts(arguments)?;
-    let language = read(&arguments.speaker.folder()?)?;
+    let language = Language::open(&arguments.speaker.model)?;
     let encode = |text: &String| language.tokenizer().encode(text, true);
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);

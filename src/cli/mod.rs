@@ -2,7 +2,11 @@
 
 mod chat;
 mod devices;
+mod eval;
+mod export;
+mod finetune;
 mod generate;
+mod merge;
 mod plan;
 mod planning;
 mod schedule;
@@ -38,8 +42,12 @@ enum Verb {
     Train(train::Arguments),
     Trace(trace::Arguments),
     Verify(verify::Arguments),
+    Finetune(finetune::Arguments),
+    Eval(eval::Arguments),
     Generate(generate::Arguments),
     Chat(chat::Arguments),
+    Merge(merge::Arguments),
+    Export(export::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -62,8 +70,12 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Train(a) => train::run(&a, environment),
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
+        Verb::Finetune(a) => finetune::run(&a, environment),
+        Verb::Eval(a) => eval::run(&a),
         Verb::Generate(a) => generate::run(&a),
         Verb::Chat(a) => chat::run(&a),
+        Verb::Merge(a) => merge::run(&a),
+        Verb::Export(a) => export::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

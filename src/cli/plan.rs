@@ -37,9 +37,9 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let experiment = &arguments.experiment;
     let config = experiment.read()?;
-    let planning = match &experiment.machine {
+    let planning = match &experiment.machine.machine {
         Some(file) => for_file(&config, file, experiment)?,
-        None => for_devices(&config, experiment, environment)?.0,
+        None => for_devices(&config, &experiment.machine, environment, &experiment.bases())?.0,
     };
     let planned = planning.search()?;
     let best = &planned.best;

@@ -12,8 +12,9 @@ use crate::pipeline::profile::Profiler;
 use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
 use crate::train::planning::{Planning, given_schedule, microbatches};
+use crate::train::source::describe;
 
-/// An experiment, and the machine it is for.
+/// An experiment.
 #[derive(clap::Args)]
 pub(super) struct Experiment {
     /// The experiment: a TOML file.
@@ -21,6 +22,13 @@ pub(super) struct Experiment {
     /// Override a key of the file; may be given several times.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
+    #[command(flatten)]
+    pub(super) machine: MachineArguments,
+}
+
+/// The machine that a run is for.
+#[derive(clap::Args)]
+pub(super) struct MachineArguments {
     /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto.
     #[arg(long)]
     pub(super) devices: Option<String>,
@@ -45,16 +53,24 @@ impl Experiment {
             _ => std::fs::read_to_string(&self.config)
                 .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
         };
-        let mut config = Config::parse(&text, &self.set, &place)?;
-        if let Some(devices) = &self.devices {
-            config.pipeline.devices = parse_devices(devices)?;
-        }
+        let mut config = Config::parse_with(&text, &self.set, &place, |path| describe(path, &self.bases()))?;
+        self.machine.choose(&mut config)?;
         Ok(config)
     }
 
     /// The folders from which the file's paths count.
     pub(super) fn bases(&self) -> Vec<PathBuf> {
         vec![self.config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
+    }
+}
+
+impl MachineArguments {
+    /// Puts the devices into the config.
+    pub(super) fn choose(&self, config: &mut Config) -> Result<()> {
+        if let Some(devices) = &self.devices {
+            config.pipeline.devices = parse_devices(devices)?;
+        }
+        Ok(())
     }
 }
 
@@ -69,7 +85,9 @@ fn read_machine(path: &Path) -> Result<Machine> {
 pub(super) fn for_file(config: &Config, file: &Path, experiment: &Experiment) -> Result<Planning> {
     let mut machine = read_machine(file)?;
     let defaults: Vec<Option<u64>> = machine.devices.iter().map(|d| d.memory).collect();
-    for (device, budget) in machine.devices.iter_mut().zip(budgets(experiment.memory.as_deref(), defaults)?) {
+    for (device, budget) in
+        machine.devices.iter_mut().zip(budgets(experiment.machine.memory.as_deref(), defaults)?)
+    {
         device.memory = budget;
     }
     Planning::for_machine(config, machine, given_schedule(config, &experiment.bases())?)
@@ -78,19 +96,20 @@ pub(super) fn for_file(config: &Config, file: &Path, experiment: &Experiment) ->
 /// For the devices of this machine, opened and measured.
 pub(super) fn for_devices(
     config: &Config,
-    experiment: &Experiment,
+    arguments: &MachineArguments,
     environment: &Environment,
+    bases: &[PathBuf],
 ) -> Result<(Planning, Vec<Device>)> {
     let devices = open(&config.pipeline.devices, &adapters()?)?;
-    let given = given_schedule(config, &experiment.bases())?;
-    let budgets = device_budgets(experiment.memory.as_deref(), &devices)?;
-    let machine = match &experiment.machine {
+    let given = given_schedule(config, bases)?;
+    let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
+    let machine = match &arguments.machine {
         Some(file) => {
             let mut machine = read_machine(file)?;
             machine.devices.iter_mut().zip(&budgets).for_each(|(device, &budget)| device.memory = budget);
             machine
         }
-        None => measure(config, &devices, &budgets, experiment.measure, environment)?,
+        None => measure(config, &devices, &budgets, arguments.measure, environment)?,
     };
     Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
 }
@@ -102,7 +121,7 @@ fn measure(
     fresh: bool,
     environment: &Environment,
 ) -> Result<Machine> {
-    let model = Model::new(&config.model)?;
+    let model = Model::with_adapter(&config.model, config.lora()?.as_ref())?;
     let profiler = Profiler {
         model: &model,
         sequence: config.train.sequence,

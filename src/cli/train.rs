@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::planning::{Experiment, device_budgets, for_devices, settle};
+use super::planning::{Experiment, MachineArguments, device_budgets, for_devices, settle};
 use super::{Environment, adapters, leave, note, open, say, show_bytes, show_count, speaking};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
@@ -17,10 +17,11 @@ use crate::pipeline::Prediction;
 use crate::plan::Planned;
 use crate::train::checkpoint;
 use crate::train::config::Config;
-use crate::train::data::{Batches, Corpus};
+use crate::train::data::Batches;
 use crate::train::planning::Planning;
 use crate::train::replan::{Replanner, Verdict};
 use crate::train::run::Run;
+use crate::train::source::Source;
 use crate::train::trainer::{Row, Trainer};
 
 /// Trains a model whose layers are split over the machine's adapters.
@@ -31,6 +32,13 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) struct Arguments {
     #[command(flatten)]
     experiment: Experiment,
+    #[command(flatten)]
+    launch: Launch,
+}
+
+/// How a run begins.
+#[derive(clap::Args)]
+pub(super) struct Launch {
     /// Neither measure nor plan: balance by floating-point operations, in 1f1b unless the config says otherwise.
     #[arg(long, conflicts_with_all = ["machine", "measure"])]
     no_plan: bool,
@@ -58,6 +66,7 @@ struct Job {
     devices: Vec<Device>,
     plan: Plan,
     planned: Option<(Planning, Planned)>,
+    source: Source,
     batches: Batches,
     out: PathBuf,
     resume: Option<PathBuf>,
@@ -66,8 +75,24 @@ struct Job {
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
-    let job = prepare(arguments, environment)?;
-    if arguments.dry_run {
+    let experiment = &arguments.experiment;
+    let name = experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let (config, bases) = (experiment.read()?, experiment.bases());
+    start(config, &name, &experiment.machine, &arguments.launch, &bases, environment)
+}
+
+/// Trains as a config says, in a run that is called `name` unless its folder is given.
+pub(super) fn start(
+    config: Config,
+    name: &str,
+    machine: &MachineArguments,
+    launch: &Launch,
+    bases: &[PathBuf],
+    environment: &Environment,
+) -> Result<u8> {
+    let out = out_folder(launch, name)?;
+    let job = prepare(config, out, machine, launch, bases, environment)?;
+    if launch.dry_run {
         say(job.config.to_toml());
         describe(&job);
         return Ok(0);
@@ -75,34 +100,38 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     train(job)
 }
 
-fn prepare(arguments: &Arguments, environment: &Environment) -> Result<Job> {
-    let experiment = &arguments.experiment;
-    let mut config = experiment.read()?;
-    let corpus = Corpus::open(&config.data.train, &experiment.bases())?;
+fn prepare(
+    mut config: Config,
+    out: PathBuf,
+    machine: &MachineArguments,
+    launch: &Launch,
+    bases: &[PathBuf],
+    environment: &Environment,
+) -> Result<Job> {
+    let source = Source::open(&config, bases)?;
     let (t, order) = (&config.train, config.data.order);
-    let batches = Batches::new(corpus, t.batch, t.sequence, order, t.seed)?;
-    let out = out_folder(arguments)?;
+    let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
     let mut warnings = Vec::new();
-    let resume = match arguments.resume {
-        true => resume_from(&out, arguments.from.as_deref(), &mut config, &mut warnings)?,
+    let resume = match launch.resume {
+        true => resume_from(&out, launch.from.as_deref(), &mut config, &mut warnings)?,
         false => None,
     };
-    if !arguments.resume {
+    if !launch.resume {
         Run::check_new(&out)?;
     }
-    let (all, devices, plan, planned) = if arguments.no_plan {
+    let (all, devices, plan, planned) = if launch.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
-        let budgets = device_budgets(experiment.memory.as_deref(), &devices)?;
+        let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
-        let (planning, all) = for_devices(&config, experiment, environment)?;
+        let (planning, all) = for_devices(&config, machine, environment, bases)?;
         let planned = planning.search()?;
         let plan = planning.plan(&planned.best)?;
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
     };
     settle(&mut config, &devices, plan.schedule.microbatches);
-    Ok(Job { config, all, devices, plan, planned, batches, out, resume, warnings })
+    Ok(Job { config, all, devices, plan, planned, source, batches, out, resume, warnings })
 }
 
 fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
@@ -110,15 +139,13 @@ fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).
-fn out_folder(arguments: &Arguments) -> Result<PathBuf> {
-    if let Some(out) = &arguments.out {
+fn out_folder(launch: &Launch, name: &str) -> Result<PathBuf> {
+    if let Some(out) = &launch.out {
         return Ok(out.clone());
     }
-    let name =
-        arguments.experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let numbered = |n: usize| PathBuf::from("runs").join(format!("{name}-{n}"));
     let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
-    if !arguments.resume {
+    if !launch.resume {
         return Ok(numbered(free));
     }
     match free {
@@ -196,12 +223,20 @@ fn describe(job: &Job) {
         p.vocabulary
     ));
     say(format!(
-        "data     {} bytes, {} sequences of {}; unigram entropy {:.3} nats",
+        "data     {} {}, {} sequences of {}; unigram entropy {:.3} nats",
         show_count(job.batches.corpus().len() as u64),
+        if job.source.text.tokenizer.is_bytes() { "bytes" } else { "tokens" },
         show_count(job.batches.sequences() as u64),
         config.train.sequence,
         job.batches.corpus().unigram_entropy()
     ));
+    if let Some(valid) = &job.source.valid {
+        say(format!(
+            "valid    {} tokens, every {} steps",
+            show_count(valid.len() as u64),
+            config.train.evaluate_every
+        ));
+    }
     say(format!(
         "schedule {}, {} microbatches of {} sequences",
         plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
@@ -231,27 +266,29 @@ fn describe(job: &Job) {
 fn train(job: Job) -> Result<u8> {
     describe(&job);
     let entropy = job.batches.corpus().unigram_entropy();
-    let Job { config, all, devices, plan, planned, batches, out, resume, warnings } = job;
-    let contents = resume.as_ref().map(|path| checkpoint::load(path)).transpose()?;
+    let Job { config, all, devices, plan, planned, source, batches, out, resume, warnings } = job;
+    let checkpoint = resume.as_ref().map(|path| checkpoint::open(path)).transpose()?;
+    let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt);
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
-    match (&contents, &resume) {
-        (Some(contents), Some(path)) => {
-            watch.block_on(trainer.restore(contents, path))?;
-            say(format!("resumed  from {} at step {}", path.display(), contents.step));
-        }
-        _ => watch.block_on(trainer.initialise())?,
+    trainer.evaluate_on(source.valid);
+    if checkpoint.is_none() || config.adapter.is_some() {
+        watch.block_on(trainer.begin(&source.origin))?;
     }
-    drop(contents);
+    if let (Some(checkpoint), Some(path)) = (&checkpoint, &resume) {
+        watch.block_on(trainer.restore(checkpoint, path))?;
+        say(format!("resumed  from {} at step {}", path.display(), checkpoint.step));
+    }
+    drop(checkpoint);
     warnings.iter().for_each(note);
-    let mut run = Run::open(&out, &config.to_toml(), trainer.step_number())?;
+    let keep = config.output.keep;
+    let mut run = Run::open(&out, &config.to_toml(), source.origin, keep, trainer.step_number())?;
     say(format!("run      {}", run.path().display()));
     let stop = stop_flag()?;
-    let keep = config.output.keep;
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {
-        run.save(&mut trainer, keep)?;
+        run.save(&mut trainer)?;
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
     promise(&run, &mut trainer, replanner.as_ref())?;
@@ -260,7 +297,7 @@ fn train(job: Job) -> Result<u8> {
     let mut last = None;
     let mut saved = resume.as_ref().map(|_| trainer.step_number());
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
-        let row = match watch.block_on(trainer.step()) {
+        let mut row = match watch.block_on(trainer.step()) {
             Ok(row) => row,
             Err(error) => {
                 bar.abandon();
@@ -272,36 +309,70 @@ fn train(job: Job) -> Result<u8> {
                 return Err(error);
             }
         };
+        evaluate(&mut trainer, &config, &mut row, &bar)?;
         run.log(&row)?;
         show(&bar, &row, config.train.steps, &mut shown);
         if let Some(replanner) = &mut replanner {
-            let moved = compare(replanner, &mut trainer, &row, config.pipeline.replan, &all, &bar)?;
+            let moved =
+                compare(replanner, &mut trainer, &row, config.pipeline.replan.then_some(&run), &all, &bar)?;
             if moved {
                 promise(&run, &mut trainer, Some(replanner))?;
             }
         }
         let every = config.output.checkpoint_every;
-        if every > 0 && row.step.is_multiple_of(every) {
-            run.save(&mut trainer, keep)?;
+        let best = row.valid_loss.is_some() && run.best().is_some_and(|(step, _)| step == row.step);
+        if best || every > 0 && row.step.is_multiple_of(every) {
+            run.save(&mut trainer)?;
             draw(&run, &trainer);
             saved = Some(row.step);
         }
         last = Some(row);
+        if config.train.patience > 0 && run.stale() >= config.train.patience {
+            note(format!("the last {} evaluations were no better than the best; stopping", run.stale()));
+            break;
+        }
     }
     bar.finish_and_clear();
     if saved != Some(trainer.step_number()) {
-        run.save(&mut trainer, keep)?;
+        run.save(&mut trainer)?;
     }
     draw(&run, &trainer);
-    let interrupted = trainer.step_number() < config.train.steps;
+    let interrupted = stop.load(Ordering::SeqCst) > 0 && trainer.step_number() < config.train.steps;
     finish(&run, &trainer, last.as_ref(), entropy);
     drop(trainer);
     if interrupted {
         say("stopped on request; continue with --resume");
     } else if last.is_some() {
-        sample(&run, &prompt, &devices)?;
+        if let Some((step, loss)) = run.best() {
+            say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
+        }
+        if bytes {
+            sample(&run, &prompt, &devices)?;
+        }
     }
     Ok(0)
+}
+
+/// Evaluates where it is due, and puts the loss into the row.
+fn evaluate(trainer: &mut Trainer, config: &Config, row: &mut Row, bar: &ProgressBar) -> Result<()> {
+    if !row.step.is_multiple_of(config.train.evaluate_every) && row.step != config.train.steps {
+        return Ok(());
+    }
+    let watch = trainer.watch();
+    let found = watch
+        .block_on(trainer.evaluate(|windows| bar.set_message(format!("evaluating, window {windows}"))))?;
+    let Some(found) = found else { return Ok(()) };
+    row.valid_loss = Some(found.loss);
+    let text = format!(
+        "step {}: {:.4} nats a token on the text for evaluation, perplexity {:.2}",
+        row.step, found.loss, found.perplexity
+    );
+    if bar.is_hidden() {
+        note(text)
+    } else {
+        bar.println(text)
+    }
+    Ok(())
 }
 
 /// Sets what steps are said to take, and writes down how that came about.
@@ -317,15 +388,15 @@ fn compare(
     replanner: &mut Replanner,
     trainer: &mut Trainer,
     row: &Row,
-    may_move: bool,
+    may_move: Option<&Run>,
     all: &[Device],
     bar: &ProgressBar,
 ) -> Result<bool> {
     let known = replanner.residual().is_some();
     let promised = replanner.current().simulation.step;
     let verdict = match may_move {
-        true => replanner.step(row.step_seconds, trainer.events())?,
-        false => replanner.listen(row.step_seconds),
+        Some(_) => replanner.step(row.step_seconds, trainer.events())?,
+        None => replanner.listen(row.step_seconds),
     };
     let tell = |text: String| if bar.is_hidden() { note(text) } else { bar.println(text) };
     if let Some(off) = replanner.residual().filter(|_| !known) {
@@ -346,8 +417,9 @@ fn compare(
             Ok(true)
         }
         Verdict::Move { to, off, staying } => {
-            let watch = trainer.watch();
-            watch.block_on(trainer.move_to(replanner.planning().plan(&to)?, &pick(all, &to.devices)))?;
+            if let Some(run) = may_move {
+                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
+            }
             let cuts = to.cuts();
             tell(format!(
                 "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts:?}, {}: {:.1} ms predicted instead of {:.1} ms",

@@ -7,35 +7,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::files::{broken, read_json};
+pub use super::targets::Targets;
 use super::{Dtype, FolderWriter, Kind, Layout, Tensors, inside};
 use crate::error::{Error, Result};
+use crate::model::lora::{A, B};
+use crate::model::{Kind as ModelKind, Lora, Model, Parameter};
 
 /// What PEFT puts before the name of a module of the base model.
 const PREFIX: &str = "base_model.model.";
-const A: &str = ".lora_A.weight";
-const B: &str = ".lora_B.weight";
-
-/// Which modules an adapter belongs to.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Targets {
-    /// Modules whose name is one of these, or ends in a dot and one of these.
-    Names(Vec<String>),
-    /// A regular expression that matches the whole name, or PEFT's word `all-linear`. It is kept as it is: which modules
-    /// a saved adapter has, its tensors say.
-    Pattern(String),
-}
-
-impl Targets {
-    /// Whether a module is meant; None where only PEFT can tell.
-    pub fn matches(&self, module: &str) -> Option<bool> {
-        match self {
-            Targets::Names(names) => Some(names.iter().any(|name| {
-                module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            })),
-            Targets::Pattern(_) => None,
-        }
-    }
-}
 
 /// What `adapter_config.json` says.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +54,23 @@ impl AdapterConfig {
         }
         let message = format!("lora_dropout = {} is not supported in training; set it to 0", self.dropout);
         Err(Error::config(Kind::Adapter.config_name(), message))
+    }
+
+    /// The adapter that training adds to a model, which has none yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what [`AdapterConfig::check_trainable`] refuses, and for targets that are no linear layers of
+    /// the model.
+    pub fn adapt(&self, model: &Model) -> Result<Lora> {
+        self.check_trainable()?;
+        let modules = self.targets.select(&model.linear_layers())?;
+        Ok(Lora { rank: self.r, scale: self.scale(), modules })
+    }
+
+    /// Says what PEFT needs to know of the base model: whether its blocks store matrices as (inputs, outputs).
+    pub fn for_model(mut self, model: &Model) -> AdapterConfig {
+        self.fan_in_fan_out = model.config().kind == ModelKind::Gpt2;
+        self
     }
 
     /// Reads PEFT's JSON.
@@ -239,6 +235,21 @@ impl Module {
     }
 }
 
+/// The name under which PEFT stores a matrix that is called so in an open adapter.
+pub fn stored_name(matrix: &str) -> String {
+    format!("{PREFIX}{matrix}")
+}
+
+/// The adapted modules among a model's parameters, in model order.
+pub fn modules_of(parameters: &[Parameter]) -> Vec<Module> {
+    let pairs = parameters.iter().filter_map(|a| {
+        let name = a.name.strip_suffix(A)?;
+        let b = parameters.iter().find(|b| b.name.strip_suffix(B) == Some(name))?;
+        Some(Module { name: name.into(), inputs: a.shape[1], outputs: b.shape[0] })
+    });
+    pairs.collect()
+}
+
 /// An open adapter folder.
 #[derive(Debug)]
 pub struct Adapter {
@@ -248,6 +259,14 @@ pub struct Adapter {
     pub modules: Vec<Module>,
     /// The matrices, by [`Module::a`] and [`Module::b`].
     pub tensors: Tensors,
+}
+
+impl Adapter {
+    /// What a model needs to know of it.
+    pub fn lora(&self) -> Lora {
+        let modules = self.modules.iter().map(|module| module.name.clone()).collect();
+        Lora { rank: self.config.r, scale: self.config.scale(), modules }
+    }
 }
 
 /// Opens an adapter folder that PEFT or [`create`] wrote.
@@ -308,12 +327,8 @@ fn modules(path: &Path, r: usize) -> Result<(Tensors, Vec<Module>)> {
 
 /// The names under which PEFT stores the matrices of these modules, and their shapes: A then B of each.
 pub fn tensors(modules: &[Module], r: usize) -> Vec<(String, Vec<usize>)> {
-    let both = |m: &Module| {
-        [
-            (format!("{PREFIX}{}", m.a()), vec![r, m.inputs]),
-            (format!("{PREFIX}{}", m.b()), vec![m.outputs, r]),
-        ]
-    };
+    let both =
+        |m: &Module| [(stored_name(&m.a()), vec![r, m.inputs]), (stored_name(&m.b()), vec![m.outputs, r])];
     modules.iter().flat_map(both).collect()
 }
 

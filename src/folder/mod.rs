@@ -13,6 +13,7 @@
 
 pub mod adapter;
 pub(crate) mod files;
+mod targets;
 mod tensors;
 mod write;
 

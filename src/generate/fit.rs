@@ -15,7 +15,7 @@ pub(super) fn plan(mut setup: Setup, devices: &[Device]) -> Result<Plan> {
         Err(error @ Error::Memory { .. }) => error,
         other => return other,
     };
-    let model = Model::new(&setup.model)?;
+    let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
     let work = model.layer_flops(setup.batch, setup.sequence)?;
     let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
     let mut room = setup.budgets.clone();

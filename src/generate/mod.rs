@@ -8,21 +8,17 @@
 //! passes only what is new: that is how a conversation goes on.
 
 mod fit;
-#[cfg(not(target_arch = "wasm32"))]
-mod language;
 mod sampling;
 
 use std::collections::VecDeque;
 
-#[cfg(not(target_arch = "wasm32"))]
-pub use language::Language;
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::folder::Tensors;
 use crate::gpu::Device;
-use crate::model::ModelConfig;
+use crate::model::{Lora, ModelConfig};
 use crate::pipeline::{Executor, Grow, Setup, Use, Watch};
 use crate::schedule;
 
@@ -99,14 +95,16 @@ enum Call {
 }
 
 impl Generator {
-    /// Compiles a model for texts of this extent over these devices, one stage each, within `budgets`. Weights are zero
-    /// until [`Generator::load`].
+    /// Compiles a model, with an adapter if there is one, for texts of this extent over these devices, one stage each,
+    /// within `budgets`. Weights are zero until [`Generator::load`], those of the adapter until
+    /// [`Generator::load_adapter`].
     ///
     /// # Errors
     ///
     /// Those of [`Extent::check`] and of [`Plan::new`](crate::pipeline::Plan::new).
     pub fn launch(
         config: &ModelConfig,
+        adapter: Option<&Lora>,
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
@@ -121,6 +119,7 @@ impl Generator {
         let batch = extent.texts.div_ceil(groups);
         let setup = Setup {
             model: config.clone(),
+            adapter: adapter.cloned(),
             batch,
             sequence: chunk,
             schedule: schedule::generate("gpipe", devices.len(), groups)?,
@@ -143,6 +142,12 @@ impl Generator {
     #[cfg(not(target_arch = "wasm32"))]
     pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
         self.executor.load(tensors).await
+    }
+
+    /// Sets the adapter's matrices from the tensors of an open adapter.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn load_adapter(&mut self, tensors: &Tensors) -> Result<()> {
+        self.executor.load_adapter(tensors).await
     }
 
     /// For blocking on this generator's futures.

@@ -2,9 +2,10 @@
 //!
 //! The backward nodes are appended to the stage's own graph. A node that directly makes a parameter's gradient is W;
 //! every other backward node lies on the way to the gradient of the stage's input and is I. The first stage, whose
-//! input is token ids, keeps the same split, so its I is the chain down to the embedding.
+//! input is token ids, keeps the same split, so its I is the chain down to the embedding. Nothing is appended for a value
+//! on which neither a trained parameter nor an input whose gradient is wanted has any influence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{DType, Graph, Layout, Op, Phase, Source, ValueId};
 use crate::error::{Error, Result};
@@ -19,13 +20,13 @@ pub struct StageGraph {
     pub input: Option<ValueId>,
     /// Activation for the next stage; none for the last.
     pub output: Option<ValueId>,
-    /// Gradient of `output`, fed from the next stage.
+    /// Gradient of `output`, fed from the next stage; none where nothing needs it.
     pub d_output: Option<ValueId>,
-    /// Gradient of `input`, for the previous stage.
+    /// Gradient of `input`, for the previous stage; none where nothing there needs it.
     pub d_input: Option<ValueId>,
     /// Loss of each row, unscaled (M); on the last stage.
     pub loss: Option<ValueId>,
-    /// Each parameter with its gradient for one microbatch, in order of first appearance.
+    /// Each trained parameter with its gradient for one microbatch, in order of first appearance.
     pub gradients: Vec<(ValueId, ValueId)>,
     /// The activation that each layer hands to the next, layer by layer; the last is `output` or the logits.
     pub boundaries: Vec<ValueId>,
@@ -64,16 +65,17 @@ impl Gradients {
     }
 }
 
-/// Appends the backward pass. `output` is the activation for the next stage, or none when the graph ends in a
-/// [`Op::CrossEntropy`], which seeds the gradients.
+/// Appends the backward pass. `input` is the activation from the previous stage, if its gradient is wanted; `output`
+/// that for the next stage, or none when the graph ends in a [`Op::CrossEntropy`], which seeds the gradients.
 pub fn differentiate(
     mut graph: Graph,
     input: Option<ValueId>,
     output: Option<ValueId>,
 ) -> Result<StageGraph> {
     let forward = graph.nodes.len();
+    let wanted = wanted(&graph, input);
     let mut gradients = Gradients(HashMap::new());
-    let d_output = output.map(|output| {
+    let d_output = output.filter(|output| wanted.contains(output)).map(|output| {
         let shape = graph.shape(output).to_vec();
         let seed = graph.input("d_output", &shape, DType::F32);
         gradients.add(output, seed);
@@ -85,11 +87,16 @@ pub fn differentiate(
         let node = graph.nodes[index].clone();
         if let Op::CrossEntropy { .. } = node.op {
             loss = Some(node.outputs[0]);
-            gradients.add(node.inputs[0], node.outputs[1]);
+            if wanted.contains(&node.inputs[0]) {
+                gradients.add(node.inputs[0], node.outputs[1]);
+            }
             continue;
         }
         let Some(dy) = gradients.total(&mut graph, node.outputs[0])? else { continue };
-        for (of, gradient) in backward(&mut graph, &node.op, &node.inputs, &node.outputs, dy, input)? {
+        for (of, gradient) in backward(&mut graph, &node.op, &node.inputs, &node.outputs, dy, &wanted)? {
+            if !wanted.contains(&of) {
+                continue;
+            }
             if graph.value(of).source == Source::Parameter {
                 parameter_gradients.push((of, gradient));
             } else {
@@ -115,19 +122,30 @@ pub fn differentiate(
     Ok(StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries: Vec::new() })
 }
 
-/// Appends the nodes that turn the gradient `dy` of a node's first output into gradients of its arguments.
+/// Values whose gradient is on the way to that of a trained parameter or of the input.
+fn wanted(graph: &Graph, input: Option<ValueId>) -> HashSet<ValueId> {
+    let trained = graph.parameters().filter(|&id| graph.value(id).source == Source::Parameter);
+    let mut wanted: HashSet<ValueId> = trained.chain(input).collect();
+    for node in &graph.nodes {
+        if node.inputs.iter().any(|input| wanted.contains(input)) {
+            wanted.extend(&node.outputs);
+        }
+    }
+    wanted
+}
+
+/// Appends the nodes that turn the gradient `dy` of a node's first output into gradients of its arguments, of those that
+/// are `wanted` at least.
 fn backward(
     graph: &mut Graph,
     op: &Op,
     inputs: &[ValueId],
     outputs: &[ValueId],
     dy: ValueId,
-    stage_input: Option<ValueId>,
+    wanted: &HashSet<ValueId>,
 ) -> Result<Vec<(ValueId, ValueId)>> {
     let (i, w) = (Phase::Input, Phase::Weight);
-    let wants = |graph: &Graph, value: ValueId| {
-        graph.value(value).source != Source::Input || Some(value) == stage_input
-    };
+    let wants = |value: ValueId| wanted.contains(&value);
     Ok(match *op {
         Op::Embedding => {
             let (tokens, table, positions) = (inputs[0], inputs[1], inputs[2]);
@@ -141,9 +159,12 @@ fn backward(
         }
         Op::LayerNorm { .. } => {
             let (x, gain, bias) = (inputs[0], inputs[1], inputs[2]);
-            let d = graph.push(Op::LayerNormWeightBackward, &[dy, x, outputs[1]], w)?;
-            let mut result = vec![(gain, d[0]), (bias, d[1])];
-            if wants(graph, x) {
+            let mut result = Vec::new();
+            if wants(gain) || wants(bias) {
+                let d = graph.push(Op::LayerNormWeightBackward, &[dy, x, outputs[1]], w)?;
+                result.extend([(gain, d[0]), (bias, d[1])]);
+            }
+            if wants(x) {
                 let op = Op::LayerNormBackward { residual: false };
                 result.push((x, graph.push(op, &[dy, x, gain, outputs[1]], i)?[0]));
             }
@@ -162,9 +183,11 @@ fn backward(
         }
         Op::RmsNorm { .. } => {
             let (x, gain) = (inputs[0], inputs[1]);
-            let d = graph.push(Op::RmsNormWeightBackward, &[dy, x, outputs[1]], w)?;
-            let mut result = vec![(gain, d[0])];
-            if wants(graph, x) {
+            let mut result = Vec::new();
+            if wants(gain) {
+                result.push((gain, graph.push(Op::RmsNormWeightBackward, &[dy, x, outputs[1]], w)?[0]));
+            }
+            if wants(x) {
                 let op = Op::RmsNormBackward { residual: false };
                 result.push((x, graph.push(op, &[dy, x, gain, outputs[1]], i)?[0]));
             }
@@ -180,14 +203,25 @@ fn backward(
                 Layout::TN => return no_gradient(op),
             };
             let mut result = Vec::new();
-            if wants(graph, a) {
+            if wants(a) {
                 result.push((a, graph.push(matmul(da.0), &da.1, i)?[0]));
             }
-            let phase = if is_weight { w } else { i };
-            result.push((b, graph.push(matmul(db.0), &db.1, phase)?[0]));
+            if wants(b) {
+                let phase = if is_weight { w } else { i };
+                result.push((b, graph.push(matmul(db.0), &db.1, phase)?[0]));
+            }
             result
         }
-        Op::AddBias => vec![(inputs[0], dy), (inputs[1], graph.push(Op::ColumnSum, &[dy], w)?[0])],
+        Op::AddBias => {
+            let mut result = vec![(inputs[0], dy)];
+            if wants(inputs[1]) {
+                result.push((inputs[1], graph.push(Op::ColumnSum, &[dy], w)?[0]));
+            }
+            result
+        }
+        Op::Scale { factor } => {
+            vec![(inputs[0], graph.push(Op::Scale { factor }, &[dy], i)?[0])]
+        }
         Op::Add => vec![(inputs[0], dy), (inputs[1], dy)],
         Op::Activate(f) => {
             vec![(inputs[0], graph.push(Op::ActivateBackward(f), &[dy, inputs[0]], i)?[0])]

@@ -37,8 +37,10 @@ pub struct ValueId(pub usize);
 pub enum Source {
     /// Fed from outside for each microbatch: tokens, the previous stage's output, a gradient.
     Input,
-    /// Persistent: a weight.
+    /// Persistent: a weight that is trained.
     Parameter,
+    /// Persistent: a weight that has no gradient.
+    Frozen,
     /// Known when the graph is built, and never trained: [`Value::constant`].
     Constant,
     /// Output number `output` of node `node`.
@@ -153,6 +155,11 @@ impl Graph {
         self.add_value(name, shape.to_vec(), DType::F32, Source::Parameter)
     }
 
+    /// A weight that is not trained.
+    pub fn frozen(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        self.add_value(name, shape.to_vec(), DType::F32, Source::Frozen)
+    }
+
     /// A table of numbers that is part of the graph, row-major; one of that name that is there already is used again.
     pub fn constant(&mut self, name: &str, shape: &[usize], elements: impl FnOnce() -> Vec<f32>) -> ValueId {
         let same = |v: &Value| v.source == Source::Constant && v.name == name && v.shape == shape;
@@ -185,9 +192,10 @@ impl Graph {
         Ok(self.push(op, inputs, Phase::Forward)?[0])
     }
 
-    /// Parameters in order of first appearance.
+    /// Parameters, frozen ones too, in order of first appearance.
     pub fn parameters(&self) -> impl Iterator<Item = ValueId> + '_ {
-        (0..self.values.len()).map(ValueId).filter(|&v| self.value(v).source == Source::Parameter)
+        let is_weight = |v: &ValueId| matches!(self.value(*v).source, Source::Parameter | Source::Frozen);
+        (0..self.values.len()).map(ValueId).filter(is_weight)
     }
 
     /// Floating-point operations of one node (a multiply-add counts two).

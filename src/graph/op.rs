@@ -92,6 +92,11 @@ pub enum Op {
     AddBias,
     /// (a, b) → (a + b), same shape.
     Add,
+    /// (x) → (factor · x).
+    Scale {
+        /// What every element is multiplied by.
+        factor: f32,
+    },
     /// (x) → (f(x)).
     Activate(Activation),
     /// (dy, x) → (dy · f'(x)).
@@ -207,6 +212,7 @@ impl Op {
             Op::Matmul { .. } => "matmul",
             Op::AddBias => "add_bias",
             Op::Add => "add",
+            Op::Scale { .. } => "scale",
             Op::Activate(Activation::GeluTanh) => "gelu",
             Op::ActivateBackward(Activation::GeluTanh) => "gelu_backward",
             Op::SwiGlu => "swiglu",
@@ -232,7 +238,11 @@ impl Op {
     /// Number of arguments.
     pub fn arity(&self) -> usize {
         match self {
-            Op::PositionBackward { .. } | Op::Activate(_) | Op::ColumnSum | Op::Attention { .. } => 1,
+            Op::PositionBackward { .. }
+            | Op::Scale { .. }
+            | Op::Activate(_)
+            | Op::ColumnSum
+            | Op::Attention { .. } => 1,
             Op::AddBias
             | Op::Add
             | Op::ActivateBackward(_)
@@ -374,7 +384,7 @@ impl Op {
                 self.expect(shapes[0] == shapes[1], shapes)?;
                 Ok(vec![shapes[0].to_vec()])
             }
-            Op::Activate(_) => Ok(vec![shapes[0].to_vec()]),
+            Op::Activate(_) | Op::Scale { .. } => Ok(vec![shapes[0].to_vec()]),
             Op::SwiGluBackward => {
                 self.expect(shapes[0] == shapes[1] && shapes[0] == shapes[2], shapes)?;
                 Ok(vec![shapes[0].to_vec(); 2])
@@ -457,7 +467,7 @@ impl Op {
             }
             Op::Embedding => product(shapes[0]) as f64 * last(shapes[1]) as f64,
             Op::EmbeddingBackward { .. } | Op::PositionBackward { .. } | Op::ColumnSum => size,
-            Op::AddBias | Op::Add => size,
+            Op::AddBias | Op::Add | Op::Scale { .. } => size,
             Op::Gather => product(shapes[0]) as f64 * last(shapes[1]) as f64,
             Op::RmsNorm { .. } | Op::RmsNormWeightBackward => 4.0 * size,
             Op::RmsNormBackward { .. } => 8.0 * size,

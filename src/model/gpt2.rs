@@ -1,6 +1,6 @@
 //! GPT-2 (Radford et al. 2019) under Hugging Face's parameter names; its linear weights are stored (in, out).
 
-use super::{Init, ModelConfig, Parameter, Run, attend};
+use super::{Init, ModelConfig, Parameter, Run, attend, lora};
 use crate::error::Result;
 use crate::graph::{Activation, Epilogue, Graph, Layout, Op, ValueId};
 
@@ -72,9 +72,10 @@ fn norm(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<Val
     g.forward(Op::LayerNorm { epsilon: c.norm_epsilon() as f32 }, &[x, w[0], w[1]])
 }
 
-fn linear(g: &mut Graph, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
+fn linear(g: &mut Graph, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
     let y = g.forward(Op::Matmul { layout: Layout::NN, epilogue: Epilogue::None }, &[x, w[0]])?;
-    g.forward(Op::AddBias, &[y, w[1]])
+    let y = g.forward(Op::AddBias, &[y, w[1]])?;
+    lora::adapt(g, run.lora, x, w[0], y)
 }
 
 /// x + attention(norm(x)), then x + feed-forward(norm(x)); `w` in the order of [`block_parameters`].
@@ -87,24 +88,31 @@ pub(super) fn block(
     run: &Run,
 ) -> Result<ValueId> {
     let y = norm(g, c, x, &w[0..2])?;
-    let qkv = linear(g, y, &w[2..4])?;
+    let qkv = linear(g, y, &w[2..4], run)?;
     let o = attend(g, c, i, qkv, run)?;
-    let y = linear(g, o, &w[4..6])?;
+    let y = linear(g, o, &w[4..6], run)?;
     let x = g.forward(Op::Add, &[x, y])?;
-    feed_forward(g, c, x, &w[6..12])
+    feed_forward(g, c, x, &w[6..12], run)
 }
 
 /// x + feed-forward(norm(x)); `w` in the order of [`feed_forward_parameters`].
-pub(super) fn feed_forward(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
+pub(super) fn feed_forward(
+    g: &mut Graph,
+    c: &ModelConfig,
+    x: ValueId,
+    w: &[ValueId],
+    run: &Run,
+) -> Result<ValueId> {
     let y = norm(g, c, x, &w[0..2])?;
-    let u = linear(g, y, &w[2..4])?;
+    let u = linear(g, y, &w[2..4], run)?;
     let a = g.forward(Op::Activate(Activation::GeluTanh), &[u])?;
-    let y = linear(g, a, &w[4..6])?;
+    let y = linear(g, a, &w[4..6], run)?;
     g.forward(Op::Add, &[x, y])
 }
 
 /// Logits (B,T,V); the table is stored (V,C), so it is read transposed.
-pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
-    let y = norm(g, c, x, &w[0..2])?;
-    g.forward(Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None }, &[y, w[2]])
+pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
+    let x = norm(g, c, x, &w[0..2])?;
+    let y = g.forward(Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None }, &[x, w[2]])?;
+    lora::adapt(g, run.lora, x, w[2], y)
 }

@@ -29,12 +29,18 @@ fn unit(word: u32) -> f64 {
     (word as f64 + 0.5) / 4_294_967_296.0
 }
 
-/// Two independent standard normals (Box and Muller) for element pair `pair` of stream `name`.
-fn normals(seed: u64, name: u64, pair: u64) -> [f64; 2] {
+/// Two independent uniform numbers for element pair `pair` of stream `name`.
+fn units(seed: u64, name: u64, pair: u64) -> [f64; 2] {
     let counter = [pair as u32, (pair >> 32) as u32, name as u32, (name >> 32) as u32];
     let words = philox(counter, [seed as u32, (seed >> 32) as u32]);
-    let radius = (-2.0 * unit(words[0]).ln()).sqrt();
-    let angle = std::f64::consts::TAU * unit(words[1]);
+    [unit(words[0]), unit(words[1])]
+}
+
+/// Two independent standard normals (Box and Muller) for an element pair.
+fn normals(seed: u64, name: u64, pair: u64) -> [f64; 2] {
+    let [first, second] = units(seed, name, pair);
+    let radius = (-2.0 * first.ln()).sqrt();
+    let angle = std::f64::consts::TAU * second;
     [radius * angle.cos(), radius * angle.sin()]
 }
 
@@ -44,6 +50,11 @@ pub fn initial(parameter: &Parameter, seed: u64) -> Vec<f32> {
     match parameter.init {
         Init::Zeros => vec![0.0; n],
         Init::Ones => vec![1.0; n],
+        Init::Uniform(bound) => {
+            let name = name_hash(&parameter.name);
+            let pairs = (0..n.div_ceil(2) as u64).flat_map(|pair| units(seed, name, pair));
+            pairs.take(n).map(|u| (bound * (2.0 * u - 1.0)) as f32).collect()
+        }
         Init::Normal(std) => {
             let name = name_hash(parameter.tied_to.as_ref().unwrap_or(&parameter.name));
             let pairs = (0..n.div_ceil(2) as u64).flat_map(|pair| normals(seed, name, pair));

@@ -2,7 +2,7 @@
 //! stored (out, in). Qwen2 adds biases to the projections of queries, keys and values; Qwen3 normalises each head of
 //! queries and keys.
 
-use super::{Init, Kind, ModelConfig, Parameter, Run, attend, rope};
+use super::{Init, Kind, ModelConfig, Parameter, Run, attend, lora, rope};
 use crate::error::Result;
 use crate::graph::{Epilogue, Graph, Layout, Op, ValueId};
 
@@ -46,8 +46,9 @@ pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
     vec![Parameter::new("model.norm.weight", &[c.width], Init::Ones), head]
 }
 
-fn linear(g: &mut Graph, x: ValueId, weight: ValueId) -> Result<ValueId> {
-    g.forward(Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None }, &[x, weight])
+fn linear(g: &mut Graph, x: ValueId, weight: ValueId, run: &Run) -> Result<ValueId> {
+    let y = g.forward(Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None }, &[x, weight])?;
+    lora::adapt(g, run.lora, x, weight, y)
 }
 
 fn norm(g: &mut Graph, c: &ModelConfig, x: ValueId, gain: ValueId) -> Result<ValueId> {
@@ -69,7 +70,7 @@ pub(super) fn block(
     let (heads, kv_heads) = (c.heads, c.kv_heads());
     let mut parts = Vec::with_capacity(5);
     for part in ["q", "k", "v"] {
-        let mut p = linear(g, y, next())?;
+        let mut p = linear(g, y, next(), run)?;
         if c.kind == Kind::Qwen2 {
             p = g.forward(Op::AddBias, &[p, next()])?;
         }
@@ -86,18 +87,18 @@ pub(super) fn block(
     let positions = run.positions.is_some();
     let qkv = g.forward(Op::Rope { heads, kv_heads, positions }, &parts)?;
     let o = attend(g, c, i, qkv, run)?;
-    let y = linear(g, o, next())?;
+    let y = linear(g, o, next(), run)?;
     let x = g.forward(Op::Add, &[x, y])?;
     let y = norm(g, c, x, next())?;
-    let gate = linear(g, y, next())?;
-    let up = linear(g, y, next())?;
+    let gate = linear(g, y, next(), run)?;
+    let up = linear(g, y, next(), run)?;
     let a = g.forward(Op::SwiGlu, &[gate, up])?;
-    let y = linear(g, a, next())?;
+    let y = linear(g, a, next(), run)?;
     g.forward(Op::Add, &[x, y])
 }
 
 /// Logits (B,T,V).
-pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {
+pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
     let y = norm(g, c, x, w[0])?;
-    linear(g, y, w[1])
+    linear(g, y, w[1], run)
 }

@@ -6,27 +6,31 @@ mod gpt2;
 mod hugging_face;
 pub mod init;
 mod llama;
+pub mod lora;
 mod mlp;
 pub mod rope;
 
 pub use config::{Kind, ModelConfig};
+pub use lora::{Linear, Lora};
 pub use rope::RopeScaling;
 
 use crate::error::{Error, Result};
-use crate::graph::{DType, Graph, Op, Phase, StageGraph, ValueId, differentiate, fuse};
+use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Uniform between minus this and this.
+    Uniform(f64),
     /// All zero.
     Zeros,
     /// All one.
     Ones,
 }
 
-/// One trainable tensor.
+/// One persistent tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Hugging Face's name.
@@ -37,11 +41,13 @@ pub struct Parameter {
     pub init: Init,
     /// The parameter that owns this one's value, gradient sum and optimizer state: a second use of it elsewhere.
     pub tied_to: Option<String>,
+    /// Never changes: no gradient, no optimizer state.
+    pub frozen: bool,
 }
 
 impl Parameter {
     fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Parameter { name: name.into(), shape: shape.to_vec(), init, tied_to: None }
+        Parameter { name: name.into(), shape: shape.to_vec(), init, tied_to: None, frozen: false }
     }
 
     /// Number of elements.
@@ -52,6 +58,11 @@ impl Parameter {
     /// Never: extents are positive.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether it is one of an adapter's matrices, and not the base model's.
+    pub fn is_lora(&self) -> bool {
+        self.name.ends_with(lora::A) || self.name.ends_with(lora::B)
     }
 
     /// Weight decay applies to tensors of two or more dimensions.
@@ -68,6 +79,8 @@ pub enum Purpose {
         /// Tokens in a step.
         tokens: usize,
     },
+    /// Cross-entropy, no backward pass.
+    Evaluation,
     /// Logits, no backward pass.
     Inference,
     /// Logits of one new token a sequence, no backward pass: the tokens before are in caches.
@@ -78,13 +91,14 @@ pub enum Purpose {
 }
 
 /// What all layers of a stage share.
-struct Run {
+struct Run<'a> {
     batch: usize,
     sequence: usize,
     /// Fed positions (B,T) of the tokens, when decoding.
     positions: Option<ValueId>,
     /// Rows of the caches, when decoding.
     capacity: Option<usize>,
+    lora: Option<&'a Lora>,
 }
 
 /// The parts of a model that may not be cut.
@@ -100,6 +114,7 @@ enum Layer {
 pub struct Model {
     config: ModelConfig,
     layers: Vec<Layer>,
+    adapter: Option<Lora>,
 }
 
 impl Model {
@@ -108,7 +123,27 @@ impl Model {
         config.check()?;
         let blocks = (0..config.layers).map(Layer::Block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
-        Ok(Model { config: config.canonical(), layers })
+        Ok(Model { config: config.canonical(), layers, adapter: None })
+    }
+
+    /// As [`Model::new`] with an adapter, if there is one: then its matrices alone are trained.
+    pub fn with_adapter(config: &ModelConfig, adapter: Option<&Lora>) -> Result<Model> {
+        let mut model = Model::new(config)?;
+        if let Some(adapter) = adapter {
+            adapter.check(&model)?;
+            model.adapter = Some(adapter.clone());
+        }
+        Ok(model)
+    }
+
+    /// The adapter that it was made with.
+    pub fn adapter(&self) -> Option<&Lora> {
+        self.adapter.as_ref()
+    }
+
+    /// The linear layers, in model order.
+    pub fn linear_layers(&self) -> Vec<Linear> {
+        self.parameters().iter().filter(|p| !p.is_lora()).filter_map(Linear::of).collect()
     }
 
     /// The extents it was made with, in [`ModelConfig::canonical`] form.
@@ -130,10 +165,10 @@ impl Model {
         }
     }
 
-    /// Parameters of one layer, in the order in which its graph uses them.
+    /// Parameters of one layer, in the order in which its graph uses them; those of an adapter come last.
     pub fn layer_parameters(&self, layer: usize) -> Vec<Parameter> {
         let c = &self.config;
-        match self.layers[layer] {
+        let mut parameters = match self.layers[layer] {
             Layer::Embedding if c.kind.is_llama() => llama::embedding_parameters(c),
             Layer::Embedding => gpt2::embedding_parameters(c),
             Layer::Block(i) => match c.kind {
@@ -143,7 +178,16 @@ impl Model {
             },
             Layer::Head if c.kind.is_llama() => llama::head_parameters(c),
             Layer::Head => gpt2::head_parameters(c),
+        };
+        if let Some(adapter) = &self.adapter {
+            adapter.extend(&mut parameters);
         }
+        parameters
+    }
+
+    /// Whether a layer before this one has something to train.
+    pub fn trains_before(&self, layer: usize) -> bool {
+        (0..layer).any(|layer| self.layer_parameters(layer).iter().any(|p| !p.frozen))
     }
 
     /// All parameters in model order: the order of every sum over parameters.
@@ -154,6 +198,12 @@ impl Model {
     /// Elements of all parameters, tied ones counted once.
     pub fn parameter_count(&self) -> usize {
         self.parameters().iter().filter(|p| p.tied_to.is_none()).map(Parameter::len).sum()
+    }
+
+    /// Elements of those that are trained.
+    pub fn trained_count(&self) -> usize {
+        let parameters = self.parameters().into_iter().filter(|p| p.tied_to.is_none() && !p.frozen);
+        parameters.map(|p| p.len()).sum()
     }
 
     /// The graph of layers `range` for microbatches of `batch` sequences of `sequence` tokens: forward, and for
@@ -179,7 +229,7 @@ impl Model {
         let mut graph = Graph::default();
         let width = self.config.width;
         let positions = capacity.map(|_| graph.input("positions", &[batch, sequence], DType::U32));
-        let run = Run { batch, sequence, positions, capacity };
+        let run = Run { batch, sequence, positions, capacity, lora: self.adapter.as_ref() };
         let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
         let mut x = input;
         let mut boundaries = Vec::new();
@@ -189,26 +239,36 @@ impl Model {
             x = Some(y);
         }
         let last = range.end == self.layers();
-        let mut stage = match purpose {
-            Purpose::Inference | Purpose::Decode { .. } => StageGraph {
-                graph,
-                input,
-                output: x,
-                d_output: None,
-                d_input: None,
-                loss: None,
-                gradients: Vec::new(),
-                boundaries: Vec::new(),
-            },
-            Purpose::Training { tokens } if last => {
-                let logits = x.ok_or_else(empty_stage)?;
-                let targets = graph.input("targets", &[batch, sequence], DType::U32);
-                let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
-                graph.push(op, &[logits, targets], Phase::Forward)?;
-                differentiate(graph, input, None)?
-            }
-            Purpose::Training { .. } => differentiate(graph, input, x)?,
+        let cross_entropy = |graph: &mut Graph, tokens: usize| {
+            let logits = x.ok_or_else(empty_stage)?;
+            let targets = graph.input("targets", &[batch, sequence], DType::U32);
+            let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
+            graph.forward(op, &[logits, targets])
         };
+        let forward = |graph, output, loss| StageGraph {
+            graph,
+            input,
+            output,
+            d_output: None,
+            d_input: None,
+            loss,
+            gradients: Vec::new(),
+            boundaries: Vec::new(),
+        };
+        let differentiated = input.filter(|_| self.trains_before(range.start));
+        let mut stage = match purpose {
+            Purpose::Evaluation if last => {
+                let loss = cross_entropy(&mut graph, batch * sequence)?;
+                forward(graph, None, Some(loss))
+            }
+            Purpose::Evaluation | Purpose::Inference | Purpose::Decode { .. } => forward(graph, x, None),
+            Purpose::Training { tokens } if last => {
+                cross_entropy(&mut graph, tokens)?;
+                differentiate(graph, differentiated, None)?
+            }
+            Purpose::Training { .. } => differentiate(graph, differentiated, x)?,
+        };
+        stage.input = input;
         stage.boundaries = boundaries;
         fuse::fuse(&mut stage);
         stage.graph.verify()?;
@@ -217,8 +277,11 @@ impl Model {
 
     fn append(&self, graph: &mut Graph, layer: usize, x: Option<ValueId>, run: &Run) -> Result<ValueId> {
         let c = &self.config;
-        let w: Vec<ValueId> =
-            self.layer_parameters(layer).iter().map(|p| graph.parameter(&p.name, &p.shape)).collect();
+        let weight = |p: &Parameter| match p.frozen {
+            true => graph.frozen(&p.name, &p.shape),
+            false => graph.parameter(&p.name, &p.shape),
+        };
+        let w: Vec<ValueId> = self.layer_parameters(layer).iter().map(weight).collect();
         match (self.layers[layer], x) {
             (Layer::Embedding, _) => {
                 let tokens = graph.input("tokens", &[run.batch, run.sequence], DType::U32);
@@ -234,7 +297,7 @@ impl Model {
             }
             (Layer::Block(i), Some(x)) => match c.kind {
                 Kind::Gpt2 => gpt2::block(graph, c, i, x, &w, run),
-                Kind::Mlp => mlp::block(graph, c, x, &w),
+                Kind::Mlp => mlp::block(graph, c, x, &w, run),
                 Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3 => {
                     llama::block(graph, c, i, x, &w, run)
                 }
@@ -244,7 +307,11 @@ impl Model {
                     let last = graph.input("last", &[run.batch, 1], DType::U32);
                     x = graph.forward(Op::Gather, &[last, x])?;
                 }
-                if c.kind.is_llama() { llama::head(graph, c, x, &w) } else { gpt2::head(graph, c, x, &w) }
+                if c.kind.is_llama() {
+                    llama::head(graph, c, x, &w, run)
+                } else {
+                    gpt2::head(graph, c, x, &w, run)
+                }
             }
             (_, None) => Err(empty_stage()),
         }
@@ -257,6 +324,9 @@ impl Model {
             let stage = self.stage_graph(layer..layer + 1, batch, sequence, purpose)?;
             Ok(stage.graph.nodes.iter().map(|n| stage.graph.flops(n)).sum())
         };
+        if self.adapter.is_some() {
+            return (0..self.layers()).map(flops).collect();
+        }
         // All blocks are alike.
         let (first, block, last) = (flops(0)?, flops(1)?, flops(self.layers() - 1)?);
         let blocks = std::iter::repeat_n(block, self.layers() - 2);

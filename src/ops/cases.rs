@@ -111,6 +111,7 @@ fn elementwise() -> Vec<Case> {
     let mut list = Vec::new();
     for shape in [&[1][..], &[63], &[65], &[7, 131], &[2, 130, 64]] {
         list.push(Case::new(Op::Add, &[shape, shape]));
+        list.push(Case::new(Op::Scale { factor: -0.3 }, &[shape]));
         for amplitude in [1.0, 30.0] {
             list.push(Case::new(Op::SwiGlu, &[shape, shape]).amplified(amplitude));
             list.push(Case::new(Op::SwiGluBackward, &[shape, shape, shape]).amplified(amplitude));
@@ -337,7 +338,8 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
         (Op::Embedding | Op::Gather, Some(i)) => list[i] = Argument::whole(&tokens(length(i), shapes[1][0])),
         (Op::CrossEntropy { .. }, Some(i)) => {
             let vocabulary = length(0) / length(i);
-            list[i] = Argument::whole(&tokens(length(i), vocabulary));
+            // One past the vocabulary, which does not count, among them.
+            list[i] = Argument::whole(&tokens(length(i), vocabulary + 1));
         }
         (Op::Rope { .. } | Op::RopeBackward { .. }, Some(i)) => {
             let table = if let Op::Rope { .. } = case.op { 3 } else { 1 };

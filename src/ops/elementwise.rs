@@ -40,8 +40,14 @@ pub(super) fn elementwise(l: &Lowering, function: u32, two: bool) -> Lowered {
     let y = if two { l.input(1) } else { Operand::Unread };
     let period = if two { l.elements(1) } else { count };
     let operands = vec![l.input(0), y, l.output(0)];
-    let parameters = vec![count as u32, period as u32];
+    let parameters = vec![count as u32, period as u32, 0];
     Lowered::one(l.launch("elementwise", vec![("FUNCTION", function)], operands, parameters, l.each(count)))
+}
+
+pub(super) fn scale(l: &Lowering, factor: f32) -> Lowered {
+    let mut lowered = elementwise(l, 4, false);
+    lowered.launches[0].parameters[2] = factor.to_bits();
+    lowered
 }
 
 /// Rows that one invocation sums in the first stage: enough blocks to fill a GPU, few enough for the second stage.

@@ -158,6 +158,7 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
         Op::Activate(Activation::GeluTanh) => elementwise::elementwise(&l, 1, false),
         Op::ActivateBackward(Activation::GeluTanh) => elementwise::elementwise(&l, 2, true),
         Op::AddBias => elementwise::elementwise(&l, 3, true),
+        Op::Scale { factor } => elementwise::scale(&l, factor),
         Op::SwiGlu => elementwise::swiglu(&l),
         Op::SwiGluBackward => elementwise::swiglu_backward(&l),
         Op::ColumnSum => elementwise::column_sum(&l),

@@ -3,7 +3,8 @@
 //!
 //! A pool is cut into chunks that never cross a parameter, so sums of squares can be added in parameter order on the
 //! host, whatever the cut into stages. A parameter tied to one on the same device shares its weight and has only a
-//! gradient; tied to one elsewhere, it has a weight and a gradient, and the owner keeps the optimizer state.
+//! gradient; tied to one elsewhere, it has a weight and a gradient, and the owner keeps the optimizer state. A frozen
+//! parameter has a weight alone, in pools of its own, or nothing where it shares that too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -73,6 +74,34 @@ enum Role {
     Remote,
     /// Gradient of a parameter tied to one on this device.
     Alias,
+    /// Weight of a frozen parameter, also where it is tied to one elsewhere.
+    Frozen,
+    /// Nothing: a frozen parameter tied to one on this device.
+    Shared,
+}
+
+impl Role {
+    /// Whether the pool has (weights, gradients, moments) in training.
+    fn holds(self) -> (bool, bool, bool) {
+        match self {
+            Role::Owned => (true, true, true),
+            Role::Remote => (true, true, false),
+            Role::Alias => (false, true, false),
+            Role::Frozen => (true, false, false),
+            Role::Shared => (false, false, false),
+        }
+    }
+
+    fn of(parameter: &Parameter, here: &[&str]) -> Role {
+        let alias = parameter.tied_to.as_ref().map(|owner| here.contains(&owner.as_str()));
+        match (parameter.frozen, alias) {
+            (false, None) => Role::Owned,
+            (false, Some(true)) => Role::Alias,
+            (false, Some(false)) => Role::Remote,
+            (true, None | Some(false)) => Role::Frozen,
+            (true, Some(true)) => Role::Shared,
+        }
+    }
 }
 
 struct Pool {
@@ -95,19 +124,15 @@ impl Layout {
         let mut pools: Vec<Pool> = Vec::new();
         let mut entries = Vec::new();
         for (index, parameter) in list.iter().enumerate() {
-            let role = match &parameter.tied_to {
-                None => Role::Owned,
-                Some(owner) if names.contains(&owner.as_str()) => Role::Alias,
-                Some(_) => Role::Remote,
-            };
+            let role = Role::of(parameter, &names);
             let elements = parameter.len().next_multiple_of(ALIGN);
-            let fits = pools
-                .last()
-                .is_some_and(|pool| pool.role == role && 4 * (pool.elements + elements) as u64 <= POOL_BYTES);
-            if !fits {
+            // Frozen and trained parameters take turns, so the last pool of the role need not be the last one.
+            let last = pools.iter().rposition(|pool| pool.role == role);
+            let fits = |pool: &usize| 4 * (pools[*pool].elements + elements) as u64 <= POOL_BYTES;
+            let pool = last.filter(fits).unwrap_or(pools.len());
+            if pool == pools.len() {
                 pools.push(Pool { role, elements: 0, entries: Vec::new() });
             }
-            let pool = pools.len() - 1;
             entries.push(Entry { pool, offset: pools[pool].elements, len: parameter.len() });
             pools[pool].elements += elements;
             pools[pool].entries.push(index);
@@ -130,7 +155,7 @@ impl Layout {
         let bound = |p: &Pool| match p.role {
             Role::Owned => 2,
             Role::Alias => p.entries.len() as u64,
-            Role::Remote => 0,
+            Role::Remote | Role::Frozen | Role::Shared => 0,
         };
         let uniforms = 16 * self.pools.iter().map(bound).sum::<u64>();
         pools + 16 * owned + (4 * owned).max(16) + 32 + uniforms
@@ -158,13 +183,9 @@ impl Layout {
 }
 
 fn copies(role: Role, training: bool) -> u64 {
-    match (role, training) {
-        (Role::Owned, true) => 4,
-        (Role::Remote, true) => 2,
-        (Role::Alias, true) => 1,
-        (Role::Owned | Role::Remote, false) => 1,
-        (Role::Alias, false) => 0,
-    }
+    let (weights, gradients, moments) = role.holds();
+    let state = gradients as u64 + 2 * moments as u64;
+    weights as u64 + if training { state } else { 0 }
 }
 
 /// A dispatch with its bindings.
@@ -214,11 +235,12 @@ impl Parameters {
             let make = |label: &str, wanted: bool| {
                 wanted.then(|| device.buffer(label, 4 * pool.elements as u64)).transpose()
             };
+            let (weights, gradients, moments) = pool.role.holds();
             buffers.push(Buffers {
-                weight: make("weights", pool.role != Role::Alias)?,
-                gradient: make("gradients", training)?,
-                first: make("first moments", training && pool.role == Role::Owned)?,
-                second: make("second moments", training && pool.role == Role::Owned)?,
+                weight: make("weights", weights)?,
+                gradient: make("gradients", training && gradients)?,
+                first: make("first moments", training && moments)?,
+                second: make("second moments", training && moments)?,
             });
         }
         let mut parameters = Parameters { layout, names, buffers, training: None };
@@ -283,7 +305,7 @@ impl Parameters {
                         fold.push(bind(&plain("accumulate"), [1, parameter.len() as u32], ranges, groups)?);
                     }
                 }
-                Role::Remote => {}
+                Role::Remote | Role::Frozen | Role::Shared => {}
             }
         }
         Ok(Training { sums, owners, step, norm, adam, fold })
@@ -294,10 +316,10 @@ impl Parameters {
         &self.layout.list
     }
 
-    /// Whether this device keeps the optimizer state of a parameter.
+    /// Whether a parameter is at home on this device: its optimizer state, if it is trained, and its weight, of which
+    /// another device may have a copy.
     pub fn owns(&self, name: &str) -> bool {
-        let entry = self.names.get(name).map(|&i| self.layout.entries[i]);
-        entry.is_some_and(|e| self.layout.pools[e.pool].role == Role::Owned)
+        self.names.get(name).is_some_and(|&index| self.layout.list[index].tied_to.is_none())
     }
 
     /// Where part of a parameter lies.
@@ -306,7 +328,7 @@ impl Parameters {
         let entry = self.layout.entries[index];
         let buffers = &self.buffers[entry.pool];
         let role = self.layout.pools[entry.pool].role;
-        if part == Part::Weight && role == Role::Alias {
+        if part == Part::Weight && matches!(role, Role::Alias | Role::Shared) {
             let owner = self.layout.list[index].tied_to.as_deref().unwrap_or_default();
             return self.part(owner, part);
         }

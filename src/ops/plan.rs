@@ -100,7 +100,7 @@ impl MemoryPlan {
             plan.place[index] = match value.source {
                 Source::Removed => None,
                 _ if home[index] != id => None,
-                Source::Parameter => Some(Place::Weight),
+                Source::Parameter | Source::Frozen => Some(Place::Weight),
                 Source::Constant => Some(push(&mut plan.constants, value.bytes(), Place::Constant)),
                 Source::Input if Some(id) == stage.d_output => {
                     Some(push(&mut plan.slot, value.bytes(), Place::Slot))

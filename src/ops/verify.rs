@@ -40,8 +40,8 @@ pub struct Outcome {
 /// n elements makes about 1/n, so that a tolerance of 1e-10 finds it in all but huge results.
 pub fn tolerance(op: &Op) -> (f64, &'static str) {
     match op {
-        Op::Add | Op::AddBias | Op::Embedding => {
-            (1e-13, "one addition in f32: at most 2^-24 of relative error")
+        Op::Add | Op::AddBias | Op::Scale { .. } | Op::Embedding => {
+            (1e-13, "one addition or product in f32: at most 2^-24 of relative error")
         }
         Op::Gather => (0.0, "a copy"),
         Op::PositionBackward { .. } | Op::EmbeddingBackward { .. } => (1e-13, "a sum of few terms in f32"),
@@ -178,6 +178,7 @@ async fn run(
     outputs: &[ValueId],
 ) -> Result<Vec<Vec<f32>>> {
     let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| Parameter {
+        frozen: false,
         name: parameter_name(i),
         shape: stage.graph.shape(gradient).to_vec(),
         init: Init::Zeros,

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::batch::Batch;
 use super::decode::{Grow, Readback};
-use super::finish::Tied;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
 use super::rank::{Command, Rank, Replies, Reply, Stage};
+use super::tied::tie;
 use super::timeline::Event;
 use crate::error::{Error, Result};
-use crate::gpu::{Device, KernelKey, Mapping, Specialisation};
+use crate::gpu::{Device, Mapping};
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::StageProgram;
@@ -26,11 +27,14 @@ const STALL_SECONDS: f64 = 25.0;
 /// What a step gave.
 #[derive(Clone, Debug)]
 pub struct StepReport {
-    /// Mean loss in nats a token, before the update.
+    /// Mean loss in nats a token that counts, before the update.
     pub loss: f64,
-    /// Loss of each row of each microbatch.
+    /// Loss of each row of each microbatch; 0 where the target does not count.
     pub losses: Vec<f32>,
-    /// Norm of the whole gradient, before clipping.
+    /// Makes the gradients on the devices, which are divided by all tokens of the batch, those of `loss`: 1 where every
+    /// token counts.
+    pub gradient_scale: f64,
+    /// Norm of the whole gradient of `loss`, before clipping.
     pub gradient_norm: f64,
     /// Everything that every device did.
     pub events: Vec<Event>,
@@ -49,6 +53,8 @@ pub struct Executor {
     /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
     users: HashMap<String, (usize, String)>,
     sent: Vec<u64>,
+    /// Tokens of a step.
+    rows: usize,
 }
 
 impl Executor {
@@ -59,6 +65,7 @@ impl Executor {
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
         let tied = plan.tied().into_iter();
         let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
+        let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let ranks = build(plan, devices, &logs)?;
         let mut owner = HashMap::new();
         for rank in &ranks {
@@ -78,7 +85,7 @@ impl Executor {
             })
             .collect::<Result<Vec<_>>>()?;
         let sent = vec![0; devices.len()];
-        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent })
+        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent, rows })
     }
 
     /// Stops the ranks and resolves once their memory is free.
@@ -110,12 +117,17 @@ impl Executor {
         }
     }
 
-    /// Runs the schedule on a batch of (sequences, T+1) tokens: forward, backward, gradient norm. Weights stay.
-    pub async fn step(&mut self, tokens: Vec<u32>) -> Result<StepReport> {
-        let tokens = Arc::new(tokens);
+    /// Runs the schedule on a batch: forward, backward, gradient norm. Weights stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`] for a batch without a target that counts; those of a device.
+    pub async fn step(&mut self, batch: Batch) -> Result<StepReport> {
+        let (counted, all) = (self.counted(&batch)?, batch.targets.len());
+        let batch = Arc::new(batch);
         let count = self.commands.len();
         for rank in 0..count {
-            self.tell(rank, Command::Step(tokens.clone()))?;
+            self.tell(rank, Command::Step(batch.clone()))?;
         }
         let (mut losses, mut events, mut squares) = (Vec::new(), Vec::new(), HashMap::new());
         let mut bytes = vec![0; count];
@@ -132,9 +144,46 @@ impl Executor {
         }
         // In parameter order, whatever device each is on: the sum does not depend on the cut.
         let owned = self.parameters.iter().filter_map(|p| squares.get(&p.name));
-        let gradient_norm = owned.sum::<f64>().sqrt();
-        let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len() as f64;
-        Ok(StepReport { loss, losses, gradient_norm, events, bytes })
+        let gradient_scale = all as f64 / counted as f64;
+        let gradient_norm = gradient_scale * owned.sum::<f64>().sqrt();
+        let loss = sum(&losses) / counted as f64;
+        Ok(StepReport { loss, losses, gradient_scale, gradient_norm, events, bytes })
+    }
+
+    /// Targets that count; there must be some, and as many rows as a step has.
+    fn counted(&self, batch: &Batch) -> Result<usize> {
+        if batch.inputs.len() != self.rows || batch.targets.len() != self.rows {
+            let (inputs, targets) = (batch.inputs.len(), batch.targets.len());
+            let message = format!("{inputs} tokens with {targets} targets; a step takes {}", self.rows);
+            return Err(Error::Shape { op: "executor", message });
+        }
+        match batch.counted() {
+            0 => Err(Error::data(
+                "a batch has no token whose loss counts; use a longer train.sequence or batch",
+            )),
+            counted => Ok(counted),
+        }
+    }
+
+    /// The sum of the losses of a batch, in nats, and how many of its targets count; for a plan that trains or
+    /// evaluates.
+    ///
+    /// # Errors
+    ///
+    /// As [`Executor::step`].
+    pub async fn evaluate(&mut self, batch: Batch) -> Result<(f64, usize)> {
+        let counted = self.counted(&batch)?;
+        let batch = Arc::new(batch);
+        for rank in 0..self.commands.len() {
+            self.tell(rank, Command::Evaluate(batch.clone()))?;
+        }
+        let mut total = 0.0;
+        for _ in 0..self.commands.len() {
+            if let (_, Reply::Values(losses)) = self.answer().await? {
+                total += sum(&losses);
+            }
+        }
+        Ok((total, counted))
     }
 
     /// One AdamW step on every device.
@@ -150,9 +199,9 @@ impl Executor {
 
     /// Logits, V each, of these rows of a (B,T) microbatch; for a plan without training.
     pub async fn infer(&mut self, tokens: Vec<u32>, rows: Vec<usize>) -> Result<Vec<f32>> {
-        let tokens = Arc::new(tokens);
+        let batch = Arc::new(Batch { inputs: tokens, targets: Vec::new() });
         for rank in 0..self.commands.len() {
-            self.tell(rank, Command::Infer(tokens.clone(), rows.clone()))?;
+            self.tell(rank, Command::Infer(batch.clone(), rows.clone()))?;
         }
         let mut logits = Vec::new();
         for _ in 0..self.commands.len() {
@@ -183,9 +232,25 @@ impl Executor {
 
     /// Part of a parameter, from the device that owns it.
     pub async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
-        let rank = self.owner.get(name).copied();
-        let rank = rank.ok_or_else(|| Error::config("parameter", format!("{name} is not in this model")))?;
-        self.tell(rank, Command::Read(name.into(), part))?;
+        let len = self.parameters.iter().find(|p| p.name == name).map_or(0, Parameter::len);
+        self.read_from(name, part, 0, len).await
+    }
+
+    /// As [`Executor::read`] for `count` of the elements, from number `first` on.
+    pub async fn read_from(
+        &mut self,
+        name: &str,
+        part: Part,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<f32>> {
+        let unknown = || Error::config("parameter", format!("{name} has no elements {first} + {count}"));
+        let parameter = self.parameters.iter().find(|p| p.name == name).ok_or_else(unknown)?;
+        let rank = self.owner.get(name).copied().ok_or_else(unknown)?;
+        if first + count > parameter.len() {
+            return Err(unknown());
+        }
+        self.tell(rank, Command::Read(name.into(), part, first, count))?;
         match self.answer().await? {
             (_, Reply::Values(values)) => Ok(values),
             _ => Err(stopped(&self.names[rank])),
@@ -227,6 +292,10 @@ impl Executor {
     }
 }
 
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().map(|&loss| loss as f64).sum()
+}
+
 fn stopped(name: &str) -> Error {
     Error::Gpu {
         adapter: name.into(),
@@ -259,7 +328,7 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
         let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
         let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
-        for (kind, from, to) in directions.into_iter().take(if plan.setup.purpose.trains() { 2 } else { 1 }) {
+        for (kind, from, to) in directions.into_iter().take(plan.directions(boundary) as usize) {
             let (out, inward) = match plan.crosses(boundary) {
                 true => connect(from, to, bytes, slots)?,
                 false => connect_local(from, bytes, slots)?,
@@ -273,7 +342,8 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
 fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
     let training = plan.setup.purpose.trains();
     let mut ends = links(&plan, devices)?;
-    let ties = if training { plan.tied() } else { Vec::new() };
+    let scores = plan.setup.purpose.scores();
+    let ties = plan.exchanged();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
     let logit_buffers = plan.logit_buffers();
     let mut ranks = Vec::new();
@@ -310,7 +380,7 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 },
             );
         }
-        let losses = (training && index == last)
+        let losses = (scores && index == last)
             .then(|| {
                 let buffer = device.buffer("losses", loss_bytes)?;
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
@@ -342,31 +412,6 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
         tie(&mut ranks, name, owner, user, home)?;
     }
     Ok(ranks)
-}
-
-/// Connects a parameter's user with its owner on another device.
-fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
-    let bytes = ranks[user].parameters.weight(&name)?.bytes;
-    let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
-    let (gradient_out, gradient_in) = connect(&user_device, &device, bytes, 1)?;
-    let (weight_out, weight_in) = connect(&device, &user_device, bytes, 1)?;
-    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
-    let sum = device.buffer("tied gradient", bytes)?;
-    let kernel =
-        device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
-    let elements = (bytes / 4) as usize;
-    let uniform = device.uniform("tied gradient", bytemuck::cast_slice(&[1, elements as u32]))?;
-    let ranges = [uniform.whole(), sum.range(0, bytes), ranks[home].parameters.gradient(&owner)?];
-    let group = device.bind(&kernel, &ranges);
-    let groups = crate::ops::spread(elements.div_ceil(64), device.capabilities());
-    ranks[home].tied.push(Tied::Owner {
-        name: owner,
-        gradient: gradient_in,
-        weight: weight_out,
-        sum,
-        add: (kernel, group, groups),
-    });
-    Ok(())
 }
 
 /// Sees what every rank is doing.

@@ -4,6 +4,7 @@
 //! and refuses what does not fit, before anything is allocated. [`Executor::launch`] allocates, starts one rank a
 //! device and drives them through messages; each rank runs its list of actions over its stages and links.
 
+mod batch;
 mod decode;
 mod executor;
 mod finish;
@@ -19,9 +20,11 @@ mod probe;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod profile;
 mod rank;
+mod tied;
 pub mod timeline;
 pub mod workload;
 
+pub use batch::{Batch, IGNORE};
 pub use decode::Grow;
 pub use executor::{Executor, StepReport, Watch};
 pub use plan::{Plan, RankPlan, Setup, Use};

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{link, partition};
+use super::{link, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
-use crate::model::{Model, ModelConfig, Purpose};
+use crate::model::{Lora, Model, ModelConfig, Purpose};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
@@ -17,6 +17,8 @@ use crate::schedule::{Schedule, SlotPlan};
 pub enum Use {
     /// Training steps.
     Training,
+    /// Losses of whole sequences.
+    Evaluation,
     /// Logits of whole sequences.
     Logits,
     /// Logits of the last token of growing texts. A microbatch is a group of `batch` texts that grow together, up to
@@ -32,6 +34,11 @@ impl Use {
     pub fn trains(self) -> bool {
         self == Use::Training
     }
+
+    /// Whether the last stage ends in losses.
+    pub fn scores(self) -> bool {
+        matches!(self, Use::Training | Use::Evaluation)
+    }
 }
 
 /// What to run.
@@ -39,6 +46,8 @@ impl Use {
 pub struct Setup {
     /// The model.
     pub model: ModelConfig,
+    /// What is trained beside the model's own weights, which then stay as they are.
+    pub adapter: Option<Lora>,
     /// Sequences of a microbatch.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -117,7 +126,7 @@ impl Plan {
 
     /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
     pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
-        let model = Model::new(&setup.model)?;
+        let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
         if setup.sequence == 0 || setup.sequence > setup.model.context {
             let message = format!(
                 "a sequence of {} tokens does not fit the model's context of {}; lower train.sequence or raise model.context",
@@ -186,6 +195,7 @@ impl Plan {
         let tokens = batch * sequence * self.schedule.microbatches;
         let purpose = match self.setup.purpose {
             Use::Training => Purpose::Training { tokens },
+            Use::Evaluation => Purpose::Evaluation,
             Use::Logits => Purpose::Inference,
             Use::Decoding { capacity } => Purpose::Decode { capacity },
         };
@@ -213,7 +223,7 @@ impl Plan {
             single,
             stash: match self.setup.purpose {
                 Use::Decoding { .. } => own(self.schedule.microbatches),
-                Use::Training | Use::Logits => self.schedule.slots(stage),
+                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage),
             },
             gradient: self.schedule.gradient_slots(stage),
             memory: MemoryPlan::new(&graph, capabilities),
@@ -232,6 +242,12 @@ impl Plan {
         self.rank_of(boundary) != self.rank_of(boundary + 1)
     }
 
+    /// Directions in which something passes a stage boundary: 2 with gradients.
+    pub(super) fn directions(&self, boundary: usize) -> u64 {
+        let gradients = self.setup.purpose.trains() && self.model.trains_before(self.stages[boundary].end);
+        if gradients { 2 } else { 1 }
+    }
+
     /// Bytes of an activation between stages.
     pub(super) fn activation_bytes(&self) -> u64 {
         4 * (self.setup.batch * self.setup.sequence * self.setup.model.width) as u64
@@ -241,9 +257,19 @@ impl Plan {
     pub(super) fn link_slots(&self, boundary: usize) -> usize {
         match self.setup.purpose {
             Use::Training => self.schedule.slots(boundary).count + 1,
-            Use::Logits => 2,
+            Use::Evaluation | Use::Logits => 2,
             Use::Decoding { .. } => self.schedule.microbatches + 1,
         }
+    }
+
+    /// Those of [`Plan::tied`] that change, so that gradients and weights travel in every step.
+    pub(super) fn exchanged(&self) -> Vec<(String, String, usize, usize)> {
+        let trained = |name: &str| {
+            let all = self.ranks.iter().flat_map(|r| r.layout.parameters());
+            all.filter(|p| p.name == name).any(|p| !p.frozen)
+        };
+        let training = self.setup.purpose.trains();
+        self.tied().into_iter().filter(|(name, ..)| training && trained(name)).collect()
     }
 
     /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
@@ -286,26 +312,22 @@ impl Plan {
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
         if self.rank_of(self.stages.len() - 1) == rank {
-            bytes += if training { 2 * self.loss_bytes().max(16) } else { 0 };
+            bytes += if self.setup.purpose.scores() { 2 * self.loss_bytes().max(16) } else { 0 };
             bytes += self.logit_buffers().map_or(0, |(count, each)| link::memory(each, count));
         }
         for boundary in 0..self.stages.len() - 1 {
-            let directions = if training { 2 } else { 1 };
+            let directions = self.directions(boundary);
             if rank == self.rank_of(boundary) || rank == self.rank_of(boundary + 1) {
                 bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }
-        if training {
-            for (name, _, user, home) in self.tied() {
-                let list = self.ranks[user].layout.parameters();
-                let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
-                // Gradient out and weight in for the user; the reverse, and a place to add from, for the owner.
-                if rank == user || rank == home {
-                    bytes += 2 * link::memory(size, 1);
-                }
-                if rank == home {
-                    bytes += size + 16;
-                }
+        for (name, _, user, home) in self.exchanged() {
+            let list = self.ranks[user].layout.parameters();
+            let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
+            let [user_bytes, owner_bytes] = tied::memory(size);
+            bytes += if rank == user { user_bytes } else { 0 };
+            if rank == home {
+                bytes += owner_bytes;
             }
         }
         bytes

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::timeline::{Event, Track};
-use super::{Executor, Plan, Setup, Use};
+use super::{Batch, Executor, Plan, Setup, Use};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
@@ -25,7 +25,7 @@ const STEPS: usize = 8;
 /// An executor with the batch that it repeats.
 pub(super) struct Probe {
     executor: Executor,
-    tokens: Vec<u32>,
+    batch: Batch,
     /// Bytes of all weights, each counted once.
     pub(super) weights: u64,
 }
@@ -73,6 +73,7 @@ impl Probe {
         let model = Model::new(config)?;
         let setup = Setup {
             model: config.clone(),
+            adapter: None,
             batch: sequences,
             sequence,
             cuts: Some(cuts),
@@ -81,7 +82,7 @@ impl Probe {
             budgets: vec![budget; devices.len()],
             schedule,
         };
-        let count = sequences * (sequence + 1) * setup.schedule.microbatches;
+        let count = sequences * sequence * setup.schedule.microbatches;
         let mut executor = Executor::launch(Plan::for_devices(setup, devices)?, devices)?;
         let watch = executor.watch();
         let owned = model.parameters().into_iter().filter(|p| p.tied_to.is_none());
@@ -93,8 +94,10 @@ impl Probe {
             watch.block_on(executor.write(&parameter.name, Part::Weight, &values))?;
         }
         let vocabulary = config.vocabulary as u32;
-        let tokens = (0..count as u32).map(|i| philox([i, 0, 0, 0], [1, 0])[0] % vocabulary).collect();
-        Ok(Probe { executor, tokens, weights })
+        let tokens =
+            |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
+        let batch = Batch { inputs: tokens(1), targets: tokens(2) };
+        Ok(Probe { executor, batch, weights })
     }
 
     /// Runs steps and takes their times; `go_on` may ask for more of them.
@@ -106,7 +109,7 @@ impl Probe {
         let mut step = 0;
         while step < 2 || go_on() || (now() - begin < SECONDS && step <= STEPS) {
             let (start, cpu) = (now(), cpu_seconds());
-            let report = watch.block_on(self.executor.step(self.tokens.clone()))?;
+            let report = watch.block_on(self.executor.step(self.batch.clone()))?;
             let (middle, cpu) = (now(), cpu_seconds() - cpu);
             watch.block_on(self.executor.update(NO_CHANGE))?;
             let end = now();

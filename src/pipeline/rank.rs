@@ -6,10 +6,11 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::batch::Batch;
 use super::decode::{Grow, Logits, Readback};
-use super::finish::Tied;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
+use super::tied::Tied;
 use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
@@ -28,18 +29,20 @@ const SUBMISSION_SECONDS: f64 = 0.1;
 
 /// What a rank is told.
 pub(super) enum Command {
-    /// Run the schedule on this batch, (sequences, T+1) tokens.
-    Step(Arc<Vec<u32>>),
+    /// Run the schedule on this batch.
+    Step(Arc<Batch>),
+    /// Run its forward actions only; the last stage answers losses.
+    Evaluate(Arc<Batch>),
     /// One AdamW step.
     Update(AdamStep),
-    /// Logits of these rows of one (B,T) microbatch, from the last stage.
-    Infer(Arc<Vec<u32>>, Vec<usize>),
+    /// Logits of these rows of one microbatch, from the last stage.
+    Infer(Arc<Batch>, Vec<usize>),
     /// New tokens of a group of texts; only the last stage answers, logits.
     Decode(Arc<Grow>),
     /// Overwrite elements of part of a parameter, from the given one on.
     Write(String, Part, usize, Arc<Vec<f32>>),
-    /// Read part of a parameter.
-    Read(String, Part),
+    /// Read this many elements of part of a parameter, from the given one on.
+    Read(String, Part, usize, usize),
 }
 
 /// What it answers.
@@ -103,9 +106,10 @@ impl Rank {
         while let Some(command) = commands.next().await {
             self.log.state(State::Working, "starting");
             let result = match command {
-                Command::Step(tokens) => self.step(&tokens).await.map(Reply::Step),
+                Command::Step(batch) => self.step(&batch).await.map(Reply::Step),
+                Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
-                Command::Infer(tokens, rows) => self.infer(&tokens, &rows).await.map(Reply::Values),
+                Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values),
                 Command::Decode(grow) => match self.decode(&grow, &replies).await {
                     Ok(()) => continue,
                     Err(error) => Err(error),
@@ -113,7 +117,9 @@ impl Rank {
                 Command::Write(name, part, first, values) => {
                     self.write(&name, part, first, &values).await.map(|()| Reply::Done)
                 }
-                Command::Read(name, part) => self.read(&name, part).await.map(Reply::Values),
+                Command::Read(name, part, first, count) => {
+                    self.read(&name, part, first, count).await.map(Reply::Values)
+                }
             };
             self.log.state(State::Idle, "");
             let failed = result.is_err();
@@ -136,9 +142,10 @@ impl Rank {
         self.device.check("writing a parameter")
     }
 
-    async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
+    async fn read(&mut self, name: &str, part: Part, first: usize, count: usize) -> Result<Vec<f32>> {
         let range = self.parameters.part(name, part)?;
-        self.device.read_f32(&range).await
+        let some = range.buffer.range(range.offset + 4 * first as u64, 4 * count as u64);
+        self.device.read_f32(&some).await
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
@@ -161,7 +168,7 @@ impl Rank {
         self.log.host(label, EventKind::Host, handed, now(), 0);
     }
 
-    async fn step(&mut self, tokens: &[u32]) -> Result<StepPart> {
+    async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
         let device = self.device.clone();
         self.steps += 1;
         let started = now();
@@ -169,14 +176,14 @@ impl Rank {
         self.parameters.record_clear(&mut recorder);
         self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
         for action in self.actions.clone() {
-            self.compute(action, tokens).await?;
+            self.compute(action, batch).await?;
         }
         self.finish_step().await
     }
 
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
     /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
-    async fn compute(&mut self, action: Action, tokens: &[u32]) -> Result<()> {
+    async fn compute(&mut self, action: Action, batch: &Batch) -> Result<()> {
         let label = action.to_string();
         let device = self.device.clone();
         let (kind, phases): (_, &[Phase]) = match action.kind {
@@ -191,7 +198,7 @@ impl Rank {
         let mut started = now();
         self.log.state(State::Working, label.clone());
         if action.kind == Kind::F {
-            self.feed(action, tokens)?;
+            self.feed(action, batch)?;
         }
         let slots = self.slots(action);
         let budget = SUBMISSION_SECONDS
@@ -279,12 +286,11 @@ impl Rank {
     }
 
     /// Uploads a microbatch's tokens and targets, and the rows sorted by token for the embedding's gradient.
-    fn feed(&self, action: Action, tokens: &[u32]) -> Result<()> {
+    fn feed(&self, action: Action, batch: &Batch) -> Result<()> {
         let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
         let slots = self.slots(action);
-        let row = self.sequence + 1;
-        let first = action.microbatch * self.batch * row;
-        let sequences = tokens[first..first + self.batch * row].chunks(row);
+        let rows = self.batch * self.sequence;
+        let rows = action.microbatch * rows..(action.microbatch + 1) * rows;
         let put = |id: ValueId, values: &[u32]| -> Result<()> {
             let range = stage.program.range(&self.parameters, id, slots)?;
             self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
@@ -292,29 +298,57 @@ impl Rank {
         };
         let graph = stage.program.stage();
         if let Some(id) = graph.fed("tokens") {
-            let inputs: Vec<u32> = sequences.clone().flat_map(|s| &s[..self.sequence]).copied().collect();
-            put(id, &inputs)?;
+            let inputs = &batch.inputs[rows.clone()];
+            put(id, inputs)?;
             if let (Some(segments), Some(order)) = (graph.fed("segments"), graph.fed("order")) {
-                let (s, o) = sort_rows(&inputs, self.vocabulary);
+                let (s, o) = sort_rows(inputs, self.vocabulary);
                 put(segments, &s)?;
                 put(order, &o)?;
             }
         }
         if let Some(id) = graph.fed("targets") {
-            let targets: Vec<u32> = sequences.flat_map(|s| &s[1..]).copied().collect();
-            put(id, &targets)?;
+            put(id, &batch.targets[rows])?;
         }
         Ok(())
     }
 
-    /// Forward only; the last stage answers the logits of the given rows.
-    async fn infer(&mut self, tokens: &[u32], rows: &[usize]) -> Result<Vec<f32>> {
-        // `feed` reads sequences of T+1 tokens; the last of each is a target, which inference has not.
-        let padded: Vec<u32> =
-            tokens.chunks(self.sequence).flat_map(|s| s.iter().copied().chain([0])).collect();
-        for action in self.actions.clone() {
-            self.compute(action, &padded).await?;
+    /// The forward actions alone. Where the schedule has backward actions between them a send may have to wait for the
+    /// receiver; it does not wait for ever, because the schedule itself is an order in which no ring overflows.
+    async fn run_forward(&mut self, batch: &Batch) -> Result<()> {
+        for action in self.actions.clone().into_iter().filter(|action| action.kind == Kind::F) {
+            self.compute(action, batch).await?;
         }
+        Ok(())
+    }
+
+    /// Forward only; the last stage answers the loss of every row.
+    async fn evaluate(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.run_forward(batch).await?;
+        let losses = match &self.losses {
+            None => Vec::new(),
+            Some((losses, staging)) => {
+                let started = now();
+                let mut recorder = self.device.record();
+                recorder.copy(losses, 0, staging, 0, losses.bytes());
+                self.submit(recorder, "losses", EventKind::Host, None, 0.0, started).await;
+                self.read_losses().await?
+            }
+        };
+        self.device.below(1).await;
+        self.log.take_events();
+        self.device.check("evaluating")?;
+        Ok(losses)
+    }
+
+    /// The loss of every row, microbatch after microbatch, that a finished submission has copied; on the last stage.
+    pub(super) async fn read_losses(&self) -> Result<Vec<f32>> {
+        let Some((losses, staging)) = &self.losses else { return Ok(Vec::new()) };
+        Ok(bytemuck::pod_collect_to_vec(&self.device.read_staging(staging, losses.bytes()).await?))
+    }
+
+    /// Forward only; the last stage answers the logits of the given rows.
+    async fn infer(&mut self, batch: &Batch, rows: &[usize]) -> Result<Vec<f32>> {
+        self.run_forward(batch).await?;
         self.log.take_events();
         let mut logits = Vec::new();
         for stage in self.stages.values() {

@@ -1,6 +1,6 @@
 //! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
 
-use super::link;
+use super::{link, tied};
 use crate::error::Result;
 use crate::gpu::Capabilities;
 use crate::graph::{Phase, StageGraph};
@@ -73,8 +73,8 @@ fn tie(model: &Model) -> Option<TiedLayers> {
     })?;
     let bytes = 4 * parameter.len() as u64;
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
-    let ends = 2 * link::memory(bytes, 1);
-    let (together, user_apart, owner_apart) = (bytes, 2 * bytes + ends, bytes + 16 + ends);
+    let [user_ends, owner_ends] = tied::memory(bytes);
+    let (together, user_apart, owner_apart) = (bytes, 2 * bytes + user_ends, owner_ends);
     Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
 }
 

@@ -27,6 +27,10 @@ pub(super) fn add_bias(inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     vec![inputs[0].iter().enumerate().map(|(i, x)| x + inputs[1][i % n]).collect()]
 }
 
+pub(super) fn scale(inputs: &[&[f64]], factor: f64) -> Vec<Vec<f64>> {
+    vec![inputs[0].iter().map(|x| factor * x).collect()]
+}
+
 pub(super) fn activate(inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     vec![inputs[0].iter().map(|&x| gelu(x)).collect()]
 }

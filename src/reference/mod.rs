@@ -31,6 +31,7 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         Op::Matmul { layout, epilogue } => matmul::matmul(layout, epilogue, shapes, inputs),
         Op::AddBias => elementwise::add_bias(inputs),
         Op::Add => elementwise::add(inputs),
+        Op::Scale { factor } => elementwise::scale(inputs, factor as f64),
         Op::Activate(_) => elementwise::activate(inputs),
         Op::ActivateBackward(_) => elementwise::activate_backward(inputs),
         Op::SwiGlu => elementwise::swiglu(inputs),

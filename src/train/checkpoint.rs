@@ -8,6 +8,7 @@
 //!                          state.json             whatever else the trainer needs to go on
 //!                          manifest.json          step, and bytes and SHA-256 of the other files
 //! <run>/checkpoints/latest                        the name of the newest folder
+//!                   best                          the name of the folder of the best evaluation, if there was one
 //! ```
 //!
 //! The checkpoint of an adapter has PEFT's adapter_config.json and adapter_model.safetensors in place of the first two.
@@ -16,8 +17,7 @@
 //! at any moment leaves a complete checkpoint behind. Nothing in it is executable, every byte is covered by a hash, and
 //! without its last three files it is a folder that any other tool opens.
 //!
-//! [`Writer`] takes tensors piece by piece and [`open`] reads them so, and the host never holds them all; [`save`] and
-//! [`load`] do the same with [`Contents`], for what is small.
+//! [`Writer`] takes tensors piece by piece and [`open`] reads them so: the host never holds them all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{
     Fingerprint, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden, read_json,
     sync_folder, write_json,
@@ -38,35 +39,10 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 const LATEST: &str = "latest";
+const BEST: &str = "best";
 
 /// A complete folder on its way out, moved aside to make room for another of the same step.
 const REPLACED: &str = ".old-";
-
-/// A named array of f32.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
-    /// Unique within its file.
-    pub name: String,
-    /// Row-major; empty for a scalar.
-    pub shape: Vec<usize>,
-    /// As many elements as the shape says.
-    pub data: Vec<f32>,
-}
-
-/// All that a model's checkpoint holds. Tensors are stored, and come back, sorted by name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Contents {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The model's configuration in Hugging Face's terms.
-    pub config: Value,
-    /// Parameters.
-    pub model: Vec<Tensor>,
-    /// Optimizer state.
-    pub optimizer: Vec<Tensor>,
-    /// Whatever else the trainer needs to go on.
-    pub state: Value,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Manifest {
@@ -175,7 +151,8 @@ impl Writer {
         write_atomic(&root.join(LATEST), format!("{name}\n").as_bytes())?;
 
         // After a resume from an older step there are folders of later steps; the one just written is no candidate.
-        let others = numbered(&root)?.into_iter().filter(|(other, _)| *other != step);
+        let best = named(&root, BEST);
+        let others = numbered(&root)?.into_iter().filter(|(other, _)| *other != step && Some(*other) != best);
         for (_, old) in others.skip(keep.saturating_sub(1)) {
             remove_folder(&old)?;
         }
@@ -184,44 +161,19 @@ impl Writer {
     }
 }
 
-/// Writes a model's checkpoint at once, as [`Writer`] does, with F32 weights.
+/// Says that the checkpoint of this step, which may be about to be written, is that of the best evaluation: it stays.
 ///
 /// # Errors
-/// As [`Writer::create`] and [`Writer::finish`]; [`Error::Checkpoint`] for a tensor whose shape and data disagree.
-pub fn save(run: &Path, contents: &Contents, keep: usize) -> Result<PathBuf> {
-    let sorted = |tensors: &'_ [Tensor]| {
-        let mut order: Vec<usize> = (0..tensors.len()).collect();
-        order.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
-        order
-    };
-    let (model, optimizer) = (sorted(&contents.model), sorted(&contents.optimizer));
-    let announce = |tensors: &[Tensor], order: &[usize]| {
-        order.iter().map(|&i| (tensors[i].name.clone(), tensors[i].shape.clone())).collect::<Vec<_>>()
-    };
-    for Tensor { name, shape, data } in contents.model.iter().chain(&contents.optimizer) {
-        let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        if elements != Some(data.len()) {
-            let message = format!("tensor {name:?} has shape {shape:?} and {} elements", data.len());
-            return Err(broken(run, message));
-        }
-    }
-    let tensors = announce(&contents.model, &model);
-    let layout = Layout {
-        kind: Kind::Model,
-        config: &contents.config,
-        tensors: &tensors,
-        dtype: Dtype::F32,
-        shard_bytes: u64::MAX,
-        copy: &[],
-    };
-    let mut writer = Writer::create(run, contents.step, &layout, &announce(&contents.optimizer, &optimizer))?;
-    for tensor in model.iter().map(|&i| &contents.model[i]) {
-        writer.weights(&tensor.name, &tensor.data)?;
-    }
-    for tensor in optimizer.iter().map(|&i| &contents.optimizer[i]) {
-        writer.optimizer(&tensor.name, &tensor.data)?;
-    }
-    writer.finish(&contents.state, keep)
+/// [`Error::Io`].
+pub fn mark_best(run: &Path, step: u64) -> Result<()> {
+    let root = run.join("checkpoints");
+    fs::create_dir_all(&root).map_err(Error::io(&root))?;
+    write_atomic(&root.join(BEST), format!("{step:06}\n").as_bytes())
+}
+
+/// The step that a pointer names. Only digits are followed, so a damaged one cannot lead out of the folder.
+fn named(root: &Path, pointer: &str) -> Option<u64> {
+    fs::read_to_string(root.join(pointer)).ok().and_then(|name| step_of(name.trim()))
 }
 
 /// Deletes a checkpoint, its manifest first: what is left if that is cut short does not look complete.
@@ -258,9 +210,7 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
     if !root.is_dir() {
         return Ok(None);
     }
-    // Only digits are followed, so a damaged pointer cannot lead out of the folder.
-    let step = fs::read_to_string(root.join(LATEST)).ok().and_then(|name| step_of(name.trim()));
-    let named = step.map(|step| root.join(format!("{step:06}")));
+    let named = named(&root, LATEST).map(|step| root.join(format!("{step:06}")));
     if let Some(folder) = named.filter(|folder| folder.join(MANIFEST).is_file()) {
         return Ok(Some(folder));
     }
@@ -372,15 +322,6 @@ pub fn open(folder: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// Reads a whole checkpoint into memory.
-///
-/// # Errors
-/// As [`open`].
-pub fn load(folder: &Path) -> Result<Contents> {
-    let Checkpoint { step, config, weights, optimizer, state, .. } = open(folder)?;
-    Ok(Contents { step, config, model: read_tensors(&weights)?, optimizer: read_tensors(&optimizer)?, state })
-}
-
 /// Opens a model folder, and verifies it first if it is a checkpoint's.
 ///
 /// # Errors
@@ -392,12 +333,15 @@ pub fn open_model(folder: &Path) -> Result<ModelFolder> {
     ModelFolder::open(folder)
 }
 
-fn read_tensors(tensors: &Tensors) -> Result<Vec<Tensor>> {
-    let read = |info: &crate::folder::TensorInfo| {
-        let data = tensors.read_all(&info.name)?;
-        Ok(Tensor { name: info.name.clone(), shape: info.shape.clone(), data })
-    };
-    tensors.iter().map(read).collect()
+/// Opens an adapter folder, and verifies it first if it is a checkpoint's.
+///
+/// # Errors
+/// As [`adapter::open`]; [`Error::Checkpoint`] for a damaged checkpoint.
+pub fn open_adapter(folder: &Path) -> Result<Adapter> {
+    if folder.join(MANIFEST).exists() {
+        check(folder, Files::Weights)?;
+    }
+    adapter::open(folder)
 }
 
 /// What a manifest is compared with.

@@ -3,6 +3,9 @@
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod evaluate;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod export;
 pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod planning;
@@ -12,4 +15,8 @@ pub mod prove;
 pub mod replan;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod source;
+#[cfg(not(target_arch = "wasm32"))]
+mod state;
 pub mod trainer;

@@ -3,7 +3,7 @@
 use super::config::{Config, Devices, Recompute};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
-use crate::model::Model;
+use crate::model::{Lora, Model};
 use crate::pipeline::timeline::{Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Setup, Use};
@@ -26,6 +26,8 @@ pub struct Planning {
     pub machine: Machine,
     /// What is fixed.
     pub options: Options,
+    /// The model's adapter.
+    lora: Option<Lora>,
     /// The adapters behind the machine's devices, or what is assumed of them.
     adapters: Vec<(AdapterInfo, Capabilities)>,
 }
@@ -87,7 +89,8 @@ impl Planning {
         adapters: Vec<(AdapterInfo, Capabilities)>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
-        let model = Model::new(&config.model)?;
+        let lora = config.lora()?;
+        let model = Model::with_adapter(&config.model, lora.as_ref())?;
         let counts = match &given {
             Some(schedule) => vec![schedule.microbatches],
             None => microbatches(config),
@@ -119,7 +122,7 @@ impl Planning {
             },
             budgets: Vec::new(),
         };
-        Ok(Planning { config: config.clone(), workload, machine, options, adapters })
+        Ok(Planning { config: config.clone(), workload, machine, options, lora, adapters })
     }
 
     /// The best plan, its bytes counted as they will be allocated.
@@ -200,6 +203,7 @@ impl Planning {
         let stages = 0..candidate.recompute.len();
         Setup {
             model: self.config.model.clone(),
+            adapter: self.lora.clone(),
             batch: candidate.batch,
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),

@@ -3,15 +3,23 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{self, write_atomic};
+use super::checkpoint::{mark_best, open, write_atomic};
+use super::source::Origin;
 use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
-use crate::pipeline::Prediction;
+use crate::gpu::Device;
+use crate::pipeline::{Plan, Prediction};
 
 /// An open run folder.
 pub struct Run {
     path: PathBuf,
     metrics: std::fs::File,
+    /// What checkpoints take over.
+    origin: Origin,
+    /// Checkpoints that are kept.
+    keep: usize,
+    /// Steps with an evaluation, and its loss.
+    evaluations: Vec<(u64, f64)>,
     /// Held while the run lives, so that two processes do not write into one folder; the system lets go of it even
     /// after `kill -9`.
     _lock: std::fs::File,
@@ -31,8 +39,9 @@ impl Run {
         Ok(())
     }
 
-    /// Opens a folder, creating it, for a run that has done `step` steps: later rows of its metrics are dropped.
-    pub fn open(path: &Path, config: &str, step: u64) -> Result<Run> {
+    /// Opens a folder, creating it, for a run that has done `step` steps: later rows of its metrics are dropped. Of its
+    /// checkpoints the newest `keep` will stay.
+    pub fn open(path: &Path, config: &str, origin: Origin, keep: usize, step: u64) -> Result<Run> {
         let refuse =
             |e: std::io::Error| Error::config("--out", format!("{} cannot be written: {e}", path.display()));
         std::fs::create_dir_all(path).map_err(refuse)?;
@@ -54,7 +63,8 @@ impl Run {
         };
         write_atomic(&file, kept.as_bytes())?;
         let metrics = std::fs::OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
-        Ok(Run { path: path.to_path_buf(), metrics, _lock: lock })
+        let evaluations = kept.lines().filter_map(evaluation).collect();
+        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, evaluations, _lock: lock })
     }
 
     /// The folder.
@@ -64,6 +74,7 @@ impl Run {
 
     /// Appends a row to `metrics.jsonl`.
     pub fn log(&mut self, row: &Row) -> Result<()> {
+        self.evaluations.extend(row.valid_loss.map(|loss| (row.step, loss)));
         let line = serde_json::to_string(row).unwrap_or_default();
         writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join("metrics.jsonl")))
     }
@@ -73,11 +84,37 @@ impl Run {
         write_atomic(&self.path.join("prediction.json"), prediction.to_json().as_bytes())
     }
 
-    /// Writes a checkpoint of the trainer.
-    pub fn save(&self, trainer: &mut Trainer, keep: usize) -> Result<PathBuf> {
+    /// The step and the loss of the best evaluation, the earliest of several.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        self.evaluations.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)))
+    }
+
+    /// How many evaluations in a row were no better than the best.
+    pub fn stale(&self) -> u64 {
+        let best = self.best().map_or(0, |(step, _)| step);
+        self.evaluations.iter().filter(|(step, _)| *step > best).count() as u64
+    }
+
+    /// Writes a checkpoint of the trainer. The one of the best evaluation stays whatever comes after it.
+    pub fn save(&self, trainer: &mut Trainer) -> Result<PathBuf> {
+        if let Some((step, _)) = self.best().filter(|(step, _)| *step == trainer.step_number()) {
+            mark_best(&self.path, step)?;
+        }
         let watch = trainer.watch();
-        let contents = watch.block_on(trainer.contents())?;
-        checkpoint::save(&self.path, &contents, keep)
+        watch.block_on(trainer.save(&self.path, &self.origin, self.keep))
+    }
+
+    /// Goes on with another plan: everything that training depends on moves through a checkpoint, and the next step is
+    /// the one that would have been next.
+    pub fn move_to(&self, trainer: &mut Trainer, plan: Plan, devices: &[Device]) -> Result<()> {
+        let folder = self.save(trainer)?;
+        let watch = trainer.watch();
+        watch.block_on(trainer.relaunch(plan, devices))?;
+        let watch = trainer.watch();
+        watch.block_on(async {
+            trainer.begin(&self.origin).await?;
+            trainer.restore(&open(&folder)?, &folder).await
+        })
     }
 
     /// Writes `timeline.svg` and `trace.json` of the last step.
@@ -90,6 +127,11 @@ impl Run {
         write_atomic(&self.path.join("timeline.svg"), timeline.to_svg(&title).as_bytes())?;
         write_atomic(&self.path.join("trace.json"), timeline.to_chrome_trace().as_bytes())
     }
+}
+
+fn evaluation(line: &str) -> Option<(u64, f64)> {
+    let row: serde_json::Value = serde_json::from_str(line).ok()?;
+    Some((row["step"].as_u64()?, row["valid_loss"].as_f64()?))
 }
 
 fn is_before(line: &str, step: u64) -> bool {

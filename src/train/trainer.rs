@@ -1,15 +1,14 @@
-//! The loop's body: batch, step, clip, update; and its state as checkpoint contents.
+//! The loop's body: batch, step, clip, update.
 
 use serde::Serialize;
-use serde_json::json;
 
-use super::checkpoint::{Contents, Tensor};
 use super::config::{Config, Recompute};
-use super::data::Batches;
+use super::data::{Batches, Corpus};
+use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::model::{Model, init};
+use crate::model::init;
 use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
@@ -22,6 +21,9 @@ pub struct Row {
     pub step: u64,
     /// Mean loss of the batch in nats a token, before the update.
     pub loss: f64,
+    /// Mean loss on the text for evaluation after the update, if it was due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_loss: Option<f64>,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of the update.
@@ -51,12 +53,12 @@ pub struct DeviceRow {
 
 /// A model in training.
 pub struct Trainer {
-    config: Config,
-    model: Model,
-    executor: Executor,
+    pub(super) config: Config,
+    pub(super) executor: Executor,
     batches: Batches,
-    adapters: Vec<String>,
-    step: u64,
+    valid: Option<Corpus>,
+    pub(super) adapters: Vec<String>,
+    pub(super) step: u64,
     timeline: Vec<Event>,
     predicted: Option<f64>,
 }
@@ -70,6 +72,7 @@ impl Trainer {
         let schedule = schedule::generate(name, budgets.len(), microbatches)?;
         Ok(Setup {
             model: config.model.clone(),
+            adapter: config.lora()?,
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
             recompute: match &config.pipeline.recompute {
@@ -86,25 +89,20 @@ impl Trainer {
 
     /// Allocates, compiles and starts; weights are not set yet.
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
-        let model = plan.model.clone();
         let executor = Executor::launch(plan, devices)?;
         let (config, timeline, adapters) = (config.clone(), Vec::new(), names(devices));
-        Ok(Trainer { config, model, executor, batches, adapters, step: 0, timeline, predicted: None })
+        let (valid, predicted) = (None, None);
+        Ok(Trainer { config, executor, batches, valid, adapters, step: 0, timeline, predicted })
+    }
+
+    /// Sets the text for evaluation.
+    pub fn evaluate_on(&mut self, valid: Option<Corpus>) {
+        self.valid = valid;
     }
 
     /// Sets the seconds that a step is said to take.
     pub fn predict(&mut self, seconds: f64) {
         self.predicted = Some(seconds);
-    }
-
-    /// Goes on with another plan: everything that training depends on moves over the host to where the plan wants it,
-    /// and the next step is the one that would have been next.
-    pub async fn move_to(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
-        let contents = self.contents().await?;
-        self.executor.stop().await;
-        self.executor = Executor::launch(plan, devices)?;
-        self.adapters = names(devices);
-        self.restore(&contents, std::path::Path::new("the run itself")).await
     }
 
     /// For blocking on this trainer's futures.
@@ -139,21 +137,18 @@ impl Trainer {
 
     /// Sets the initial weights from the seed.
     pub async fn initialise(&mut self) -> Result<()> {
-        for parameter in self.owned() {
+        let all = self.executor.parameters().iter().filter(|p| p.tied_to.is_none());
+        for parameter in all.cloned().collect::<Vec<_>>() {
             let values = init::initial(&parameter, self.config.train.seed);
             self.executor.write(&parameter.name, Part::Weight, &values).await?;
         }
         Ok(())
     }
 
-    fn owned(&self) -> Vec<crate::model::Parameter> {
-        self.executor.parameters().iter().filter(|p| p.tied_to.is_none()).cloned().collect()
-    }
-
     /// One step.
     pub async fn step(&mut self) -> Result<Row> {
         let start = now();
-        let report = self.executor.step(self.batches.batch(self.step)).await?;
+        let report = self.executor.step(self.batches.examples(self.step)).await?;
         if !report.gradient_norm.is_finite() || !report.loss.is_finite() {
             return Err(Error::config(
                 format!("step {}", self.step + 1),
@@ -163,7 +158,8 @@ impl Trainer {
                 ),
             ));
         }
-        let adam = adam_step(&self.config.train, self.step, report.gradient_norm);
+        let mut adam = adam_step(&self.config.train, self.step, report.gradient_norm);
+        adam.clip *= report.gradient_scale as f32;
         self.executor.update(adam).await?;
         let rate = learning_rate(&self.config.train, self.step);
         self.step += 1;
@@ -184,6 +180,7 @@ impl Trainer {
         Ok(Row {
             step: self.step,
             loss: report.loss,
+            valid_loss: None,
             grad_norm: report.gradient_norm,
             learning_rate: rate,
             tokens_per_second: (self.config.train.batch * self.config.train.sequence) as f64 / seconds,
@@ -205,69 +202,14 @@ impl Trainer {
         Timeline { devices, events: shifted.collect() }
     }
 
-    /// Everything that a resumed run needs.
-    pub async fn contents(&mut self) -> Result<Contents> {
-        let (mut model, mut optimizer) = (Vec::new(), Vec::new());
-        for p in self.owned() {
-            let (name, shape) = (&p.name, &p.shape);
-            for (part, prefix) in [(Part::First, "exp_avg"), (Part::Second, "exp_avg_sq")] {
-                let data = self.executor.read(name, part).await?;
-                optimizer.push(Tensor { name: format!("{prefix}.{name}"), shape: shape.clone(), data });
-            }
-            let data = self.executor.read(name, Part::Weight).await?;
-            model.push(Tensor { name: name.clone(), shape: shape.clone(), data });
-        }
-        let state = json!({ "step": self.step, "seed": self.config.train.seed, "tokenizer": self.config.data.tokenizer });
-        Ok(Contents { step: self.step, config: self.model.hugging_face_config(), model, optimizer, state })
-    }
-
-    /// Takes up the state of a checkpoint, whatever number of devices wrote it.
-    pub async fn restore(&mut self, contents: &Contents, path: &std::path::Path) -> Result<()> {
-        let saved = Model::from_hugging_face(&contents.config)?;
-        if saved.config() != self.model.config() {
-            let words = |m: &crate::model::ModelConfig| {
-                let json = serde_json::to_value(m).unwrap_or_default();
-                json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
-            };
-            let (there, here) = (words(saved.config()), words(self.model.config()));
-            let message = format!(
-                "holds another model ({there}) than the config ({here}); use the config it was trained with"
-            );
-            return Err(Error::checkpoint(path, message));
-        }
-        for p in self.owned() {
-            let sources = [
-                (Part::Weight, p.name.clone(), &contents.model),
-                (Part::First, format!("exp_avg.{}", p.name), &contents.optimizer),
-                (Part::Second, format!("exp_avg_sq.{}", p.name), &contents.optimizer),
-            ];
-            for (part, name, tensors) in sources {
-                let values = find(tensors, &name, &p.shape, path)?;
-                self.executor.write(&p.name, part, values).await?;
-            }
-        }
-        self.step = contents.step;
-        Ok(())
+    /// The loss on the text for evaluation, if there is any. `each` hears how many windows are done.
+    pub async fn evaluate(&mut self, each: impl FnMut(usize)) -> Result<Option<Evaluation>> {
+        let Some(valid) = &self.valid else { return Ok(None) };
+        let train = &self.config.train;
+        evaluate(&mut self.executor, valid, train.batch, train.sequence, each).await.map(Some)
     }
 }
 
-fn names(devices: &[Device]) -> Vec<String> {
+pub(super) fn names(devices: &[Device]) -> Vec<String> {
     devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect()
-}
-
-/// A tensor by name, its shape checked.
-pub fn find<'a>(
-    tensors: &'a [Tensor],
-    name: &str,
-    shape: &[usize],
-    path: &std::path::Path,
-) -> Result<&'a [f32]> {
-    match tensors.iter().find(|t| t.name == name) {
-        Some(tensor) if tensor.shape == shape => Ok(&tensor.data),
-        Some(tensor) => {
-            let message = format!("{name} has shape {:?}, the model needs {shape:?}", tensor.shape);
-            Err(Error::checkpoint(path, message))
-        }
-        None => Err(Error::checkpoint(path, format!("tensor {name} is missing"))),
-    }
 }

@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Corpus;
 use super::packing::Rows;
 use crate::error::{Error, Result};
-
-/// The target of a position that has none: its loss is 0 and so is its gradient.
-pub const IGNORE: u32 = 0xffff_ffff;
+use crate::pipeline::Batch;
 
 /// The order in which the sequences of a text are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,22 +15,6 @@ pub enum Order {
     Shuffled,
     /// From the first to the last, then again.
     Sequential,
-}
-
-/// What a step learns from: for each of B sequences T tokens, and for each of them the token that follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// (B, T), row-major.
-    pub inputs: Vec<u32>,
-    /// (B, T), row-major; [`IGNORE`] where nothing is to be learnt.
-    pub targets: Vec<u32>,
-}
-
-impl Batch {
-    /// Targets that count.
-    pub fn trained(&self) -> usize {
-        self.targets.iter().filter(|&&target| target != IGNORE).count()
-    }
 }
 
 /// Cuts a text into sequences and deals them out in batches. Sequence `i` of a text that counts everywhere is the tokens
@@ -82,7 +64,7 @@ impl Batches {
         tokens
     }
 
-    /// The same tokens as inputs and targets, with [`IGNORE`] for those that do not count.
+    /// The same tokens as inputs and targets, with [`IGNORE`](super::IGNORE) for those that do not count.
     pub fn examples(&self, step: u64) -> Batch {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         let mut tokens = vec![0; self.sequence + 1];

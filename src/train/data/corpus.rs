@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::batches::{Batch, IGNORE};
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
+use crate::pipeline::{Batch, IGNORE};
 
 /// Tokens of one or more files, laid end to end.
 #[derive(Clone)]
@@ -25,6 +27,17 @@ pub struct Corpus {
     /// What fills up sequences.
     pub(super) padding: u32,
     pub(super) skipped: Skipped,
+}
+
+/// What to do with a line that is no record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadLines {
+    /// It is an error that names the line.
+    #[default]
+    Refuse,
+    /// It is left out and counted ([`Corpus::skipped`]).
+    Skip,
 }
 
 /// Lines that were no records.
@@ -251,21 +264,21 @@ impl Corpus {
         corpus
     }
 
-    /// The text in consecutive windows, for evaluation: of each, `length` inputs from token `i * stride` on and the
-    /// tokens after them as targets, in batches of one sequence. With a stride of `length` every token but the first is
-    /// a target once; with `length + 1` windows share no token, and the first of each is none. What is left at the end is
-    /// a window too, whose missing positions are padding without targets.
-    pub fn windows(&self, length: usize, stride: usize) -> impl Iterator<Item = Batch> {
-        let (length, stride) = (length.max(1), stride.max(1));
-        (0..self.len.saturating_sub(1)).step_by(stride).map(move |start| {
-            let mut tokens = vec![self.padding; length + 1];
-            let count = (self.len - start).min(length + 1);
-            self.read(start, &mut tokens[..count]);
-            let inputs = tokens[..length].to_vec();
-            self.mask(start, &mut tokens[..count]);
-            tokens[count..].fill(IGNORE);
-            tokens.remove(0);
-            Batch { inputs, targets: tokens }
+    /// The text in consecutive windows of `length` tokens that share none, for evaluation, in batches of one sequence.
+    /// The first token of a window has nothing before it and is no target, so the last position of each has none. What
+    /// is left at the end, if it is more than one token, is a window too, filled up with padding.
+    pub fn windows(&self, length: usize) -> impl Iterator<Item = Batch> {
+        let length = length.max(1);
+        (0..self.len.saturating_sub(1)).step_by(length).map(move |start| {
+            let mut inputs = vec![self.padding; length];
+            let count = (self.len - start).min(length);
+            self.read(start, &mut inputs[..count]);
+            let mut targets = inputs.clone();
+            self.mask(start, &mut targets[..count]);
+            targets[count..].fill(IGNORE);
+            targets.remove(0);
+            targets.push(IGNORE);
+            Batch { inputs, targets }
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::corpus::{Part, map};
 use super::records::{Partial, Record};
-use super::{Corpus, bin, paths};
+use super::{BadLines, Corpus, bin, paths};
 use crate::error::{Error, Result};
 use crate::folder::files::Mapped;
 use crate::text::Tokenizer;
@@ -24,16 +24,6 @@ const PART: usize = 1 << 20;
 /// Lines that were skipped and are described.
 const DESCRIBED: usize = 10;
 
-/// What to do with a line that is no record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BadLines {
-    /// It is an error that names the line.
-    Refuse,
-    /// It is left out and counted ([`Corpus::skipped`]).
-    Skip,
-}
-
 /// How files become tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -43,6 +33,8 @@ pub struct Reader<'a> {
     pub template: Option<&'a ChatTemplate>,
     /// What to do with lines that are no records.
     pub bad_lines: BadLines,
+    /// Whether a document of text ends in the token that says so.
+    pub ends: bool,
 }
 
 impl Reader<'_> {
@@ -53,7 +45,7 @@ impl Reader<'_> {
     /// - `.bin`: tokens in llm.c's layout,
     /// - anything else: text, one document a file.
     ///
-    /// After each document comes the token that ends one. Text of bytes is the exception: its files follow each other
+    /// After each document comes the token that ends one, if `ends` says so. Text of bytes is the exception: its files follow each other
     /// as they are, mapped and not copied.
     ///
     /// # Errors
@@ -105,8 +97,13 @@ impl Reader<'_> {
             Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
             other => other,
         })?;
-        builder.end(self.tokenizer);
+        self.end(builder);
         Ok(())
+    }
+
+    /// Ends a document that counts everywhere.
+    fn end(&self, builder: &mut Builder) {
+        builder.push(self.tokenizer.eos().filter(|_| self.ends).as_slice(), true);
     }
 
     /// The tokens of a text of any length, a piece at a time. A piece begins with a line at which the tokenizer would
@@ -234,7 +231,7 @@ impl Reader<'_> {
             builder.begin();
             builder.push(self.tokenizer.start(), true);
             builder.push(&tokens, true);
-            builder.end(self.tokenizer);
+            self.end(builder);
         }
         texts.clear();
         Ok(())
@@ -323,11 +320,6 @@ impl Builder {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => self.trained.push(range),
         }
-    }
-
-    /// Ends a document that counts everywhere.
-    fn end(&mut self, tokenizer: &Tokenizer) {
-        self.push(tokenizer.eos().as_slice(), true);
     }
 
     /// Appends a document of which only parts count.

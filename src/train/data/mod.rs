@@ -16,7 +16,8 @@ mod paths;
 #[cfg(not(target_arch = "wasm32"))]
 mod records;
 
-pub use batches::{Batch, Batches, IGNORE, Order};
-pub use corpus::Corpus;
+pub use crate::pipeline::{Batch, IGNORE};
+pub use batches::{Batches, Order};
+pub use corpus::{BadLines, Corpus};
 #[cfg(not(target_arch = "wasm32"))]
-pub use documents::{BadLines, Reader};
+pub use documents::Reader;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::Corpus;
-use super::batches::IGNORE;
 use crate::error::{Error, Result};
+use crate::pipeline::IGNORE;
 
 /// The sequences of a text, T + 1 tokens each.
 #[derive(Debug)]

@@ -1,0 +1,79 @@
+//! `polystage export`.
+
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{parse_bytes, say, show_bytes, show_count};
+use crate::error::{Error, Result};
+use crate::folder::Dtype;
+use crate::train::export::{self, Output, Written};
+
+/// Writes a trained model as a Hugging Face folder, its tokenizer beside it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  polystage export runs/tiny-1 --out tiny --dtype bf16\n\nThe folder appears when it is complete; on an error there is none."
+)]
+pub(super) struct Arguments {
+    /// A run's folder, one of its checkpoints, or a Hugging Face folder.
+    model: PathBuf,
+    #[command(flatten)]
+    output: OutputArguments,
+}
+
+/// What every verb that writes a model folder is told.
+#[derive(clap::Args)]
+pub(super) struct OutputArguments {
+    /// The folder to write; it must not exist.
+    #[arg(long)]
+    out: PathBuf,
+    /// The type of the weights (default: that of the source).
+    #[arg(long, value_parser = ["f32", "bf16", "f16"])]
+    dtype: Option<String>,
+    /// Most bytes of weights in one file, such as 500MB.
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    max_shard_size: String,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+    arguments.output.write(|output, each| export::export(&arguments.model, output, each))
+}
+
+impl OutputArguments {
+    /// Writes under a progress bar, and says what was written.
+    pub(super) fn write(
+        &self,
+        work: impl FnOnce(&Output, &mut dyn FnMut(u64, u64)) -> Result<Written>,
+    ) -> Result<u8> {
+        let refuse = || {
+            let message = format!("{:?} is not a size such as 5GB", self.max_shard_size);
+            Error::config("--max-shard-size", message)
+        };
+        let shard_bytes = parse_bytes(&self.max_shard_size).filter(|&b| b > 0).ok_or_else(refuse)?;
+        let dtype = self.dtype.as_deref().map(|name| match name {
+            "bf16" => Dtype::BF16,
+            "f16" => Dtype::F16,
+            _ => Dtype::F32,
+        });
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent} %  {eta} left") {
+            bar.set_style(style);
+        }
+        let output = Output { path: &self.out, dtype, shard_bytes };
+        let written = work(&output, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        let written = written?;
+        say(format!(
+            "wrote {}: {} tensors, {} parameters as {}, {}",
+            self.out.display(),
+            written.tensors,
+            show_count(written.elements),
+            written.dtype.torch_name(),
+            show_bytes(written.elements * written.dtype.size() as u64)
+        ));
+        Ok(0)
+    }
+}

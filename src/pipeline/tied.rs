@@ -1,0 +1,156 @@
+//! A parameter that two devices use: at the end of a step the user's gradient travels to the owner, which adds it to its
+//! own, and after the update the new weight travels back. Both travel in pieces, so that neither device needs room for a
+//! second copy of what may be the largest parameter of the model.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::link::{self, Incoming, Outgoing, Recorded, connect};
+use super::log::State;
+use super::rank::Rank;
+use super::timeline::EventKind;
+use crate::error::Result;
+use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
+
+/// Bytes that travel at a time.
+const PIECE: u64 = 8 << 20;
+
+/// The end of a tied pair that a rank holds.
+pub(super) enum Tied {
+    /// Uses the parameter: sends its gradient, receives the new weight.
+    User { name: String, gradient: Outgoing, weight: Incoming },
+    /// Owns it: adds the user's gradient, sends the new weight.
+    Owner { name: String, gradient: Incoming, weight: Outgoing, add: Add },
+}
+
+/// Adds what has arrived to the gradient, piece by piece.
+pub(super) struct Add {
+    arrived: Buffer,
+    kernel: Arc<Kernel>,
+    pieces: Vec<(BindGroup, [u32; 3])>,
+}
+
+fn pieces(bytes: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..bytes).step_by(PIECE as usize).map(move |start| start..bytes.min(start + PIECE))
+}
+
+/// Buffers of a link: while one piece travels the next is on its way.
+fn slots(bytes: u64) -> usize {
+    pieces(bytes).take(2).count()
+}
+
+/// Bytes that a tie of a parameter of `bytes` takes on the user's and on the owner's device.
+pub(super) fn memory(bytes: u64) -> [u64; 2] {
+    let links = 2 * link::memory(bytes.min(PIECE), slots(bytes));
+    [links, links + bytes.min(PIECE) + 16 * pieces(bytes).count() as u64]
+}
+
+/// Connects a parameter's user with its owner on another device.
+pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
+    let bytes = ranks[user].parameters.weight(&name)?.bytes;
+    let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
+    let (gradient_out, gradient_in) = connect(&user_device, &device, bytes.min(PIECE), slots(bytes))?;
+    let (weight_out, weight_in) = connect(&device, &user_device, bytes.min(PIECE), slots(bytes))?;
+    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
+    let arrived = device.buffer("tied gradient", bytes.min(PIECE))?;
+    let kernel =
+        device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    let gradient = ranks[home].parameters.gradient(&owner)?;
+    let pieces = pieces(bytes).map(|piece| {
+        let (at, bytes) = (gradient.offset + piece.start, piece.end - piece.start);
+        let elements = (bytes / 4) as usize;
+        let uniform = device.uniform("tied gradient", bytemuck::cast_slice(&[1, elements as u32]))?;
+        let ranges = [uniform.whole(), arrived.range(0, bytes), gradient.buffer.range(at, bytes)];
+        let groups = crate::ops::spread(elements.div_ceil(64), device.capabilities());
+        Ok((device.bind(&kernel, &ranges), groups))
+    });
+    let add = Add { pieces: pieces.collect::<Result<_>>()?, arrived, kernel };
+    ranks[home].tied.push(Tied::Owner { name: owner, gradient: gradient_in, weight: weight_out, add });
+    Ok(())
+}
+
+impl Rank {
+    /// Sends the gradients of what this rank uses, and adds those of what it owns.
+    pub(super) async fn exchange_gradients(&mut self) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
+        for tied in &mut ties {
+            match tied {
+                Tied::User { name, gradient, .. } => {
+                    let from = self.parameters.gradient(name)?;
+                    self.send_pieces(gradient, &from, "tied gradient").await?;
+                }
+                Tied::Owner { name, gradient, add, .. } => {
+                    let bytes = self.parameters.gradient(name)?.bytes;
+                    for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
+                        let to = add.arrived.range(0, piece.end - piece.start);
+                        let after = Some((&*add.kernel, group, *groups));
+                        self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
+                    }
+                }
+            }
+        }
+        self.tied = ties;
+        Ok(())
+    }
+
+    /// Sends the weights that this rank owns, then takes those that it uses.
+    pub(super) async fn exchange_weights(&mut self) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
+        for tied in &mut ties {
+            if let Tied::Owner { name, weight, .. } = tied {
+                let from = self.parameters.weight(name)?;
+                self.send_pieces(weight, &from, "tied weight").await?;
+            }
+        }
+        for tied in &mut ties {
+            if let Tied::User { name, weight, .. } = tied {
+                let to = self.parameters.weight(name)?;
+                for (tag, piece) in pieces(to.bytes).enumerate() {
+                    let to = to.buffer.range(to.offset + piece.start, piece.end - piece.start);
+                    self.receive_piece(weight, &to, tag, "tied weight", None).await?;
+                }
+            }
+        }
+        self.tied = ties;
+        Ok(())
+    }
+
+    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, label: &str) -> Result<()> {
+        for (tag, piece) in pieces(from.bytes).enumerate() {
+            let from = from.buffer.range(from.offset + piece.start, piece.end - piece.start);
+            let mut recorder = self.device.record();
+            let recorded = link.record(&mut recorder, &from, self.tag(tag)).await?;
+            self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+            recorded.submitted();
+        }
+        Ok(())
+    }
+
+    async fn receive_piece(
+        &self,
+        link: &mut Incoming,
+        to: &gpu::Range,
+        tag: usize,
+        label: &str,
+        after: Option<(&Kernel, &BindGroup, [u32; 3])>,
+    ) -> Result<()> {
+        self.log.state(State::Waiting, label);
+        let mut recorder = self.device.record();
+        let (recorded, copy): (Recorded, _) = link.record(&mut recorder, to, self.tag(tag)).await?;
+        self.log.state(State::Working, label);
+        if let Some(copy) = copy {
+            self.log.host(label, EventKind::Copy, copy.start, copy.end, copy.bytes);
+        }
+        if let Some((kernel, group, groups)) = after {
+            recorder.dispatch(kernel, group, groups);
+        }
+        self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+        recorded.submitted();
+        Ok(())
+    }
+
+    /// No two pieces that can be on their way together have the same number.
+    fn tag(&self, piece: usize) -> usize {
+        self.steps.wrapping_mul(1 << 12).wrapping_add(piece)
+    }
+}

@@ -1,0 +1,295 @@
+//! The experiment as a file: TOML, every key checked, every default stated here.
+
+mod parse;
+
+use serde::{Deserialize, Serialize};
+
+use super::data::{BadLines, Order};
+use crate::error::{Error, Result};
+use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
+use crate::model::{Model, ModelConfig};
+
+/// A whole config file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What is trained. In the file this table may name a model folder instead, as `path`.
+    pub model: ModelConfig,
+    /// `model.path`: the folder, run or checkpoint whose weights the run begins with; from the seed if none.
+    #[serde(skip)]
+    pub path: Option<String>,
+    /// Train an adapter of this kind and leave the model as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterConfig>,
+    /// On which text.
+    pub data: DataConfig,
+    /// How.
+    pub train: TrainConfig,
+    /// On which devices, in which schedule.
+    #[serde(default)]
+    pub pipeline: PipelineConfig,
+    /// What is written.
+    #[serde(default)]
+    pub output: OutputConfig,
+}
+
+/// The text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Paths and globs, from the config's folder or the working directory. By their names files are records (`.jsonl`),
+    /// tokens (`.bin`) or text.
+    pub train: Vec<String>,
+    /// As `train`, for evaluation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub valid: Vec<String>,
+    /// The last part of the text, this fraction of it, is for evaluation; 0 for none.
+    #[serde(default)]
+    pub split: f64,
+    /// `bytes`: a token is a byte; else a `tokenizer.json` or the folder it is in. By default the one of the model's
+    /// folder, and bytes without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// Whether a line that is no record ends the run (`refuse`) or is counted and left out (`skip`).
+    #[serde(default)]
+    pub bad_lines: BadLines,
+    /// Sequences in file order, or in a seeded permutation an epoch.
+    #[serde(default = "shuffled")]
+    pub order: Order,
+}
+
+/// Optimisation. One step sees `batch` sequences of `sequence` tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Steps in all.
+    pub steps: u64,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Highest learning rate.
+    #[serde(default = "learning_rate")]
+    pub learning_rate: f64,
+    /// Where the cosine ends; a tenth of `learning_rate` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_learning_rate: Option<f64>,
+    /// Steps over which the learning rate rises.
+    #[serde(default = "warmup")]
+    pub warmup: u64,
+    /// Decay of matrices.
+    #[serde(default = "weight_decay")]
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0 does not clip.
+    #[serde(default = "clip_norm")]
+    pub clip_norm: f64,
+    /// AdamW's decay of the first moment.
+    #[serde(default = "beta1")]
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    #[serde(default = "beta2")]
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    #[serde(default = "epsilon")]
+    pub epsilon: f64,
+    /// Seed of initial weights and of the order of the data.
+    #[serde(default = "seed")]
+    pub seed: u64,
+    /// Steps between evaluations, where there is text for them; the last step always has one.
+    #[serde(default = "evaluate_every")]
+    pub evaluate_every: u64,
+    /// Stop after this many evaluations in a row that were no better than the best; 0 goes on to the last step.
+    #[serde(default)]
+    pub patience: u64,
+}
+
+/// Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685), in PEFT's terms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Columns of B and rows of A.
+    #[serde(default = "rank")]
+    pub rank: usize,
+    /// The product of B and A is scaled by `alpha / rank`.
+    #[serde(default = "alpha")]
+    pub alpha: f64,
+    /// Scale by `alpha` over the root of `rank` instead (Kalajdzievski 2023, arXiv 2312.03732).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rank_stabilised: bool,
+    /// Which linear layers: the ends of their names, `"all-linear"`, or a regular expression. By default those that PEFT
+    /// takes for the kind of model: the projections of queries and values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
+}
+
+impl AdapterConfig {
+    /// As PEFT's configuration, for a model.
+    pub fn peft(&self, model: &Model) -> PeftConfig {
+        let usual: &[&str] = if model.config().kind.is_llama() { &["q_proj", "v_proj"] } else { &["c_attn"] };
+        let usual = || Targets::Names(usual.iter().map(|name| name.to_string()).collect());
+        PeftConfig {
+            r: self.rank,
+            alpha: self.alpha,
+            use_rslora: self.rank_stabilised,
+            targets: self.targets.clone().unwrap_or_else(usual),
+            dropout: 0.0,
+            fan_in_fan_out: false,
+            base_model: None,
+            task_type: Some("CAUSAL_LM".into()),
+        }
+        .for_model(model)
+    }
+}
+
+/// What a folder says of the model in it.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// Its extents.
+    pub model: ModelConfig,
+    /// The adapter on it, if the folder is an adapter's.
+    pub adapter: Option<AdapterConfig>,
+}
+
+/// Devices and schedule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineConfig {
+    /// `"auto"`, a number of devices, or a list of adapters.
+    #[serde(default)]
+    pub devices: Devices,
+    /// A schedule's name, `"auto"` for one synthesised for these devices, or a file with one written by hand, from the
+    /// config's folder or the working directory. The planner chooses by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Microbatches of a step; they divide `train.batch`. The planner chooses by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microbatches: Option<usize>,
+    /// First layers of the stages after the first. The planner chooses by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuts: Option<Vec<usize>>,
+    /// Which stages compute activations again in the backward pass: all, none, or these. The planner chooses by default
+    /// those that would not fit otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// Whether to cut again, between two steps, when steps keep taking more than a tenth longer or shorter than
+    /// predicted.
+    #[serde(default)]
+    pub replan: bool,
+}
+
+/// Which stages compute activations again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Recompute {
+    /// All of them or none.
+    All(bool),
+    /// These.
+    Stages(Vec<usize>),
+}
+
+/// Which adapters to open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Devices {
+    /// `"auto"`: every GPU; without one, every software adapter.
+    Named(String),
+    /// This many devices, dealt round over the automatic choice, so that one adapter may be opened several times.
+    Count(usize),
+    /// These adapters; one may be named several times.
+    List(Vec<usize>),
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Devices::Named("auto".into())
+    }
+}
+
+impl Devices {
+    /// Indices of the adapters to open. `software[i]` says whether adapter i runs on the CPU.
+    pub fn resolve(&self, software: &[bool]) -> Result<Vec<usize>> {
+        let place = "pipeline.devices";
+        let hardware: Vec<usize> = (0..software.len()).filter(|&i| !software[i]).collect();
+        let auto = if hardware.is_empty() { (0..software.len()).collect() } else { hardware };
+        match self {
+            Devices::Named(name) if name == "auto" => Ok(auto),
+            Devices::Named(name) => Err(Error::config(
+                place,
+                format!("{name:?} is not known; write \"auto\", a number or a list"),
+            )),
+            Devices::Count(0) => Err(Error::config(place, "at least one device is needed")),
+            Devices::Count(count) => Ok((0..*count).map(|i| auto[i % auto.len()]).collect()),
+            Devices::List(list) if list.is_empty() => {
+                Err(Error::config(place, "the list is empty; name at least one adapter"))
+            }
+            Devices::List(list) => match list.iter().find(|&&i| i >= software.len()) {
+                Some(&index) => Err(Error::AdapterIndex { index, count: software.len() }),
+                None => Ok(list.clone()),
+            },
+        }
+    }
+}
+
+/// What a run writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputConfig {
+    /// Steps between checkpoints; the last step always has one; 0 for no others.
+    #[serde(default = "checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// Whether to write the initial weights too.
+    #[serde(default)]
+    pub checkpoint_at_start: bool,
+    /// Checkpoints kept.
+    #[serde(default = "keep")]
+    pub keep: usize,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        OutputConfig { checkpoint_every: checkpoint_every(), checkpoint_at_start: false, keep: keep() }
+    }
+}
+
+fn shuffled() -> Order {
+    Order::Shuffled
+}
+fn learning_rate() -> f64 {
+    1e-3
+}
+fn warmup() -> u64 {
+    10
+}
+fn weight_decay() -> f64 {
+    0.1
+}
+fn clip_norm() -> f64 {
+    1.0
+}
+fn beta1() -> f64 {
+    0.9
+}
+fn beta2() -> f64 {
+    0.95
+}
+fn epsilon() -> f64 {
+    1e-8
+}
+fn seed() -> u64 {
+    1
+}
+fn evaluate_every() -> u64 {
+    100
+}
+fn rank() -> usize {
+    8
+}
+fn alpha() -> f64 {
+    16.0
+}
+fn checkpoint_every() -> u64 {
+    100
+}
+fn keep() -> usize {
+    3
+}

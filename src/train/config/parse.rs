@@ -1,0 +1,294 @@
+//! Reading, checking and writing the file.
+
+use super::{Config, Described};
+use crate::error::{Error, Result};
+use crate::model::{Lora, Model};
+use crate::schedule;
+
+/// Every key, for naming the nearest one.
+const KEYS: &[(&str, &[&str])] = &[
+    (
+        "model",
+        &[
+            "kind",
+            "layers",
+            "width",
+            "heads",
+            "context",
+            "vocabulary",
+            "kv_heads",
+            "head_dim",
+            "intermediate",
+            "norm_epsilon",
+            "tied_head",
+            "initializer_range",
+            "sliding_window",
+            "rope_theta",
+            "rope_scaling",
+            "path",
+        ],
+    ),
+    ("adapter", &["rank", "alpha", "rank_stabilised", "targets"]),
+    ("data", &["train", "valid", "split", "tokenizer", "bad_lines", "order"]),
+    (
+        "train",
+        &[
+            "steps",
+            "batch",
+            "sequence",
+            "learning_rate",
+            "minimum_learning_rate",
+            "warmup",
+            "weight_decay",
+            "clip_norm",
+            "beta1",
+            "beta2",
+            "epsilon",
+            "seed",
+            "evaluate_every",
+            "patience",
+        ],
+    ),
+    ("pipeline", &["devices", "schedule", "microbatches", "cuts", "recompute", "replan"]),
+    ("output", &["checkpoint_every", "checkpoint_at_start", "keep"]),
+];
+
+fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let best = known.map(|k| (strsim::jaro_winkler(given, k), k)).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.map_or(String::new(), |(_, key)| key.to_string())
+}
+
+/// The key as a user would write it in `--set`; unknown ones name the nearest known one.
+fn check_keys(table: &toml::Table, place: &str) -> Result<()> {
+    for (section, value) in table {
+        let Some((_, keys)) = KEYS.iter().find(|(name, _)| name == section) else {
+            let near = nearest(section, KEYS.iter().map(|k| k.0));
+            return Err(Error::config(place, format!("unknown table [{section}]; did you mean [{near}]?")));
+        };
+        let Some(inner) = value.as_table() else {
+            return Err(Error::config(place, format!("{section} must be a table: write [{section}]")));
+        };
+        if let Some(key) = inner.keys().find(|key| !keys.contains(&key.as_str())) {
+            let near = nearest(key, keys.iter().copied());
+            let message = format!("unknown key {section}.{key}; did you mean {section}.{near}?");
+            return Err(Error::config(place, message));
+        }
+    }
+    Ok(())
+}
+
+impl Config {
+    /// Reads TOML with `key.sub=value` overrides applied, and checks every value that can be checked without a
+    /// machine. `place` is what errors name: the file. For configs without `model.path`.
+    pub fn parse(text: &str, overrides: &[String], place: &str) -> Result<Config> {
+        Config::parse_with(text, overrides, place, |path| {
+            Err(Error::config("model.path", format!("{path} cannot be read here; give the model's extents")))
+        })
+    }
+
+    /// As [`Config::parse`]; `describe` gives the extents of the model in a folder.
+    pub fn parse_with(
+        text: &str,
+        overrides: &[String],
+        place: &str,
+        describe: impl FnOnce(&str) -> Result<Described>,
+    ) -> Result<Config> {
+        let error = |e: toml::de::Error| {
+            let line = e.span().map_or(String::new(), |s| {
+                format!("line {}: ", text[..s.start.min(text.len())].matches('\n').count() + 1)
+            });
+            Error::config(place, format!("{line}{}", e.message().replace('\n', ", ")))
+        };
+        let mut table: toml::Table = text.parse().map_err(error)?;
+        for item in overrides {
+            set(&mut table, item)?;
+        }
+        check_keys(&table, place)?;
+        let path = take_path(&mut table, place, describe)?;
+        let mut config: Config = table
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::config(place, e.to_string().trim().replace('\n', ", ")))?;
+        config.path = path;
+        config.check(place)?;
+        Ok(config)
+    }
+
+    /// The adapter that is trained, if one is.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for targets that the model does not have.
+    pub fn lora(&self) -> Result<Option<Lora>> {
+        let Some(adapter) = &self.adapter else { return Ok(None) };
+        let model = Model::new(&self.model)?;
+        adapter.peft(&model).adapt(&model).map(Some)
+    }
+
+    /// Microbatches of a step where no planner chooses: as many as sequences.
+    pub fn microbatches(&self) -> usize {
+        self.pipeline.microbatches.unwrap_or(self.train.batch)
+    }
+
+    fn check(&self, place: &str) -> Result<()> {
+        let refuse = |message: String| Err(Error::config(place, message));
+        let t = &self.train;
+        for (key, value, most) in [
+            ("steps", t.steps, u64::MAX),
+            ("batch", t.batch as u64, 1 << 20),
+            ("sequence", t.sequence as u64, 1 << 22),
+        ] {
+            if !(1..=most).contains(&value) {
+                return refuse(format!(
+                    "train.{key} = {value} is out of range; it must be at least 1 and at most {most}"
+                ));
+            }
+        }
+        for (key, value, low, high) in [
+            ("learning_rate", t.learning_rate, 0.0, 1e3),
+            ("minimum_learning_rate", t.minimum_learning_rate.unwrap_or(0.0), 0.0, 1e3),
+            ("weight_decay", t.weight_decay, 0.0, 1e3),
+            ("clip_norm", t.clip_norm, 0.0, 1e9),
+            ("beta1", t.beta1, 0.0, 0.999_999),
+            ("beta2", t.beta2, 0.0, 0.999_999_9),
+            ("epsilon", t.epsilon, 1e-30, 1.0),
+        ] {
+            if !(low..=high).contains(&value) {
+                return refuse(format!("train.{key} = {value} must be between {low} and {high}"));
+            }
+        }
+        let m = self.microbatches();
+        if m == 0 || !t.batch.is_multiple_of(m) {
+            let divides = |d: &usize| t.batch.is_multiple_of(*d);
+            let below = (1..m.clamp(2, t.batch)).rev().find(divides).unwrap_or(1);
+            let above = (m.max(1)..=t.batch).find(divides).unwrap_or(t.batch);
+            return refuse(format!(
+                "pipeline.microbatches = {m} does not divide train.batch = {}; {below} and {above} do",
+                t.batch
+            ));
+        }
+        if t.sequence > self.model.context {
+            return refuse(format!(
+                "train.sequence = {} is longer than model.context = {}; lower the one or raise the other",
+                t.sequence, self.model.context
+            ));
+        }
+        if let Some(name) = &self.pipeline.schedule
+            && !schedule::ALL_NAMES.contains(&name.as_str())
+            && !name.contains(['.', '/'])
+        {
+            let near = nearest(name, schedule::ALL_NAMES.iter().copied());
+            return refuse(format!(
+                "pipeline.schedule = {name:?} is not known; did you mean {near:?}? Known: {}, or a file",
+                schedule::ALL_NAMES.join(", ")
+            ));
+        }
+        if let Some(adapter) = &self.adapter {
+            if !(1..=65_536).contains(&adapter.rank) {
+                return refuse(format!(
+                    "adapter.rank = {} is out of range; it must be at least 1 and at most 65536",
+                    adapter.rank
+                ));
+            }
+            if !(0.0..=1e6).contains(&adapter.alpha) {
+                return refuse(format!("adapter.alpha = {} must be between 0 and 1e6", adapter.alpha));
+            }
+        }
+        if !(0.0..1.0).contains(&self.data.split) {
+            return refuse(format!("data.split = {} must be at least 0 and below 1", self.data.split));
+        }
+        if self.data.split > 0.0 && !self.data.valid.is_empty() {
+            return refuse("data.valid and data.split both say what to evaluate on; leave one out".into());
+        }
+        if t.evaluate_every == 0 {
+            return refuse("train.evaluate_every must be at least 1".into());
+        }
+        if self.data.train.is_empty() {
+            return refuse("data.train is empty; name at least one file".into());
+        }
+        if self.output.keep == 0 {
+            return refuse("output.keep must be at least 1".into());
+        }
+        self.lora()
+            .map(drop)
+            .and(Model::new(&self.model).map(drop))
+            .map_err(|e| Error::config(place, e.to_string()))
+    }
+
+    /// As TOML, with every default written out.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::try_from(self).unwrap_or_default();
+        if let (Some(path), Some(toml::Value::Table(model))) = (&self.path, table.get_mut("model")) {
+            model.insert("path".into(), path.as_str().into());
+        }
+        toml::to_string(&table).unwrap_or_default()
+    }
+}
+
+/// Takes `path` out of the model's table and puts the extents of the model that is there in its place, and the adapter
+/// beside it. What the file gives as well must agree.
+fn take_path(
+    table: &mut toml::Table,
+    place: &str,
+    describe: impl FnOnce(&str) -> Result<Described>,
+) -> Result<Option<String>> {
+    let Some(model) = table.get_mut("model").and_then(toml::Value::as_table_mut) else { return Ok(None) };
+    let path = match model.remove("path") {
+        None => return Ok(None),
+        Some(toml::Value::String(path)) => path,
+        Some(other) => return Err(Error::config(place, format!("model.path = {other} is not a string"))),
+    };
+    let described = describe(&path)?;
+    let mut found = toml::Table::try_from(described.model).unwrap_or_default();
+    for (key, value) in std::mem::take(model) {
+        match found.get(&key) {
+            Some(there) if *there == value => {}
+            Some(there) => {
+                let message =
+                    format!("model.{key} = {value}, but it is {there} in {path}; leave it out of the file");
+                return Err(Error::config(place, message));
+            }
+            None => drop(found.insert(key, value)),
+        }
+    }
+    *model = found;
+    if let Some(adapter) = described.adapter {
+        let adapter = toml::Table::try_from(adapter).unwrap_or_default();
+        match table.get("adapter").and_then(toml::Value::as_table) {
+            Some(given) if *given != adapter => {
+                let message =
+                    format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
+                        .replace('\n', " ");
+                return Err(Error::config(place, message));
+            }
+            _ => drop(table.insert("adapter".into(), adapter.into())),
+        }
+    }
+    Ok(Some(path))
+}
+
+/// Applies one `a.b=c`; c is TOML, or else a string.
+fn set(table: &mut toml::Table, item: &str) -> Result<()> {
+    let refuse = |message: String| Error::config("--set", message);
+    let (path, value) =
+        item.split_once('=').ok_or_else(|| refuse(format!("{item:?} is not key.sub=value")))?;
+    let (section, key) = path
+        .trim()
+        .split_once('.')
+        .ok_or_else(|| refuse(format!("{path:?} is not table.key, such as train.steps")))?;
+    let value = value.trim();
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+    // 1f1b is a name, 1.2.3 a slip.
+    let number = value.starts_with(|c: char| "-+.0123456789".contains(c))
+        && value.chars().all(|c| c.is_ascii_digit() || "+-._eE".contains(c));
+    if parsed.is_none() && (number || value.starts_with(['[', '{', '"', '\''])) {
+        return Err(refuse(format!("{value:?} is not a TOML value (in {item:?})")));
+    }
+    let value = parsed.unwrap_or_else(|| toml::Value::String(value.into()));
+    let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    match entry.as_table_mut() {
+        Some(inner) => {
+            inner.insert(key.into(), value);
+            Ok(())
+        }
+        None => Err(refuse(format!("{section} is not a table"))),
+    }
+}

@@ -1,0 +1,145 @@
+//! A trainer's state in checkpoints, a piece at a time: the host never holds the whole model.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::checkpoint::{Checkpoint, Writer};
+use super::source::{Origin, Pretrained};
+use super::trainer::{Trainer, names};
+use crate::error::{Error, Result};
+use crate::folder::adapter::{self, stored_name};
+use crate::folder::{Dtype, Kind, Layout};
+use crate::gpu::Device;
+use crate::model::{Model, ModelConfig, Parameter};
+use crate::ops::parameters::Part;
+use crate::pipeline::{Executor, Plan};
+
+/// Elements that pass through host memory at a time.
+const PIECE: usize = 4 << 20;
+
+/// What the optimizer keeps, and what its tensors' names begin with.
+const MOMENTS: [(Part, &str); 2] = [(Part::First, "exp_avg"), (Part::Second, "exp_avg_sq")];
+
+impl Trainer {
+    /// Sets the weights that a run begins with: those of its folder, or the seed's where there is none.
+    pub async fn begin(&mut self, origin: &Origin) -> Result<()> {
+        let Some(folder) = &origin.folder else { return self.initialise().await };
+        let pretrained = Pretrained::open(folder)?;
+        self.check(pretrained.model.config(), folder)?;
+        pretrained.load(&mut self.executor).await?;
+        match &pretrained.adapter {
+            Some(_) => Ok(()),
+            None => self.executor.initialise_adapter(self.config.train.seed).await,
+        }
+    }
+
+    /// Writes a checkpoint under `run` and keeps the newest `keep`; its folder. Where an adapter is trained it holds
+    /// nothing else.
+    pub async fn save(&mut self, run: &Path, origin: &Origin, keep: usize) -> Result<PathBuf> {
+        let mut trained = self.trained();
+        trained.sort_by(|a, b| a.name.cmp(&b.name));
+        let kind = if self.config.adapter.is_some() { Kind::Adapter } else { Kind::Model };
+        let stored = |p: &Parameter| match kind {
+            Kind::Adapter => stored_name(&p.name),
+            Kind::Model => p.name.clone(),
+        };
+        let mut config = origin.config.clone();
+        for key in ["torch_dtype", "dtype"] {
+            if config.get(key).is_some() {
+                config[key] = json!("float32");
+            }
+        }
+        let layout = Layout {
+            kind,
+            config: &config,
+            tensors: &trained.iter().map(|p| (stored(p), p.shape.clone())).collect::<Vec<_>>(),
+            dtype: Dtype::F32,
+            shard_bytes: u64::MAX,
+            copy: &origin.companions,
+        };
+        let mut writer = Writer::create(run, self.step, &layout, &moments(&trained))?;
+        for (part, prefix) in [(Part::Weight, "")].into_iter().chain(MOMENTS) {
+            for p in &trained {
+                for first in (0..p.len()).step_by(PIECE) {
+                    let count = PIECE.min(p.len() - first);
+                    let values = self.executor.read_from(&p.name, part, first, count).await?;
+                    match part {
+                        Part::Weight => writer.weights(&stored(p), &values)?,
+                        _ => writer.optimizer(&format!("{prefix}.{}", p.name), &values)?,
+                    }
+                }
+            }
+        }
+        let (step, seed) = (self.step, self.config.train.seed);
+        writer.finish(&json!({ "step": step, "seed": seed, "tokenizer": origin.tokenizer }), keep)
+    }
+
+    /// Takes up the state of a checkpoint, whatever number of devices wrote it. Where an adapter is trained, the weights
+    /// that a checkpoint does not hold are those of [`Trainer::begin`].
+    pub async fn restore(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
+        let trained = self.trained();
+        match (checkpoint.kind, &self.config.adapter) {
+            (Kind::Adapter, Some(_)) => {
+                self.executor.load_adapter(&adapter::open(path)?.tensors).await?;
+            }
+            (Kind::Model, None) => {
+                self.check(Model::from_hugging_face(&checkpoint.config)?.config(), path)?;
+                self.executor.load(&checkpoint.weights).await?;
+            }
+            (kind, _) => {
+                let what = if kind == Kind::Adapter { "an adapter" } else { "a whole model" };
+                let message = format!(
+                    "holds {what}, and the config trains the other; use the config it was trained with"
+                );
+                return Err(Error::checkpoint(path, message));
+            }
+        }
+        checkpoint.optimizer.check(&moments(&trained), &[])?;
+        for p in &trained {
+            for (part, prefix) in MOMENTS {
+                let tensor = format!("{prefix}.{}", p.name);
+                self.executor.load_part(&checkpoint.optimizer, &tensor, &p.name, part).await?;
+            }
+        }
+        self.step = checkpoint.step;
+        Ok(())
+    }
+
+    /// Goes on with another plan, whose weights are to be set.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
+        self.executor.stop().await;
+        self.executor = Executor::launch(plan, devices)?;
+        self.adapters = names(devices);
+        Ok(())
+    }
+
+    /// The parameters that are trained, in model order.
+    fn trained(&self) -> Vec<Parameter> {
+        self.executor.parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
+    }
+
+    fn check(&self, saved: &ModelConfig, path: &Path) -> Result<()> {
+        let model = Model::new(&self.config.model)?;
+        if saved == model.config() {
+            return Ok(());
+        }
+        let words = |config: &ModelConfig| {
+            let json = serde_json::to_value(config).unwrap_or_default();
+            json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
+        };
+        let (there, here) = (words(saved), words(model.config()));
+        let message = format!(
+            "holds another model ({there}) than the config ({here}); use the config it was trained with"
+        );
+        Err(Error::checkpoint(path, message))
+    }
+}
+
+/// Names and shapes of what the optimizer keeps of these parameters.
+fn moments(trained: &[Parameter]) -> Vec<(String, Vec<usize>)> {
+    let of = |(_, prefix)| {
+        trained.iter().map(move |p: &Parameter| (format!("{prefix}.{}", p.name), p.shape.clone()))
+    };
+    MOMENTS.into_iter().flat_map(of).collect()
+}
