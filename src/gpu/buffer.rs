@@ -60,6 +60,13 @@ impl Buffer {
         self.raw.unmap();
     }
 
+    /// Writes into a buffer that is mapped for writing, from byte `offset` on.
+    pub fn write_mapped(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let slice = self.raw.slice(offset..offset + bytes.len() as u64);
+        slice.get_mapped_range_mut().map_err(unmapped)?.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
     pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
         let from = self.raw.slice(..bytes).get_mapped_range().map_err(unmapped)?;

@@ -53,6 +53,7 @@ pub struct Executor {
     /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
     users: HashMap<String, (usize, String)>,
     sent: Vec<u64>,
+    pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,
 }
@@ -85,7 +86,8 @@ impl Executor {
             })
             .collect::<Result<Vec<_>>>()?;
         let sent = vec![0; devices.len()];
-        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent, rows })
+        let devices = devices.to_vec();
+        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent, devices, rows })
     }
 
     /// Stops the ranks and resolves once their memory is free.
@@ -104,12 +106,12 @@ impl Executor {
         &self.parameters
     }
 
-    fn tell(&self, rank: usize, command: Command) -> Result<()> {
+    pub(super) fn tell(&self, rank: usize, command: Command) -> Result<()> {
         self.commands[rank].unbounded_send(command).map_err(|_| stopped(&self.names[rank]))
     }
 
     /// The next answer; an error of any rank comes first.
-    async fn answer(&mut self) -> Result<(usize, Reply)> {
+    pub(super) async fn answer(&mut self) -> Result<(usize, Reply)> {
         match self.replies.next().await {
             Some((rank, Ok(reply))) => Ok((rank, reply)),
             Some((_, Err(error))) => Err(error),
@@ -269,26 +271,32 @@ impl Executor {
 
     /// As [`Executor::write`] for some of the elements, from number `first` on.
     pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
-        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
-            return Err(Error::config("parameter", format!("{name} is not in this model")));
-        };
-        if first + values.len() > parameter.len() {
-            let message = format!("{name} has {} elements, not {}", parameter.len(), first + values.len());
-            return Err(Error::config("parameter", message));
-        }
+        let places = self.places(name, part, first + values.len())?;
         let values = Arc::new(values);
-        let owner = self.owner.get(name).copied().unwrap_or(0);
-        let mut targets = vec![(owner, name.to_string())];
-        if part == Part::Weight {
-            targets.extend(self.users.get(name).cloned());
-        }
-        for (rank, name) in &targets {
+        for (rank, name) in &places {
             self.tell(*rank, Command::Write(name.clone(), part, first, values.clone()))?;
         }
-        for _ in &targets {
+        for _ in &places {
             self.answer().await?;
         }
         Ok(())
+    }
+
+    /// The ranks that hold part of a parameter of at least `len` elements, and its name there: the owner's and, of a
+    /// weight, also where it is tied to.
+    pub(super) fn places(&self, name: &str, part: Part, len: usize) -> Result<Vec<(usize, String)>> {
+        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
+            return Err(Error::config("parameter", format!("{name} is not in this model")));
+        };
+        if len > parameter.len() {
+            let message = format!("{name} has {} elements, not {len}", parameter.len());
+            return Err(Error::config("parameter", message));
+        }
+        let mut places = vec![(self.owner.get(name).copied().unwrap_or(0), name.to_string())];
+        if part == Part::Weight {
+            places.extend(self.users.get(name).cloned());
+        }
+        Ok(places)
     }
 }
 
