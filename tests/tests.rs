@@ -39,6 +39,8 @@ mod plan;
 mod schedules;
 // Shader texts and their variants by naga, no GPU.
 mod shaders;
+// The verbs generate and chat on a model with a tokenizer.
+mod speaking;
 // Tokenizers and chat templates.
 mod text;
 // Pictures and traces.

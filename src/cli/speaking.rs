@@ -119,7 +119,7 @@ pub(super) fn speak(
     let mut first = None;
     let (mut begun, mut decoded) = (0, 0);
     let watch = generator.watch();
-    watch.block_on(generator.run(prompts, count, sampling, language.vocabulary(), |at, token| {
+    watch.block_on(generator.run(prompts, count, sampling, tokenizer.vocabulary(), |at, token| {
         let text = &mut said[at];
         begun += usize::from(text.tokens.is_empty());
         decoded += usize::from(first.is_some());

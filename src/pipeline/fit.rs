@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::{Model, Parameter};
 
-/// How often cuts are sought anew, with so much less room as the last plan was too large.
+/// How often cuts are sought anew, with the room for layers that the last plan showed to be there.
 const TRIES: usize = 16;
 
 impl Plan {
@@ -26,16 +26,16 @@ impl Plan {
         let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
         let work = model.layer_flops(setup.batch, setup.sequence)?;
         let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
+        let sum = |layers: std::ops::Range<usize>| bytes[layers].iter().sum::<u64>();
         let mut room = setup.budgets.clone();
         for _ in 0..TRIES {
-            let fits = |stage: usize, layers: std::ops::Range<usize>| {
-                room[stage].is_none_or(|room| bytes[layers].iter().sum::<u64>() <= room)
-            };
+            let fits = |stage: usize, layers| room[stage].is_none_or(|room| sum(layers) <= room);
             let Some(stages) = balanced_where(&work, devices.len(), fits) else { break };
             setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
             match Plan::for_devices(setup.clone(), devices) {
                 Err(Error::Memory { device, need, budget, .. }) => {
-                    room[device] = room[device].map(|room| room.saturating_sub(need - budget));
+                    let beside_layers = need.saturating_sub(sum(stages[device].clone()));
+                    room[device] = Some(budget.saturating_sub(beside_layers));
                 }
                 other => return other,
             }
