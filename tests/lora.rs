@@ -420,7 +420,18 @@ fn a_merged_model_computes_what_base_and_adapter_do() {
     assert!(refused(&["merge", &source, "--base", "llama", "--out", "no"]).contains("is not a linear layer"));
     assert!(refused(&["merge", &source, "--base", "nowhere", "--out", "no"]).contains("nowhere"));
     assert!(refused(&["merge", "gpt2", "--out", "no"]).contains("is a model, not an adapter"));
-    assert!(refused(&["export", &source, "--out", "no"]).contains("polystage merge"));
+    assert!(
+        refused(&["export", &source, "--out", "no", "--dtype", "bf16"])
+            .contains("adapters are written as float32")
+    );
+    let (ok, said) = polystage(&["export", &source, "--out", "copy"], place.path());
+    assert!(ok, "{said}");
+    let (one, other) =
+        (adapter::open(Path::new(&source)).unwrap(), adapter::open(&place.path().join("copy")).unwrap());
+    assert_eq!(one.config, other.config);
+    for info in one.tensors.iter() {
+        assert_eq!(one.tensors.read_all(&info.name).unwrap(), other.tensors.read_all(&info.name).unwrap());
+    }
     assert!(refused(&["merge", &source, "--out", "gpt2"]).contains("exists already"));
 }
 
