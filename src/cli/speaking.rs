@@ -92,23 +92,33 @@ impl Language {
         self.pretrained.text_folder()
     }
 
-    /// Puts the model on these devices, one stage each.
+    /// Puts the model on these devices, one stage each. Also returns how many seconds that took.
     pub(super) fn launch(
         &self,
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
-    ) -> Result<Generator> {
+    ) -> Result<(Generator, Loading)> {
+        let started = Instant::now();
         let Pretrained { model, folder, adapter } = &self.pretrained;
         let lora = adapter.as_ref().map(|(adapter, _)| adapter.lora());
         let mut generator = Generator::launch(model.config(), lora.as_ref(), extent, devices, budgets)?;
+        let kernels = started.elapsed().as_secs_f64();
         let watch = generator.watch();
         watch.block_on(generator.load(folder.tensors()))?;
         if let Some((adapter, _)) = adapter {
             watch.block_on(generator.load_adapter(&adapter.tensors))?;
         }
-        Ok(generator)
+        Ok((generator, Loading { kernels, weights: started.elapsed().as_secs_f64() - kernels }))
     }
+}
+
+/// Seconds until a model is ready.
+pub(super) struct Loading {
+    /// To plan, allocate and compile.
+    pub(super) kernels: f64,
+    /// To read the weights and bring them to the devices.
+    pub(super) weights: f64,
 }
 
 /// A text that was continued.
@@ -189,7 +199,7 @@ pub(super) fn sample(
 ) -> Result<String> {
     let language = Language::open(folder)?;
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
-    let mut generator = language.launch(extent, devices, device_budgets(None, devices)?)?;
+    let (mut generator, _) = language.launch(extent, devices, device_budgets(None, devices)?)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }
