@@ -32,21 +32,21 @@ keep = 2
 ";
 
 /// A folder with a config and a text.
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Place {
+    pub fn new() -> Place {
         let place = Place(tempfile::tempdir().unwrap());
         std::fs::write(place.path("tiny.toml"), CONFIG).unwrap();
         std::fs::write(place.path("text.txt"), "every device has something to do. ".repeat(200)).unwrap();
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         // Measured once for all tests, and not into the user's own cache.
@@ -54,11 +54,11 @@ impl Place {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    fn succeed(&self, arguments: &[&str]) -> String {
+    pub fn succeed(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -68,7 +68,7 @@ impl Place {
         self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    fn losses(&self, run: &str) -> Vec<(u64, f64)> {
+    pub fn losses(&self, run: &str) -> Vec<(u64, f64)> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap_or_default();
         // A process killed while it writes leaves half a line at the end.
         let rows = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
@@ -84,7 +84,7 @@ impl Place {
     }
 }
 
-fn one_line(output: &Output) -> String {
+pub fn one_line(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     assert_eq!(lines.len(), 1, "one clear line, not: {text}");

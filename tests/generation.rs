@@ -77,7 +77,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                 let mut generator =
                     Generator::launch(model.config(), None, extent, &open(&devices), budgets).unwrap();
                 let watch = generator.watch();
-                watch.block_on(generator.load(folder.tensors())).unwrap();
+                watch.block_on(generator.executor().load(folder.tensors())).unwrap();
                 for _ in 0..2 {
                     let mut heard = 0;
                     let run = generator.run(&prompts, count, GREEDY, v as usize, |_, _| {
@@ -97,7 +97,7 @@ fn launch(folder: &ModelFolder, extent: Extent, devices: &[Device], budgets: &[O
     let model = Model::from_hugging_face(folder.config()).unwrap();
     let mut generator = Generator::launch(model.config(), None, extent, devices, budgets.to_vec()).unwrap();
     let watch = generator.watch();
-    watch.block_on(generator.load(folder.tensors())).unwrap();
+    watch.block_on(generator.executor().load(folder.tensors())).unwrap();
     generator
 }
 

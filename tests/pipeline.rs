@@ -67,7 +67,7 @@ fn train(config: &Config, setup: Setup, indices: &[usize]) -> Trainer {
     trainer
 }
 
-fn config(overrides: &[&str]) -> Config {
+pub fn config(overrides: &[&str]) -> Config {
     let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
     Config::parse(ODD, &overrides, "test").unwrap()
 }

@@ -25,6 +25,8 @@ mod adapter;
 mod lora;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
+// Models that exist, trained on.
+mod finetune;
 // Gradients against finite differences, no GPU.
 mod gradients;
 // Shapes, the split into I and W, memory plans: properties, no GPU.

@@ -5,9 +5,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use serde_json::{Value, json};
 
 use super::note;
-use super::speaking::{Language, Speaker, speak};
+use super::speaking::{Speaker, speak};
 use crate::error::{Error, Result};
-use crate::generate::Extent;
+use crate::generate::{Extent, Language};
 use crate::text::chat::ChatTemplate;
 
 /// Talks with a model, a line at a time.
@@ -31,10 +31,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
-    let language = Language::open(&arguments.speaker.model)?;
-    let Some(template) = &language.text.template else {
-        let message = "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`";
-        return Err(Error::checkpoint(language.path(), message));
+    let language = arguments.speaker.language()?;
+    let Some(template) = &language.text().template else {
+        return Err(language.error(
+            "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`",
+        ));
     };
     let tokens = arguments.context.min(language.config().longest_sequence());
     let answer = arguments.max_tokens.min(tokens / 2);

@@ -72,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let mut devices = open(&devices, &adapters()?)?;
     devices.truncate(pretrained.model.layers());
     let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
-    let plan = Plan::for_devices(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
+    let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
         say(serde_json::to_string(&found).unwrap_or_default());

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::speaking::{Language, Loading, Pace, Said, Speaker, speak};
+use super::speaking::{Pace, Said, Speaker, speak};
 use super::{note, say};
 use crate::error::{Error, Result};
-use crate::generate::Extent;
+use crate::generate::{Extent, Loading};
 
 /// Continues texts with a trained model.
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
     let texts = prompts(arguments)?;
-    let language = Language::open(&arguments.speaker.model)?;
+    let language = arguments.speaker.language()?;
     let encode = |text: &String| language.tokenizer().encode(text, true);
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);

@@ -45,9 +45,9 @@ enum Verb {
     Finetune(finetune::Arguments),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
-    Chat(chat::Arguments),
     Merge(merge::Arguments),
     Export(export::Arguments),
+    Chat(chat::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
 }
@@ -73,9 +73,9 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Finetune(a) => finetune::run(&a, environment),
         Verb::Eval(a) => eval::run(&a),
         Verb::Generate(a) => generate::run(&a),
-        Verb::Chat(a) => chat::run(&a),
         Verb::Merge(a) => merge::run(&a),
         Verb::Export(a) => export::run(&a),
+        Verb::Chat(a) => chat::run(&a),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

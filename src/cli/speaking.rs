@@ -6,18 +6,17 @@ use std::time::Instant;
 use super::planning::device_budgets;
 use super::{adapters, open, parse_devices};
 use crate::error::Result;
-use crate::generate::{Extent, Generator, Sampling};
+use crate::generate::{Extent, Generator, Language, Sampling};
 use crate::gpu::Device;
-use crate::model::ModelConfig;
-use crate::text::{Stream, Tokenizer};
+use crate::text::Stream;
 use crate::train::config::Devices;
-use crate::train::source::{Pretrained, Text};
+use crate::train::source::Pretrained;
 
 /// A model, where it runs, and how it chooses its words.
 #[derive(clap::Args)]
 pub(super) struct Speaker {
-    /// A Hugging Face folder, a run's folder, one of its checkpoints, or an adapter.
-    pub(super) model: PathBuf,
+    /// A Hugging Face folder, a run's folder, or one of its checkpoints; of a model or an adapter.
+    model: PathBuf,
     /// Divides the logits; 0 takes the most likely token.
     #[arg(long, default_value_t = 0.8)]
     temperature: f64,
@@ -47,6 +46,11 @@ impl Speaker {
         Ok(sampling)
     }
 
+    /// Opens the model with its tokenizer.
+    pub(super) fn language(&self) -> Result<Language> {
+        read(&self.model)
+    }
+
     /// Opens the devices and says what each may use.
     pub(super) fn devices(&self, language: &Language) -> Result<(Vec<Device>, Vec<Option<u64>>)> {
         let adapters = adapters()?;
@@ -54,7 +58,7 @@ impl Speaker {
         if wanted == Devices::default() {
             let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
             let mut list = wanted.resolve(&software)?;
-            list.truncate(language.pretrained.model.layers());
+            list.truncate(language.layers());
             wanted = Devices::List(list);
         }
         let devices = open(&wanted, &adapters)?;
@@ -63,62 +67,9 @@ impl Speaker {
     }
 }
 
-/// A model with what turns text into its tokens and back.
-pub(super) struct Language {
-    pretrained: Pretrained,
-    pub(super) text: Text,
-}
-
-impl Language {
-    pub(super) fn open(path: &Path) -> Result<Language> {
-        let pretrained = Pretrained::open(path)?;
-        let vocabulary = pretrained.model.config().vocabulary;
-        let text = Text::of_model(pretrained.text_folder(), vocabulary)?;
-        text.check_reads()?;
-        text.check(vocabulary)?;
-        Ok(Language { pretrained, text })
-    }
-
-    pub(super) fn config(&self) -> &ModelConfig {
-        self.pretrained.model.config()
-    }
-
-    pub(super) fn tokenizer(&self) -> &Tokenizer {
-        &self.text.tokenizer
-    }
-
-    /// The folder of the tokenizer, for messages.
-    pub(super) fn path(&self) -> &Path {
-        self.pretrained.text_folder()
-    }
-
-    /// Puts the model on these devices, one stage each. Also returns how many seconds that took.
-    pub(super) fn launch(
-        &self,
-        extent: Extent,
-        devices: &[Device],
-        budgets: Vec<Option<u64>>,
-    ) -> Result<(Generator, Loading)> {
-        let started = Instant::now();
-        let Pretrained { model, folder, adapter } = &self.pretrained;
-        let lora = adapter.as_ref().map(|(adapter, _)| adapter.lora());
-        let mut generator = Generator::launch(model.config(), lora.as_ref(), extent, devices, budgets)?;
-        let kernels = started.elapsed().as_secs_f64();
-        let watch = generator.watch();
-        watch.block_on(generator.load(folder.tensors()))?;
-        if let Some((adapter, _)) = adapter {
-            watch.block_on(generator.load_adapter(&adapter.tensors))?;
-        }
-        Ok((generator, Loading { kernels, weights: started.elapsed().as_secs_f64() - kernels }))
-    }
-}
-
-/// Seconds until a model is ready.
-pub(super) struct Loading {
-    /// To plan, allocate and compile.
-    pub(super) kernels: f64,
-    /// To read the weights and bring them to the devices.
-    pub(super) weights: f64,
+/// Opens a model's folder with its tokenizer.
+fn read(folder: &Path) -> Result<Language> {
+    Language::new(Pretrained::open(folder)?)
 }
 
 /// A text that was continued.
@@ -168,7 +119,7 @@ pub(super) fn speak(
     let mut first = None;
     let (mut begun, mut decoded) = (0, 0);
     let watch = generator.watch();
-    watch.block_on(generator.run(prompts, count, sampling, tokenizer.vocabulary(), |at, token| {
+    watch.block_on(generator.run(prompts, count, sampling, language.vocabulary(), |at, token| {
         let text = &mut said[at];
         begun += usize::from(text.tokens.is_empty());
         decoded += usize::from(first.is_some());
@@ -196,10 +147,11 @@ pub(super) fn sample(
     count: usize,
     sampling: Sampling,
     devices: &[Device],
+    budgets: Vec<Option<u64>>,
 ) -> Result<String> {
-    let language = Language::open(folder)?;
+    let language = read(folder)?;
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
-    let (mut generator, _) = language.launch(extent, devices, device_budgets(None, devices)?)?;
+    let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }

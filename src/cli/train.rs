@@ -122,7 +122,7 @@ fn prepare(
     let (all, devices, plan, planned) = if launch.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
-        let plan = Plan::for_devices(Trainer::setup(&config, budgets)?, &devices)?;
+        let plan = Plan::within(Trainer::setup(&config, budgets)?, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
         let (planning, all) = for_devices(&config, machine, environment, bases)?;
@@ -213,9 +213,13 @@ fn describe(job: &Job) {
     let (plan, config) = (&job.plan, &job.config);
     let p = &config.model;
     say(format!(
-        "model    {}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
+        "model    {}, {} parameters{}: {} layers, width {}, {} heads, context {}, vocabulary {}",
         serde_json::to_value(p.kind).unwrap_or_default().as_str().unwrap_or_default(),
         show_count(plan.model.parameter_count() as u64),
+        match plan.model.adapter() {
+            Some(_) => format!(", {} of them trained", show_count(plan.model.trained_count() as u64)),
+            None => String::new(),
+        },
         p.layers,
         p.width,
         p.heads,
@@ -271,6 +275,7 @@ fn train(job: Job) -> Result<u8> {
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt);
+    let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
     trainer.evaluate_on(source.valid);
@@ -346,9 +351,7 @@ fn train(job: Job) -> Result<u8> {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
         }
-        if bytes {
-            sample(&run, &prompt, &devices)?;
-        }
+        sample(&run, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
     }
     Ok(0)
 }
@@ -502,12 +505,21 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
         ));
     }
     say(format!("timeline {}", run.path().join("timeline.svg").display()));
+    if let Ok(Some(folder)) = checkpoint::latest(run.path()) {
+        say(format!("folder   {}", folder.display()));
+    }
 }
 
-fn sample(run: &Run, prompt: &[u32], devices: &[Device]) -> Result<()> {
+fn sample(
+    run: &Run,
+    prompt: &[u32],
+    count: usize,
+    devices: &[Device],
+    budgets: Vec<Option<u64>>,
+) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let text = speaking::sample(&path, prompt, 200, sampling, &devices[..1])?;
+    let text = speaking::sample(&path, prompt, count, sampling, devices, budgets)?;
     say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

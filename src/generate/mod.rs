@@ -7,19 +7,20 @@
 //! Every stage keeps what it has seen of a text, and a prompt that begins like the text before it in the same place
 //! passes only what is new: that is how a conversation goes on.
 
-mod fit;
+#[cfg(not(target_arch = "wasm32"))]
+mod language;
 mod sampling;
 
 use std::collections::VecDeque;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use language::{Language, Loading};
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
-#[cfg(not(target_arch = "wasm32"))]
-use crate::folder::Tensors;
 use crate::gpu::Device;
 use crate::model::{Lora, ModelConfig};
-use crate::pipeline::{Executor, Grow, Setup, Use, Watch};
+use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::schedule;
 
 /// Most tokens of a prompt that pass at a time.
@@ -96,8 +97,7 @@ enum Call {
 
 impl Generator {
     /// Compiles a model, with an adapter if there is one, for texts of this extent over these devices, one stage each,
-    /// within `budgets`. Weights are zero until [`Generator::load`], those of the adapter until
-    /// [`Generator::load_adapter`].
+    /// within `budgets`. Weights are zero until they are set through [`Generator::executor`].
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Generator {
             purpose: Use::Decoding { capacity },
             budgets,
         };
-        let executor = Executor::launch(fit::plan(setup, devices)?, devices)?;
+        let executor = Executor::launch(Plan::within(setup, devices)?, devices)?;
         let (vocabulary, kept) = (config.vocabulary, vec![Vec::new(); groups * batch]);
         Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary, kept })
     }
@@ -138,16 +138,9 @@ impl Generator {
         self.capacity
     }
 
-    /// Sets the weights from a model folder's tensors, which must be exactly the model's.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub async fn load(&mut self, tensors: &Tensors) -> Result<()> {
-        self.executor.load(tensors).await
-    }
-
-    /// Sets the adapter's matrices from the tensors of an open adapter.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub async fn load_adapter(&mut self, tensors: &Tensors) -> Result<()> {
-        self.executor.load_adapter(tensors).await
+    /// The executor, for setting weights.
+    pub fn executor(&mut self) -> &mut Executor {
+        &mut self.executor
     }
 
     /// For blocking on this generator's futures.

@@ -82,6 +82,19 @@ impl Lora {
     }
 }
 
+/// What a module is called within its block, and the whole name of one outside the blocks.
+pub(super) fn part(module: &str) -> &str {
+    let number = |piece: &str| piece.bytes().all(|b| b.is_ascii_digit());
+    let mut rest = module;
+    while let Some((first, after)) = rest.split_once('.') {
+        rest = after;
+        if number(first) {
+            return rest;
+        }
+    }
+    module
+}
+
 /// `y`, which is what a linear layer gives for `x`, plus the update of its adapter, if it has one.
 pub(super) fn adapt(
     g: &mut Graph,

@@ -141,6 +141,25 @@ impl Model {
         self.adapter.as_ref()
     }
 
+    /// Ends of the names of the modules that the adapter has, those of blocks without the block's number, sorted.
+    pub fn adapted_parts(&self) -> Vec<String> {
+        let modules = self.adapter.iter().flat_map(|adapter| &adapter.modules);
+        let mut parts: Vec<String> = modules.map(|name| lora::part(name).to_string()).collect();
+        parts.sort();
+        parts.dedup();
+        parts
+    }
+
+    /// The same model with so many blocks, each with every part that the adapter has in some block.
+    pub fn with_blocks(&self, layers: usize) -> Result<Model> {
+        let model = Model::new(&ModelConfig { layers, ..self.config.clone() })?;
+        let Some(adapter) = &self.adapter else { return Ok(model) };
+        let parts = self.adapted_parts();
+        let names = model.linear_layers().into_iter().map(|layer| layer.name);
+        let modules = names.filter(|name| parts.iter().any(|part| part == lora::part(name))).collect();
+        Model::with_adapter(model.config(), Some(&Lora { modules, ..adapter.clone() }))
+    }
+
     /// The linear layers, in model order.
     pub fn linear_layers(&self) -> Vec<Linear> {
         self.parameters().iter().filter(|p| !p.is_lora()).filter_map(Linear::of).collect()

@@ -1,12 +1,9 @@
 //! Weights from a model's or an adapter's folder to the devices that use them, a piece at a time: the whole model is never in host memory.
 
-use std::path::{Path, PathBuf};
-
 use super::Executor;
 use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
 use crate::folder::Tensors;
-use crate::folder::adapter::{self, AdapterConfig};
 use crate::gpu::{Buffer, Device, Mapping, Range};
 use crate::model::{Parameter, init};
 use crate::ops::parameters::Part;
@@ -46,26 +43,6 @@ impl Executor {
             self.write(&parameter.name, Part::Weight, &values).await?;
         }
         Ok(())
-    }
-
-    /// Writes the adapter as a folder that PEFT reads, with copies of the files `copy`.
-    ///
-    /// # Errors
-    ///
-    /// As [`adapter::create`]; those of a device.
-    pub async fn save_adapter(
-        &mut self,
-        path: &Path,
-        config: &AdapterConfig,
-        copy: &[PathBuf],
-    ) -> Result<()> {
-        let modules = adapter::modules_of(self.parameters());
-        let mut writer = adapter::create(path, config, &modules, copy)?;
-        let names = modules.iter().flat_map(|module| [module.a(), module.b()]);
-        for ((stored, _), name) in adapter::tensors(&modules, config.r).iter().zip(names) {
-            writer.write(stored, &self.read(&name, Part::Weight).await?)?;
-        }
-        writer.finish()
     }
 
     /// Sets the parameters that `belongs` picks from tensors that must be exactly those.

@@ -8,6 +8,7 @@ mod batch;
 mod decode;
 mod executor;
 mod finish;
+mod fit;
 pub mod link;
 #[cfg(not(target_arch = "wasm32"))]
 mod load;

@@ -10,8 +10,8 @@ use super::timeline::{Event, Track};
 use super::{Batch, Executor, Plan, Setup, Use};
 use crate::error::Result;
 use crate::gpu::{Device, now};
+use crate::model::Model;
 use crate::model::init::{self, philox};
-use crate::model::{Model, ModelConfig};
 use crate::ops::parameters::{AdamStep, Part};
 use crate::schedule::{Action, Kind, Schedule};
 
@@ -26,7 +26,7 @@ const STEPS: usize = 8;
 pub(super) struct Probe {
     executor: Executor,
     batch: Batch,
-    /// Bytes of all weights, each counted once.
+    /// Bytes of the weights that are trained, each counted once.
     pub(super) weights: u64,
 }
 
@@ -61,19 +61,18 @@ impl Times {
 }
 
 impl Probe {
-    /// `cuts` of a model with `layers` blocks, into stages that `schedule` runs. Fails as [`Plan::new`] does.
+    /// `cuts` of a model into stages that `schedule` runs. Fails as [`Plan::new`] does.
     pub(super) fn new(
-        config: &ModelConfig,
+        model: &Model,
         schedule: Schedule,
         cuts: Vec<usize>,
         (sequences, sequence): (usize, usize),
         devices: &[Device],
         budget: Option<u64>,
     ) -> Result<Probe> {
-        let model = Model::new(config)?;
         let setup = Setup {
-            model: config.clone(),
-            adapter: None,
+            model: model.config().clone(),
+            adapter: model.adapter().cloned(),
             batch: sequences,
             sequence,
             cuts: Some(cuts),
@@ -90,10 +89,10 @@ impl Probe {
         for parameter in owned {
             // Zeros take less power, hence a higher clock, than what a training run multiplies.
             let values = init::initial(&parameter, 1);
-            weights += 4 * values.len() as u64;
+            weights += if parameter.frozen { 0 } else { 4 * values.len() as u64 };
             watch.block_on(executor.write(&parameter.name, Part::Weight, &values))?;
         }
-        let vocabulary = config.vocabulary as u32;
+        let vocabulary = model.config().vocabulary as u32;
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2) };

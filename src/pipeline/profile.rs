@@ -170,14 +170,19 @@ impl Profiler<'_> {
         let (apart, joined) = (&by_split[0], &by_split[1]);
         // Two blocks against one: what is left of the one is what an action costs beside its layers.
         let mut beside = Vec::new();
+        let adapted = self.model.adapter().is_some();
         for (times, kind) in [(apart, Kind::F), (apart, Kind::I), (apart, Kind::W), (joined, Kind::B)] {
-            beside.push((2.0 * times.of(1, kind) - times.of(2, kind)).max(0.0));
+            // With an adapter nobody wants the gradient of the first block's input.
+            if kind == Kind::F || !adapted {
+                beside.push((2.0 * times.of(1, kind) - times.of(2, kind)).max(0.0));
+            }
         }
         let submit = super::probe::median(beside);
         let mut layers = BTreeMap::new();
         for (kind, name) in KINDS.iter().enumerate() {
             let seconds = |times: &Times, action: Kind| match kind {
                 0 => (times.of(0, action) - submit).max(0.0),
+                1 if adapted && action != Kind::F => ((times.of(2, action) - submit) / 2.0).max(0.0),
                 1 => ((times.of(1, action) + times.of(2, action) - 2.0 * submit) / 3.0).max(0.0),
                 _ => (times.of(3, action) - submit).max(0.0),
             };
@@ -193,7 +198,7 @@ impl Profiler<'_> {
         // A software adapter's demand is its number of threads; what goes beyond is this program's own.
         profile.cores = if software { joined.cores.round().max(1.0) } else { joined.cores.min(1.0) };
         let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
-        profile.rates = Rates {
+        let rates = Rates {
             matmul_gflops: self.block_flops(size)? / GIGA / layers["block"].sum().max(1e-9),
             memory_gb_s: rate(7 * weights, joined.update),
             launch_us: 0.0,
@@ -203,30 +208,31 @@ impl Profiler<'_> {
             clear_gb_s: Some(rate(weights, joined.clear)),
             barrier_us: joined.barrier / MICRO,
         };
+        // An adapter's few weights say little about how fast many are updated.
+        if !adapted || profile.rates.matmul_gflops == 0.0 {
+            profile.rates = rates;
+        }
         let shape = ShapeProfile { shape: String::new(), submit_us: Some(submit / MICRO), layers };
         Ok(Some((shape, joined.busy)))
     }
 
     fn block_flops(&self, size: usize) -> Result<f64> {
         let purpose = Purpose::Training { tokens: size * self.sequence };
-        let graph = self.model.stage_graph(1..2, size, self.sequence, purpose)?.graph;
+        let model = self.model.with_blocks(2)?;
+        let graph = model.stage_graph(2..3, size, self.sequence, purpose)?.graph;
         Ok([Phase::Forward, Phase::Input, Phase::Weight].iter().map(|&p| graph.phase_flops(p)).sum())
     }
 
     /// A probe of three blocks between embedding and head; none if it does not fit.
     fn probe(&self, device: &Device, size: usize, split: bool) -> Result<Option<Probe>> {
         let (schedule, cuts) = layers_schedule(split);
-        let config = self.config(LAYERS[1].len() + LAYERS[2].len());
+        let model = self.model.with_blocks(LAYERS[1].len() + LAYERS[2].len())?;
         let shape = (size, self.sequence);
-        match Probe::new(&config, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
+        match Probe::new(&model, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
             Ok(probe) => Ok(Some(probe)),
             Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    fn config(&self, layers: usize) -> ModelConfig {
-        ModelConfig { layers, ..self.model.config().clone() }
     }
 
     /// Two devices: the links between them, and how much slower each is while the other works. `shared` is the factor
@@ -272,7 +278,9 @@ impl Profiler<'_> {
     fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
-        let mut probe = Probe::new(&self.config(1), generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
+        // Gradients cross every boundary of a model without an adapter.
+        let model = Model::new(&ModelConfig { layers: 1, ..self.model.config().clone() })?;
+        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
         let times = probe.measure(|| false)?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;

@@ -13,7 +13,8 @@ use crate::plan::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, TiedLayers, Work, Workload,
 };
 
-/// The kinds of layers. All blocks are alike.
+/// The kinds of layers. All blocks are alike; where an adapter leaves out modules of some, those are taken for as much
+/// work as the others.
 pub const KINDS: [&str; 3] = ["embedding", "block", "head"];
 
 /// The workload of a training step of `batch` sequences of `sequence` tokens, divided into each of `microbatches`
@@ -30,11 +31,12 @@ pub fn workload(
         Layer {
             name: model.layer_name(layer),
             kind: kind_of(model, layer),
-            weights: own.iter().map(|p| 4 * p.len() as u64).sum(),
+            weights: own.iter().filter(|p| !p.frozen).map(|p| 4 * p.len() as u64).sum(),
             state: Layout::new(own).bytes(true),
         }
     });
-    let batchings = microbatches.iter().map(|&m| batching(model, batch / m, m, sequence, capabilities));
+    let like = model.with_blocks(model.config().layers)?;
+    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, capabilities));
     Ok(Workload {
         layers: layers.collect(),
         kinds: KINDS.map(String::from).to_vec(),
@@ -59,6 +61,10 @@ pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
     if let Some(table) = config.as_object_mut() {
         table.remove("layers");
     }
+    if let (Some(adapter), Some(table)) = (model.adapter(), config.as_object_mut()) {
+        table.insert("adapter rank".into(), adapter.rank.into());
+        table.insert("adapts".into(), model.adapted_parts().join(" ").into());
+    }
     let words = config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ");
     format!("{words} batch {sequences} sequence {sequence}")
 }
@@ -72,6 +78,10 @@ fn tie(model: &Model) -> Option<TiedLayers> {
         model.layer_parameters(layer).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
     })?;
     let bytes = 4 * parameter.len() as u64;
+    if parameter.frozen {
+        // A copy of the weight, and nothing to exchange.
+        return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: bytes, owner_apart: 0 });
+    }
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
     let [user_ends, owner_ends] = tied::memory(bytes);
     let (together, user_apart, owner_apart) = (bytes, 2 * bytes + user_ends, owner_ends);
@@ -88,7 +98,8 @@ fn batching(
     let purpose = Purpose::Training { tokens: sequences * microbatches * sequence };
     let last = model.layers() - 1;
     let graph = |range| model.stage_graph(range, sequences, sequence, purpose);
-    let (first, block, head) = (graph(0..1)?, graph(1..2)?, graph(last..last + 1)?);
+    // The last block: the gradient of its input is wanted even where nothing is trained before the first.
+    let (first, block, head) = (graph(0..1)?, graph(last - 1..last)?, graph(last..last + 1)?);
     let activation = 4 * (sequences * sequence * model.config().width) as u64;
     let mut memory = vec![KindMemory::default(); 3];
     let mut ends = EndMemory::default();
@@ -97,7 +108,7 @@ fn batching(
         let held = |graph: &StageGraph| held(graph, mode, capabilities);
         let single = [held(&first), held(&block), held(&head)];
         // What a second block adds is a block's own; the rest belongs to the stage's ends.
-        let pair = held(&graph(1..3.min(last))?);
+        let pair = held(&graph(last.saturating_sub(2).max(1)..last)?);
         let own = if last > 2 { difference(&pair, &single[1]) } else { single[1] };
         let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
         let before_last = LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };

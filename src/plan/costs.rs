@@ -210,7 +210,7 @@ impl<'a> Prices<'a> {
             stage_ranks[at]
         };
         let (user, owner) = (rank_of(tie.user), rank_of(tie.owner));
-        if user != owner {
+        if user != owner && tie.bytes > 0 {
             costs.ties.push(Tie {
                 user,
                 owner,

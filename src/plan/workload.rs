@@ -27,7 +27,8 @@ pub struct Layer {
     pub name: String,
     /// Position in [`Workload::kinds`].
     pub kind: usize,
-    /// Bytes of the weights that it owns, which the optimizer updates. A tied weight counts for its owner alone.
+    /// Bytes of the weights that it owns and the optimizer updates, so none of a frozen one. A tied weight counts for its
+    /// owner alone.
     pub weights: u64,
     /// Bytes of its weights, gradients and moments on the device, as allocated. Of a tied weight only the owner's.
     pub state: u64,
@@ -40,7 +41,7 @@ pub struct TiedLayers {
     pub user: usize,
     /// The layer that owns it.
     pub owner: usize,
-    /// Bytes of the weight, and of its gradient.
+    /// Bytes of the weight, and of its gradient, that travel in a step if the layers are apart; 0 if it is frozen.
     pub bytes: u64,
     /// Bytes more on the device that has both layers.
     pub together: u64,

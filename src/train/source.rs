@@ -178,6 +178,12 @@ impl Text {
         Ok(Text { lost: (!bytes).then(|| folder.to_path_buf()), ..Text::bytes() })
     }
 
+    /// Whether there is a tokenizer.
+    pub fn needed(&self) -> Result<()> {
+        let Some(folder) = &self.lost else { return Ok(()) };
+        Err(Error::checkpoint(folder, format!("has no {TOKENIZER}; put the model's own there")))
+    }
+
     /// Whether a model of this vocabulary has a row for every token.
     pub fn check(&self, vocabulary: usize) -> Result<()> {
         match &self.path {
@@ -186,16 +192,6 @@ impl Text {
                 "model.vocabulary",
                 format!("{vocabulary} is too small for bytes; it must be at least 256"),
             )),
-            None => Ok(()),
-        }
-    }
-
-    /// Checks that text can be read at all: that the tokenizer of a model folder is there.
-    pub fn check_reads(&self) -> Result<()> {
-        match &self.lost {
-            Some(folder) => {
-                Err(Error::checkpoint(folder, format!("has no {TOKENIZER}; put the model's own there")))
-            }
             None => Ok(()),
         }
     }
@@ -212,9 +208,8 @@ impl Text {
         bad_lines: BadLines,
         ends: bool,
     ) -> Result<Corpus> {
-        if let (Some(folder), Some(pattern)) = (&self.lost, patterns.iter().find(|p| !p.ends_with(".bin"))) {
-            let message = format!("has no {TOKENIZER} to read {pattern} with; put the model's own there");
-            return Err(Error::checkpoint(folder, message));
+        if patterns.iter().any(|pattern| !pattern.ends_with(".bin")) {
+            self.needed()?;
         }
         let reader = Reader { tokenizer: &self.tokenizer, template: self.template.as_ref(), bad_lines, ends };
         let corpus = reader.open(patterns, bases)?;
@@ -306,7 +301,8 @@ impl Source {
 
 /// The `adapter_config.json` of an adapter that is trained: what a saved one said, and else what PEFT needs.
 fn peft(adapter: &AdapterConfig, model: &Model, pretrained: Option<&Pretrained>) -> PeftConfig {
-    let base = || pretrained.map(|p| p.folder.path().to_string_lossy().into_owned());
+    let place = |p: &Pretrained| p.folder.path().canonicalize().unwrap_or(p.folder.path().to_path_buf());
+    let base = || pretrained.map(|p| place(p).to_string_lossy().into_owned());
     let saved = pretrained.and_then(|p| p.adapter.as_ref()).map(|(saved, _)| saved.config.clone());
     let mut config = saved.unwrap_or_else(|| adapter.peft(model));
     config.base_model = config.base_model.or_else(base);

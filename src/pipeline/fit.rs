@@ -1,0 +1,67 @@
+//! Cuts within the memory of each device, where no planner looks for them.
+
+use super::partition::balanced_where;
+use super::{Plan, Setup, Use};
+use crate::error::{Error, Result};
+use crate::gpu::Device;
+use crate::model::{Model, Parameter};
+
+/// How often cuts are sought anew, with the room for layers that the last plan showed to be there.
+const TRIES: usize = 16;
+
+impl Plan {
+    /// Balances the stages, one a device, by their work, and where a device has too little memory for its share by work
+    /// and memory.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`] for the cuts that are balanced by work alone.
+    pub fn within(mut setup: Setup, devices: &[Device]) -> Result<Plan> {
+        let first = match Plan::for_devices(setup.clone(), devices) {
+            Err(error @ Error::Memory { .. }) => error,
+            other => return other,
+        };
+        if setup.cuts.is_some() || setup.schedule.stages != devices.len() {
+            return Err(first);
+        }
+        let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
+        let work = model.layer_flops(setup.batch, setup.sequence)?;
+        let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
+        let sum = |layers: std::ops::Range<usize>| bytes[layers].iter().sum::<u64>();
+        let mut room = setup.budgets.clone();
+        for _ in 0..TRIES {
+            let fits = |stage: usize, layers| room[stage].is_none_or(|room| sum(layers) <= room);
+            let Some(stages) = balanced_where(&work, devices.len(), fits) else { break };
+            setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
+            match Plan::for_devices(setup.clone(), devices) {
+                Err(Error::Memory { device, need, budget, .. }) => {
+                    let beside_layers = need.saturating_sub(sum(stages[device].clone()));
+                    room[device] = Some(budget.saturating_sub(beside_layers));
+                }
+                other => return other,
+            }
+        }
+        Err(first)
+    }
+}
+
+/// Weights, gradients, moments and caches of a layer: all that grows with the number of layers, but for activations.
+fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
+    let copies = |p: &Parameter| match (setup.purpose.trains() && !p.frozen, &p.tied_to) {
+        (true, None) => 4,
+        (true, Some(_)) => 2,
+        (false, _) => 1,
+    };
+    let weights: usize = model.layer_parameters(layer).iter().map(|p| p.len() * copies(p)).sum();
+    let block = layer > 0 && layer + 1 < model.layers();
+    let cached = match setup.purpose {
+        Use::Decoding { capacity } if block => {
+            2 * setup.schedule.microbatches
+                * setup.batch
+                * capacity
+                * setup.model.kv_heads()
+                * setup.model.head_dim()
+        }
+        _ => 0,
+    };
+    4 * (weights + cached) as u64
+}

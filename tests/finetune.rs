@@ -1,0 +1,199 @@
+//! Models that exist, trained on: `finetune`, `eval`, `merge` and `export` as a user runs them, and what does not count.
+
+use polystage::ops::parameters::Part;
+use polystage::pipeline::{Batch, IGNORE, Setup};
+use polystage::train::trainer::Trainer;
+
+use crate::cli::{Place, one_line};
+use crate::common::{adapters, launch, nmse};
+use crate::pipeline::config;
+
+const LLAMA: &str = "
+[model]
+kind = 'llama'
+layers = 2
+width = 24
+heads = 3
+kv_heads = 1
+context = 40
+vocabulary = 256
+tied_head = true
+[data]
+train = ['text.txt']
+[train]
+steps = 6
+batch = 4
+sequence = 32
+learning_rate = 1e-2
+warmup = 2
+[pipeline]
+devices = [0]
+microbatches = 2
+";
+
+/// A place with a small Llama in the run `base`, records and a text to evaluate on.
+fn place() -> Place {
+    let place = Place::new();
+    std::fs::write(place.path("llama.toml"), LLAMA).unwrap();
+    place.succeed(&["train", "llama.toml", "--no-plan", "--out", "base"]);
+    let record =
+        |i: usize| format!("{{\"prompt\": \"say {i}: \", \"completion\": \"pipelines are full\"}}\n");
+    std::fs::write(place.path("records.jsonl"), (0..40).map(record).collect::<String>()).unwrap();
+    std::fs::write(place.path("held.jsonl"), (40..60).map(record).collect::<String>()).unwrap();
+    std::fs::write(place.path("valid.txt"), "say 7: pipelines are full. ".repeat(9)).unwrap();
+    place
+}
+
+fn eval(place: &Place, model: &str, data: &str) -> (f64, u64) {
+    let text =
+        place.succeed(&["eval", model, "--data", data, "--sequence", "20", "--devices", "0,0", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let loss = found["loss"].as_f64().unwrap();
+    assert!((found["perplexity"].as_f64().unwrap() - loss.exp()).abs() < 1e-9 * loss.exp());
+    (loss, found["tokens"].as_u64().unwrap())
+}
+
+#[test]
+fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_can_be_used() {
+    let place = place();
+    // 243 bytes in windows of 20: 12 whole ones with 19 targets each, and 3 bytes with 2.
+    let (before, tokens) = eval(&place, "base", "valid.txt");
+    assert_eq!(tokens, 12 * 19 + 2);
+
+    let tune = ["finetune", "base", "--data", "records.jsonl", "--valid", "held.jsonl", "--sequence", "32"];
+    let common = ["--devices", "0,0", "--no-plan", "--set", "pipeline.microbatches=2"];
+    let with = |more: &[&'static str]| [&tune[..], &common[..], more].concat();
+
+    // Without a learning rate nothing may change.
+    place.succeed(&with(&["--full", "--learning-rate", "0", "--steps", "2", "--out", "same"]));
+    assert_eq!(eval(&place, "same", "valid.txt"), (before, tokens));
+    place.succeed(&with(&["--full", "--learning-rate", "1e-2", "--steps", "6", "--out", "full"]));
+    let held = eval(&place, "base", "held.jsonl").0;
+    assert!(eval(&place, "full", "held.jsonl").0 < held - 0.1);
+
+    let lora = with(&["--learning-rate", "2e-2", "--targets", "all-linear", "--rank", "3"]);
+    let lora =
+        [&lora[..], &["--steps", "8", "--set", "train.evaluate_every=2", "--set", "output.keep=9"]].concat();
+    let run = |out: &'static str, more: &[&'static str]| {
+        place.succeed(&[&lora[..], &["--set", "output.checkpoint_every=2", "--out", out], more].concat())
+    };
+    let shown = run("lora", &[]);
+    assert!(shown.contains("best     step"), "{shown}");
+    let after = eval(&place, "lora", "held.jsonl").0;
+    assert!(after < held - 0.1, "{after} after {held}");
+
+    // The rows say the same as the verb.
+    let rows = std::fs::read_to_string(place.path("lora/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+    let evaluate = ["eval", "lora", "--data", "held.jsonl", "--sequence", "32", "--devices", "0", "--json"];
+    let found: serde_json::Value = serde_json::from_str(&place.succeed(&evaluate)).unwrap();
+    let (row, verb) = (last["valid_loss"].as_f64().unwrap(), found["loss"].as_f64().unwrap());
+    // Sums of microbatches of other sizes.
+    assert!((row - verb).abs() < 1e-6, "{row} {verb}");
+
+    // A resumed adapter is bit for bit the uninterrupted one, from whatever checkpoint.
+    let losses = place.losses("lora");
+    run("lora", &["--resume", "--from", "lora/checkpoints/000004"]);
+    assert_eq!(place.losses("lora"), losses);
+
+    // Merged, it is the same model; another tool could read it.
+    place.succeed(&["merge", "lora", "--out", "merged"]);
+    let merged = eval(&place, "merged", "held.jsonl").0;
+    assert!((merged - after).abs() < 1e-4, "{merged} {after}: W + BA is rounded once more");
+    place.succeed(&["export", "full", "--out", "exported", "--max-shard-size", "20KB"]);
+    assert!(place.path("exported/model.safetensors.index.json").is_file());
+    assert_eq!(eval(&place, "exported", "valid.txt"), eval(&place, "full", "valid.txt"));
+    // And an adapter is something to begin with.
+    place.succeed(&[
+        "finetune",
+        "lora",
+        "--data",
+        "valid.txt",
+        "--steps",
+        "1",
+        "--sequence",
+        "16",
+        "--out",
+        "more",
+    ]);
+}
+
+#[test]
+fn what_does_not_belong_together_gets_one_line_and_writes_nothing() {
+    let place = place();
+    std::fs::write(place.path("bad.jsonl"), "{\"text\": \"fine\"}\n[1, 2]\n").unwrap();
+    std::fs::create_dir(place.path("hollow")).unwrap();
+    std::fs::copy(place.path("base/checkpoints/000006/config.json"), place.path("hollow/config.json"))
+        .unwrap();
+    let finetune = |more: &[&str]| {
+        let all =
+            [&["finetune", "base", "--out", "new", "--data", "text.txt", "--devices", "0"], more].concat();
+        let output = place.run(&all);
+        assert_eq!(output.status.code(), Some(2), "{all:?}");
+        assert!(!place.path("new").exists(), "{all:?}");
+        one_line(&output)
+    };
+    let line = finetune(&["--data", "bad.jsonl"]);
+    assert!(line.contains("bad.jsonl line 2"), "{line}");
+    let line = finetune(&["--targets", "q_prj"]);
+    assert!(line.contains("q_prj") && line.contains("q_proj"), "{line}");
+    let line = finetune(&["--set", "model.layers=3"]);
+    assert!(line.contains("model.layers = 3") && line.contains("it is 2"), "{line}");
+    let line = finetune(&["--sequence", "41"]);
+    assert!(line.contains("41") && line.contains("40"), "{line}");
+    let line = finetune(&["--set", "data.tokenizer=nowhere"]);
+    assert!(line.contains("nowhere does not exist"), "{line}");
+    let one = |arguments: &[&str]| {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        one_line(&output)
+    };
+    assert!(one(&["eval", "hollow", "--data", "text.txt"]).contains("model.safetensors"));
+    assert!(one(&["eval", "base", "--data", "text.txt", "--sequence", "41"]).contains("context of 40"));
+    assert!(one(&["eval", "base", "--data", "none.txt"]).contains("none.txt"));
+    assert!(one(&["merge", "base", "--out", "x"]).contains("is a model, not an adapter"));
+}
+
+#[test]
+fn targets_that_do_not_count_change_neither_the_loss_nor_a_gradient() {
+    let i = adapters()[0].index;
+    let config = config(&[]);
+    let (t, text) = (&config.train, (0..6 * 20).map(|i| (i * i + 7) % 259).collect::<Vec<u32>>());
+    let whole = Batch::shifted(&text, t.sequence);
+    let half = t.batch / 2 * t.sequence;
+    // The last sequences do not count, nor every third token of the others.
+    let mut masked = whole.clone();
+    let counts = |row: usize| row < half && !row.is_multiple_of(3);
+    masked.targets.iter_mut().enumerate().filter(|(row, _)| !counts(*row)).for_each(|(_, t)| *t = IGNORE);
+    let short = Batch { inputs: masked.inputs[..half].to_vec(), targets: masked.targets[..half].to_vec() };
+    let step = |batch: &Batch, microbatches: usize, devices: usize| {
+        let setup = Trainer::setup(&config, vec![None; devices]).unwrap();
+        let schedule = polystage::schedule::generate("1f1b", devices, microbatches).unwrap();
+        let setup = Setup { batch: batch.inputs.len() / t.sequence / microbatches, schedule, ..setup };
+        let mut executor = launch(&setup, &vec![i; devices]);
+        let watch = executor.watch();
+        for p in executor.parameters().to_vec().iter().filter(|p| p.tied_to.is_none()) {
+            let values = polystage::model::init::initial(p, 3);
+            watch.block_on(executor.write(&p.name, Part::Weight, &values)).unwrap();
+        }
+        let report = watch.block_on(executor.step(batch.clone())).unwrap();
+        let gradient = watch.block_on(executor.read("transformer.wte.weight", Part::Gradient)).unwrap();
+        let gradient: Vec<f32> = gradient.iter().map(|g| g * report.gradient_scale as f32).collect();
+        let evaluated = watch.block_on(executor.evaluate(batch.clone())).unwrap();
+        assert_eq!(evaluated.1, batch.counted());
+        // The same kernels on the same weights.
+        assert_eq!(evaluated.0 / evaluated.1 as f64, report.loss);
+        (report, gradient)
+    };
+    let (alone, gradient) = step(&masked, 3, 1);
+    assert_eq!(alone.losses.iter().filter(|&&loss| loss != 0.0).count(), masked.counted());
+    let (split, other) = step(&masked, 3, 2);
+    assert_eq!((alone.loss, alone.gradient_norm, &gradient), (split.loss, split.gradient_norm, &other));
+    // Without them the same, but for rounding: sums of other lengths.
+    let (less, other) = step(&short, 3, 1);
+    assert!((less.loss - alone.loss).abs() < 1e-6 * less.loss, "{} {}", less.loss, alone.loss);
+    assert!((less.gradient_norm - alone.gradient_norm).abs() < 1e-5 * less.gradient_norm);
+    let wide: Vec<f64> = other.iter().map(|&x| x.into()).collect();
+    assert!(nmse(&gradient, &wide) < 1e-10);
+    assert_ne!(step(&whole, 3, 1).0.loss, alone.loss);
+}
