@@ -53,7 +53,6 @@ pub struct Executor {
     /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
     users: HashMap<String, (usize, String)>,
     sent: Vec<u64>,
-    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "only loading from files needs them"))]
     pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,

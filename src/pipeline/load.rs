@@ -8,12 +8,22 @@ use crate::gpu::{Buffer, Device, Mapping, Range};
 use crate::model::{Parameter, init};
 use crate::ops::parameters::Part;
 
-/// Elements of a mapped buffer.
+/// Most elements of a mapped buffer.
 const PIECE: usize = 1 << 20;
 /// Mapped buffers of a device.
 const RING: usize = 2;
 /// Elements that are converted at a time: they stay in a processor's cache.
 const CONVERTED: usize = 1 << 15;
+
+/// Elements of a mapped buffer for parameters of up to `largest` elements.
+fn piece(largest: usize) -> usize {
+    PIECE.min(largest)
+}
+
+/// Bytes that loading takes on a device for a while, beside all that a plan allocates.
+pub(super) fn memory(largest: usize) -> u64 {
+    RING as u64 * 4 * piece(largest) as u64
+}
 
 impl Executor {
     /// Sets every weight of the model itself from the tensor of the same name.
@@ -97,6 +107,8 @@ impl Rank {
 /// Mapped buffers of every device: while a device copies what is in one, the next is filled from the file.
 struct Loader<'a> {
     executor: &'a mut Executor,
+    /// Elements of a buffer.
+    piece: usize,
     /// For each rank those that are mapped.
     free: Vec<Vec<Buffer>>,
     /// How many are with the ranks.
@@ -107,18 +119,20 @@ struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     fn new(executor: &'a mut Executor) -> Result<Loader<'a>> {
-        let buffer = |device: &Device| device.staging("upload", 4 * PIECE as u64, Mapping::Write);
+        let largest = executor.parameters().iter().map(Parameter::len).max().unwrap_or(0);
+        let piece = piece(largest);
+        let buffer = |device: &Device| device.staging("upload", 4 * piece as u64, Mapping::Write);
         let ring = |device: &Device| (0..RING).map(|_| buffer(device)).collect::<Result<Vec<_>>>();
         let free = executor.devices.iter().map(ring).collect::<Result<_>>()?;
-        Ok(Loader { executor, free, away: 0, converted: vec![0.0; CONVERTED] })
+        Ok(Loader { executor, piece, free, away: 0, converted: vec![0.0; CONVERTED] })
     }
 
     async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
         for (rank, name) in self.executor.places(name, part, len)? {
-            for first in (0..len).step_by(PIECE) {
+            for first in (0..len).step_by(self.piece) {
                 let buffer = self.take(rank).await?;
-                let piece = first..len.min(first + PIECE);
+                let piece = first..len.min(first + self.piece);
                 for start in piece.clone().step_by(CONVERTED) {
                     let elements = start..piece.end.min(start + CONVERTED);
                     let converted = &mut self.converted[..elements.len()];

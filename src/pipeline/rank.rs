@@ -40,7 +40,6 @@ pub(super) enum Command {
     /// New tokens of a group of texts; only the last stage answers, logits.
     Decode(Arc<Grow>),
     /// Copy what is in a mapped buffer over elements of part of a parameter, from the given one on.
-    #[cfg(not(target_arch = "wasm32"))]
     Place(String, Part, usize, crate::gpu::Range),
     /// Overwrite elements of part of a parameter, from the given one on.
     Write(String, Part, usize, Arc<Vec<f32>>),
@@ -54,7 +53,6 @@ pub(super) enum Reply {
     Values(Vec<f32>),
     Logits(Logits),
     /// The buffer of a [`Command::Place`], mapped again.
-    #[cfg(not(target_arch = "wasm32"))]
     Placed(Buffer),
     Done,
 }
@@ -120,7 +118,6 @@ impl Rank {
                     Ok(()) => continue,
                     Err(error) => Err(error),
                 },
-                #[cfg(not(target_arch = "wasm32"))]
                 Command::Place(name, part, first, from) => {
                     match self.place(&name, part, first, from, &replies).await {
                         Ok(()) => continue,
