@@ -60,13 +60,13 @@ fn two_prompts_over_two_devices_continue_as_each_alone_on_one() {
         assert_eq!(alone["texts"][0]["finish"], "length");
     }
     assert_eq!(both["texts"][0]["prompt_tokens"], 6, "`he`, `ll`, `o`, `,`, ` w`, `é`");
-    assert!(both["loading_seconds"].as_f64().unwrap() > 0.0);
+    assert!(both["weight_seconds"].as_f64().unwrap() > 0.0);
     // The same for people: streamed for one, under headings for several.
     let said = |at: usize| both["texts"][at]["text"].as_str().unwrap();
     let greedy = ["generate", ".", "--max-tokens", "12", "--temperature", "0", "--devices", "0"];
     let (one, pace) = succeed(&place, &[&greedy[..], &["--prompt", prompts[0]]].concat(), "");
     assert_eq!(one, format!("{}{}\n", prompts[0], said(0)));
-    assert!(pace.contains("tokens/s") && pace.contains("loaded in"), "{pace}");
+    assert!(pace.contains("tokens/s") && pace.contains("weights in"), "{pace}");
     std::fs::write(place.path().join("second.txt"), format!("{}\n", prompts[1])).unwrap();
     let file = ["--prompt", prompts[0], "--prompt-file", "second.txt"];
     let (two, _) = succeed(&place, &[&greedy[..], &file].concat(), "");

@@ -119,7 +119,7 @@ pub(super) fn speak(
     let mut first = None;
     let (mut begun, mut decoded) = (0, 0);
     let watch = generator.watch();
-    watch.block_on(generator.run(prompts, count, sampling, tokenizer.vocabulary(), |at, token| {
+    watch.block_on(generator.run(prompts, count, sampling, language.vocabulary(), |at, token| {
         let text = &mut said[at];
         begun += usize::from(text.tokens.is_empty());
         decoded += usize::from(first.is_some());
@@ -151,7 +151,7 @@ pub(super) fn sample(
 ) -> Result<String> {
     let language = read(folder)?;
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
-    let mut generator = language.launch(extent, devices, budgets)?;
+    let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }

@@ -2,7 +2,7 @@
 
 use super::{Extent, Generator};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{Device, now};
 use crate::model::ModelConfig;
 use crate::text::Tokenizer;
 use crate::train::source::{Pretrained, Text};
@@ -11,6 +11,15 @@ use crate::train::source::{Pretrained, Text};
 pub struct Language {
     pretrained: Pretrained,
     text: Text,
+}
+
+/// Seconds until a model was ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// To plan, allocate and compile.
+    pub kernels: f64,
+    /// To read the weights and bring them to the devices.
+    pub weights: f64,
 }
 
 impl Language {
@@ -51,16 +60,24 @@ impl Language {
         self.text.tokenizer.vocabulary()
     }
 
-    /// Puts the model on these devices, one stage each, within `budgets`, and blocks until its weights are there.
+    /// Puts the model on these devices, one stage each, within `budgets`, and blocks until its weights are there; also
+    /// says how long that took.
     ///
     /// # Errors
     /// Those of [`Generator::launch`] and [`Pretrained::load`].
-    pub fn launch(&self, extent: Extent, devices: &[Device], budgets: Vec<Option<u64>>) -> Result<Generator> {
+    pub fn launch(
+        &self,
+        extent: Extent,
+        devices: &[Device],
+        budgets: Vec<Option<u64>>,
+    ) -> Result<(Generator, Loading)> {
+        let started = now();
         let adapter = self.pretrained.model.adapter();
         let mut generator = Generator::launch(self.config(), adapter, extent, devices, budgets)?;
+        let kernels = now() - started;
         let watch = generator.watch();
         watch.block_on(self.pretrained.load(generator.executor()))?;
-        Ok(generator)
+        Ok((generator, Loading { kernels, weights: now() - started - kernels }))
     }
 
     /// An error about this model's folder.

@@ -14,7 +14,7 @@ mod sampling;
 use std::collections::VecDeque;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use language::Language;
+pub use language::{Language, Loading};
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
