@@ -5,18 +5,16 @@
 //! their names.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use polystage::gpu::{Device, OpenOptions, list};
 use polystage::model::Model;
 use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::timeline::Track;
-use polystage::pipeline::workload::workload;
-use polystage::pipeline::{Plan, Setup, Use};
-use polystage::plan::{Assignment, Machine, costs};
-use polystage::schedule::{Action, Simulation, generate, simulate};
+use polystage::plan::Machine;
+use polystage::schedule::{Action, Simulation};
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
+use polystage::train::planning::Planning;
 use polystage::train::trainer::Trainer;
 
 /// Steps of which the median counts, after two that compile and touch fresh memory.
@@ -29,7 +27,7 @@ struct Case {
     adapters: &'static [usize],
     schedule: &'static str,
     microbatches: usize,
-    /// First layers of the stages after the first; balanced if empty.
+    /// First layers of the stages after the first; the planner's if empty.
     cuts: &'static [usize],
 }
 
@@ -129,48 +127,30 @@ pub fn table() {
 
 /// Predicted seconds of a step, predicted bubble, measured seconds.
 fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
-    let config =
-        Config::parse(case.model, &[format!("pipeline.microbatches={}", case.microbatches)], case.name)
-            .expect("parses");
-    let (t, m) = (&config.train, case.microbatches);
-    let model = Model::new(&config.model).expect("is a model");
-    let schedule = generate(case.schedule, devices.len(), m).expect("generates");
-    let budgets = vec![None; devices.len()];
-    let setup = Setup {
-        model: config.model.clone(),
-        adapter: None,
-        batch: t.batch / m,
-        sequence: t.sequence,
-        schedule: schedule.clone(),
-        cuts: (!case.cuts.is_empty()).then(|| case.cuts.to_vec()),
-        recompute: Vec::new(),
-        purpose: Use::Training,
-        budgets: budgets.clone(),
-    };
-    let plan = Plan::for_devices(setup, devices).expect("plans");
-    let stages: Vec<Range<usize>> = plan.stages.clone();
+    let adapters: Vec<usize> = devices.iter().map(|d| d.info().index).collect();
+    let mut choices = vec![
+        format!("pipeline.devices={adapters:?}"),
+        format!("pipeline.schedule={}", case.schedule),
+        format!("pipeline.microbatches={}", case.microbatches),
+    ];
+    if !case.cuts.is_empty() {
+        choices.push(format!("pipeline.cuts={:?}", case.cuts));
+    }
+    let config = Config::parse(case.model, &choices, case.name).expect("parses");
+    let (t, model) = (&config.train, Model::new(&config.model).expect("is a model"));
     let profiler = Profiler {
         model: &model,
         sequence: t.sequence,
         devices,
-        budgets: &budgets,
+        budgets: &vec![None; devices.len()],
         cache: None,
         environment: String::new(),
         fresh: true,
     };
-    let machine = profiler.machine(&[t.batch / m], &mut |_| ()).expect("measures");
-    let work = workload(&model, t.batch, t.sequence, &[m], devices[0].capabilities()).expect("is work");
-    let rank_of = |s| schedule.rank_of(s).expect("has a rank");
-    let assignment = Assignment {
-        devices: &(0..devices.len()).collect::<Vec<_>>(),
-        stage_ranks: &(0..stages.len()).map(rank_of).collect::<Vec<_>>(),
-        recompute: &vec![false; stages.len()],
-        split: &(0..stages.len()).map(|s| schedule.splits(s)).collect::<Vec<_>>(),
-        in_flight: &(0..stages.len()).map(|s| schedule.slots(s).count).collect::<Vec<_>>(),
-        stages: &stages,
-    };
-    let costs = costs(&work, &work.batchings[0], &machine, &assignment);
-    let simulation = simulate(&schedule, &costs).expect("simulates");
+    let machine = profiler.machine(&[t.batch / case.microbatches], &mut |_| ()).expect("measures");
+    let planning = Planning::for_devices(&config, machine, devices, None).expect("plans");
+    let best = planning.search().expect("fits").best;
+    let plan = planning.plan(&best).expect("fits");
     let text: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);
     let mut trainer =
@@ -180,10 +160,10 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
     let mut seconds: Vec<f64> =
         (0..STEPS + 2).map(|_| watch.block_on(trainer.step()).expect("steps").step_seconds).skip(2).collect();
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
-        compare(&simulation, &trainer, &machine);
+        compare(&best.simulation, &trainer, &planning.machine);
     }
     seconds.sort_by(f64::total_cmp);
-    (simulation.step, simulation.bubble, seconds[seconds.len() / 2])
+    (best.simulation.step, best.simulation.bubble, seconds[seconds.len() / 2])
 }
 
 /// Mean seconds of each kind of action, predicted and measured, for whoever looks for the cause of an error.
