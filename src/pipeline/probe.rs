@@ -10,7 +10,7 @@ use super::timeline::{Event, Track};
 use super::{Batch, Executor, Plan, Setup, Use};
 use crate::error::Result;
 use crate::gpu::{Device, now};
-use crate::model::Model;
+use crate::model::{Model, Parameter};
 use crate::model::init::{self, philox};
 use crate::ops::parameters::{AdamStep, Part};
 use crate::schedule::{Action, Kind, Schedule};
@@ -21,6 +21,9 @@ const MICROBATCHES: usize = 2;
 const SECONDS: f64 = 0.4;
 /// … or this many have been done.
 const STEPS: usize = 8;
+
+/// Elements of a parameter after which its numbers repeat.
+const REPEATED: usize = 1 << 16;
 
 /// An executor with the batch that it repeats.
 pub(super) struct Probe {
@@ -87,8 +90,10 @@ impl Probe {
         let owned = model.parameters().into_iter().filter(|p| p.tied_to.is_none());
         let mut weights = 0;
         for parameter in owned {
-            // Zeros take less power, hence a higher clock, than what a training run multiplies.
-            let values = init::initial(&parameter, 1);
+            // Zeros take less power, hence a higher clock, than what a training run multiplies. Numbers that repeat do not.
+            let some = Parameter { shape: vec![parameter.len().min(REPEATED)], ..parameter.clone() };
+            let some = init::initial(&some, 1);
+            let values: Vec<f32> = some.into_iter().cycle().take(parameter.len()).collect();
             weights += if parameter.frozen { 0 } else { 4 * values.len() as u64 };
             watch.block_on(executor.write(&parameter.name, Part::Weight, &values))?;
         }
