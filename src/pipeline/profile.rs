@@ -296,7 +296,10 @@ impl Profiler<'_> {
     fn disturbance(&self, a: &Device, b: &Device, size: usize, shared: f64) -> Result<(f64, f64)> {
         let probe = |device| self.probe(device, size, false);
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
-        let alone = (first.measure(|| false)?, second.measure(|| false)?);
+        // Two devices of one adapter are alike.
+        let alike = a.info().index == b.info().index;
+        let alone = first.measure(|| false)?.busy;
+        let alone = (alone, if alike { alone } else { second.measure(|| false)?.busy });
         let beside = |one: &mut Probe, other: &mut Probe| -> Result<f64> {
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
@@ -308,11 +311,12 @@ impl Profiler<'_> {
                 Ok(times?.busy)
             })
         };
-        let slower = (beside(&mut first, &mut second)?, beside(&mut second, &mut first)?);
+        let slower = beside(&mut first, &mut second)?;
+        let slower = (slower, if alike { slower } else { beside(&mut second, &mut first)? });
         first.stop()?;
         second.stop()?;
         let factor = |slow: f64, fast: f64| (slow / fast.max(1e-9) / shared).clamp(1.0, 100.0);
-        Ok((factor(slower.0, alone.0.busy), factor(slower.1, alone.1.busy)))
+        Ok((factor(slower.0, alone.0), factor(slower.1, alone.1)))
     }
 
     /// Everything that measured times depend on.
