@@ -45,6 +45,9 @@ impl Mapped {
         // SAFETY: the map is read-only and bytes have no invalid values. What can go wrong is another program that
         // truncates the file, which is why the contract above excludes it.
         let bytes = unsafe { memmap2::Mmap::map(&file) }?;
+        // A hint: tensors are read from end to end.
+        #[cfg(unix)]
+        let _ = bytes.advise(memmap2::Advice::Sequential);
         Ok(Mapped { bytes })
     }
 
