@@ -138,6 +138,8 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         "20",
         "--temperature",
         "0",
+        "--devices",
+        "0",
     ]);
     assert!(text.starts_with("every dev") && text.len() >= 29, "{text}");
     let split = [
