@@ -17,7 +17,7 @@ use polystage::model::{Init, Parameter, init};
 use polystage::ops::parameters::{Layout, Parameters};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
-use polystage::ops::verify::single_node;
+use polystage::ops::verify::{Case, single_node};
 use polystage::pipeline::Plan;
 use polystage::pipeline::link::connect;
 use polystage::train::config::Config;
@@ -101,8 +101,7 @@ const SLOTS: Slots = Slots { stash: 0, gradient: 0 };
 impl Node {
     fn new(device: &Device, op: Op, shapes: &[&[usize]]) -> Node {
         let flops = op.flops(shapes);
-        let shapes: Vec<Vec<usize>> = shapes.iter().map(|shape| shape.to_vec()).collect();
-        let (stage, inputs, _) = single_node(&op, &shapes, false).expect("shapes fit the op");
+        let (stage, inputs, _) = single_node(&Case::new(op, shapes)).expect("shapes fit the op");
         let plan = MemoryPlan::new(&stage, device.capabilities());
         let parameters = Parameters::new(device, Layout::new(Vec::new()), false).expect("allocates");
         let program = StageProgram::new(device, stage, plan, 1, 1).expect("compiles");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
 use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
-use polystage::graph::{DType, Graph, Phase};
+use polystage::graph::{Graph, Phase};
 use polystage::ops::lower;
 use polystage::ops::verify::cases;
 
@@ -47,8 +47,8 @@ fn variants() -> HashSet<KernelKey> {
         let capabilities = Capabilities { software, subgroup, max_binding, max_buffer, max_groups };
         for case in cases() {
             let mut graph = Graph::default();
-            let arguments: Vec<_> =
-                case.shapes.iter().map(|s| graph.input("argument", s, DType::F32)).collect();
+            let shapes = case.shapes.iter().enumerate();
+            let arguments: Vec<_> = shapes.map(|(i, s)| graph.input("argument", s, case.dtype(i))).collect();
             graph.push(case.op, &arguments, Phase::Forward).unwrap();
             let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
             keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
