@@ -54,6 +54,7 @@ fn random(len: usize, name: &str) -> Vec<f32> {
             init: Init::Normal(1.0),
             tied_to: None,
             frozen: false,
+            weights: Weights::F32,
         },
         1,
     )

@@ -11,7 +11,7 @@ use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, source};
 use crate::graph::{Graph, Op, Phase, StageGraph, ValueId};
-use crate::model::{Init, Parameter};
+use crate::model::{Init, Parameter, Weights};
 use crate::reference;
 
 pub use super::cases::{Case, cases};
@@ -178,6 +178,7 @@ async fn run(
         shape: stage.graph.shape(gradient).to_vec(),
         init: Init::Zeros,
         tied_to: None,
+        weights: Weights::F32,
     };
     let list = stage.gradients.iter().enumerate().map(parameter).collect();
     let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;

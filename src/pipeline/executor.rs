@@ -17,6 +17,7 @@ use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
 use crate::model::Parameter;
+use crate::ops::packed::Elements;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::StageProgram;
 use crate::schedule::{Action, Kind};
@@ -264,11 +265,11 @@ impl Executor {
             let message = format!("{name} has {len} elements, not {}", values.len());
             return Err(Error::config("parameter", message));
         }
-        self.write_from(name, part, 0, values.to_vec()).await
+        self.write_from(name, part, 0, Elements::F32(values.to_vec())).await
     }
 
     /// As [`Executor::write`] for some of the elements, from number `first` on.
-    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
+    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Elements) -> Result<()> {
         let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
             return Err(Error::config("parameter", format!("{name} is not in this model")));
         };

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::Executor;
 use crate::error::Result;
-use crate::folder::Tensors;
+use crate::folder::{Dtype, Tensors};
 use crate::folder::adapter::{self, AdapterConfig};
 use crate::model::{Parameter, init};
+use crate::ops::packed::Elements;
 use crate::ops::parameters::Part;
 
 /// Elements that pass through host memory at a time.
@@ -78,10 +79,20 @@ impl Executor {
     /// Sets part of a parameter from a tensor.
     pub async fn load_part(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
+        let packed = self.parameters().iter().any(|p| p.name == name && p.weights.packed());
+        let as_it_is = packed && tensors.get(tensor).is_some_and(|info| info.dtype == Dtype::BF16);
         for first in (0..len.max(1)).step_by(PIECE) {
-            let mut values = vec![0.0; PIECE.min(len - first)];
-            tensors.read(tensor, first..first + values.len(), &mut values)?;
-            self.write_from(name, part, first, values).await?;
+            let count = PIECE.min(len - first);
+            let elements = if as_it_is {
+                let mut halves = vec![0; count];
+                tensors.read_bf16(tensor, first..first + count, &mut halves)?;
+                Elements::BF16(halves)
+            } else {
+                let mut values = vec![0.0; count];
+                tensors.read(tensor, first..first + count, &mut values)?;
+                Elements::F32(values)
+            };
+            self.write_from(name, part, first, elements).await?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{Phase, ValueId};
+use crate::ops::packed::Elements;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
@@ -40,7 +41,7 @@ pub(super) enum Command {
     /// New tokens of a group of texts; the last stage answers logits.
     Decode(Arc<Grow>),
     /// Overwrite elements of part of a parameter, from the given one on.
-    Write(String, Part, usize, Arc<Vec<f32>>),
+    Write(String, Part, usize, Arc<Elements>),
     /// Read this many elements of part of a parameter, from the given one on.
     Read(String, Part, usize, usize),
 }
@@ -129,10 +130,8 @@ impl Rank {
         drop(replies);
     }
 
-    async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
-        let range = self.parameters.part(name, part)?;
-        let offset = range.offset + 4 * first as u64;
-        self.device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+    async fn write(&mut self, name: &str, part: Part, first: usize, values: &Elements) -> Result<()> {
+        self.parameters.write(&self.device, name, part, first, values).await?;
         // The driver keeps a copy until the next submission has finished; a model's worth of them would not fit.
         self.device.record().submit(|| ());
         self.device.below(1).await;
@@ -140,9 +139,7 @@ impl Rank {
     }
 
     async fn read(&mut self, name: &str, part: Part, first: usize, count: usize) -> Result<Vec<f32>> {
-        let range = self.parameters.part(name, part)?;
-        let some = range.buffer.range(range.offset + 4 * first as u64, 4 * count as u64);
-        self.device.read_f32(&some).await
+        self.parameters.read(&self.device, name, part, first, count).await
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
