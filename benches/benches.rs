@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use futures_channel::oneshot;
 use polystage::gpu::{Device, OpenOptions};
 use polystage::graph::{Epilogue, Layout as MatmulLayout, Op, Phase};
-use polystage::model::{Init, Parameter, init};
+use polystage::model::{Init, Parameter, Weights, init};
 use polystage::ops::parameters::{Layout, Parameters};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};

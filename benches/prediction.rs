@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use polystage::gpu::{Device, OpenOptions, list};
-use polystage::model::Model;
+use polystage::model::{Model, Weights};
 use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::timeline::Track;
 use polystage::pipeline::workload::workload;
@@ -139,6 +139,7 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
     let setup = Setup {
         model: config.model.clone(),
         adapter: None,
+        weights: Weights::F32,
         batch: t.batch / m,
         sequence: t.sequence,
         schedule: schedule.clone(),

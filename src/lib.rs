@@ -28,8 +28,9 @@ pub mod plan;
 
 pub mod pipeline;
 
-pub mod generate;
 pub mod train;
+
+pub mod generate;
 
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use polystage::Error;
 use polystage::folder::ModelFolder;
 use polystage::generate::{Extent, Generator, Sampling};
-use polystage::model::Model;
+use polystage::gpu::Device;
+use polystage::model::{Model, Weights};
 use polystage::pipeline::{Setup, Use};
 use polystage::schedule::generate;
 
@@ -24,6 +26,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
     let setup = Setup {
         model: model.config().clone(),
         adapter: None,
+        weights: Weights::F32,
         batch: 1,
         sequence,
         schedule: generate("gpipe", 1, 1).unwrap(),
@@ -72,8 +75,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                 let extent =
                     Extent { texts: prompts.len(), prompt: longest / 2, tokens: longest / 2 + count };
                 let budgets = vec![None; devices.len()];
-                let mut generator =
-                    Generator::launch(model.config(), None, extent, &open(&devices), budgets).unwrap();
+                let mut generator = Generator::launch(&model, extent, &open(&devices), budgets).unwrap();
                 let watch = generator.watch();
                 watch.block_on(generator.executor().load(folder.tensors())).unwrap();
                 for _ in 0..2 {
@@ -88,5 +90,81 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                 }
             }
         }
+    }
+}
+
+fn launch(folder: &ModelFolder, extent: Extent, devices: &[Device], budgets: &[Option<u64>]) -> Generator {
+    let model = Model::from_hugging_face(folder.config()).unwrap();
+    let mut generator = Generator::launch(&model, extent, devices, budgets.to_vec()).unwrap();
+    let watch = generator.watch();
+    watch.block_on(generator.executor().load(folder.tensors())).unwrap();
+    generator
+}
+
+fn greedy(generator: &mut Generator, prompts: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
+    let watch = generator.watch();
+    watch.block_on(generator.run(prompts, count, GREEDY, usize::MAX, |_, _| true)).unwrap()
+}
+
+#[test]
+fn texts_that_go_on_in_their_caches_are_those_that_pass_anew() {
+    for adapter in adapters() {
+        for name in ["gpt2", "llama", "qwen3"] {
+            let folder = folder(name);
+            let model = Model::from_hugging_face(folder.config()).unwrap();
+            let (v, longest) = (model.config().vocabulary as u32, model.config().longest_sequence());
+            let extent = Extent { texts: 3, prompt: longest - 6, tokens: longest };
+            let text = |seed: u32, n: usize| (0..n as u32).map(|t| (t * 13 + seed) % v).collect::<Vec<u32>>();
+            for count in [1, 2] {
+                let devices = open(&vec![adapter.index; count]);
+                let mut kept = launch(&folder, extent, &devices, &vec![None; count]);
+                let mut fresh = launch(&folder, extent, &devices, &vec![None; count]);
+                let mut prompts = vec![text(1, 3), text(2, longest / 2), text(3, 5)];
+                for turn in 0..3 {
+                    let got = greedy(&mut kept, &prompts, 4);
+                    // No prompt begins with 0, so nothing of what this leaves is taken up.
+                    greedy(&mut fresh, &[vec![0], vec![0], vec![0]], 1);
+                    let anew = greedy(&mut fresh, &prompts, 4);
+                    assert_eq!(got, anew, "{name}, turn {turn} over {count} x {}", adapter.name);
+                    prompts = got;
+                    // The first goes on to the end of the caches; the second is another after a while and becomes
+                    // shorter; the third, and in the end all, pass nothing but a last token.
+                    let room = (longest - 6).saturating_sub(prompts[0].len());
+                    prompts[0].extend(text(7, if turn == 0 { 9.min(room) } else { room }));
+                    let half = prompts[1].len() / 2;
+                    prompts[1][half] = (prompts[1][half] + 1) % v;
+                    prompts[1].truncate(half + 2);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_with_little_memory_gets_fewer_layers_and_the_texts_stay() {
+    for adapter in adapters() {
+        let folder = folder("llama_untied");
+        let model = Model::from_hugging_face(folder.config()).unwrap();
+        let extent = Extent { texts: 2, prompt: 8, tokens: 24 };
+        let devices = open(&[adapter.index, adapter.index]);
+        let prompts = vec![vec![1, 2, 3], vec![4, 5, 6, 7, 8, 9, 10, 11]];
+        let want = greedy(&mut launch(&folder, extent, &devices, &[None, None]), &prompts, 16);
+        let refused = |budgets| match Generator::launch(&model, extent, &devices, budgets).err() {
+            Some(Error::Memory { device, need, .. }) => (device, need),
+            other => panic!("refused, not {other:?}"),
+        };
+        let mut moved = 0;
+        for device in [0, 1] {
+            let budget = |bytes: u64| (0..2).map(|d| (d == device).then_some(bytes)).collect::<Vec<_>>();
+            let (which, need) = refused(budget(1));
+            assert_eq!(which, device);
+            let launched = Generator::launch(&model, extent, &devices, budget(need - 1));
+            if launched.is_ok() {
+                moved += 1;
+                let mut limited = launch(&folder, extent, &devices, &budget(need - 1));
+                assert_eq!(greedy(&mut limited, &prompts, 16), want, "{}", adapter.name);
+            }
+        }
+        assert!(moved > 0, "neither device could hold fewer layers");
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use polystage::folder::ModelFolder;
-use polystage::folder::adapter::{self, Adapter, AdapterConfig, Targets};
+use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
 use polystage::graph::Phase;
@@ -107,6 +107,7 @@ impl Golden {
         Setup {
             model: self.model.config().clone(),
             adapter: Some(self.adapter.lora()),
+            weights: self.model.weights(),
             batch: 1,
             sequence: self.sequence,
             schedule: generate(name, devices, if purpose.trains() { self.batch } else { 1 }).unwrap(),
@@ -167,6 +168,27 @@ fn adam(step: usize, norm: f64) -> AdamStep {
 
 /// transformers takes norms, softmax and angles through f32 even in float64, and the files hold f32: about 1e-14.
 const REFERENCE: f64 = 1e-12;
+
+/// The adapted modules among a model's parameters, in model order.
+fn modules_of(parameters: &[Parameter]) -> Vec<Module> {
+    let pairs = parameters.iter().filter_map(|a| {
+        let name = a.name.strip_suffix(".lora_A.weight")?;
+        let b = parameters.iter().find(|b| b.name.strip_suffix(".lora_B.weight") == Some(name))?;
+        Some(Module { name: name.into(), inputs: a.shape[1], outputs: b.shape[0] })
+    });
+    pairs.collect()
+}
+
+/// Writes the adapter that an executor holds as PEFT would.
+fn save(executor: &mut Executor, path: &Path, config: &AdapterConfig) {
+    let (watch, modules) = (executor.watch(), modules_of(executor.parameters()));
+    let mut writer = adapter::create(path, config, &modules, &[]).unwrap();
+    let names = modules.iter().flat_map(|module| [module.a(), module.b()]);
+    for ((stored, _), name) in adapter::tensors(&modules, config.r).iter().zip(names) {
+        writer.write(stored, &watch.block_on(executor.read(&name, Part::Weight)).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+}
 
 #[test]
 fn the_reference_agrees_with_peft_in_losses_and_gradients() {
@@ -275,6 +297,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
         let setup = Setup {
             model: model.config().clone(),
             adapter: model.adapter().cloned(),
+            weights: model.weights(),
             batch: 2,
             sequence: 13,
             schedule: best.schedule.clone(),
@@ -336,7 +359,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         if adapter.is_some() {
             watch.block_on(executor.update(adam(0, first.gradient_norm))).unwrap();
             let path = root.path().join(devices.len().to_string());
-            watch.block_on(executor.save_adapter(&path, &config, &[])).unwrap();
+            save(&mut executor, &path, &config);
             let read = adapter::open(&path).unwrap();
             assert_eq!(read.config, config);
             assert_eq!(read.modules.len(), 8);
@@ -399,7 +422,18 @@ fn a_merged_model_computes_what_base_and_adapter_do() {
     assert!(refused(&["merge", &source, "--base", "llama", "--out", "no"]).contains("is not a linear layer"));
     assert!(refused(&["merge", &source, "--base", "nowhere", "--out", "no"]).contains("nowhere"));
     assert!(refused(&["merge", "gpt2", "--out", "no"]).contains("is a model, not an adapter"));
-    assert!(refused(&["export", &source, "--out", "no"]).contains("polystage merge"));
+    assert!(
+        refused(&["export", &source, "--out", "no", "--dtype", "bf16"])
+            .contains("adapters are written as float32")
+    );
+    let (ok, said) = polystage(&["export", &source, "--out", "copy"], place.path());
+    assert!(ok, "{said}");
+    let (one, other) =
+        (adapter::open(Path::new(&source)).unwrap(), adapter::open(&place.path().join("copy")).unwrap());
+    assert_eq!(one.config, other.config);
+    for info in one.tensors.iter() {
+        assert_eq!(one.tensors.read_all(&info.name).unwrap(), other.tensors.read_all(&info.name).unwrap());
+    }
     assert!(refused(&["merge", &source, "--out", "gpt2"]).contains("exists already"));
 }
 
@@ -411,7 +445,7 @@ fn an_adapter_of_a_tied_head_cannot_be_merged_and_says_why() {
     let config = AdapterConfig::from_json(&config).unwrap();
     let plain = Model::from_hugging_face(golden.base.config()).unwrap();
     let model = Model::with_adapter(plain.config(), Some(&config.adapt(&plain).unwrap())).unwrap();
-    let modules = adapter::modules_of(&model.parameters());
+    let modules = modules_of(&model.parameters());
     let mut writer = adapter::create(&place.path().join("head"), &config, &modules, &[]).unwrap();
     for (name, shape) in adapter::tensors(&modules, 1) {
         writer.write(&name, &vec![0.5; shape.iter().product()]).unwrap();
@@ -475,10 +509,10 @@ fn a_generator_with_an_adapter_continues_texts_as_the_merged_model_does() {
     let device = adapters()[0].index;
     let text = |folder: &ModelFolder, adapted: bool, devices: usize| {
         let lora = adapted.then(|| golden.adapter.lora());
+        let model = Model::with_adapter(golden.model.config(), lora.as_ref()).unwrap();
         let devices = open(&vec![device; devices]);
         let budgets = vec![None; devices.len()];
-        let mut generator =
-            Generator::launch(golden.model.config(), lora.as_ref(), extent, &devices, budgets).unwrap();
+        let mut generator = Generator::launch(&model, extent, &devices, budgets).unwrap();
         let watch = generator.watch();
         watch.block_on(generator.executor().load(folder.tensors())).unwrap();
         if adapted {

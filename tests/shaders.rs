@@ -6,7 +6,9 @@ use std::path::Path;
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
 use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
 use polystage::graph::{Graph, Phase};
+use polystage::model::Weights;
 use polystage::ops::lower;
+use polystage::ops::parameters::adamw;
 use polystage::ops::verify::cases;
 
 /// What WebGPU promises of every adapter.
@@ -57,7 +59,8 @@ fn variants() -> HashSet<KernelKey> {
     let plain =
         |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
     keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
-    keys.extend([plain("adamw", vec![]), plain("accumulate", vec![])]);
+    keys.extend([Weights::F32, Weights::BF16, Weights::BF16Only].map(adamw));
+    keys.insert(plain("accumulate", vec![]));
     keys
 }
 

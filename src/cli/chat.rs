@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let extent = Extent { texts: 1, prompt: tokens - answer, tokens };
     let mut conversation = Conversation::new(&language, template, arguments.system.as_deref(), extent.prompt);
     let (devices, budgets) = arguments.speaker.devices(&language)?;
-    let mut generator = language.launch(extent, &devices, budgets)?;
+    let (mut generator, _) = language.launch(extent, &devices, budgets)?;
 
     let input = std::io::stdin();
     let mut out = std::io::stdout();

@@ -2,14 +2,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use serde_json::json;
 
 use super::speaking::{Pace, Said, Speaker, speak};
 use super::{note, say};
 use crate::error::{Error, Result};
-use crate::generate::Extent;
+use crate::generate::{Extent, Loading};
 
 /// Continues texts with a trained model.
 #[derive(clap::Args)]
@@ -47,9 +46,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     };
     extent.check(language.config())?;
     let (devices, budgets) = arguments.speaker.devices(&language)?;
-    let started = Instant::now();
-    let mut generator = language.launch(extent, &devices, budgets)?;
-    let loading = started.elapsed().as_secs_f64();
+    let (mut generator, loading) = language.launch(extent, &devices, budgets)?;
 
     let mut out = std::io::stdout().lock();
     let streams = prompts.len() == 1 && !arguments.json;
@@ -68,13 +65,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     drop(out);
     let tokens = prompts.iter().map(Vec::len).sum();
     if arguments.json {
-        say(report(&texts, &prompts, &said, &pace, loading));
+        say(report(&texts, &prompts, &said, &pace, &loading));
     } else if !streams {
         for (at, (text, said)) in texts.iter().zip(&said).enumerate() {
             say(format!("=== text {} of {} ===\n{text}{}", at + 1, texts.len(), said.text));
         }
     }
-    note(pace_line(tokens, &pace, loading));
+    note(pace_line(tokens, &pace, &loading));
     Ok(0)
 }
 
@@ -97,14 +94,16 @@ fn prompts(arguments: &Arguments) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-fn pace_line(prompt_tokens: usize, pace: &Pace, loading: f64) -> String {
+fn pace_line(prompt_tokens: usize, pace: &Pace, loading: &Loading) -> String {
     let (decoded, seconds) = pace.decoded;
     let decoding = match decoded {
         0 => String::new(),
         _ => format!("; {decoded} more in {seconds:.2} s ({:.1} tokens/s)", decoded as f64 / seconds),
     };
     format!(
-        "loaded in {loading:.2} s; {prompt_tokens} tokens to the first new ones in {:.2} s ({:.1} tokens/s){decoding}",
+        "kernels in {:.2} s, weights in {:.2} s; {prompt_tokens} tokens to the first new ones in {:.2} s ({:.1} tokens/s){decoding}",
+        loading.kernels,
+        loading.weights,
         pace.prompt,
         prompt_tokens as f64 / pace.prompt
     )
@@ -115,7 +114,7 @@ fn report(
     prompts: &[Vec<u32>],
     said: &[Said],
     pace: &Pace,
-    loading: f64,
+    loading: &Loading,
 ) -> serde_json::Value {
     let one = |((text, prompt), said): ((&String, &Vec<u32>), &Said)| {
         json!({
@@ -129,7 +128,8 @@ fn report(
     let (decoded, seconds) = pace.decoded;
     json!({
         "texts": texts.iter().zip(prompts).zip(said).map(one).collect::<Vec<_>>(),
-        "loading_seconds": loading,
+        "kernel_seconds": loading.kernels,
+        "weight_seconds": loading.weights,
         "prompt_seconds": pace.prompt,
         "decoded_tokens": decoded,
         "decoding_seconds": seconds,

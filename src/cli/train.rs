@@ -12,6 +12,7 @@ use super::{Environment, adapters, leave, note, open, say, show_bytes, show_coun
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
+use crate::model::Weights;
 use crate::pipeline::Plan;
 use crate::pipeline::Prediction;
 use crate::plan::Planned;
@@ -213,9 +214,13 @@ fn describe(job: &Job) {
     let (plan, config) = (&job.plan, &job.config);
     let p = &config.model;
     say(format!(
-        "model    {}, {} parameters: {} layers, width {}, {} heads, context {}, vocabulary {}",
+        "model    {}, {} parameters{}: {} layers, width {}, {} heads, context {}, vocabulary {}",
         serde_json::to_value(p.kind).unwrap_or_default().as_str().unwrap_or_default(),
         show_count(plan.model.parameter_count() as u64),
+        match plan.model.adapter() {
+            Some(_) => format!(", {} of them trained", show_count(plan.model.trained_count() as u64)),
+            None => String::new(),
+        },
         p.layers,
         p.width,
         p.heads,
@@ -347,7 +352,7 @@ fn train(job: Job) -> Result<u8> {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
         }
-        sample(&run, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
+        sample(&run, config.train.weights, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
     }
     Ok(0)
 }
@@ -501,10 +506,14 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
         ));
     }
     say(format!("timeline {}", run.path().join("timeline.svg").display()));
+    if let Ok(Some(folder)) = checkpoint::latest(run.path()) {
+        say(format!("folder   {}", folder.display()));
+    }
 }
 
 fn sample(
     run: &Run,
+    weights: Weights,
     prompt: &[u32],
     count: usize,
     devices: &[Device],
@@ -512,7 +521,7 @@ fn sample(
 ) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let text = speaking::sample(&path, prompt, count, sampling, devices, budgets)?;
+    let text = speaking::sample(&path, weights, prompt, count, sampling, devices, budgets)?;
     say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

@@ -11,7 +11,7 @@ pub use super::targets::Targets;
 use super::{Dtype, FolderWriter, Kind, Layout, Tensors, inside};
 use crate::error::{Error, Result};
 use crate::model::lora::{A, B};
-use crate::model::{Kind as ModelKind, Lora, Model, Parameter};
+use crate::model::{Kind as ModelKind, Lora, Model};
 
 /// What PEFT puts before the name of a module of the base model.
 const PREFIX: &str = "base_model.model.";
@@ -238,16 +238,6 @@ impl Module {
 /// The name under which PEFT stores a matrix that is called so in an open adapter.
 pub fn stored_name(matrix: &str) -> String {
     format!("{PREFIX}{matrix}")
-}
-
-/// The adapted modules among a model's parameters, in model order.
-pub fn modules_of(parameters: &[Parameter]) -> Vec<Module> {
-    let pairs = parameters.iter().filter_map(|a| {
-        let name = a.name.strip_suffix(A)?;
-        let b = parameters.iter().find(|b| b.name.strip_suffix(B) == Some(name))?;
-        Some(Module { name: name.into(), inputs: a.shape[1], outputs: b.shape[0] })
-    });
-    pairs.collect()
 }
 
 /// An open adapter folder.

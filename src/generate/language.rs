@@ -2,8 +2,8 @@
 
 use super::{Extent, Generator};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
-use crate::model::ModelConfig;
+use crate::gpu::{Device, now};
+use crate::model::{ModelConfig, Weights};
 use crate::text::Tokenizer;
 use crate::train::source::{Pretrained, Text};
 
@@ -11,6 +11,15 @@ use crate::train::source::{Pretrained, Text};
 pub struct Language {
     pretrained: Pretrained,
     text: Text,
+}
+
+/// Seconds until a model was ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// To plan, allocate and compile.
+    pub kernels: f64,
+    /// To read the weights and bring them to the devices.
+    pub weights: f64,
 }
 
 impl Language {
@@ -24,6 +33,12 @@ impl Language {
         text.check(vocabulary)?;
         text.needed()?;
         Ok(Language { pretrained, text })
+    }
+
+    /// The same with the model's matrices stored so; by default as its files can be held without a loss.
+    pub fn with_weights(mut self, weights: Weights) -> Language {
+        self.pretrained.model = self.pretrained.model.with_weights(weights);
+        self
     }
 
     /// The model's extents.
@@ -51,16 +66,23 @@ impl Language {
         self.text.tokenizer.vocabulary()
     }
 
-    /// Puts the model on these devices, one stage each, within `budgets`, and blocks until its weights are there.
+    /// Puts the model on these devices, one stage each, within `budgets`, and blocks until its weights are there; also
+    /// says how long that took.
     ///
     /// # Errors
     /// Those of [`Generator::launch`] and [`Pretrained::load`].
-    pub fn launch(&self, extent: Extent, devices: &[Device], budgets: Vec<Option<u64>>) -> Result<Generator> {
-        let adapter = self.pretrained.model.adapter();
-        let mut generator = Generator::launch(self.config(), adapter, extent, devices, budgets)?;
+    pub fn launch(
+        &self,
+        extent: Extent,
+        devices: &[Device],
+        budgets: Vec<Option<u64>>,
+    ) -> Result<(Generator, Loading)> {
+        let started = now();
+        let mut generator = Generator::launch(&self.pretrained.model, extent, devices, budgets)?;
+        let kernels = now() - started;
         let watch = generator.watch();
         watch.block_on(self.pretrained.load(generator.executor()))?;
-        Ok(generator)
+        Ok((generator, Loading { kernels, weights: now() - started - kernels }))
     }
 
     /// An error about this model's folder.

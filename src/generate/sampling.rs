@@ -1,5 +1,8 @@
 //! How the next token is chosen.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::error::{Error, Result};
 use crate::model::init::philox;
 
@@ -31,37 +34,60 @@ impl Sampling {
     /// The token for these logits. `text` and `position` number the draws, so that a choice depends on them, the seed and
     /// the logits alone.
     pub fn pick(&self, logits: &[f32], text: u64, position: u64) -> u32 {
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        if self.temperature == 0.0 || order.len() < 2 {
-            return order.first().map_or(0, |&t| t as u32);
+        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
+        let top = tokens.iter().copied().min_by(likelier).unwrap_or(0);
+        if self.temperature == 0.0 || tokens.len() < 2 {
+            return top;
         }
-        if self.top_k > 0 {
-            order.truncate(self.top_k);
+        if self.top_k > 0 && self.top_k < tokens.len() {
+            tokens.select_nth_unstable_by(self.top_k, likelier);
+            tokens.truncate(self.top_k);
+            tokens.sort_unstable();
         }
-        let top = logits[order[0]] as f64;
-        let weights: Vec<f64> =
-            order.iter().map(|&t| ((logits[t] as f64 - top) / self.temperature).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let mut kept = 0.0;
-        let mut count = 0;
-        while count < weights.len() && kept < self.top_p * total {
-            kept += weights[count];
-            count += 1;
-        }
+        let highest = logits[top as usize] as f64;
+        let weight = |token: u32| ((logits[token as usize] as f64 - highest) / self.temperature).exp();
+        let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
+        // A heap gives the likeliest of a large vocabulary without sorting all.
+        let mut heap: BinaryHeap<(i32, Reverse<u32>)> =
+            tokens.into_iter().map(|token| (ordered(logits[token as usize]), Reverse(token))).collect();
+        let mut likely = std::iter::from_fn(|| heap.pop().map(|(_, Reverse(token))| (weight(token), token)));
         let words = philox(
             [position as u32, (position >> 32) as u32, 0x7361_6d70, text as u32],
             [self.seed as u32, (self.seed >> 32) as u32],
         );
-        let mut left = (words[0] as f64 + 0.5) / 4_294_967_296.0 * kept;
-        for (weight, &token) in weights[..count].iter().zip(&order) {
-            left -= weight;
-            if left <= 0.0 {
-                return token as u32;
-            }
+        let draw = (words[0] as f64 + 0.5) / 4_294_967_296.0;
+        if self.top_p == 1.0 {
+            return at(likely, draw * total);
         }
-        order[count - 1] as u32
+        let (mut nucleus, mut kept) = (Vec::new(), 0.0);
+        while kept < self.top_p * total
+            && let Some((weight, token)) = likely.next()
+        {
+            kept += weight;
+            nucleus.push((weight, token));
+        }
+        at(nucleus.into_iter(), draw * kept)
     }
+}
+
+/// The token at which the sum of the weights reaches `sum`; the last if rounding keeps it below.
+fn at(weights: impl Iterator<Item = (f64, u32)>, mut sum: f64) -> u32 {
+    let mut last = 0;
+    for (weight, token) in weights {
+        last = token;
+        sum -= weight;
+        if sum <= 0.0 {
+            break;
+        }
+    }
+    last
+}
+
+/// An integer that compares as [`f32::total_cmp`] does.
+fn ordered(x: f32) -> i32 {
+    let bits = x.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::Device;
 use super::device::Lease;
 use crate::error::{Error, Result};
 
@@ -61,24 +60,25 @@ impl Buffer {
         self.raw.unmap();
     }
 
-    /// Copies out the first bytes of a buffer mapped for reading.
-    pub fn read_mapped(&self, device: &Device, bytes: u64) -> Result<Vec<u8>> {
-        let view = self.raw.slice(..bytes).get_mapped_range();
-        Ok(view.map_err(|e| device.error("reading a mapped buffer", &e.to_string()))?.to_vec())
+    /// Writes into a buffer that is mapped for writing, from byte `offset` on.
+    pub fn write_mapped(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let slice = self.raw.slice(offset..offset + bytes.len() as u64);
+        slice.get_mapped_range_mut().map_err(unmapped)?.copy_from_slice(bytes);
+        Ok(())
     }
 
     /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
     pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
-        let error = |e: wgpu::MapRangeError| Error::Gpu {
-            adapter: "link".into(),
-            context: "copying between mapped buffers".into(),
-            message: e.to_string(),
-        };
-        let from = self.raw.slice(..bytes).get_mapped_range().map_err(error)?;
-        let mut to = target.raw.slice(..bytes).get_mapped_range_mut().map_err(error)?;
+        let from = self.raw.slice(..bytes).get_mapped_range().map_err(unmapped)?;
+        let mut to = target.raw.slice(..bytes).get_mapped_range_mut().map_err(unmapped)?;
         to.copy_from_slice(&from);
         Ok(())
     }
+}
+
+fn unmapped(error: wgpu::MapRangeError) -> Error {
+    let context = "using a mapped buffer".into();
+    Error::Gpu { adapter: "host memory".into(), context, message: error.to_string() }
 }
 
 fn mode(mapping: Mapping) -> wgpu::MapMode {
@@ -107,6 +107,12 @@ pub struct BindGroup {
 }
 
 impl Range {
+    /// Copies it out of a buffer that is mapped for reading.
+    pub fn read_mapped(&self) -> Result<Vec<u8>> {
+        let view = self.buffer.raw.slice(self.offset..self.offset + self.bytes).get_mapped_range();
+        Ok(view.map_err(unmapped)?.to_vec())
+    }
+
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &self.buffer.raw,

@@ -315,7 +315,7 @@ impl Device {
                 return Err(self.error("reading back", "mapping failed"));
             }
         }
-        let data = staging.read_mapped(self, bytes)?;
+        let data = staging.range(0, bytes).read_mapped()?;
         staging.unmap();
         Ok(data)
     }

@@ -61,6 +61,11 @@ impl Parameter {
         }
     }
 
+    /// What the device that it is at home on holds of its weight.
+    pub fn stored(&self, training: bool) -> &'static [DType] {
+        self.weights.stored(training && !self.frozen && self.tied_to.is_none())
+    }
+
     /// Bytes of the weight that kernels read.
     pub fn weight_bytes(&self) -> u64 {
         if self.weights.packed() { DType::BF16.bytes(self.len()) } else { DType::F32.bytes(self.len()) }

@@ -3,30 +3,6 @@
 
 use half::bf16;
 
-/// Elements on their way to a parameter.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Elements {
-    /// As they are computed.
-    F32(Vec<f32>),
-    /// The bits of bf16.
-    BF16(Vec<u16>),
-}
-
-impl Elements {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Elements::F32(values) => values.len(),
-            Elements::BF16(halves) => halves.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// The bf16 next to a number, as bits.
 pub fn round(value: f32) -> u16 {
     bf16::from_f32(value).to_bits()

@@ -1,11 +1,14 @@
 //! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches.
 
+use futures_channel::mpsc;
+use futures_util::StreamExt;
+
 use super::link::Recorded;
 use super::log::State;
-use super::rank::{Rank, Reply};
+use super::rank::{Rank, Replies, Reply};
 use super::timeline::EventKind;
 use crate::error::{Error, Result};
-use crate::gpu::now;
+use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 use crate::graph::Phase;
 use crate::ops::program::Slots;
 
@@ -26,24 +29,24 @@ pub struct Grow {
 }
 
 impl Rank {
-    /// Runs every stage of this rank on the new tokens; the last stage answers the logits.
-    pub(super) async fn decode(&mut self, grow: &Grow) -> Result<Reply> {
+    /// Runs every stage of this rank on the new tokens. The logits of the last stage are answered when they are on the
+    /// host; until then the rank goes on with the next group.
+    pub(super) async fn decode(&mut self, grow: &Grow, replies: &Replies) -> Result<()> {
         let mut order: Vec<usize> = self.stages.keys().copied().collect();
         order.sort_unstable();
-        let mut logits = None;
         for at in order {
-            logits = self.decode_stage(at, grow).await?;
+            self.decode_stage(at, grow, replies).await?;
         }
         self.log.take_events();
-        Ok(logits.map_or(Reply::Done, |values| Reply::Logits(grow.group, values)))
+        Ok(())
     }
 
-    async fn decode_stage(&mut self, at: usize, grow: &Grow) -> Result<Option<Vec<f32>>> {
+    async fn decode_stage(&mut self, at: usize, grow: &Grow, replies: &Replies) -> Result<()> {
         let device = self.device.clone();
         let slots = Slots { stash: grow.group, gradient: 0 };
         let one = grow.tokens.len() == self.batch;
         let mut recorder = device.record();
-        let Some(stage) = self.stages.get_mut(&at) else { return Ok(None) };
+        let Some(stage) = self.stages.get_mut(&at) else { return Ok(()) };
         let program = match &mut stage.single {
             Some(single) if one => single,
             _ => &mut stage.program,
@@ -73,14 +76,70 @@ impl Rank {
         if let (Some(outgoing), Some(from)) = (&mut stage.forward_out, &output) {
             copies.push(outgoing.record(&mut recorder, from, grow.number).await?);
         }
-        let last = stage.forward_out.is_none();
+        let mut logits = None;
+        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut self.logits, &output) {
+            logits = Some(readback.record(&mut recorder, from, grow.group).await?);
+        }
         self.submit(recorder, "grow", EventKind::Forward, None, 0.0, started).await;
         copies.into_iter().for_each(Recorded::submitted);
-        device.check("decoding")?;
-        match output.filter(|_| last) {
-            Some(range) => Ok(Some(device.read_f32(&range).await?)),
-            None => Ok(None),
+        if let Some(logits) = logits {
+            logits.submitted(&device, self.index, replies.clone());
         }
+        device.check("decoding")
+    }
+}
+
+/// Buffers through which logits come to the host; each goes back here once it has been read.
+pub(super) struct Readback {
+    free: mpsc::UnboundedReceiver<Buffer>,
+    back: mpsc::UnboundedSender<Buffer>,
+}
+
+/// Logits (B,V) of a group on their way to the host, or there.
+pub(super) struct Logits {
+    group: usize,
+    range: Range,
+    back: mpsc::UnboundedSender<Buffer>,
+}
+
+impl Readback {
+    /// Allocates `count` buffers.
+    pub(super) fn new(device: &Device, count: usize, bytes: u64) -> Result<Readback> {
+        let (back, free) = mpsc::unbounded();
+        for _ in 0..count {
+            // The receiver is held here, so sending cannot fail.
+            let _ = back.unbounded_send(device.staging("logits", bytes, Mapping::Read)?);
+        }
+        Ok(Readback { free, back })
+    }
+
+    async fn record(&mut self, recorder: &mut Recorder<'_>, from: &Range, group: usize) -> Result<Logits> {
+        // This end holds a sender too, so the stream has no end.
+        let Some(buffer) = self.free.next().await else { return Err(wrong_size("buffers", 0, 1)) };
+        recorder.copy(&from.buffer, from.offset, &buffer, 0, from.bytes);
+        Ok(Logits { group, range: buffer.range(0, from.bytes), back: self.back.clone() })
+    }
+}
+
+impl Logits {
+    /// Answers them as soon as the submission that copies them has finished.
+    fn submitted(self, device: &Device, rank: usize, replies: Replies) {
+        let (buffer, device) = (self.range.buffer.clone(), device.clone());
+        buffer.map(Mapping::Read, move |good| {
+            let failed = || device.error("decoding", "the logits could not be mapped");
+            // An executor that is gone needs no logits.
+            let _ =
+                replies.unbounded_send((rank, if good { Ok(Reply::Logits(self)) } else { Err(failed()) }));
+        });
+    }
+
+    /// The group and its logits; the buffer goes back.
+    pub(super) fn take(self) -> Result<(usize, Vec<f32>)> {
+        let values = self.range.read_mapped()?;
+        self.range.buffer.unmap();
+        // A rank that is gone has failed and will say so.
+        let _ = self.back.unbounded_send(self.range.buffer);
+        Ok((self.group, bytemuck::pod_collect_to_vec(&values)))
     }
 }
 

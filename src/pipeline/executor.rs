@@ -7,17 +7,17 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::Grow;
+use super::decode::{Grow, Readback};
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::{Log, State};
 use super::plan::Plan;
-use super::rank::{Command, Rank, Reply, Stage};
+use super::rank::{Command, Rank, Replies, Reply, Stage};
 use super::tied::tie;
 use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
+use crate::graph::DType;
 use crate::model::Parameter;
-use crate::ops::packed::Elements;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::StageProgram;
 use crate::schedule::{Action, Kind};
@@ -54,8 +54,10 @@ pub struct Executor {
     /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
     users: HashMap<String, (usize, String)>,
     sent: Vec<u64>,
+    pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,
+    training: bool,
 }
 
 impl Executor {
@@ -67,6 +69,7 @@ impl Executor {
         let tied = plan.tied().into_iter();
         let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
+        let training = plan.setup.purpose.trains();
         let ranks = build(plan, devices, &logs)?;
         let mut owner = HashMap::new();
         for rank in &ranks {
@@ -86,7 +89,20 @@ impl Executor {
             })
             .collect::<Result<Vec<_>>>()?;
         let sent = vec![0; devices.len()];
-        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent, rows })
+        let devices = devices.to_vec();
+        Ok(Executor {
+            commands,
+            replies,
+            logs,
+            names,
+            parameters,
+            owner,
+            users,
+            sent,
+            devices,
+            rows,
+            training,
+        })
     }
 
     /// Stops the ranks and resolves once their memory is free.
@@ -105,12 +121,12 @@ impl Executor {
         &self.parameters
     }
 
-    fn tell(&self, rank: usize, command: Command) -> Result<()> {
+    pub(super) fn tell(&self, rank: usize, command: Command) -> Result<()> {
         self.commands[rank].unbounded_send(command).map_err(|_| stopped(&self.names[rank]))
     }
 
     /// The next answer; an error of any rank comes first.
-    async fn answer(&mut self) -> Result<(usize, Reply)> {
+    pub(super) async fn answer(&mut self) -> Result<(usize, Reply)> {
         match self.replies.next().await {
             Some((rank, Ok(reply))) => Ok((rank, reply)),
             Some((_, Err(error))) => Err(error),
@@ -225,8 +241,8 @@ impl Executor {
     /// The next group's logits, (B,V), and its number.
     pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
         loop {
-            if let (_, Reply::Logits(group, values)) = self.answer().await? {
-                return Ok((group, values));
+            if let (_, Reply::Logits(logits)) = self.answer().await? {
+                return logits.take();
             }
         }
     }
@@ -265,31 +281,43 @@ impl Executor {
             let message = format!("{name} has {len} elements, not {}", values.len());
             return Err(Error::config("parameter", message));
         }
-        self.write_from(name, part, 0, Elements::F32(values.to_vec())).await
+        self.write_from(name, part, 0, values.to_vec()).await
     }
 
     /// As [`Executor::write`] for some of the elements, from number `first` on.
-    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Elements) -> Result<()> {
-        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
-            return Err(Error::config("parameter", format!("{name} is not in this model")));
-        };
-        if first + values.len() > parameter.len() {
-            let message = format!("{name} has {} elements, not {}", parameter.len(), first + values.len());
-            return Err(Error::config("parameter", message));
-        }
+    pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
+        let places = self.places(name, part, first + values.len())?;
         let values = Arc::new(values);
-        let owner = self.owner.get(name).copied().unwrap_or(0);
-        let mut targets = vec![(owner, name.to_string())];
-        if part == Part::Weight {
-            targets.extend(self.users.get(name).cloned());
-        }
-        for (rank, name) in &targets {
+        for (rank, name) in &places {
             self.tell(*rank, Command::Write(name.clone(), part, first, values.clone()))?;
         }
-        for _ in &targets {
+        for _ in &places {
             self.answer().await?;
         }
         Ok(())
+    }
+
+    /// As what the rank that has a parameter of this name holds part of it.
+    pub(super) fn stored(&self, name: &str, part: Part) -> &'static [DType] {
+        let parameter = self.parameters.iter().find(|p| p.name == name && part == Part::Weight);
+        parameter.map_or(&[DType::F32], |p| p.stored(self.training))
+    }
+
+    /// The ranks that hold part of a parameter of at least `len` elements, and its name there: the owner's and, of a
+    /// weight, also where it is tied to.
+    pub(super) fn places(&self, name: &str, part: Part, len: usize) -> Result<Vec<(usize, String)>> {
+        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
+            return Err(Error::config("parameter", format!("{name} is not in this model")));
+        };
+        if len > parameter.len() {
+            let message = format!("{name} has {} elements, not {len}", parameter.len());
+            return Err(Error::config("parameter", message));
+        }
+        let mut places = vec![(self.owner.get(name).copied().unwrap_or(0), name.to_string())];
+        if part == Part::Weight {
+            places.extend(self.users.get(name).cloned());
+        }
+        Ok(places)
     }
 }
 
@@ -306,11 +334,7 @@ fn stopped(name: &str) -> Error {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-fn start(
-    rank: Rank,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-) -> Result<()> {
+fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
     let device = rank.device.clone();
     let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
     // Not joined: a driver that never returns must not keep the process from reporting it.
@@ -319,11 +343,7 @@ fn start(
 }
 
 #[cfg(target_arch = "wasm32")]
-fn start(
-    rank: Rank,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    reply: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-) -> Result<()> {
+fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
     wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
     Ok(())
 }
@@ -354,6 +374,7 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
     let scores = plan.setup.purpose.scores();
     let ties = plan.exchanged();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
+    let logit_buffers = plan.logit_buffers();
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
@@ -394,6 +415,8 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
+        let logits = logit_buffers.filter(|_| index == last);
+        let logits = logits.map(|(count, bytes)| Readback::new(device, count, bytes)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
@@ -408,6 +431,7 @@ fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>>
             sequence: plan.setup.sequence,
             vocabulary: plan.setup.model.vocabulary,
             losses,
+            logits,
             sums,
             log: logs[index].clone(),
             steps: 0,

@@ -4,9 +4,10 @@ use super::partition::balanced_where;
 use super::{Plan, Setup, Use};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::{Model, Parameter, Weights};
+use crate::graph::DType;
+use crate::model::{Model, Parameter};
 
-/// How often cuts are sought anew, with so much less room as the last plan was too large.
+/// How often cuts are sought anew, with the room for layers that the last plan showed to be there.
 const TRIES: usize = 16;
 
 impl Plan {
@@ -26,16 +27,16 @@ impl Plan {
         let model = setup.model()?;
         let work = model.layer_flops(setup.batch, setup.sequence)?;
         let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
+        let sum = |layers: std::ops::Range<usize>| bytes[layers].iter().sum::<u64>();
         let mut room = setup.budgets.clone();
         for _ in 0..TRIES {
-            let fits = |stage: usize, layers: std::ops::Range<usize>| {
-                room[stage].is_none_or(|room| bytes[layers].iter().sum::<u64>() <= room)
-            };
+            let fits = |stage: usize, layers| room[stage].is_none_or(|room| sum(layers) <= room);
             let Some(stages) = balanced_where(&work, devices.len(), fits) else { break };
             setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
             match Plan::for_devices(setup.clone(), devices) {
                 Err(Error::Memory { device, need, budget, .. }) => {
-                    room[device] = room[device].map(|room| room.saturating_sub(need - budget));
+                    let beside_layers = need.saturating_sub(sum(stages[device].clone()));
+                    room[device] = Some(budget.saturating_sub(beside_layers));
                 }
                 other => return other,
             }
@@ -46,13 +47,14 @@ impl Plan {
 
 /// Weights, gradients, moments and caches of a layer: all that grows with the number of layers, but for activations.
 fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
-    let state = |p: &Parameter| match (setup.purpose.trains() && !p.frozen, &p.tied_to) {
-        (true, None) if p.weights == Weights::BF16 => 4,
+    let training = setup.purpose.trains();
+    let state = |p: &Parameter| match (training && !p.frozen, &p.tied_to) {
         (true, None) => 3,
         (true, Some(_)) => 1,
         (false, _) => 0,
     };
-    let bytes = |p: &Parameter| p.weight_bytes() + 4 * (p.len() * state(p)) as u64;
+    let stored = |p: &Parameter| p.stored(training).iter().map(|dtype| dtype.bytes(p.len())).sum::<u64>();
+    let bytes = |p: &Parameter| stored(p) + state(p) * DType::F32.bytes(p.len());
     let weights: u64 = model.layer_parameters(layer).iter().map(bytes).sum();
     let block = layer > 0 && layer + 1 < model.layers();
     let cached = match setup.purpose {

@@ -1,17 +1,30 @@
 //! Weights from a model's or an adapter's folder to the devices that use them, a piece at a time: the whole model is never in host memory.
 
-use std::path::{Path, PathBuf};
-
 use super::Executor;
+use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
-use crate::folder::{Dtype, Tensors};
-use crate::folder::adapter::{self, AdapterConfig};
+use crate::folder::Tensors;
+use crate::gpu::{Buffer, Device, Mapping, Range};
+use crate::graph::DType;
 use crate::model::{Parameter, init};
-use crate::ops::packed::Elements;
 use crate::ops::parameters::Part;
 
-/// Elements that pass through host memory at a time.
-const PIECE: usize = 4 << 20;
+/// Most elements of a mapped buffer.
+const PIECE: usize = 1 << 20;
+/// Mapped buffers of a device.
+const RING: usize = 2;
+/// Elements that are converted at a time: they stay in a processor's cache.
+const CONVERTED: usize = 1 << 15;
+
+/// Elements of a mapped buffer for parameters of up to `largest` elements: an even number, since two may share a word.
+fn piece(largest: usize) -> usize {
+    PIECE.min(largest.next_multiple_of(2))
+}
+
+/// Bytes that loading takes on a device for a while, beside all that a plan allocates.
+pub(super) fn memory(largest: usize) -> u64 {
+    RING as u64 * 4 * piece(largest) as u64
+}
 
 impl Executor {
     /// Sets every weight of the model itself from the tensor of the same name.
@@ -43,26 +56,6 @@ impl Executor {
         Ok(())
     }
 
-    /// Writes the adapter as a folder that PEFT reads, with copies of the files `copy`.
-    ///
-    /// # Errors
-    ///
-    /// As [`adapter::create`]; those of a device.
-    pub async fn save_adapter(
-        &mut self,
-        path: &Path,
-        config: &AdapterConfig,
-        copy: &[PathBuf],
-    ) -> Result<()> {
-        let modules = adapter::modules_of(self.parameters());
-        let mut writer = adapter::create(path, config, &modules, copy)?;
-        let names = modules.iter().flat_map(|module| [module.a(), module.b()]);
-        for ((stored, _), name) in adapter::tensors(&modules, config.r).iter().zip(names) {
-            writer.write(stored, &self.read(&name, Part::Weight).await?)?;
-        }
-        writer.finish()
-    }
-
     /// Sets the parameters that `belongs` picks from tensors that must be exactly those.
     async fn load_all(&mut self, tensors: &Tensors, belongs: impl Fn(&Parameter) -> bool) -> Result<()> {
         let all: Vec<Parameter> = self.parameters().iter().filter(|p| belongs(p)).cloned().collect();
@@ -70,29 +63,140 @@ impl Executor {
             all.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         let tied: Vec<String> = all.iter().filter(|p| p.tied_to.is_some()).map(|p| p.name.clone()).collect();
         tensors.check(&expected, &tied)?;
+        let mut loader = Loader::new(self)?;
         for parameter in all.iter().filter(|p| p.tied_to.is_none()) {
-            self.load_part(tensors, &parameter.name, &parameter.name, Part::Weight).await?;
+            loader.load(tensors, &parameter.name, &parameter.name, Part::Weight).await?;
         }
-        Ok(())
+        loader.finish().await
     }
 
     /// Sets part of a parameter from a tensor.
     pub async fn load_part(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
+        let mut loader = Loader::new(self)?;
+        loader.load(tensors, tensor, name, part).await?;
+        loader.finish().await
+    }
+}
+
+impl Rank {
+    /// Copies what is in a mapped buffer over elements of part of a parameter, from the given even one on. Answers when the
+    /// buffer is mapped again; until then the rank goes on.
+    pub(super) async fn place(
+        &mut self,
+        (name, part, dtype): (&str, Part, DType),
+        first: usize,
+        from: Range,
+        replies: &Replies,
+    ) -> Result<()> {
+        let to = self.parameters.part(name, part)?.held_as(dtype)?;
+        from.buffer.unmap();
+        let mut recorder = self.device.record();
+        recorder.copy(&from.buffer, from.offset, &to.buffer, to.offset + dtype.bytes(first), from.bytes);
+        recorder.submit(|| ());
+        let (rank, device, replies) = (self.index, self.device.clone(), replies.clone());
+        from.buffer.clone().map(Mapping::Write, move |good| {
+            let failed = || device.error("loading", "an upload buffer could not be mapped");
+            // An executor that is gone loads no more.
+            let reply = if good { Ok(Reply::Placed(from.buffer)) } else { Err(failed()) };
+            let _ = replies.unbounded_send((rank, reply));
+        });
+        self.device.check("loading")
+    }
+}
+
+/// Mapped buffers of every device: while a device copies what is in one, the next is filled from the file.
+struct Loader<'a> {
+    executor: &'a mut Executor,
+    /// Elements of a buffer.
+    piece: usize,
+    /// For each rank those that are mapped.
+    free: Vec<Vec<Buffer>>,
+    /// How many are with the ranks.
+    away: usize,
+    /// What a file's elements are converted to on their way to mapped memory, which may be slow to read or uncached.
+    converted: Vec<f32>,
+    packed: Vec<u16>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(executor: &'a mut Executor) -> Result<Loader<'a>> {
+        let largest = executor.parameters().iter().map(Parameter::len).max().unwrap_or(0);
+        let piece = piece(largest);
+        let buffer = |device: &Device| device.staging("upload", 4 * piece as u64, Mapping::Write);
+        let ring = |device: &Device| (0..RING).map(|_| buffer(device)).collect::<Result<Vec<_>>>();
+        let free = executor.devices.iter().map(ring).collect::<Result<_>>()?;
+        Ok(Loader {
+            executor,
+            piece,
+            free,
+            away: 0,
+            converted: vec![0.0; CONVERTED],
+            packed: vec![0; CONVERTED],
+        })
+    }
+
+    async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
-        let packed = self.parameters().iter().any(|p| p.name == name && p.weights.packed());
-        let as_it_is = packed && tensors.get(tensor).is_some_and(|info| info.dtype == Dtype::BF16);
-        for first in (0..len.max(1)).step_by(PIECE) {
-            let count = PIECE.min(len - first);
-            let elements = if as_it_is {
-                let mut halves = vec![0; count];
-                tensors.read_bf16(tensor, first..first + count, &mut halves)?;
-                Elements::BF16(halves)
-            } else {
-                let mut values = vec![0.0; count];
-                tensors.read(tensor, first..first + count, &mut values)?;
-                Elements::F32(values)
-            };
-            self.write_from(name, part, first, elements).await?;
+        for (rank, name) in self.executor.places(name, part, len)? {
+            for &dtype in self.executor.stored(&name, part) {
+                for first in (0..len).step_by(self.piece) {
+                    let buffer = self.take(rank).await?;
+                    let piece = first..len.min(first + self.piece);
+                    for start in piece.clone().step_by(CONVERTED) {
+                        let elements = start..piece.end.min(start + CONVERTED);
+                        let bytes = self.convert(tensors, tensor, elements, dtype)?;
+                        buffer.write_mapped(dtype.bytes(start - first), bytes)?;
+                    }
+                    let filled = buffer.range(0, dtype.bytes(piece.len()));
+                    self.executor.tell(rank, Command::Place(name.clone(), part, dtype, first, filled))?;
+                    self.away += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements of a tensor, from an even one on, as the words of a device.
+    fn convert(
+        &mut self,
+        tensors: &Tensors,
+        tensor: &str,
+        elements: std::ops::Range<usize>,
+        dtype: DType,
+    ) -> Result<&[u8]> {
+        let count = elements.len();
+        if dtype != DType::BF16 {
+            tensors.read(tensor, elements, &mut self.converted[..count])?;
+            return Ok(bytemuck::cast_slice(&self.converted[..count]));
+        }
+        let whole = count.next_multiple_of(2);
+        self.packed[whole - 1] = 0;
+        tensors.read_bf16(tensor, elements, &mut self.packed[..count])?;
+        Ok(bytemuck::cast_slice(&self.packed[..whole]))
+    }
+
+    /// A mapped buffer of this rank, once it has one.
+    async fn take(&mut self, rank: usize) -> Result<Buffer> {
+        loop {
+            if let Some(buffer) = self.free[rank].pop() {
+                return Ok(buffer);
+            }
+            self.receive().await?;
+        }
+    }
+
+    async fn receive(&mut self) -> Result<()> {
+        if let (rank, Reply::Placed(buffer)) = self.executor.answer().await? {
+            self.free[rank].push(buffer);
+            self.away -= 1;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is in place.
+    async fn finish(mut self) -> Result<()> {
+        while self.away > 0 {
+            self.receive().await?;
         }
         Ok(())
     }

@@ -10,7 +10,6 @@ mod executor;
 mod finish;
 mod fit;
 pub mod link;
-#[cfg(not(target_arch = "wasm32"))]
 mod load;
 mod log;
 pub mod partition;

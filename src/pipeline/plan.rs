@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{link, partition, tied};
+use super::{link, load, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
@@ -92,6 +92,8 @@ pub struct RankPlan {
     pub layers: Vec<Range<usize>>,
     /// Bytes that will be allocated on it.
     pub bytes: u64,
+    /// Bytes that it takes beside them while weights are loaded or saved.
+    pub passing: u64,
     /// Floating-point operations of a step on it.
     pub flops: f64,
     pub(super) stages: Vec<StagePlan>,
@@ -162,6 +164,7 @@ impl Plan {
             return Err(Error::config("pipeline.recompute", message));
         }
         let microbatches = schedule.microbatches;
+        let passing = load::memory(model.parameters().iter().map(|p| p.len()).max().unwrap_or(0));
         let mut plan = Plan { setup, model, schedule, stages, ranks: Vec::new() };
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
             let mine: Vec<usize> =
@@ -174,19 +177,19 @@ impl Plan {
             let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
             let layout = Layout::new(list.collect());
             let flops = layers.iter().flat_map(|l| &flops[l.clone()]).sum::<f64>() * microbatches as f64;
-            plan.ranks.push(RankPlan { rank, layers, bytes: 0, flops, stages, layout });
+            plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout });
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
         }
         for (rank, (adapter, _)) in devices.iter().enumerate() {
             if let Some(Some(budget)) = plan.setup.budgets.get(rank)
-                && plan.ranks[rank].bytes > *budget
+                && plan.ranks[rank].bytes + passing > *budget
             {
                 return Err(Error::Memory {
                     device: rank,
                     adapter: adapter.name.clone(),
-                    need: plan.ranks[rank].bytes,
+                    need: plan.ranks[rank].bytes + passing,
                     budget: *budget,
                 });
             }
@@ -301,6 +304,12 @@ impl Plan {
         4 * (self.setup.batch * self.setup.sequence * self.schedule.microbatches) as u64
     }
 
+    /// When decoding, the number and bytes of the buffers in which the last stage's rank reads logits back.
+    pub(super) fn logit_buffers(&self) -> Option<(usize, u64)> {
+        let bytes = 4 * (self.setup.batch * self.setup.model.vocabulary) as u64;
+        matches!(self.setup.purpose, Use::Decoding { .. }).then_some((self.schedule.microbatches, bytes))
+    }
+
     fn count_bytes(&self, rank: usize) -> u64 {
         let plan = &self.ranks[rank];
         let training = self.setup.purpose.trains();
@@ -314,8 +323,9 @@ impl Plan {
         }
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        if self.setup.purpose.scores() && self.rank_of(self.stages.len() - 1) == rank {
-            bytes += 2 * self.loss_bytes().max(16);
+        if self.rank_of(self.stages.len() - 1) == rank {
+            bytes += if self.setup.purpose.scores() { 2 * self.loss_bytes().max(16) } else { 0 };
+            bytes += self.logit_buffers().map_or(0, |(count, each)| link::memory(each, count));
         }
         for boundary in 0..self.stages.len() - 1 {
             let directions = self.directions(boundary);

@@ -7,15 +7,14 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::Grow;
+use super::decode::{Grow, Logits, Readback};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
 use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
-use crate::graph::{Phase, ValueId};
-use crate::ops::packed::Elements;
+use crate::graph::{DType, Phase, ValueId};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
@@ -38,10 +37,12 @@ pub(super) enum Command {
     Update(AdamStep),
     /// Logits of these rows of one microbatch, from the last stage.
     Infer(Arc<Batch>, Vec<usize>),
-    /// New tokens of a group of texts; the last stage answers logits.
+    /// New tokens of a group of texts; only the last stage answers, logits.
     Decode(Arc<Grow>),
+    /// Copy what is in a mapped buffer over elements of part of a parameter that are held as this, from the given one on.
+    Place(String, Part, DType, usize, crate::gpu::Range),
     /// Overwrite elements of part of a parameter, from the given one on.
-    Write(String, Part, usize, Arc<Elements>),
+    Write(String, Part, usize, Arc<Vec<f32>>),
     /// Read this many elements of part of a parameter, from the given one on.
     Read(String, Part, usize, usize),
 }
@@ -50,10 +51,14 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Step(StepPart),
     Values(Vec<f32>),
-    /// Logits (B,V) of a group.
-    Logits(usize, Vec<f32>),
+    Logits(Logits),
+    /// The buffer of a [`Command::Place`], mapped again.
+    Placed(Buffer),
     Done,
 }
+
+/// Where answers go, with the number of the rank.
+pub(super) type Replies = mpsc::UnboundedSender<(usize, Result<Reply>)>;
 
 /// A rank's share of a step's results.
 pub(super) struct StepPart {
@@ -92,6 +97,8 @@ pub(super) struct Rank {
     pub(super) sequence: usize,
     pub(super) vocabulary: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
+    /// When decoding, on the last rank.
+    pub(super) logits: Option<Readback>,
     pub(super) sums: Buffer,
     pub(super) log: Arc<Log>,
     pub(super) steps: usize,
@@ -99,11 +106,7 @@ pub(super) struct Rank {
 
 impl Rank {
     /// Answers commands until their sender is gone or one fails.
-    pub(super) async fn serve(
-        mut self,
-        mut commands: mpsc::UnboundedReceiver<Command>,
-        replies: mpsc::UnboundedSender<(usize, Result<Reply>)>,
-    ) {
+    pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
         while let Some(command) = commands.next().await {
             self.log.state(State::Working, "starting");
             let result = match command {
@@ -111,7 +114,16 @@ impl Rank {
                 Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
                 Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values),
-                Command::Decode(grow) => self.decode(&grow).await,
+                Command::Decode(grow) => match self.decode(&grow, &replies).await {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
+                Command::Place(name, part, dtype, first, from) => {
+                    match self.place((&name, part, dtype), first, from, &replies).await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
                 Command::Write(name, part, first, values) => {
                     self.write(&name, part, first, &values).await.map(|()| Reply::Done)
                 }
@@ -130,7 +142,7 @@ impl Rank {
         drop(replies);
     }
 
-    async fn write(&mut self, name: &str, part: Part, first: usize, values: &Elements) -> Result<()> {
+    async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
         self.parameters.write(&self.device, name, part, first, values).await?;
         // The driver keeps a copy until the next submission has finished; a model's worth of them would not fit.
         self.device.record().submit(|| ());

@@ -66,7 +66,7 @@ pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
         table.insert("adapts".into(), model.adapted_parts().join(" ").into());
     }
     if let (true, Some(table)) = (model.weights().packed(), config.as_object_mut()) {
-        table.insert("weights".into(), serde_json::to_value(model.weights()).unwrap_or_default());
+        table.insert("weights".into(), model.weights().name().into());
     }
     let words = config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ");
     format!("{words} batch {sequences} sequence {sequence}")

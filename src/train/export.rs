@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use super::checkpoint::resolve;
+use super::checkpoint::{open_adapter, resolve};
 use super::source::Pretrained;
 use crate::error::{Error, Result};
-use crate::folder::adapter::Adapter;
-use crate::folder::{Dtype, FolderWriter, Kind, Layout};
+use crate::folder::adapter::{self, Adapter};
+use crate::folder::{Dtype, FolderWriter, Kind, Layout, companions};
 use crate::model::{Linear, Model, lora};
 
 /// Elements that pass through host memory at a time.
@@ -35,19 +35,39 @@ pub struct Written {
     pub dtype: Dtype,
 }
 
-/// Writes the model of a run, a checkpoint or a folder as a folder that transformers reads, the tokenizer's files beside
-/// it. `each` hears how many elements of how many are done.
+/// Writes the model of a run, a checkpoint or a folder as a folder that transformers reads (an adapter as one that PEFT
+/// reads), the tokenizer's files beside it. `each` hears how many elements of how many are done.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for a source that cannot be read or does not hold exactly the model's tensors, for an adapter,
-/// and for a folder that is there already. Nothing is left behind.
+/// [`Error::Checkpoint`] for a source that cannot be read or does not hold exactly the model's tensors, and
+/// for a folder that is there already. Nothing is left behind.
 pub fn export(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)) -> Result<Written> {
     let source = resolve(source)?;
     if source.join(Kind::Adapter.config_name()).is_file() {
-        let message = "is an adapter, not a model; merge it with its base model (polystage merge)";
-        return Err(Error::checkpoint(&source, message));
+        return export_adapter(&source, output, each);
     }
     write(&Pretrained::open(&source)?, output, each)
+}
+
+/// Writes an adapter as a folder that PEFT reads: always one file of f32.
+fn export_adapter(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)) -> Result<Written> {
+    let adapter = open_adapter(source)?;
+    if let Some(dtype) = output.dtype.filter(|&dtype| dtype != Dtype::F32) {
+        let message = format!("{} is for models; adapters are written as float32", dtype.torch_name());
+        return Err(Error::config("--dtype", message));
+    }
+    let total = adapter.tensors.iter().map(|info| info.len() as u64).sum();
+    let mut writer = adapter::create(output.path, &adapter.config, &adapter.modules, &companions(source))?;
+    let names = adapter.modules.iter().flat_map(|module| [module.a(), module.b()]);
+    let mut elements = 0;
+    for ((stored, _), name) in adapter::tensors(&adapter.modules, adapter.config.r).iter().zip(names) {
+        let values = adapter.tensors.read_all(&name)?;
+        writer.write(stored, &values)?;
+        elements += values.len() as u64;
+        each(elements, total);
+    }
+    writer.finish()?;
+    Ok(Written { tensors: adapter.tensors.len(), elements, dtype: Dtype::F32 })
 }
 
 /// Writes the model that an adapter and its base model are together: every adapted weight is W + scale·B·A, and nothing

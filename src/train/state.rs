@@ -15,8 +15,8 @@ use crate::model::{Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
 use crate::pipeline::{Executor, Plan};
 
-/// Elements that pass through host memory at a time.
-const PIECE: usize = 4 << 20;
+/// Elements that pass through host memory at a time: no more than loading takes room for.
+const PIECE: usize = 1 << 20;
 
 /// What the optimizer keeps, and what its tensors' names begin with.
 const MOMENTS: [(Part, &str); 2] = [(Part::First, "exp_avg"), (Part::Second, "exp_avg_sq")];

@@ -1,13 +1,26 @@
 //! Parameters between host and device, whatever they are stored as.
 
-use super::{Parameters, Part};
-use crate::error::Result;
+use super::{Home, Parameters, Part};
+use crate::error::{Error, Result};
 use crate::gpu::{Device, Range};
-use crate::ops::packed::{Elements, halves, round, widen, words};
+use crate::graph::DType;
+use crate::ops::packed::{halves, round, widen, words};
 
 /// The part of a range of 32-bit words.
 fn part_of(range: &Range, words: std::ops::Range<usize>) -> Range {
     range.buffer.range(range.offset + 4 * words.start as u64, 4 * words.len() as u64)
+}
+
+impl Home {
+    /// Where it lies in this type.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn held_as(self, dtype: DType) -> Result<Range> {
+        let range = if dtype == DType::BF16 { self.packed } else { self.full };
+        let message = || format!("is not held as {dtype:?} on this device");
+        range.ok_or_else(|| Error::Shape { op: "parameter", message: message() })
+    }
 }
 
 impl Parameters {
@@ -22,31 +35,16 @@ impl Parameters {
         name: &str,
         part: Part,
         first: usize,
-        elements: &Elements,
+        values: &[f32],
     ) -> Result<()> {
         let home = self.part(name, part)?;
         if let Some(range) = home.full {
-            let wide: Vec<f32>;
-            let values = match elements {
-                Elements::F32(values) => values,
-                Elements::BF16(halves) => {
-                    wide = halves.iter().map(|&half| widen(half)).collect();
-                    &wide
-                }
-            };
             let offset = range.offset + 4 * first as u64;
             device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
         }
         if let Some(range) = home.packed {
-            let rounded: Vec<u16>;
-            let halves = match elements {
-                Elements::F32(values) => {
-                    rounded = values.iter().map(|&value| round(value)).collect();
-                    &rounded
-                }
-                Elements::BF16(halves) => halves,
-            };
-            write_packed(device, &range, first, halves).await?;
+            let halves: Vec<u16> = values.iter().map(|&value| round(value)).collect();
+            write_packed(device, &range, first, &halves).await?;
         }
         Ok(())
     }
@@ -67,17 +65,13 @@ impl Parameters {
         if let Some(range) = home.full {
             return device.read_f32(&part_of(&range, first..first + count)).await;
         }
-        let Some(range) = home.packed else { return Err(super::missing(name)) };
+        let range = home.held_as(DType::BF16)?;
         let halves = read_packed(device, &range, first / 2..(first + count).div_ceil(2)).await?;
         Ok(halves[first % 2..][..count].iter().map(|&half| widen(half)).collect())
     }
 }
 
-async fn read_packed(
-    device: &Device,
-    range: &Range,
-    which: std::ops::Range<usize>,
-) -> Result<Vec<u16>> {
+async fn read_packed(device: &Device, range: &Range, which: std::ops::Range<usize>) -> Result<Vec<u16>> {
     let words: Vec<u32> = bytemuck::pod_collect_to_vec(&device.read(&part_of(range, which)).await?);
     Ok(halves(&words))
 }

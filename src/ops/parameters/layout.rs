@@ -68,14 +68,10 @@ impl Pool {
     pub(super) fn held(&self, training: bool) -> Held {
         let weight = !matches!(self.role, Role::Alias | Role::Shared);
         let moments = training && self.role == Role::Owned;
-        let full = match self.weights {
-            Weights::F32 => true,
-            Weights::BF16 => moments,
-            Weights::BF16Only => false,
-        };
+        let stored = self.weights.stored(moments);
         Held {
-            full: weight && full,
-            packed: weight && self.weights.packed(),
+            full: weight && stored.contains(&DType::F32),
+            packed: weight && stored.contains(&DType::BF16),
             gradient: training && !matches!(self.role, Role::Frozen | Role::Shared),
             moments,
         }

@@ -231,9 +231,8 @@ impl Parameters {
             Part::Second => &buffers.second,
         };
         let packed = buffers.packed.as_ref().filter(|_| part == Part::Weight);
-        let range = |buffer: &Buffer, dtype: DType| {
-            buffer.range(dtype.bytes(entry.offset), dtype.bytes(entry.len))
-        };
+        let range =
+            |buffer: &Buffer, dtype: DType| buffer.range(dtype.bytes(entry.offset), dtype.bytes(entry.len));
         let home = Home {
             full: full.as_ref().map(|buffer| range(buffer, DType::F32)),
             packed: packed.map(|buffer| range(buffer, DType::BF16)),

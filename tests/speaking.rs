@@ -1,0 +1,168 @@
+//! `generate` and `chat` as a user runs them, on a Llama of the golden models with a tokenizer of 262 tokens.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
+
+use polystage::text::chat::ChatTemplate;
+use serde_json::{Value, json};
+
+use crate::text::{byte_level, chat_folder, folder};
+
+/// Puts the golden Llama (context 160, vocabulary 1003) beside a tokenizer.
+fn llama(place: tempfile::TempDir) -> tempfile::TempDir {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/llama");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), place.path().join(name)).unwrap();
+    }
+    place
+}
+
+fn chatty() -> tempfile::TempDir {
+    llama(chat_folder())
+}
+
+fn run(place: &tempfile::TempDir, arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    command.args(arguments).current_dir(place.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that has gone reads nothing; its status says why.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn succeed(place: &tempfile::TempDir, arguments: &[&str], input: &str) -> (String, String) {
+    let output = run(place, arguments, input);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    (String::from_utf8(output.stdout).unwrap(), error)
+}
+
+/// Greedy, at most 12 tokens.
+fn generate(place: &tempfile::TempDir, prompts: &[&str], more: &[&str]) -> Value {
+    let mut arguments = vec!["generate", ".", "--max-tokens", "12", "--temperature", "0", "--json"];
+    prompts.iter().for_each(|prompt| arguments.extend(["--prompt", prompt]));
+    arguments.extend(more);
+    serde_json::from_str(&succeed(place, &arguments, "").0).unwrap()
+}
+
+#[test]
+fn two_prompts_over_two_devices_continue_as_each_alone_on_one() {
+    let place = chatty();
+    let prompts = ["hello, wé", "a much longer text than the first one"];
+    let both = generate(&place, &prompts, &["--devices", "0,0"]);
+    for (at, prompt) in prompts.iter().enumerate() {
+        let alone = generate(&place, &[prompt], &["--devices", "0"]);
+        assert_eq!(both["texts"][at], alone["texts"][0]);
+        assert_eq!(alone["texts"][0]["tokens"].as_array().unwrap().len(), 12);
+        assert_eq!(alone["texts"][0]["finish"], "length");
+    }
+    assert_eq!(both["texts"][0]["prompt_tokens"], 6, "`he`, `ll`, `o`, `,`, ` w`, `é`");
+    assert!(both["weight_seconds"].as_f64().unwrap() > 0.0);
+    // The same for people: streamed for one, under headings for several.
+    let said = |at: usize| both["texts"][at]["text"].as_str().unwrap();
+    let greedy = ["generate", ".", "--max-tokens", "12", "--temperature", "0", "--devices", "0"];
+    let (one, pace) = succeed(&place, &[&greedy[..], &["--prompt", prompts[0]]].concat(), "");
+    assert_eq!(one, format!("{}{}\n", prompts[0], said(0)));
+    assert!(pace.contains("tokens/s") && pace.contains("weights in"), "{pace}");
+    std::fs::write(place.path().join("second.txt"), format!("{}\n", prompts[1])).unwrap();
+    let file = ["--prompt", prompts[0], "--prompt-file", "second.txt"];
+    let (two, _) = succeed(&place, &[&greedy[..], &file].concat(), "");
+    let under = |at: usize| format!("=== text {} of 2 ===\n{}{}\n", at + 1, prompts[at], said(at));
+    assert_eq!(two, under(0) + &under(1));
+}
+
+#[test]
+fn a_text_ends_at_any_of_the_end_tokens_that_the_model_names() {
+    let place = chatty();
+    let whole = generate(&place, &["hello"], &["--devices", "0"]);
+    let tokens = whole["texts"][0]["tokens"].as_array().unwrap().clone();
+    let end = tokens[5].as_u64().unwrap();
+    let first = tokens.iter().position(|token| token.as_u64() == Some(end)).unwrap();
+    std::fs::write(
+        place.path().join("generation_config.json"),
+        json!({"eos_token_id": [261, end]}).to_string(),
+    )
+    .unwrap();
+    let ended = generate(&place, &["hello"], &["--devices", "0"]);
+    assert_eq!(ended["texts"][0]["tokens"].as_array().unwrap()[..], tokens[..=first]);
+    assert_eq!(ended["texts"][0]["finish"], "end");
+}
+
+#[test]
+fn a_conversation_through_a_pipe_says_what_processing_it_again_says() {
+    let place = chatty();
+    let template = ChatTemplate::open(place.path(), SystemTime::now()).unwrap().unwrap();
+    let mut messages = vec![json!({"role": "system", "content": "be brief"})];
+    let mut expected = String::new();
+    for question in ["hello", "well"] {
+        messages.push(json!({"role": "user", "content": question}));
+        let prompt = template.render(&messages, &Value::Null, true).unwrap();
+        let answer = generate(&place, &[&prompt], &["--devices", "0"]);
+        let answer = answer["texts"][0]["text"].as_str().unwrap();
+        expected += &format!("{answer}\n");
+        messages.push(json!({"role": "assistant", "content": answer}));
+    }
+    let chat = ["chat", ".", "--system", "be brief", "--max-tokens", "12", "--temperature", "0"];
+    for devices in ["0", "0,0"] {
+        let chat = [&chat[..], &["--devices", devices]].concat();
+        assert_eq!(succeed(&place, &chat, "hello\nwell\n").0, expected);
+        let again = succeed(&place, &chat, "hello\n\n/reset\nhello\nwell\n/exit\nignored\n").0;
+        let first = expected.lines().next().unwrap();
+        assert!(again.ends_with(&expected) && again.starts_with(first), "{again:?}");
+    }
+}
+
+#[test]
+fn a_conversation_that_outgrows_the_context_loses_its_oldest_turns() {
+    let place = chatty();
+    let chat = ["chat", ".", "--context", "96", "--max-tokens", "12", "--temperature", "0", "--devices", "0"];
+    let long = "x".repeat(100);
+    let (said, notes) = succeed(&place, &chat, &format!("one\ntwo\nthree\n{long}\nfour\n"));
+    assert!(notes.contains("messages are left out from here"), "{notes}");
+    assert!(notes.contains("this message makes") && notes.contains("room for 84"), "{notes}");
+    // What is left is a conversation of its own.
+    assert!(!said.is_empty());
+}
+
+#[test]
+fn what_cannot_be_continued_is_one_line_and_status_2() {
+    let mut large = byte_level();
+    large["model"]["vocab"]["hello"] = json!(2000);
+    let (place, large, silent) =
+        (chatty(), llama(folder(&large, &json!({}))), llama(folder(&byte_level(), &json!({}))));
+    let long = "x".repeat(161);
+    std::fs::write(place.path().join("long.txt"), &long).unwrap();
+    for (place, arguments, words) in [
+        (
+            &place,
+            &["generate", ".", "--prompt-file", "long.txt"][..],
+            "161 tokens, but the model sees at most 160",
+        ),
+        (&place, &["generate", ".", "--prompt-file", "none.txt"], "none.txt"),
+        (&place, &["generate", "."], "--prompt"),
+        (&place, &["generate", ".", "--prompt", ""], "is empty"),
+        (&place, &["generate", ".", "--prompt", "x", "--top-p", "2"], "--top-p"),
+        (&place, &["generate", ".", "--prompt", "x", "--memory", "64KiB"], "--memory"),
+        (
+            &place,
+            &["generate", ".", "--prompt", "x", "--devices", "0,0,0,0,0"],
+            "5 stages cannot share 4 layers",
+        ),
+        (
+            &large,
+            &["generate", ".", "--prompt", "x"],
+            "tokens up to 2000 and the model's embedding only 1003 rows",
+        ),
+        (&silent, &["chat", "."], "has no chat template"),
+        (&place, &["chat", ".", "--context", "1"], "--context"),
+    ] {
+        let output = run(place, arguments, "");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert_eq!(error.trim().lines().count(), 1, "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?} says {error:?}, not {words:?}");
+    }
+}
