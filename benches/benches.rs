@@ -13,11 +13,11 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use futures_channel::oneshot;
 use polystage::gpu::{Device, OpenOptions};
 use polystage::graph::{Epilogue, Layout as MatmulLayout, Op, Phase};
-use polystage::model::{Init, Parameter, init};
+use polystage::model::{Init, Parameter, Weights, init};
 use polystage::ops::parameters::{Layout, Parameters};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
-use polystage::ops::verify::single_node;
+use polystage::ops::verify::{Case, single_node};
 use polystage::pipeline::Plan;
 use polystage::pipeline::link::connect;
 use polystage::train::config::Config;
@@ -54,6 +54,7 @@ fn random(len: usize, name: &str) -> Vec<f32> {
             init: Init::Normal(1.0),
             tied_to: None,
             frozen: false,
+            weights: Weights::F32,
         },
         1,
     )
@@ -101,8 +102,7 @@ const SLOTS: Slots = Slots { stash: 0, gradient: 0 };
 impl Node {
     fn new(device: &Device, op: Op, shapes: &[&[usize]]) -> Node {
         let flops = op.flops(shapes);
-        let shapes: Vec<Vec<usize>> = shapes.iter().map(|shape| shape.to_vec()).collect();
-        let (stage, inputs, _) = single_node(&op, &shapes, false).expect("shapes fit the op");
+        let (stage, inputs, _) = single_node(&Case::new(op, shapes)).expect("shapes fit the op");
         let plan = MemoryPlan::new(&stage, device.capabilities());
         let parameters = Parameters::new(device, Layout::new(Vec::new()), false).expect("allocates");
         let program = StageProgram::new(device, stage, plan, 1, 1).expect("compiles");

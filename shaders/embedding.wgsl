@@ -1,15 +1,36 @@
-// embedding: x[row, c] = table[token[row], c], plus positions[row mod tokens, c] if POSITIONS.
+// embedding: x[row, c] = table[token[row], c], plus positions[row mod tokens, c] if POSITIONS. Either
+// may be packed as bf16, two elements in a word.
 // Grid: one invocation an element, workgroups of 64 over x and y.
 
 struct Params { rows: u32, columns: u32, tokens: u32, vocabulary: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> token: array<u32>;
-@group(0) @binding(2) var<storage, read> table: array<f32>;
-@group(0) @binding(3) var<storage, read> positions: array<f32>;
+@group(0) @binding(2) var<storage, read> table: array<u32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> x: array<f32>;
 
 override POSITIONS: bool = true;
+override PACKED: bool = false;           // the table
+override PACKED_POSITIONS: bool = false;
+
+fn unpack(word: u32, i: u32) -> f32 {
+    return bitcast<f32>(select(word << 16u, word & 0xffff0000u, i % 2u == 1u));
+}
+
+fn load_table(i: u32) -> f32 {
+    if PACKED {
+        return unpack(table[i / 2u], i);
+    }
+    return bitcast<f32>(table[i]);
+}
+
+fn load_position(i: u32) -> f32 {
+    if PACKED_POSITIONS {
+        return unpack(positions[i / 2u], i);
+    }
+    return bitcast<f32>(positions[i]);
+}
 
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
@@ -20,9 +41,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = i / p.columns;
     let column = i % p.columns;
     let id = min(token[row], p.vocabulary - 1u);
-    var value = table[id * p.columns + column];
+    var value = load_table(id * p.columns + column);
     if POSITIONS {
-        value += positions[row % p.tokens * p.columns + column];
+        value += load_position(row % p.tokens * p.columns + column);
     }
     x[i] = value;
 }

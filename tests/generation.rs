@@ -6,7 +6,7 @@ use polystage::Error;
 use polystage::folder::ModelFolder;
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
-use polystage::model::Model;
+use polystage::model::{Model, Weights};
 use polystage::pipeline::{Setup, Use};
 use polystage::schedule::generate;
 
@@ -26,6 +26,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
     let setup = Setup {
         model: model.config().clone(),
         adapter: None,
+        weights: Weights::F32,
         batch: 1,
         sequence,
         schedule: generate("gpipe", 1, 1).unwrap(),
@@ -74,8 +75,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                 let extent =
                     Extent { texts: prompts.len(), prompt: longest / 2, tokens: longest / 2 + count };
                 let budgets = vec![None; devices.len()];
-                let mut generator =
-                    Generator::launch(model.config(), None, extent, &open(&devices), budgets).unwrap();
+                let mut generator = Generator::launch(&model, extent, &open(&devices), budgets).unwrap();
                 let watch = generator.watch();
                 watch.block_on(generator.executor().load(folder.tensors())).unwrap();
                 for _ in 0..2 {
@@ -95,7 +95,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
 
 fn launch(folder: &ModelFolder, extent: Extent, devices: &[Device], budgets: &[Option<u64>]) -> Generator {
     let model = Model::from_hugging_face(folder.config()).unwrap();
-    let mut generator = Generator::launch(model.config(), None, extent, devices, budgets.to_vec()).unwrap();
+    let mut generator = Generator::launch(&model, extent, devices, budgets.to_vec()).unwrap();
     let watch = generator.watch();
     watch.block_on(generator.executor().load(folder.tensors())).unwrap();
     generator
@@ -149,8 +149,7 @@ fn a_device_with_little_memory_gets_fewer_layers_and_the_texts_stay() {
         let devices = open(&[adapter.index, adapter.index]);
         let prompts = vec![vec![1, 2, 3], vec![4, 5, 6, 7, 8, 9, 10, 11]];
         let want = greedy(&mut launch(&folder, extent, &devices, &[None, None]), &prompts, 16);
-        let refused = |budgets| match Generator::launch(model.config(), None, extent, &devices, budgets).err()
-        {
+        let refused = |budgets| match Generator::launch(&model, extent, &devices, budgets).err() {
             Some(Error::Memory { device, need, .. }) => (device, need),
             other => panic!("refused, not {other:?}"),
         };
@@ -159,7 +158,7 @@ fn a_device_with_little_memory_gets_fewer_layers_and_the_texts_stay() {
             let budget = |bytes: u64| (0..2).map(|d| (d == device).then_some(bytes)).collect::<Vec<_>>();
             let (which, need) = refused(budget(1));
             assert_eq!(which, device);
-            let launched = Generator::launch(model.config(), None, extent, &devices, budget(need - 1));
+            let launched = Generator::launch(&model, extent, &devices, budget(need - 1));
             if launched.is_ok() {
                 moved += 1;
                 let mut limited = launch(&folder, extent, &devices, &budget(need - 1));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use polystage::model::Model;
+use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::{Batch, Setup, Use};
 use polystage::schedule::generate;
@@ -60,6 +60,7 @@ fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -
     Setup {
         model: golden.model.config().clone(),
         adapter: None,
+        weights: Weights::F32,
         batch: 8 / microbatches,
         sequence: 32,
         schedule: generate(schedule, devices, microbatches).unwrap(),

@@ -1,7 +1,7 @@
 //! Every kernel variant against the reference in f64, on every adapter of the machine, and the measurements of speed.
 
 use polystage::ops::bench;
-use polystage::ops::verify::{Outcome, verify};
+use polystage::ops::verify::{Case, Outcome, cases, results, variants, verify};
 
 use crate::common::{adapters, open};
 
@@ -18,6 +18,32 @@ fn every_op_with_every_kernel_variant_matches_the_reference_on_every_adapter() {
             assert!(ran(kernel), "{}: {kernel} did not run", adapter.name);
         }
         assert_eq!(ran("matmul_subgroup"), device.capabilities().subgroup.is_some(), "{}", adapter.name);
+    }
+}
+
+#[test]
+fn packed_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give_with_every_kernel_variant() {
+    for adapter in adapters() {
+        let device = &open(&[adapter.index])[0];
+        let mut seen = std::collections::BTreeSet::new();
+        for packed in cases().into_iter().filter(|case| case.packed) {
+            let full = Case { packed: false, ..packed.clone() };
+            for (choice, capabilities) in variants(device.capabilities()) {
+                let run = |case| device.block_on(results(device, case, &capabilities)).expect("runs");
+                let ((variant, got), (_, want)) = (run(&packed), run(&full));
+                let bits = |lists: Vec<Vec<f32>>| -> Vec<Vec<u32>> {
+                    lists.iter().map(|list| list.iter().map(|x| x.to_bits()).collect()).collect()
+                };
+                assert_eq!(bits(got), bits(want), "{}: {}, {choice}", adapter.name, packed.label);
+                seen.insert(variant);
+            }
+        }
+        // Any shape and multiples of 4, tiles and few rows, on workgroup memory at least; and the tables.
+        for part in
+            ["matmul, any shape, packed", "matmul, multiples of 4, packed", "matmul_rows, any", "embedding"]
+        {
+            assert!(seen.iter().any(|variant| variant.starts_with(part)), "{part} is not in {seen:?}");
+        }
     }
 }
 

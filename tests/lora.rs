@@ -107,6 +107,7 @@ impl Golden {
         Setup {
             model: self.model.config().clone(),
             adapter: Some(self.adapter.lora()),
+            weights: self.model.weights(),
             batch: 1,
             sequence: self.sequence,
             schedule: generate(name, devices, if purpose.trains() { self.batch } else { 1 }).unwrap(),
@@ -296,6 +297,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
         let setup = Setup {
             model: model.config().clone(),
             adapter: model.adapter().cloned(),
+            weights: model.weights(),
             batch: 2,
             sequence: 13,
             schedule: best.schedule.clone(),
@@ -507,10 +509,10 @@ fn a_generator_with_an_adapter_continues_texts_as_the_merged_model_does() {
     let device = adapters()[0].index;
     let text = |folder: &ModelFolder, adapted: bool, devices: usize| {
         let lora = adapted.then(|| golden.adapter.lora());
+        let model = Model::with_adapter(golden.model.config(), lora.as_ref()).unwrap();
         let devices = open(&vec![device; devices]);
         let budgets = vec![None; devices.len()];
-        let mut generator =
-            Generator::launch(golden.model.config(), lora.as_ref(), extent, &devices, budgets).unwrap();
+        let mut generator = Generator::launch(&model, extent, &devices, budgets).unwrap();
         let watch = generator.watch();
         watch.block_on(generator.executor().load(folder.tensors())).unwrap();
         if adapted {

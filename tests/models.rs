@@ -161,6 +161,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
         adapter: golden.model.adapter().cloned(),
+        weights: golden.model.weights(),
         batch: 1,
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),

@@ -1,6 +1,6 @@
 //! p stages against one: bit for bit on one kind of adapter, within a tolerance over unlike ones.
 
-use polystage::model::{Kind, Model, ModelConfig};
+use polystage::model::{Kind, Model, ModelConfig, Weights};
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup, Use};
 use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
@@ -73,7 +73,7 @@ pub fn config(overrides: &[&str]) -> Config {
 }
 
 /// Losses of `steps` steps and all gradients of the last.
-fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
+pub fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
     measure(trainer(config, indices), steps)
 }
 
@@ -117,7 +117,11 @@ const SEVERAL_STAGES_A_RANK: [&str; 3] = [
     "0F0 1F0 2F0 3F0 3I0 3W0 2B0 1B0 0I0 0F1 1F1 0F2 1F2 2F1 3F1 3I1 2F2 3F2 3I2 3W1 2B1 3W2 2B2 1B1 0I1 1B2 0I2 0W0 0W1 0W2",
 ];
 
-fn assert_same(what: &str, a: &(Vec<f64>, Vec<(String, Vec<f32>)>), b: &(Vec<f64>, Vec<(String, Vec<f32>)>)) {
+pub fn assert_same(
+    what: &str,
+    a: &(Vec<f64>, Vec<(String, Vec<f32>)>),
+    b: &(Vec<f64>, Vec<(String, Vec<f32>)>),
+) {
     assert_eq!(a.0, b.0, "losses, {what}");
     for ((name, a), (_, b)) in a.1.iter().zip(&b.1) {
         let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -209,6 +213,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let setup = Setup {
         adapter: None,
+        weights: Weights::F32,
         model: ModelConfig {
             kind: Kind::Gpt2,
             layers: 2,

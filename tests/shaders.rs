@@ -5,8 +5,10 @@ use std::path::Path;
 
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
 use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
-use polystage::graph::{DType, Graph, Phase};
+use polystage::graph::{Graph, Phase};
+use polystage::model::Weights;
 use polystage::ops::lower;
+use polystage::ops::parameters::adamw;
 use polystage::ops::verify::cases;
 
 /// What WebGPU promises of every adapter.
@@ -47,8 +49,8 @@ fn variants() -> HashSet<KernelKey> {
         let capabilities = Capabilities { software, subgroup, max_binding, max_buffer, max_groups };
         for case in cases() {
             let mut graph = Graph::default();
-            let arguments: Vec<_> =
-                case.shapes.iter().map(|s| graph.input("argument", s, DType::F32)).collect();
+            let shapes = case.shapes.iter().enumerate();
+            let arguments: Vec<_> = shapes.map(|(i, s)| graph.input("argument", s, case.dtype(i))).collect();
             graph.push(case.op, &arguments, Phase::Forward).unwrap();
             let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
             keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
@@ -57,7 +59,8 @@ fn variants() -> HashSet<KernelKey> {
     let plain =
         |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
     keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
-    keys.extend([plain("adamw", vec![]), plain("accumulate", vec![])]);
+    keys.extend([Weights::F32, Weights::BF16, Weights::BF16Only].map(adamw));
+    keys.insert(plain("accumulate", vec![]));
     keys
 }
 

@@ -51,6 +51,8 @@ mod trace;
 mod pipeline;
 // Hugging Face's config.json, in and out.
 mod configs;
+// Weights packed as bf16, in training and in generation.
+mod packed;
 // Every architecture against transformers; decoding with caches.
 mod models;
 // Texts with and without caches, one and many, over one and two devices.

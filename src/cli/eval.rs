@@ -8,7 +8,7 @@ use super::planning::device_budgets;
 use super::{adapters, open, parse_devices, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::Model;
+use crate::model::{Model, Weights};
 use crate::pipeline::{Executor, Plan, Setup, Use};
 use crate::schedule;
 use crate::train::data::{BadLines, Corpus};
@@ -43,6 +43,9 @@ pub(super) struct Arguments {
     /// Bytes each device may use: 6GiB for all, or 0=6GiB,1=512MiB by position.
     #[arg(long)]
     memory: Option<String>,
+    /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    weights: Option<String>,
     /// Leave out lines of records that are none, instead of refusing them.
     #[arg(long)]
     skip_bad_lines: bool,
@@ -52,7 +55,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
-    let pretrained = Pretrained::open(&arguments.model)?;
+    let mut pretrained = Pretrained::open(&arguments.model)?;
+    if let Some(weights) = arguments.weights.as_deref().and_then(Weights::named) {
+        pretrained.model = pretrained.model.with_weights(weights);
+    }
     let config = pretrained.model.config();
     let sequence = match arguments.sequence {
         None => config.longest_sequence().min(SEQUENCE),
@@ -102,6 +108,7 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
         recompute: Vec::new(),
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),
+        weights: model.weights(),
         budgets,
     })
 }

@@ -55,6 +55,10 @@ pub(super) struct Arguments {
     /// Highest learning rate (default: 2e-4, and 2e-5 with --full).
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
+    /// How matrices are stored: f32; bf16, two in a word, with f32 masters of those that are trained; or bf16-only
+    /// (default: f32 with --full, else bf16 where the model's files store that).
+    #[arg(long, value_parser = ["f32", "bf16", "bf16-only"])]
+    weights: Option<String>,
     /// Set any other key of a config file; may be given several times.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
@@ -93,13 +97,16 @@ fn experiment(a: &Arguments) -> Result<Table> {
         data.insert("split".into(), split.into());
     }
     let sequence = a.sequence.unwrap_or(SEQUENCE.min(longest));
-    let train = Table::from_iter([
+    let mut train = Table::from_iter([
         ("steps".to_string(), whole(a.steps).into()),
         ("batch".to_string(), whole(a.batch as u64).into()),
         ("sequence".to_string(), whole(sequence as u64).into()),
         ("learning_rate".to_string(), rate.into()),
         ("weight_decay".to_string(), 0.0.into()),
     ]);
+    if let Some(weights) = &a.weights {
+        train.insert("weights".into(), weights.as_str().into());
+    }
     let model = Table::from_iter([("path".to_string(), model.to_string_lossy().as_ref().into())]);
     let mut table = Table::from_iter([
         ("model".to_string(), Value::from(model)),

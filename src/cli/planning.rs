@@ -121,7 +121,8 @@ fn measure(
     fresh: bool,
     environment: &Environment,
 ) -> Result<Machine> {
-    let model = Model::with_adapter(&config.model, config.lora()?.as_ref())?;
+    let model =
+        Model::with_adapter(&config.model, config.lora()?.as_ref())?.with_weights(config.train.weights);
     let profiler = Profiler {
         model: &model,
         sequence: config.train.sequence,

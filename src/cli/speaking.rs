@@ -8,6 +8,7 @@ use super::{adapters, open, parse_devices};
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Language, Sampling};
 use crate::gpu::Device;
+use crate::model::Weights;
 use crate::text::Stream;
 use crate::train::config::Devices;
 use crate::train::source::Pretrained;
@@ -36,6 +37,9 @@ pub(super) struct Speaker {
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
     #[arg(long)]
     memory: Option<String>,
+    /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    weights: Option<String>,
 }
 
 impl Speaker {
@@ -48,7 +52,11 @@ impl Speaker {
 
     /// Opens the model with its tokenizer.
     pub(super) fn language(&self) -> Result<Language> {
-        read(&self.model)
+        let language = read(&self.model)?;
+        Ok(match self.weights.as_deref().and_then(Weights::named) {
+            Some(weights) => language.with_weights(weights),
+            None => language,
+        })
     }
 
     /// Opens the devices and says what each may use.
@@ -143,13 +151,14 @@ pub(super) fn speak(
 /// As [`speak`] once, with a generator of its own.
 pub(super) fn sample(
     folder: &Path,
+    weights: Weights,
     prompt: &[u32],
     count: usize,
     sampling: Sampling,
     devices: &[Device],
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
-    let language = read(folder)?;
+    let language = read(folder)?.with_weights(weights);
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;

@@ -12,6 +12,7 @@ use super::{Environment, adapters, leave, note, open, say, show_bytes, show_coun
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
+use crate::model::Weights;
 use crate::pipeline::Plan;
 use crate::pipeline::Prediction;
 use crate::plan::Planned;
@@ -351,7 +352,7 @@ fn train(job: Job) -> Result<u8> {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
         }
-        sample(&run, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
+        sample(&run, config.train.weights, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
     }
     Ok(0)
 }
@@ -512,6 +513,7 @@ fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: f64) {
 
 fn sample(
     run: &Run,
+    weights: Weights,
     prompt: &[u32],
     count: usize,
     devices: &[Device],
@@ -519,7 +521,7 @@ fn sample(
 ) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let text = speaking::sample(&path, prompt, count, sampling, devices, budgets)?;
+    let text = speaking::sample(&path, weights, prompt, count, sampling, devices, budgets)?;
     say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::{Extent, Generator};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Weights};
 use crate::text::Tokenizer;
 use crate::train::source::{Pretrained, Text};
 
@@ -33,6 +33,12 @@ impl Language {
         text.check(vocabulary)?;
         text.needed()?;
         Ok(Language { pretrained, text })
+    }
+
+    /// The same with the model's matrices stored so; by default as its files can be held without a loss.
+    pub fn with_weights(mut self, weights: Weights) -> Language {
+        self.pretrained.model = self.pretrained.model.with_weights(weights);
+        self
     }
 
     /// The model's extents.
@@ -72,8 +78,7 @@ impl Language {
         budgets: Vec<Option<u64>>,
     ) -> Result<(Generator, Loading)> {
         let started = now();
-        let adapter = self.pretrained.model.adapter();
-        let mut generator = Generator::launch(self.config(), adapter, extent, devices, budgets)?;
+        let mut generator = Generator::launch(&self.pretrained.model, extent, devices, budgets)?;
         let kernels = now() - started;
         let watch = generator.watch();
         watch.block_on(self.pretrained.load(generator.executor()))?;

@@ -19,7 +19,7 @@ pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::{Lora, ModelConfig};
+use crate::model::{Model, ModelConfig};
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::schedule;
 
@@ -96,19 +96,19 @@ enum Call {
 }
 
 impl Generator {
-    /// Compiles a model, with an adapter if there is one, for texts of this extent over these devices, one stage each,
+    /// Compiles a model for texts of this extent over these devices, one stage each,
     /// within `budgets`. Weights are zero until they are set through [`Generator::executor`].
     ///
     /// # Errors
     ///
     /// Those of [`Extent::check`] and of [`Plan::new`](crate::pipeline::Plan::new).
     pub fn launch(
-        config: &ModelConfig,
-        adapter: Option<&Lora>,
+        model: &Model,
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
     ) -> Result<Generator> {
+        let config = model.config();
         extent.check(config)?;
         let longest = config.longest_sequence();
         let tokens = extent.tokens.clamp(extent.prompt, longest);
@@ -119,7 +119,8 @@ impl Generator {
         let batch = extent.texts.div_ceil(groups);
         let setup = Setup {
             model: config.clone(),
-            adapter: adapter.cloned(),
+            adapter: model.adapter().cloned(),
+            weights: model.weights(),
             batch,
             sequence: chunk,
             schedule: schedule::generate("gpipe", devices.len(), groups)?,

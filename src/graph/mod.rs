@@ -24,8 +24,20 @@ use crate::error::{Error, Result};
 pub enum DType {
     /// 32-bit float.
     F32,
+    /// The upper half of a 32-bit float, two elements in a word: element 2i in the low half. For weights alone.
+    BF16,
     /// 32-bit unsigned integer: token ids and index tables.
     U32,
+}
+
+impl DType {
+    /// Bytes of so many elements: whole words.
+    pub fn bytes(self, elements: usize) -> u64 {
+        match self {
+            DType::F32 | DType::U32 => 4 * elements as u64,
+            DType::BF16 => 4 * elements.div_ceil(2) as u64,
+        }
+    }
 }
 
 /// Index of a value in [`Graph::values`].
@@ -82,7 +94,7 @@ impl Value {
 
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
-        4 * self.len() as u64
+        self.dtype.bytes(self.len())
     }
 
     /// All extents but the last, multiplied.
@@ -160,6 +172,11 @@ impl Graph {
         self.add_value(name, shape.to_vec(), DType::F32, Source::Frozen)
     }
 
+    /// Makes a weight one that is packed; before anything uses it.
+    pub fn pack(&mut self, weight: ValueId) {
+        self.values[weight.0].dtype = DType::BF16;
+    }
+
     /// A table of numbers that is part of the graph, row-major; one of that name that is there already is used again.
     pub fn constant(&mut self, name: &str, shape: &[usize], elements: impl FnOnce() -> Vec<f32>) -> ValueId {
         let same = |v: &Value| v.source == Source::Constant && v.name == name && v.shape == shape;
@@ -175,6 +192,7 @@ impl Graph {
     pub fn push(&mut self, op: Op, inputs: &[ValueId], phase: Phase) -> Result<Vec<ValueId>> {
         let shapes: Vec<&[usize]> = inputs.iter().map(|&i| self.shape(i)).collect();
         let outputs = op.infer(&shapes)?;
+        self.check_packed(&op, inputs)?;
         let node = self.nodes.len();
         let outputs = outputs
             .into_iter()
@@ -185,6 +203,18 @@ impl Graph {
             .collect::<Vec<_>>();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), phase });
         Ok(outputs)
+    }
+
+    /// Refuses packed arguments where the op has no kernel for them.
+    fn check_packed(&self, op: &Op, inputs: &[ValueId]) -> Result<()> {
+        let mut packed = inputs.iter().enumerate().filter(|(_, id)| self.value(**id).dtype == DType::BF16);
+        match packed.find(|(argument, _)| !op.reads_packed(*argument)) {
+            None => Ok(()),
+            Some((_, &id)) => Err(Error::Shape {
+                op: op.name(),
+                message: format!("does not read {}, which is packed as bf16", self.value(id).name),
+            }),
+        }
     }
 
     /// Appends a forward node with one result of interest: its first output.
@@ -222,6 +252,7 @@ impl Graph {
             }
             let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| self.shape(i)).collect();
             let inferred = node.op.infer(&shapes)?;
+            self.check_packed(&node.op, &node.inputs)?;
             for (&output, shape) in node.outputs.iter().zip(&inferred) {
                 if self.shape(output) != shape {
                     return Err(Error::Shape {

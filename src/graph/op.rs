@@ -269,6 +269,15 @@ impl Op {
         }
     }
 
+    /// Whether an argument may be packed as bf16: B of a matmul, and tables.
+    pub fn reads_packed(&self, argument: usize) -> bool {
+        match self {
+            Op::Matmul { .. } | Op::Gather => argument == 1,
+            Op::Embedding => argument == 1 || argument == 2,
+            _ => false,
+        }
+    }
+
     /// M, N, K of a matmul, from the shapes of its first two arguments.
     pub fn matmul_extents(layout: Layout, a: &[usize], b: &[usize]) -> (usize, usize, usize) {
         match layout {

@@ -9,10 +9,12 @@ mod llama;
 pub mod lora;
 mod mlp;
 pub mod rope;
+mod weights;
 
 pub use config::{Kind, ModelConfig};
 pub use lora::{Linear, Lora};
 pub use rope::RopeScaling;
+pub use weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
@@ -43,11 +45,30 @@ pub struct Parameter {
     pub tied_to: Option<String>,
     /// Never changes: no gradient, no optimizer state.
     pub frozen: bool,
+    /// How devices store it.
+    pub weights: Weights,
 }
 
 impl Parameter {
     fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Parameter { name: name.into(), shape: shape.to_vec(), init, tied_to: None, frozen: false }
+        Parameter {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+            tied_to: None,
+            frozen: false,
+            weights: Weights::F32,
+        }
+    }
+
+    /// What the device that it is at home on holds of its weight.
+    pub fn stored(&self, training: bool) -> &'static [DType] {
+        self.weights.stored(training && !self.frozen && self.tied_to.is_none())
+    }
+
+    /// Bytes of the weight that kernels read.
+    pub fn weight_bytes(&self) -> u64 {
+        if self.weights.packed() { DType::BF16.bytes(self.len()) } else { DType::F32.bytes(self.len()) }
     }
 
     /// Number of elements.
@@ -115,6 +136,7 @@ pub struct Model {
     config: ModelConfig,
     layers: Vec<Layer>,
     adapter: Option<Lora>,
+    weights: Weights,
 }
 
 impl Model {
@@ -123,7 +145,7 @@ impl Model {
         config.check()?;
         let blocks = (0..config.layers).map(Layer::Block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
-        Ok(Model { config: config.canonical(), layers, adapter: None })
+        Ok(Model { config: config.canonical(), layers, adapter: None, weights: Weights::F32 })
     }
 
     /// As [`Model::new`] with an adapter, if there is one: then its matrices alone are trained.
@@ -134,6 +156,16 @@ impl Model {
             model.adapter = Some(adapter.clone());
         }
         Ok(model)
+    }
+
+    /// The same model with its matrices stored so.
+    pub fn with_weights(self, weights: Weights) -> Model {
+        Model { weights, ..self }
+    }
+
+    /// How its matrices are stored.
+    pub fn weights(&self) -> Weights {
+        self.weights
     }
 
     /// The adapter that it was made with.
@@ -152,12 +184,13 @@ impl Model {
 
     /// The same model with so many blocks, each with every part that the adapter has in some block.
     pub fn with_blocks(&self, layers: usize) -> Result<Model> {
-        let model = Model::new(&ModelConfig { layers, ..self.config.clone() })?;
+        let model = Model::new(&ModelConfig { layers, ..self.config.clone() })?.with_weights(self.weights);
         let Some(adapter) = &self.adapter else { return Ok(model) };
         let parts = self.adapted_parts();
         let names = model.linear_layers().into_iter().map(|layer| layer.name);
         let modules = names.filter(|name| parts.iter().any(|part| part == lora::part(name))).collect();
-        Model::with_adapter(model.config(), Some(&Lora { modules, ..adapter.clone() }))
+        let adapted = Model::with_adapter(model.config(), Some(&Lora { modules, ..adapter.clone() }))?;
+        Ok(adapted.with_weights(self.weights))
     }
 
     /// The linear layers, in model order.
@@ -198,6 +231,10 @@ impl Model {
             Layer::Head if c.kind.is_llama() => llama::head_parameters(c),
             Layer::Head => gpt2::head_parameters(c),
         };
+        // Read as B of a matmul or as tables, and by nothing else.
+        for matrix in parameters.iter_mut().filter(|p| p.shape.len() == 2) {
+            matrix.weights = self.weights;
+        }
         if let Some(adapter) = &self.adapter {
             adapter.extend(&mut parameters);
         }
@@ -296,9 +333,15 @@ impl Model {
 
     fn append(&self, graph: &mut Graph, layer: usize, x: Option<ValueId>, run: &Run) -> Result<ValueId> {
         let c = &self.config;
-        let weight = |p: &Parameter| match p.frozen {
-            true => graph.frozen(&p.name, &p.shape),
-            false => graph.parameter(&p.name, &p.shape),
+        let weight = |p: &Parameter| {
+            let id = match p.frozen {
+                true => graph.frozen(&p.name, &p.shape),
+                false => graph.parameter(&p.name, &p.shape),
+            };
+            if p.weights.packed() {
+                graph.pack(id);
+            }
+            id
         };
         let w: Vec<ValueId> = self.layer_parameters(layer).iter().map(weight).collect();
         match (self.layers[layer], x) {

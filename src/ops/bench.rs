@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::parameters::{Layout, Parameters};
 use super::plan::MemoryPlan;
 use super::program::{Slots, StageProgram};
-use super::verify::single_node;
+use super::verify::{Case, single_node};
 use crate::error::Result;
 use crate::gpu::{Buffer, Device, Mapping, now};
 use crate::graph::{Epilogue, Layout as MatmulLayout, Op, Phase};
@@ -77,7 +77,8 @@ async fn grow(
 
 /// The median of the seconds of a node that runs alone.
 async fn run(device: &Device, op: &Op, shapes: &[Vec<usize>]) -> Result<f64> {
-    let (stage, inputs, _) = single_node(op, shapes, false)?;
+    let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+    let (stage, inputs, _) = single_node(&Case::new(op.clone(), &shapes))?;
     let plan = MemoryPlan::new(&stage, device.capabilities());
     let parameters = Parameters::new(device, Layout::new(Vec::new()), false)?;
     let mut program = StageProgram::new(device, stage, plan, 1, 1)?;

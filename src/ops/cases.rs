@@ -1,8 +1,7 @@
 //! What [`verify`](super::verify) runs: every op on sizes that are odd in every way a kernel can get wrong, and on one
 //! that is usual in training, with arguments that belong together.
 
-use super::sort_rows;
-use super::verify::argument_type;
+use super::{packed, sort_rows};
 use crate::graph::{Activation, DType, Epilogue, Layout, Op};
 use crate::model::init::philox;
 use crate::reference;
@@ -18,19 +17,43 @@ pub struct Case {
     pub label: String,
     /// Its results are added to the gradients of parameters.
     pub accumulate: bool,
+    /// Its weights are numbers that bf16 has.
+    pub rounded: bool,
+    /// Its weights are packed as bf16; then they are rounded too.
+    pub packed: bool,
     /// How large the argument is that exp or a reciprocal root sees; 1 is usual.
     pub amplitude: f64,
 }
 
 impl Case {
-    fn new(op: Op, shapes: &[&[usize]]) -> Case {
+    /// An op on arguments of these shapes, in f32.
+    pub fn new(op: Op, shapes: &[&[usize]]) -> Case {
         let sizes: Vec<String> = shapes
             .iter()
             .map(|shape| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x"))
             .collect();
         let label = format!("{op:?} {}", sizes.join(" "));
         let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
-        Case { op, shapes, label, accumulate: false, amplitude: 1.0 }
+        Case { op, shapes, label, accumulate: false, rounded: false, packed: false, amplitude: 1.0 }
+    }
+
+    /// Element type of an argument: token ids and index tables are whole numbers.
+    pub fn dtype(&self, argument: usize) -> DType {
+        match (&self.op, argument) {
+            (Op::Embedding | Op::Gather, 0)
+            | (Op::EmbeddingBackward { .. }, 1 | 2)
+            | (Op::CrossEntropy { .. } | Op::AttentionCached { .. }, 1)
+            | (Op::Rope { .. }, 4)
+            | (Op::RopeBackward { .. }, 2) => DType::U32,
+            _ if self.packed && self.op.reads_packed(argument) => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    fn packed(mut self) -> Case {
+        (self.rounded, self.packed) = (true, true);
+        self.label += ", packed";
+        self
     }
 
     fn accumulated(mut self) -> Case {
@@ -55,6 +78,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(attentions());
     all.extend(rotations());
     all.extend(caches());
+    all.extend(packed_weights());
     all
 }
 
@@ -103,6 +127,39 @@ fn matmuls() -> Vec<Case> {
     }
     let op = Op::Matmul { layout: Layout::NT, epilogue: None };
     list.push(Case::new(op, &[&[3, 11, 24], &[1003, 24]]));
+    list
+}
+
+/// Weights packed as bf16: odd numbers of elements and of columns, where rows begin in the middle of a word.
+fn packed_weights() -> Vec<Case> {
+    use Epilogue::{Bias, BiasGelu, BiasResidual, None, Residual};
+    let mut list = Vec::new();
+    for layout in [Layout::NN, Layout::NT] {
+        for size in [
+            [1, 1, 1],
+            [7, 5, 3],
+            [65, 129, 17],
+            [63, 127, 33],
+            [68, 132, 20],
+            [256, 192, 128],
+            [1, 132, 68],
+            [2, 67, 257],
+            [3, 64, 36],
+            [5, 36, 64],
+            [11, 35, 67],
+            [16, 132, 20],
+        ] {
+            list.push(matmul(layout, None, size).packed());
+        }
+        for epilogue in [Bias, BiasGelu, BiasResidual, Residual] {
+            list.push(matmul(layout, epilogue, [65, 129, 17]).packed());
+            list.push(matmul(layout, epilogue, [68, 132, 20]).packed());
+        }
+    }
+    for [b, t, v, c, p] in [[1, 1, 1, 1, 1], [2, 7, 5, 3, 7], [3, 33, 1003, 65, 64], [4, 130, 257, 64, 130]] {
+        list.push(Case::new(Op::Embedding, &[&[b, t], &[v, c], &[p, c]]).packed());
+        list.push(Case::new(Op::Gather, &[&[b, t], &[v, c]]).packed());
+    }
     list
 }
 
@@ -286,17 +343,24 @@ impl Argument {
         Argument { values: values.into_iter().map(|v| v as f32 as f64).collect(), dtype: DType::F32 }
     }
 
+    /// As numbers that bf16 has, held in this type.
+    fn rounded(self, dtype: DType) -> Argument {
+        let round = |v: f64| packed::widen(packed::round(v as f32)) as f64;
+        Argument { values: self.values.into_iter().map(round).collect(), dtype }
+    }
+
     fn whole(values: &[u32]) -> Argument {
         Argument { values: values.iter().map(|&v| v as f64).collect(), dtype: DType::U32 }
     }
 
     /// The 32-bit words that a device gets.
     pub(super) fn words(&self) -> Vec<u32> {
-        let word = |&v: &f64| match self.dtype {
-            DType::F32 => (v as f32).to_bits(),
-            DType::U32 => v as u32,
-        };
-        self.values.iter().map(word).collect()
+        let values = self.values.iter();
+        match self.dtype {
+            DType::F32 => values.map(|&v| (v as f32).to_bits()).collect(),
+            DType::U32 => values.map(|&v| v as u32).collect(),
+            DType::BF16 => packed::words(&values.map(|&v| packed::round(v as f32)).collect::<Vec<_>>()),
+        }
     }
 }
 
@@ -328,7 +392,7 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             Argument::floats(numbers(i, length(i)).map(|x| large * x))
         })
         .collect();
-    let whole = (0..shapes.len()).find(|&i| argument_type(&case.op, i) == DType::U32);
+    let whole = (0..shapes.len()).find(|&i| case.dtype(i) == DType::U32);
     match (&case.op, whole) {
         (Op::EmbeddingBackward { vocabulary }, _) => {
             let (segments, order) = sort_rows(&tokens(length(2), *vocabulary), *vocabulary);
@@ -373,6 +437,13 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             list[3] = Argument::floats(made[1].iter().copied());
         }
         _ => {}
+    }
+    if case.rounded {
+        let rounded = |(i, argument): (usize, Argument)| match case.op.reads_packed(i) {
+            true => argument.rounded(case.dtype(i)),
+            false => argument,
+        };
+        list = list.into_iter().enumerate().map(rounded).collect();
     }
     list
 }

@@ -6,14 +6,15 @@ pub(super) fn forward(l: &Lowering) -> Lowered {
     let (rows, columns) = (l.elements(0), l.columns(1));
     let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0)];
     let parameters = vec![rows as u32, columns as u32, l.shape(0)[1] as u32, l.shape(1)[0] as u32];
-    Lowered::one(l.launch("embedding", vec![], operands, parameters, l.each(rows * columns)))
+    let constants = vec![("PACKED", l.packed(1) as u32), ("PACKED_POSITIONS", l.packed(2) as u32)];
+    Lowered::one(l.launch("embedding", constants, operands, parameters, l.each(rows * columns)))
 }
 
 pub(super) fn gather(l: &Lowering) -> Lowered {
     let (rows, columns) = (l.elements(0), l.columns(1));
     let operands = vec![l.input(0), l.input(1), Operand::Unread, l.output(0)];
     let parameters = vec![rows as u32, columns as u32, 1, l.rows(1) as u32];
-    let constants = vec![("POSITIONS", 0)];
+    let constants = vec![("POSITIONS", 0), ("PACKED", l.packed(1) as u32)];
     Lowered::one(l.launch("embedding", constants, operands, parameters, l.each(rows * columns)))
 }
 

@@ -1,4 +1,5 @@
-//! Matmul: which kernel, which header, which grid.
+//! Matmul: which kernel, which header, which grid. B may be packed as bf16; what is summed, and in which order, is the
+//! same, so that a packed B gives bit for bit what its elements in f32 give.
 
 use super::{Lowered, Lowering, Operand};
 use crate::graph::{Epilogue, Layout, Op};
@@ -8,6 +9,10 @@ use crate::graph::{Epilogue, Layout, Op};
 static ANY_SHAPE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul"));
 static MULTIPLES_OF_4: std::sync::LazyLock<String> =
     std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
+
+/// The same two headers for a packed B.
+const PACKED_ANY_SHAPE: &str = include_str!("../../shaders/headers/matmul_packed.wgsl");
+const PACKED_MULTIPLES_OF_4: &str = include_str!("../../shaders/headers/matmul_packed_vec4.wgsl");
 
 fn header_of(kernel: &str) -> String {
     let text = crate::gpu::source(kernel, None);
@@ -38,6 +43,7 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     let aligned = n.is_multiple_of(4) && k.is_multiple_of(4) && (layout != 2 || m.is_multiple_of(4));
     let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
     let rows = ("ROWS", m.next_power_of_two() as u32);
+    let packed = l.packed(1).then_some(if aligned { PACKED_MULTIPLES_OF_4 } else { PACKED_ANY_SHAPE });
     // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
     let (name, header, groups) = match l.capabilities.subgroup {
         Some(lanes) if l.capabilities.software => {
@@ -65,6 +71,6 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     };
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
     let mut launch = l.launch(name, constants, operands, vec![m as u32, n as u32, k as u32, 0], groups);
-    launch.key.specialisation.header = header;
+    launch.key.specialisation.header = packed.or(header);
     Lowered::one(launch)
 }

@@ -11,6 +11,7 @@ mod elementwise;
 mod embedding;
 mod layernorm;
 mod matmul;
+pub mod packed;
 pub mod parameters;
 pub mod plan;
 pub mod program;
@@ -21,7 +22,7 @@ pub mod verify;
 pub use embedding::sort_rows;
 
 use crate::gpu::{Capabilities, KernelKey, Specialisation};
-use crate::graph::{Activation, Graph, Node, Op, ValueId};
+use crate::graph::{Activation, DType, Graph, Node, Op, ValueId};
 
 /// What a launch binds after its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,11 @@ impl Lowering<'_> {
 
     fn input(&self, i: usize) -> Operand {
         Operand::Value(self.node.inputs[i])
+    }
+
+    /// Whether an argument is packed as bf16.
+    fn packed(&self, input: usize) -> bool {
+        self.graph.value(self.node.inputs[input]).dtype == DType::BF16
     }
 
     fn output(&self, i: usize) -> Operand {

@@ -10,8 +10,8 @@ use super::program::{Slots, StageProgram};
 use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, source};
-use crate::graph::{DType, Graph, Op, Phase, StageGraph, ValueId};
-use crate::model::{Init, Parameter};
+use crate::graph::{Graph, Op, Phase, StageGraph, ValueId};
+use crate::model::{Init, Parameter, Weights};
 use crate::reference;
 
 pub use super::cases::{Case, cases};
@@ -82,16 +82,16 @@ pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<V
     for case in cases() {
         let arguments = arguments(&case);
         let wanted = wanted(&case, &arguments);
-        let (stage, inputs, outputs) = single_node(&case.op, &case.shapes, case.accumulate)?;
+        let node = single_node(&case)?;
         let mut seen: Vec<Vec<Lowered>> = Vec::new();
         for (choice, capabilities) in variants(device.capabilities()) {
-            let plan = MemoryPlan::new(&stage, &capabilities);
+            let plan = MemoryPlan::new(&node.0, &capabilities);
             if seen.contains(&plan.lowered) {
                 continue;
             }
             seen.push(plan.lowered.clone());
             let variant = describe(&plan.lowered[0]);
-            let got = run(device, &case, &arguments, stage.clone(), plan, &inputs, &outputs).await?;
+            let got = run(device, &case, &arguments, node.clone(), plan).await?;
             device.check(&format!("{}, {choice}", case.label))?;
             let outcome = judge(&case, variant, &got, &wanted);
             each(&outcome);
@@ -99,6 +99,18 @@ pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<V
         }
     }
     Ok(outcomes)
+}
+
+/// The results of a case with the launches that a device with these capabilities would choose.
+pub async fn results(
+    device: &Device,
+    case: &Case,
+    capabilities: &Capabilities,
+) -> Result<(String, Vec<Vec<f32>>)> {
+    let node = single_node(case)?;
+    let plan = MemoryPlan::new(&node.0, capabilities);
+    let variant = describe(&plan.lowered[0]);
+    Ok((variant, run(device, case, &arguments(case), node, plan).await?))
 }
 
 /// The choices of kernels to try on a device: its own first, then what other devices would choose and it can run too.
@@ -113,21 +125,18 @@ pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
     ]
 }
 
-/// A stage of one node, with its arguments and results. With `accumulate` its results are gradients of parameters.
-pub fn single_node(
-    op: &Op,
-    shapes: &[Vec<usize>],
-    accumulate: bool,
-) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId>)> {
+/// A stage of one node, with its arguments and results.
+pub fn single_node(case: &Case) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId>)> {
     let mut graph = Graph::default();
-    let inputs: Vec<ValueId> = shapes
+    let inputs: Vec<ValueId> = case
+        .shapes
         .iter()
         .enumerate()
-        .map(|(i, shape)| graph.input("argument", shape, argument_type(op, i)))
+        .map(|(i, shape)| graph.input("argument", shape, case.dtype(i)))
         .collect();
-    let outputs = graph.push(op.clone(), &inputs, Phase::Forward)?;
+    let outputs = graph.push(case.op.clone(), &inputs, Phase::Forward)?;
     let mut gradients = Vec::new();
-    if accumulate {
+    if case.accumulate {
         for (index, &output) in outputs.iter().enumerate() {
             let shape = graph.shape(output).to_vec();
             gradients.push((graph.parameter(&parameter_name(index), &shape), output));
@@ -140,18 +149,6 @@ pub fn single_node(
 
 fn parameter_name(index: usize) -> String {
     format!("parameter {index}")
-}
-
-/// Token ids and index tables are whole numbers.
-pub(super) fn argument_type(op: &Op, index: usize) -> DType {
-    match (op, index) {
-        (Op::Embedding | Op::Gather, 0)
-        | (Op::EmbeddingBackward { .. }, 1 | 2)
-        | (Op::CrossEntropy { .. } | Op::AttentionCached { .. }, 1)
-        | (Op::Rope { .. }, 4)
-        | (Op::RopeBackward { .. }, 2) => DType::U32,
-        _ => DType::F32,
-    }
 }
 
 /// What the reference gives, added to what the gradients hold at first.
@@ -172,10 +169,8 @@ async fn run(
     device: &Device,
     case: &Case,
     arguments: &[Argument],
-    stage: StageGraph,
+    (stage, inputs, outputs): (StageGraph, Vec<ValueId>, Vec<ValueId>),
     plan: MemoryPlan,
-    inputs: &[ValueId],
-    outputs: &[ValueId],
 ) -> Result<Vec<Vec<f32>>> {
     let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| Parameter {
         frozen: false,
@@ -183,6 +178,7 @@ async fn run(
         shape: stage.graph.shape(gradient).to_vec(),
         init: Init::Zeros,
         tied_to: None,
+        weights: Weights::F32,
     };
     let list = stage.gradients.iter().enumerate().map(parameter).collect();
     let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;
@@ -191,7 +187,7 @@ async fn run(
     let ranges = |ids: &[ValueId]| {
         ids.iter().map(|&id| program.range(&parameters, id, slots)).collect::<Result<Vec<Range>>>()
     };
-    let (from, to) = (ranges(inputs)?, ranges(outputs)?);
+    let (from, to) = (ranges(&inputs)?, ranges(&outputs)?);
     for (index, range) in to.iter().enumerate() {
         // Unless it is to be added to, a result starts as NaN, so that an element nobody writes is found.
         let words = match case.accumulate {

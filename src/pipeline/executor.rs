@@ -16,6 +16,7 @@ use super::tied::tie;
 use super::timeline::Event;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
+use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::StageProgram;
@@ -56,6 +57,7 @@ pub struct Executor {
     pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,
+    training: bool,
 }
 
 impl Executor {
@@ -67,6 +69,7 @@ impl Executor {
         let tied = plan.tied().into_iter();
         let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
+        let training = plan.setup.purpose.trains();
         let ranks = build(plan, devices, &logs)?;
         let mut owner = HashMap::new();
         for rank in &ranks {
@@ -87,7 +90,19 @@ impl Executor {
             .collect::<Result<Vec<_>>>()?;
         let sent = vec![0; devices.len()];
         let devices = devices.to_vec();
-        Ok(Executor { commands, replies, logs, names, parameters, owner, users, sent, devices, rows })
+        Ok(Executor {
+            commands,
+            replies,
+            logs,
+            names,
+            parameters,
+            owner,
+            users,
+            sent,
+            devices,
+            rows,
+            training,
+        })
     }
 
     /// Stops the ranks and resolves once their memory is free.
@@ -280,6 +295,12 @@ impl Executor {
             self.answer().await?;
         }
         Ok(())
+    }
+
+    /// As what the rank that has a parameter of this name holds part of it.
+    pub(super) fn stored(&self, name: &str, part: Part) -> &'static [DType] {
+        let parameter = self.parameters.iter().find(|p| p.name == name && part == Part::Weight);
+        parameter.map_or(&[DType::F32], |p| p.stored(self.training))
     }
 
     /// The ranks that hold part of a parameter of at least `len` elements, and its name there: the owner's and, of a

@@ -4,6 +4,7 @@ use super::partition::balanced_where;
 use super::{Plan, Setup, Use};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::graph::DType;
 use crate::model::{Model, Parameter};
 
 /// How often cuts are sought anew, with the room for layers that the last plan showed to be there.
@@ -23,7 +24,7 @@ impl Plan {
         if setup.cuts.is_some() || setup.schedule.stages != devices.len() {
             return Err(first);
         }
-        let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
+        let model = setup.model()?;
         let work = model.layer_flops(setup.batch, setup.sequence)?;
         let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
         let sum = |layers: std::ops::Range<usize>| bytes[layers].iter().sum::<u64>();
@@ -46,12 +47,15 @@ impl Plan {
 
 /// Weights, gradients, moments and caches of a layer: all that grows with the number of layers, but for activations.
 fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
-    let copies = |p: &Parameter| match (setup.purpose.trains() && !p.frozen, &p.tied_to) {
-        (true, None) => 4,
-        (true, Some(_)) => 2,
-        (false, _) => 1,
+    let training = setup.purpose.trains();
+    let state = |p: &Parameter| match (training && !p.frozen, &p.tied_to) {
+        (true, None) => 3,
+        (true, Some(_)) => 1,
+        (false, _) => 0,
     };
-    let weights: usize = model.layer_parameters(layer).iter().map(|p| p.len() * copies(p)).sum();
+    let stored = |p: &Parameter| p.stored(training).iter().map(|dtype| dtype.bytes(p.len())).sum::<u64>();
+    let bytes = |p: &Parameter| stored(p) + state(p) * DType::F32.bytes(p.len());
+    let weights: u64 = model.layer_parameters(layer).iter().map(bytes).sum();
     let block = layer > 0 && layer + 1 < model.layers();
     let cached = match setup.purpose {
         Use::Decoding { capacity } if block => {
@@ -63,5 +67,5 @@ fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
         }
         _ => 0,
     };
-    4 * (weights + cached) as u64
+    weights + 4 * cached as u64
 }

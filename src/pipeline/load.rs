@@ -5,6 +5,7 @@ use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
 use crate::folder::Tensors;
 use crate::gpu::{Buffer, Device, Mapping, Range};
+use crate::graph::DType;
 use crate::model::{Parameter, init};
 use crate::ops::parameters::Part;
 
@@ -15,9 +16,9 @@ const RING: usize = 2;
 /// Elements that are converted at a time: they stay in a processor's cache.
 const CONVERTED: usize = 1 << 15;
 
-/// Elements of a mapped buffer for parameters of up to `largest` elements.
+/// Elements of a mapped buffer for parameters of up to `largest` elements: an even number, since two may share a word.
 fn piece(largest: usize) -> usize {
-    PIECE.min(largest)
+    PIECE.min(largest.next_multiple_of(2))
 }
 
 /// Bytes that loading takes on a device for a while, beside all that a plan allocates.
@@ -78,20 +79,19 @@ impl Executor {
 }
 
 impl Rank {
-    /// Copies what is in a mapped buffer over elements of part of a parameter, from the given one on. Answers when the
+    /// Copies what is in a mapped buffer over elements of part of a parameter, from the given even one on. Answers when the
     /// buffer is mapped again; until then the rank goes on.
     pub(super) async fn place(
         &mut self,
-        name: &str,
-        part: Part,
+        (name, part, dtype): (&str, Part, DType),
         first: usize,
         from: Range,
         replies: &Replies,
     ) -> Result<()> {
-        let to = self.parameters.part(name, part)?;
+        let to = self.parameters.part(name, part)?.held_as(dtype)?;
         from.buffer.unmap();
         let mut recorder = self.device.record();
-        recorder.copy(&from.buffer, from.offset, &to.buffer, to.offset + 4 * first as u64, from.bytes);
+        recorder.copy(&from.buffer, from.offset, &to.buffer, to.offset + dtype.bytes(first), from.bytes);
         recorder.submit(|| ());
         let (rank, device, replies) = (self.index, self.device.clone(), replies.clone());
         from.buffer.clone().map(Mapping::Write, move |good| {
@@ -115,6 +115,7 @@ struct Loader<'a> {
     away: usize,
     /// What a file's elements are converted to on their way to mapped memory, which may be slow to read or uncached.
     converted: Vec<f32>,
+    packed: Vec<u16>,
 }
 
 impl<'a> Loader<'a> {
@@ -124,27 +125,54 @@ impl<'a> Loader<'a> {
         let buffer = |device: &Device| device.staging("upload", 4 * piece as u64, Mapping::Write);
         let ring = |device: &Device| (0..RING).map(|_| buffer(device)).collect::<Result<Vec<_>>>();
         let free = executor.devices.iter().map(ring).collect::<Result<_>>()?;
-        Ok(Loader { executor, piece, free, away: 0, converted: vec![0.0; CONVERTED] })
+        Ok(Loader {
+            executor,
+            piece,
+            free,
+            away: 0,
+            converted: vec![0.0; CONVERTED],
+            packed: vec![0; CONVERTED],
+        })
     }
 
     async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
         for (rank, name) in self.executor.places(name, part, len)? {
-            for first in (0..len).step_by(self.piece) {
-                let buffer = self.take(rank).await?;
-                let piece = first..len.min(first + self.piece);
-                for start in piece.clone().step_by(CONVERTED) {
-                    let elements = start..piece.end.min(start + CONVERTED);
-                    let converted = &mut self.converted[..elements.len()];
-                    tensors.read(tensor, elements, converted)?;
-                    buffer.write_mapped(4 * (start - first) as u64, bytemuck::cast_slice(converted))?;
+            for &dtype in self.executor.stored(&name, part) {
+                for first in (0..len).step_by(self.piece) {
+                    let buffer = self.take(rank).await?;
+                    let piece = first..len.min(first + self.piece);
+                    for start in piece.clone().step_by(CONVERTED) {
+                        let elements = start..piece.end.min(start + CONVERTED);
+                        let bytes = self.convert(tensors, tensor, elements, dtype)?;
+                        buffer.write_mapped(dtype.bytes(start - first), bytes)?;
+                    }
+                    let filled = buffer.range(0, dtype.bytes(piece.len()));
+                    self.executor.tell(rank, Command::Place(name.clone(), part, dtype, first, filled))?;
+                    self.away += 1;
                 }
-                let filled = buffer.range(0, 4 * piece.len() as u64);
-                self.executor.tell(rank, Command::Place(name.clone(), part, first, filled))?;
-                self.away += 1;
             }
         }
         Ok(())
+    }
+
+    /// Elements of a tensor, from an even one on, as the words of a device.
+    fn convert(
+        &mut self,
+        tensors: &Tensors,
+        tensor: &str,
+        elements: std::ops::Range<usize>,
+        dtype: DType,
+    ) -> Result<&[u8]> {
+        let count = elements.len();
+        if dtype != DType::BF16 {
+            tensors.read(tensor, elements, &mut self.converted[..count])?;
+            return Ok(bytemuck::cast_slice(&self.converted[..count]));
+        }
+        let whole = count.next_multiple_of(2);
+        self.packed[whole - 1] = 0;
+        tensors.read_bf16(tensor, elements, &mut self.packed[..count])?;
+        Ok(bytemuck::cast_slice(&self.packed[..whole]))
     }
 
     /// A mapped buffer of this rank, once it has one.

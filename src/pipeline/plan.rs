@@ -6,7 +6,7 @@ use super::{link, load, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
-use crate::model::{Lora, Model, ModelConfig, Purpose};
+use crate::model::{Lora, Model, ModelConfig, Purpose, Weights};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
@@ -48,6 +48,8 @@ pub struct Setup {
     pub model: ModelConfig,
     /// What is trained beside the model's own weights, which then stay as they are.
     pub adapter: Option<Lora>,
+    /// How the model's matrices are stored.
+    pub weights: Weights,
     /// Sequences of a microbatch.
     pub batch: usize,
     /// Tokens of a sequence.
@@ -62,6 +64,13 @@ pub struct Setup {
     pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
     pub budgets: Vec<Option<u64>>,
+}
+
+impl Setup {
+    /// The model, with its adapter, stored as it says.
+    pub fn model(&self) -> Result<Model> {
+        Ok(Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights))
+    }
 }
 
 /// One stage of a plan.
@@ -128,7 +137,7 @@ impl Plan {
 
     /// Plans for these devices. Refuses, naming the device and the missing bytes, what does not fit.
     pub fn new(setup: Setup, devices: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
-        let model = Model::with_adapter(&setup.model, setup.adapter.as_ref())?;
+        let model = setup.model()?;
         if setup.sequence == 0 || setup.sequence > setup.model.context {
             let message = format!(
                 "a sequence of {} tokens does not fit the model's context of {}; lower train.sequence or raise model.context",
@@ -326,8 +335,8 @@ impl Plan {
         }
         for (name, _, user, home) in self.exchanged() {
             let list = self.ranks[user].layout.parameters();
-            let size = list.iter().find(|p| p.name == name).map_or(0, |p| 4 * p.len() as u64);
-            let [user_bytes, owner_bytes] = tied::memory(size);
+            let Some(parameter) = list.iter().find(|p| p.name == name) else { continue };
+            let [user_bytes, owner_bytes] = tied::memory(parameter);
             bytes += if rank == user { user_bytes } else { 0 };
             if rank == home {
                 bytes += owner_bytes;

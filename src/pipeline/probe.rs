@@ -78,6 +78,7 @@ impl Probe {
         let setup = Setup {
             model: model.config().clone(),
             adapter: model.adapter().cloned(),
+            weights: model.weights(),
             batch: sequences,
             sequence,
             cuts: Some(cuts),

@@ -14,7 +14,7 @@ use super::tied::Tied;
 use super::timeline::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
-use crate::graph::{Phase, ValueId};
+use crate::graph::{DType, Phase, ValueId};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
@@ -39,8 +39,8 @@ pub(super) enum Command {
     Infer(Arc<Batch>, Vec<usize>),
     /// New tokens of a group of texts; only the last stage answers, logits.
     Decode(Arc<Grow>),
-    /// Copy what is in a mapped buffer over elements of part of a parameter, from the given one on.
-    Place(String, Part, usize, crate::gpu::Range),
+    /// Copy what is in a mapped buffer over elements of part of a parameter that are held as this, from the given one on.
+    Place(String, Part, DType, usize, crate::gpu::Range),
     /// Overwrite elements of part of a parameter, from the given one on.
     Write(String, Part, usize, Arc<Vec<f32>>),
     /// Read this many elements of part of a parameter, from the given one on.
@@ -118,8 +118,8 @@ impl Rank {
                     Ok(()) => continue,
                     Err(error) => Err(error),
                 },
-                Command::Place(name, part, first, from) => {
-                    match self.place(&name, part, first, from, &replies).await {
+                Command::Place(name, part, dtype, first, from) => {
+                    match self.place((&name, part, dtype), first, from, &replies).await {
                         Ok(()) => continue,
                         Err(error) => Err(error),
                     }
@@ -143,9 +143,7 @@ impl Rank {
     }
 
     async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
-        let range = self.parameters.part(name, part)?;
-        let offset = range.offset + 4 * first as u64;
-        self.device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+        self.parameters.write(&self.device, name, part, first, values).await?;
         // The driver keeps a copy until the next submission has finished; a model's worth of them would not fit.
         self.device.record().submit(|| ());
         self.device.below(1).await;
@@ -153,9 +151,7 @@ impl Rank {
     }
 
     async fn read(&mut self, name: &str, part: Part, first: usize, count: usize) -> Result<Vec<f32>> {
-        let range = self.parameters.part(name, part)?;
-        let some = range.buffer.range(range.offset + 4 * first as u64, 4 * count as u64);
-        self.device.read_f32(&some).await
+        self.parameters.read(&self.device, name, part, first, count).await
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.

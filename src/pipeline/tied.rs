@@ -1,5 +1,5 @@
 //! A parameter that two devices use: at the end of a step the user's gradient travels to the owner, which adds it to its
-//! own, and after the update the new weight travels back. Both travel in pieces, so that neither device needs room for a
+//! own, and after the update the new weight travels back, packed if it is stored so. Both travel in pieces, so that neither device needs room for a
 //! second copy of what may be the largest parameter of the model.
 
 use std::ops::Range;
@@ -11,6 +11,8 @@ use super::rank::Rank;
 use super::timeline::EventKind;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
+use crate::graph::DType;
+use crate::model::Parameter;
 
 /// Bytes that travel at a time.
 const PIECE: u64 = 8 << 20;
@@ -39,18 +41,21 @@ fn slots(bytes: u64) -> usize {
     pieces(bytes).take(2).count()
 }
 
-/// Bytes that a tie of a parameter of `bytes` takes on the user's and on the owner's device.
-pub(super) fn memory(bytes: u64) -> [u64; 2] {
-    let links = 2 * link::memory(bytes.min(PIECE), slots(bytes));
+/// Bytes that a tie of a parameter takes on the user's and on the owner's device.
+pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
+    let bytes = DType::F32.bytes(parameter.len());
+    let link = |bytes: u64| link::memory(bytes.min(PIECE), slots(bytes));
+    let links = link(bytes) + link(parameter.weight_bytes());
     [links, links + bytes.min(PIECE) + 16 * pieces(bytes).count() as u64]
 }
 
 /// Connects a parameter's user with its owner on another device.
 pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
-    let bytes = ranks[user].parameters.weight(&name)?.bytes;
+    let bytes = ranks[user].parameters.gradient(&name)?.bytes;
+    let weight = ranks[user].parameters.weight(&name)?.bytes;
     let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
     let (gradient_out, gradient_in) = connect(&user_device, &device, bytes.min(PIECE), slots(bytes))?;
-    let (weight_out, weight_in) = connect(&device, &user_device, bytes.min(PIECE), slots(bytes))?;
+    let (weight_out, weight_in) = connect(&device, &user_device, weight.min(PIECE), slots(weight))?;
     ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
     let arrived = device.buffer("tied gradient", bytes.min(PIECE))?;
     let kernel =

@@ -65,6 +65,9 @@ pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
         table.insert("adapter rank".into(), adapter.rank.into());
         table.insert("adapts".into(), model.adapted_parts().join(" ").into());
     }
+    if let (true, Some(table)) = (model.weights().packed(), config.as_object_mut()) {
+        table.insert("weights".into(), model.weights().name().into());
+    }
     let words = config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ");
     format!("{words} batch {sequences} sequence {sequence}")
 }
@@ -77,14 +80,14 @@ fn tie(model: &Model) -> Option<TiedLayers> {
     let owner = (0..model.layers()).find(|&layer| {
         model.layer_parameters(layer).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
     })?;
-    let bytes = 4 * parameter.len() as u64;
+    let (bytes, weight) = (4 * parameter.len() as u64, parameter.weight_bytes());
     if parameter.frozen {
         // A copy of the weight, and nothing to exchange.
-        return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: bytes, owner_apart: 0 });
+        return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: weight, owner_apart: 0 });
     }
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
-    let [user_ends, owner_ends] = tied::memory(bytes);
-    let (together, user_apart, owner_apart) = (bytes, 2 * bytes + user_ends, owner_ends);
+    let [user_ends, owner_ends] = tied::memory(&parameter);
+    let (together, user_apart, owner_apart) = (bytes, bytes + weight + user_ends, owner_ends);
     Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
 }
 

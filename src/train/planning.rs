@@ -90,7 +90,7 @@ impl Planning {
         given: Option<Schedule>,
     ) -> Result<Planning> {
         let lora = config.lora()?;
-        let model = Model::with_adapter(&config.model, lora.as_ref())?;
+        let model = Model::with_adapter(&config.model, lora.as_ref())?.with_weights(config.train.weights);
         let counts = match &given {
             Some(schedule) => vec![schedule.microbatches],
             None => microbatches(config),
@@ -204,6 +204,7 @@ impl Planning {
         Setup {
             model: self.config.model.clone(),
             adapter: self.lora.clone(),
+            weights: self.config.train.weights,
             batch: candidate.batch,
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),

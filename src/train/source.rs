@@ -11,8 +11,8 @@ use super::config::{AdapterConfig, Config, Described};
 use super::data::{BadLines, Corpus, Reader};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
-use crate::folder::{Kind, ModelFolder, companions};
-use crate::model::Model;
+use crate::folder::{Dtype, Kind, ModelFolder, Tensors, companions};
+use crate::model::{Model, Parameter, Weights};
 use crate::pipeline::Executor;
 use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
@@ -25,7 +25,7 @@ const TOKENIZER: &str = "tokenizer.json";
 
 /// An open model: a folder of its own, or a base model and its adapter.
 pub struct Pretrained {
-    /// The model, with the adapter if there is one.
+    /// The model, with the adapter if there is one; packed where its folder stores all matrices as bf16.
     pub model: Model,
     /// Its weights without the adapter, under the names of [`Model::parameters`].
     pub folder: ModelFolder,
@@ -61,7 +61,7 @@ impl Pretrained {
             return Err(Error::checkpoint(&base, message));
         }
         let (folder, model) = open_whole(&base)?;
-        let model = Model::with_adapter(model.config(), Some(&adapter.lora()))?;
+        let model = Model::with_adapter(model.config(), Some(&adapter.lora()))?.with_weights(model.weights());
         Ok(Pretrained { model, folder, adapter: Some((adapter, path)) })
     }
 
@@ -102,7 +102,16 @@ fn open_whole(path: &Path) -> Result<(ModelFolder, Model)> {
             false => format!("{prefix}{name}"),
         })?;
     }
-    Ok((folder, model))
+    let weights = stored(folder.tensors(), &model);
+    Ok((folder, model.with_weights(weights)))
+}
+
+/// How all the matrices can be held without a loss.
+fn stored(tensors: &Tensors, model: &Model) -> Weights {
+    let packed = model.clone().with_weights(Weights::BF16).parameters();
+    let matrices = packed.iter().filter(|p| p.weights.packed() && p.tied_to.is_none());
+    let is_bf16 = |p: &Parameter| tensors.get(&p.name).is_some_and(|info| info.dtype == Dtype::BF16);
+    if matrices.into_iter().all(is_bf16) { Weights::BF16 } else { Weights::F32 }
 }
 
 /// The folder that an adapter says it was trained on: from here, or from where the adapter lies.
@@ -137,7 +146,8 @@ pub fn describe(path: &str, bases: &[PathBuf]) -> Result<Described> {
             targets: Some(meant.unwrap_or(Targets::Names(modules))),
         }
     });
-    Ok(Described { model: pretrained.model.config().clone(), adapter })
+    let weights = pretrained.model.weights();
+    Ok(Described { model: pretrained.model.config().clone(), adapter, weights })
 }
 
 /// How text becomes tokens.

@@ -73,6 +73,7 @@ impl Trainer {
         Ok(Setup {
             model: config.model.clone(),
             adapter: config.lora()?,
+            weights: config.train.weights,
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
             recompute: match &config.pipeline.recompute {

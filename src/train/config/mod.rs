@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelConfig, Weights};
 
 /// A whole config file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,6 +95,10 @@ pub struct TrainConfig {
     /// Seed of initial weights and of the order of the data.
     #[serde(default = "seed")]
     pub seed: u64,
+    /// How matrices are stored: `f32`, `bf16` (packed; those that are trained have an f32 master beside them) or
+    /// `bf16-only`. By default `f32`; where an adapter is trained, `bf16` if the model's files store that.
+    #[serde(default)]
+    pub weights: Weights,
     /// Steps between evaluations, where there is text for them; the last step always has one.
     #[serde(default = "evaluate_every")]
     pub evaluate_every: u64,
@@ -148,6 +152,8 @@ pub struct Described {
     pub model: ModelConfig,
     /// The adapter on it, if the folder is an adapter's.
     pub adapter: Option<AdapterConfig>,
+    /// How its files store matrices.
+    pub weights: Weights,
 }
 
 /// Devices and schedule.

@@ -47,6 +47,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "seed",
             "evaluate_every",
             "patience",
+            "weights",
         ],
     ),
     ("pipeline", &["devices", "schedule", "microbatches", "cuts", "recompute", "replan"]),
@@ -261,6 +262,12 @@ fn take_path(
             }
             _ => drop(table.insert("adapter".into(), adapter.into())),
         }
+    }
+    // What stays as it is loses nothing.
+    if table.contains_key("adapter")
+        && let Some(train) = table.get_mut("train").and_then(toml::Value::as_table_mut)
+    {
+        train.entry("weights").or_insert(described.weights.name().into());
     }
     Ok(Some(path))
 }

@@ -4,7 +4,13 @@
 //! A pool is cut into chunks that never cross a parameter, so sums of squares can be added in parameter order on the
 //! host, whatever the cut into stages. A parameter tied to one on the same device shares its weight and has only a
 //! gradient; tied to one elsewhere, it has a weight and a gradient, and the owner keeps the optimizer state. A frozen
-//! parameter has a weight alone, in pools of its own, or nothing where it shares that too.
+//! parameter has a weight alone, in pools of its own, or nothing where it shares that too. Packed weights have pools of
+//! their own as well; those that are trained here may have f32 masters, which the optimizer updates and rounds.
+
+mod access;
+mod layout;
+
+pub use layout::Layout;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,14 +20,15 @@ use bytemuck::{Pod, Zeroable};
 use super::spread;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Kernel, KernelKey, Range, Recorder, Specialisation};
-use crate::model::Parameter;
+use crate::graph::DType;
+use crate::model::{Parameter, Weights};
+use layout::Role;
 
 /// Elements of a chunk: one workgroup's work in `square_sum` and `adamw`.
 const CHUNK: usize = 8192;
-/// Elements that offsets in a pool are multiples of: 256 bytes, what every adapter accepts for a binding.
-const ALIGN: usize = 64;
-/// Bytes after which a pool is closed, so that one binding holds it everywhere.
-const POOL_BYTES: u64 = 64 << 20;
+/// Headers of `adamw` for packed weights.
+const WITH_MASTERS: &str = include_str!("../../../shaders/headers/adamw_masters.wgsl");
+const PACKED: &str = include_str!("../../../shaders/headers/adamw_packed.wgsl");
 
 /// Numbers of one AdamW step, as `shaders/adamw.wgsl` reads them.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -58,134 +65,13 @@ pub enum Part {
     Second,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    pool: usize,
-    offset: usize,
-    len: usize,
-}
-
-/// What a pool holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// Weight, gradient, moments.
-    Owned,
-    /// Weight and gradient of a parameter that another device owns.
-    Remote,
-    /// Gradient of a parameter tied to one on this device.
-    Alias,
-    /// Weight of a frozen parameter, also where it is tied to one elsewhere.
-    Frozen,
-    /// Nothing: a frozen parameter tied to one on this device.
-    Shared,
-}
-
-impl Role {
-    /// Whether the pool has (weights, gradients, moments) in training.
-    fn holds(self) -> (bool, bool, bool) {
-        match self {
-            Role::Owned => (true, true, true),
-            Role::Remote => (true, true, false),
-            Role::Alias => (false, true, false),
-            Role::Frozen => (true, false, false),
-            Role::Shared => (false, false, false),
-        }
-    }
-
-    fn of(parameter: &Parameter, here: &[&str]) -> Role {
-        let alias = parameter.tied_to.as_ref().map(|owner| here.contains(&owner.as_str()));
-        match (parameter.frozen, alias) {
-            (false, None) => Role::Owned,
-            (false, Some(true)) => Role::Alias,
-            (false, Some(false)) => Role::Remote,
-            (true, None | Some(false)) => Role::Frozen,
-            (true, Some(true)) => Role::Shared,
-        }
-    }
-}
-
-struct Pool {
-    role: Role,
-    elements: usize,
-    entries: Vec<usize>,
-}
-
-/// How parameters are laid out: known before anything is allocated.
-pub struct Layout {
-    list: Vec<Parameter>,
-    entries: Vec<Entry>,
-    pools: Vec<Pool>,
-}
-
-impl Layout {
-    /// Lays out the parameters of one device, in model order.
-    pub fn new(list: Vec<Parameter>) -> Layout {
-        let names: Vec<&str> = list.iter().map(|p| p.name.as_str()).collect();
-        let mut pools: Vec<Pool> = Vec::new();
-        let mut entries = Vec::new();
-        for (index, parameter) in list.iter().enumerate() {
-            let role = Role::of(parameter, &names);
-            let elements = parameter.len().next_multiple_of(ALIGN);
-            // Frozen and trained parameters take turns, so the last pool of the role need not be the last one.
-            let last = pools.iter().rposition(|pool| pool.role == role);
-            let fits = |pool: &usize| 4 * (pools[*pool].elements + elements) as u64 <= POOL_BYTES;
-            let pool = last.filter(fits).unwrap_or(pools.len());
-            if pool == pools.len() {
-                pools.push(Pool { role, elements: 0, entries: Vec::new() });
-            }
-            entries.push(Entry { pool, offset: pools[pool].elements, len: parameter.len() });
-            pools[pool].elements += elements;
-            pools[pool].entries.push(index);
-        }
-        Layout { list, entries, pools }
-    }
-
-    /// The parameters, in model order.
-    pub fn parameters(&self) -> &[Parameter] {
-        &self.list
-    }
-
-    /// Bytes that [`Parameters::new`] will allocate; without gradients and moments for inference.
-    pub fn bytes(&self, training: bool) -> u64 {
-        let pools: u64 = self.pools.iter().map(|p| 4 * p.elements as u64 * copies(p.role, training)).sum();
-        if !training {
-            return pools;
-        }
-        let owned = self.owned_chunks() as u64;
-        let bound = |p: &Pool| match p.role {
-            Role::Owned => 2,
-            Role::Alias => p.entries.len() as u64,
-            Role::Remote | Role::Frozen | Role::Shared => 0,
-        };
-        let uniforms = 16 * self.pools.iter().map(bound).sum::<u64>();
-        pools + 16 * owned + (4 * owned).max(16) + 32 + uniforms
-    }
-
-    /// (offset, length, decay, 0) of each chunk of a pool.
-    fn chunks(&self, pool: usize) -> Vec<[u32; 4]> {
-        let mut chunks = Vec::new();
-        for &index in &self.pools[pool].entries {
-            let entry = self.entries[index];
-            for start in (0..entry.len).step_by(CHUNK) {
-                let length = CHUNK.min(entry.len - start);
-                let decay = self.list[index].decays() as u32;
-                chunks.push([(entry.offset + start) as u32, length as u32, decay, 0]);
-            }
-        }
-        chunks
-    }
-
-    /// Chunks whose squares are summed on this device.
-    pub fn owned_chunks(&self) -> usize {
-        let owned = (0..self.pools.len()).filter(|&p| self.pools[p].role == Role::Owned);
-        owned.map(|p| self.chunks(p).len()).sum()
-    }
-}
-
-fn copies(role: Role, training: bool) -> u64 {
-    let (weights, gradients, moments) = role.holds();
-    let state = gradients as u64 + 2 * moments as u64;
-    weights as u64 + if training { state } else { 0 }
+/// Where part of a parameter lies.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// In f32.
+    pub full: Option<Range>,
+    /// As bf16: a weight, beside its master or without one.
+    pub packed: Option<Range>,
 }
 
 /// A dispatch with its bindings.
@@ -202,7 +88,8 @@ impl Bound {
 }
 
 struct Buffers {
-    weight: Option<Buffer>,
+    full: Option<Buffer>,
+    packed: Option<Buffer>,
     gradient: Option<Buffer>,
     first: Option<Buffer>,
     second: Option<Buffer>,
@@ -232,15 +119,16 @@ impl Parameters {
         let names = layout.list.iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect();
         let mut buffers = Vec::new();
         for pool in &layout.pools {
-            let make = |label: &str, wanted: bool| {
-                wanted.then(|| device.buffer(label, 4 * pool.elements as u64)).transpose()
+            let make = |label: &str, wanted: bool, dtype: DType| {
+                wanted.then(|| device.buffer(label, dtype.bytes(pool.elements))).transpose()
             };
-            let (weights, gradients, moments) = pool.role.holds();
+            let held = pool.held(training);
             buffers.push(Buffers {
-                weight: make("weights", weights)?,
-                gradient: make("gradients", training && gradients)?,
-                first: make("first moments", training && moments)?,
-                second: make("second moments", training && moments)?,
+                full: make("weights", held.full, DType::F32)?,
+                packed: make("packed weights", held.packed, DType::BF16)?,
+                gradient: make("gradients", held.gradient, DType::F32)?,
+                first: make("first moments", held.moments, DType::F32)?,
+                second: make("second moments", held.moments, DType::F32)?,
             });
         }
         let mut parameters = Parameters { layout, names, buffers, training: None };
@@ -282,15 +170,19 @@ impl Parameters {
                     let gradient = part(&buffers.gradient)?;
                     let ranges = vec![table.whole(), gradient.clone(), sums.whole()];
                     norm.push(bind(&square_sum, words, ranges, groups)?);
-                    let ranges = vec![
+                    let weight = if buffers.full.is_some() { &buffers.full } else { &buffers.packed };
+                    let mut ranges = vec![
                         table.whole(),
                         step.whole(),
                         gradient,
-                        part(&buffers.weight)?,
+                        part(weight)?,
                         part(&buffers.first)?,
                         part(&buffers.second)?,
                     ];
-                    adam.push(bind(&plain("adamw"), words, ranges, groups)?);
+                    if pool.weights == Weights::BF16 {
+                        ranges.push(part(&buffers.packed)?);
+                    }
+                    adam.push(bind(&adamw(pool.weights), words, ranges, groups)?);
                     for &entry in &pool.entries {
                         let count = self.layout.entries[entry].len.div_ceil(CHUNK);
                         owners.extend(std::iter::repeat_n(entry, count));
@@ -323,7 +215,7 @@ impl Parameters {
     }
 
     /// Where part of a parameter lies.
-    pub fn part(&self, name: &str, part: Part) -> Result<Range> {
+    pub fn part(&self, name: &str, part: Part) -> Result<Home> {
         let index = *self.names.get(name).ok_or_else(|| missing(name))?;
         let entry = self.layout.entries[index];
         let buffers = &self.buffers[entry.pool];
@@ -332,24 +224,31 @@ impl Parameters {
             let owner = self.layout.list[index].tied_to.as_deref().unwrap_or_default();
             return self.part(owner, part);
         }
-        let buffer = match part {
-            Part::Weight => &buffers.weight,
+        let full = match part {
+            Part::Weight => &buffers.full,
             Part::Gradient => &buffers.gradient,
             Part::First => &buffers.first,
             Part::Second => &buffers.second,
         };
-        let buffer = buffer.as_ref().ok_or_else(|| missing(name))?;
-        Ok(buffer.range(4 * entry.offset as u64, 4 * entry.len as u64))
+        let packed = buffers.packed.as_ref().filter(|_| part == Part::Weight);
+        let range =
+            |buffer: &Buffer, dtype: DType| buffer.range(dtype.bytes(entry.offset), dtype.bytes(entry.len));
+        let home = Home {
+            full: full.as_ref().map(|buffer| range(buffer, DType::F32)),
+            packed: packed.map(|buffer| range(buffer, DType::BF16)),
+        };
+        if home.full.is_none() && home.packed.is_none() { Err(missing(name)) } else { Ok(home) }
     }
 
-    /// Where a weight lies.
+    /// Where the weight lies that kernels read: packed, if it is stored so.
     pub fn weight(&self, name: &str) -> Result<Range> {
-        self.part(name, Part::Weight)
+        let home = self.part(name, Part::Weight)?;
+        home.packed.or(home.full).ok_or_else(|| missing(name))
     }
 
     /// Where a gradient lies.
     pub fn gradient(&self, name: &str) -> Result<Range> {
-        self.part(name, Part::Gradient)
+        self.part(name, Part::Gradient)?.full.ok_or_else(|| missing(name))
     }
 
     /// Sets all gradients to zero.
@@ -395,6 +294,16 @@ impl Parameters {
         training.adam.iter().for_each(|bound| bound.record(recorder));
         Ok(())
     }
+}
+
+/// The optimizer of weights that are stored so.
+pub fn adamw(weights: Weights) -> KernelKey {
+    let header = match weights {
+        Weights::F32 => None,
+        Weights::BF16 => Some(WITH_MASTERS),
+        Weights::BF16Only => Some(PACKED),
+    };
+    KernelKey { name: "adamw", specialisation: Specialisation { header, constants: Vec::new() } }
 }
 
 fn missing(name: &str) -> Error {
