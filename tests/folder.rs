@@ -435,9 +435,9 @@ proptest! {
         if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
         fs::write(victim, bytes).expect("written");
         match read_everything(&path) {
-            // Only a flip can go unnoticed: safetensors has no checksum.
+            // Only a flip can go unnoticed, since safetensors has no checksum, and the loss of a line feed after JSON.
             Ok(tensors) => {
-                prop_assert!(!cut || victim.ends_with("config.json") && at > 0);
+                prop_assert!(!cut || victim.extension().is_some_and(|e| e == "json") && at > 0);
                 let lens: usize = tensors.iter().map(|(_, values)| values.len()).sum();
                 prop_assert_eq!(lens, 15 + 7 + 1 + 8);
             }

@@ -64,10 +64,14 @@ impl Profiler<'_> {
         let adapter = |device: usize| self.devices[device].info().index;
         let first = |device: usize| (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device);
         let mut profiles: HashMap<usize, DeviceProfile> = HashMap::new();
+        // Seconds of a probe's step, with the smallest size, of those that were measured just now.
+        let mut alone: HashMap<usize, f64> = HashMap::new();
         let mut pairs: HashMap<(usize, usize), Pair> = HashMap::new();
         let count = self.devices.len();
         for device in (0..count).filter(|&d| first(d) == d) {
-            profiles.insert(device, self.device(device, sizes, say)?);
+            let (profile, busy) = self.device(device, sizes, say)?;
+            profiles.insert(device, profile);
+            alone.extend(busy.map(|seconds| (device, seconds)));
         }
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         for i in 0..count {
@@ -75,7 +79,8 @@ impl Profiler<'_> {
                 let key = (first(i), first(j));
                 if let Entry::Vacant(entry) = pairs.entry(key) {
                     let demand = profiles[&key.0].cores + profiles[&key.1].cores;
-                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
+                    let alone = (alone.get(&key.0).copied(), alone.get(&key.1).copied());
+                    entry.insert(self.pair((i, j), sizes, alone, (demand / cores).max(1.0), say)?);
                 }
             }
         }
@@ -99,8 +104,14 @@ impl Profiler<'_> {
         Ok(machine)
     }
 
-    /// One adapter, from the cache as far as it has the shapes.
-    fn device(&self, index: usize, sizes: &[usize], say: &mut dyn FnMut(&str)) -> Result<DeviceProfile> {
+    /// One adapter, from the cache as far as it has the shapes; and the seconds of a probe's step with the smallest
+    /// size, if that was measured.
+    fn device(
+        &self,
+        index: usize,
+        sizes: &[usize],
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(DeviceProfile, Option<f64>)> {
         let device = &self.devices[index];
         let key = self.key(&[device]);
         let known = self.read(&key).and_then(|machine| machine.devices.into_iter().next());
@@ -116,6 +127,7 @@ impl Profiler<'_> {
         sorted.dedup();
         let mut samples: BTreeMap<usize, ShapeProfile> = BTreeMap::new();
         let mut seconds_per_sequence = 0.0;
+        let mut smallest = None;
         for size in chosen(&sorted) {
             if let Some(known) = profile.shape(&shape(size)) {
                 samples.insert(size, known.clone());
@@ -127,6 +139,9 @@ impl Profiler<'_> {
             say(&format!("measuring {}: microbatches of {size} sequences", profile.name));
             let Some(measured) = self.measure(device, size, &mut profile)? else { break };
             seconds_per_sequence = measured.1 / size as f64;
+            if size == sorted[0] {
+                smallest = Some(measured.1);
+            }
             profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.0.clone() });
             samples.insert(size, measured.0);
         }
@@ -148,7 +163,7 @@ impl Profiler<'_> {
                 profile.shapes.push(ShapeProfile { shape: shape(size), ..between });
             }
         }
-        Ok(profile)
+        Ok((profile, smallest))
     }
 
     /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them; with the seconds
@@ -241,6 +256,7 @@ impl Profiler<'_> {
         &self,
         (i, j): (usize, usize),
         sizes: &[usize],
+        alone: (Option<f64>, Option<f64>),
         shared: f64,
         say: &mut dyn FnMut(&str),
     ) -> Result<Pair> {
@@ -255,7 +271,7 @@ impl Profiler<'_> {
         }
         say(&format!("measuring {} beside {}", a.info().name, b.info().name));
         let (there, back) = self.links(a, b, size)?;
-        let slowdown = self.disturbance(a, b, size, shared)?;
+        let slowdown = self.disturbance(a, b, size, alone, shared)?;
         let pair = Pair { there, back, slowdown };
         let bare = |device: &Device| DeviceProfile {
             name: device.info().name.clone(),
@@ -279,7 +295,10 @@ impl Profiler<'_> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
         // Gradients cross every boundary of a model without an adapter.
-        let model = Model::new(&ModelConfig { layers: 1, ..self.model.config().clone() })?;
+        let config = self.model.config();
+        // What crosses a boundary does not depend on the vocabulary.
+        let vocabulary = config.vocabulary.min(256);
+        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
         let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
         let times = probe.measure(|| false)?;
         probe.stop()?;
@@ -292,14 +311,26 @@ impl Profiler<'_> {
         Ok((link(times.forward_hop), link(times.backward_hop)))
     }
 
-    /// Each device's actions while the other repeats steps of its own, against its actions alone.
-    fn disturbance(&self, a: &Device, b: &Device, size: usize, shared: f64) -> Result<(f64, f64)> {
+    /// Each device's actions while the other repeats steps of its own, against its actions alone, where those are not
+    /// known yet.
+    fn disturbance(
+        &self,
+        a: &Device,
+        b: &Device,
+        size: usize,
+        known: (Option<f64>, Option<f64>),
+        shared: f64,
+    ) -> Result<(f64, f64)> {
         let probe = |device| self.probe(device, size, false);
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
         // Two devices of one adapter are alike.
         let alike = a.info().index == b.info().index;
-        let alone = first.measure(|| false)?.busy;
-        let alone = (alone, if alike { alone } else { second.measure(|| false)?.busy });
+        let alone = |probe: &mut Probe, known: Option<f64>| match known {
+            Some(seconds) => Ok(seconds),
+            None => probe.measure(|| false).map(|times| times.busy),
+        };
+        let seconds = alone(&mut first, known.0)?;
+        let alone = (seconds, if alike { seconds } else { alone(&mut second, known.1)? });
         let beside = |one: &mut Probe, other: &mut Probe| -> Result<f64> {
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
