@@ -166,9 +166,9 @@ impl Trainer {
         self.step += 1;
         let seconds = now() - start;
         let fraction = |rank: usize, track: Track| {
-            // The last update's own events come with this step's; they may lie before it.
-            let of = report.events.iter().filter(|e| e.rank == rank && e.track == track && e.end > start);
-            of.map(|e| e.end - e.start.max(start)).sum::<f64>() / seconds
+            // The update's own events come with the next step; those of the update before stand for it.
+            let of = report.events.iter().filter(|e| e.rank == rank && e.track == track);
+            (of.map(|e| e.end - e.start).sum::<f64>() / seconds).min(1.0)
         };
         let devices = self.adapters.iter().enumerate().map(|(rank, adapter)| DeviceRow {
             adapter: adapter.clone(),
