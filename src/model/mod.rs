@@ -8,89 +8,18 @@ pub mod init;
 mod llama;
 pub mod lora;
 mod mlp;
+mod parameter;
 pub mod rope;
 mod weights;
 
 pub use config::{Kind, ModelConfig};
 pub use lora::{Linear, Lora};
+pub use parameter::{Init, Parameter};
 pub use rope::RopeScaling;
 pub use weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
-
-/// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Normal with this standard deviation.
-    Normal(f64),
-    /// Uniform between minus this and this.
-    Uniform(f64),
-    /// All zero.
-    Zeros,
-    /// All one.
-    Ones,
-}
-
-/// One persistent tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parameter {
-    /// Hugging Face's name.
-    pub name: String,
-    /// Extents.
-    pub shape: Vec<usize>,
-    /// Start.
-    pub init: Init,
-    /// The parameter that owns this one's value, gradient sum and optimizer state: a second use of it elsewhere.
-    pub tied_to: Option<String>,
-    /// Never changes: no gradient, no optimizer state.
-    pub frozen: bool,
-    /// How devices store it.
-    pub weights: Weights,
-}
-
-impl Parameter {
-    fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Parameter {
-            name: name.into(),
-            shape: shape.to_vec(),
-            init,
-            tied_to: None,
-            frozen: false,
-            weights: Weights::F32,
-        }
-    }
-
-    /// What the device that it is at home on holds of its weight.
-    pub fn stored(&self, training: bool) -> &'static [DType] {
-        self.weights.stored(training && !self.frozen && self.tied_to.is_none())
-    }
-
-    /// Bytes of the weight that kernels read.
-    pub fn weight_bytes(&self) -> u64 {
-        if self.weights.packed() { DType::BF16.bytes(self.len()) } else { DType::F32.bytes(self.len()) }
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Never: extents are positive.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether it is one of an adapter's matrices, and not the base model's.
-    pub fn is_lora(&self) -> bool {
-        self.name.ends_with(lora::A) || self.name.ends_with(lora::B)
-    }
-
-    /// Weight decay applies to tensors of two or more dimensions.
-    pub fn decays(&self) -> bool {
-        self.shape.len() >= 2
-    }
-}
 
 /// What the last layer is followed by.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,6 +3,7 @@
 //!
 //! A [`Launch`] is data; only [`program`] and [`parameters`] touch a device.
 
+mod arguments;
 mod attention;
 pub mod bench;
 mod cases;

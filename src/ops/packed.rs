@@ -1,4 +1,4 @@
-//! Weights packed as bf16 on the host: two elements in a word, element 2i in the low half, as kernels read them. Rounding
+//! bf16 on the host: two elements in a word, element 2i in the low half, as kernels read them. Rounding
 //! is to the nearest, ties to even.
 
 use half::bf16;

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::cases::{Argument, arguments, gradient_start};
+use super::arguments::{Argument, arguments, gradient_start};
 use super::parameters::{Layout, Parameters};
 use super::plan::MemoryPlan;
 use super::program::{Slots, StageProgram};
