@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use polystage::folder::{Dtype, adapter};
 use polystage::generate::{Extent, Generator, Sampling};
+use polystage::gpu::Capabilities;
 use polystage::model::{Model, Weights};
 use polystage::ops::packed::{round, widen};
-use polystage::ops::parameters::{AdamStep, Part};
+use polystage::ops::parameters::{AdamStep, Layout, Part};
+use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Batch, Executor, Setup, Use};
 use polystage::schedule::generate;
 use polystage::train::config::Config;
@@ -286,4 +288,36 @@ fn an_adapters_config_packs_a_base_model_of_bf16_unless_it_says_otherwise_and_a_
     assert_eq!(weights(&golden("models", "llama"), "[adapter]\n", &[]), Weights::F32);
     let error = read(&narrow, "", &["train.weights=f16".into()]).unwrap_err().to_string();
     assert!(error.contains("f16") && error.contains("bf16-only"), "{error}");
+}
+
+#[test]
+fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_times_by_them() {
+    let config = config(&[]);
+    let capabilities = Capabilities {
+        software: true,
+        subgroup: None,
+        max_binding: 1 << 30,
+        max_buffer: 1 << 30,
+        max_groups: 65535,
+    };
+    let mut keys = Vec::new();
+    let mut totals = Vec::new();
+    for weights in [Weights::F32, Weights::BF16, Weights::BF16Only] {
+        let model = Model::new(&config.model).unwrap().with_weights(weights);
+        let work = workload(&model, 2, 19, &[2], &capabilities).unwrap();
+        let counted = work.layers.iter().map(|l| l.state).sum::<u64>() + work.tie.unwrap().together;
+        let exact = Layout::new(model.parameters()).bytes(true);
+        // A layer counts uniforms of pools that it shares with others in the end, 16 bytes each.
+        let off = counted as i64 - exact as i64;
+        assert!((0..400).contains(&off), "{weights:?}: {counted} counted, {exact} needed");
+        keys.push(shape_key(&model, 1, 19));
+        totals.push(exact);
+    }
+    assert!(keys[0] != keys[1] && keys[1] != keys[2]);
+    let matrices = Model::new(&config.model).unwrap().parameters();
+    let matrices = matrices.iter().filter(|p| p.shape.len() == 2 && p.tied_to.is_none());
+    let elements: u64 = matrices.map(|p| p.len() as u64).sum();
+    // Besides padding, the packed copies come on top of the masters, or take the place of what is twice their size.
+    assert!(totals[1].abs_diff(totals[0] + 2 * elements) < totals[0] / 100, "{totals:?} {elements}");
+    assert!(totals[2].abs_diff(totals[0] - 2 * elements) < totals[0] / 100, "{totals:?} {elements}");
 }
