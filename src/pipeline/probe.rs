@@ -18,9 +18,9 @@ use crate::schedule::{Action, Kind, Schedule};
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 const MICROBATCHES: usize = 2;
 /// Measured steps go on until this many seconds have passed …
-const SECONDS: f64 = 0.4;
+const SECONDS: f64 = 1.2;
 /// … or this many have been done.
-const STEPS: usize = 8;
+const STEPS: usize = 12;
 
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
