@@ -56,6 +56,16 @@ impl Mapped {
         Ok(Mapped { bytes: fs::read(path)? })
     }
 
+    /// Has the system read these bytes while others are in use. A hint.
+    pub(crate) fn expect(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if range.end <= self.bytes.len() {
+            let _ = self.bytes.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Takes these bytes out of the process's memory; reading them again brings them back from the file.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]

@@ -189,6 +189,14 @@ impl Tensors {
         })
     }
 
+    /// Has the system read a tensor from its file while something else is done. A hint.
+    pub fn expect(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            let bytes = entry.info.len() * entry.info.dtype.size();
+            self.files[entry.file].1.expect(entry.start..entry.start + bytes);
+        }
+    }
+
     /// Converts a range of a tensor's elements to bfloat16: the file's own bits where it stores BF16, else rounded to
     /// the nearest, ties to even. Two neighbours are one little-endian u32 of packed weights.
     ///

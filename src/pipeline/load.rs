@@ -1,5 +1,7 @@
 //! Weights from a model's or an adapter's folder to the devices that use them, a piece at a time: the whole model is never in host memory.
 
+use std::collections::VecDeque;
+
 use super::Executor;
 use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
@@ -63,11 +65,35 @@ impl Executor {
             all.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         let tied: Vec<String> = all.iter().filter(|p| p.tied_to.is_some()).map(|p| p.name.clone()).collect();
         tensors.check(&expected, &tied)?;
+        let mut own = self.in_turn(all.iter().filter(|p| p.tied_to.is_none()))?.into_iter().peekable();
         let mut loader = Loader::new(self)?;
-        for parameter in all.iter().filter(|p| p.tied_to.is_none()) {
+        while let Some(parameter) = own.next() {
+            own.peek().inspect(|next| tensors.expect(&next.name));
             loader.load(tensors, &parameter.name, &parameter.name, Part::Weight).await?;
         }
         loader.finish().await
+    }
+
+    /// Parameters in an order in which every device gets its own as evenly as may be: while one copies, another does.
+    fn in_turn<'a>(&self, parameters: impl Iterator<Item = &'a Parameter>) -> Result<Vec<&'a Parameter>> {
+        let mut queues: Vec<VecDeque<&Parameter>> = self.devices.iter().map(|_| VecDeque::new()).collect();
+        for parameter in parameters {
+            for (rank, _) in self.places(&parameter.name, Part::Weight, parameter.len())?.into_iter().take(1)
+            {
+                queues[rank].push_back(parameter);
+            }
+        }
+        let mut given = vec![0; queues.len()];
+        let mut order = Vec::new();
+        let next = |queues: &[VecDeque<_>], given: &[usize]| {
+            (0..given.len()).filter(|&rank| !queues[rank].is_empty()).min_by_key(|&rank| given[rank])
+        };
+        while let Some(rank) = next(&queues, &given) {
+            let Some(parameter) = queues[rank].pop_front() else { break };
+            given[rank] += parameter.len();
+            order.push(parameter);
+        }
+        Ok(order)
     }
 
     /// Sets part of a parameter from a tensor.
