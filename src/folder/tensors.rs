@@ -189,6 +189,16 @@ impl Tensors {
         })
     }
 
+    /// The bytes of a range of a tensor's elements as the file has them, little-endian, piece by piece.
+    ///
+    /// # Errors
+    /// As [`Tensors::read`].
+    pub fn raw(&self, name: &str, elements: Range<usize>, each: impl FnMut(&[u8])) -> Result<()> {
+        let (_, file, bytes) = self.locate(name, elements.clone(), elements.len())?;
+        file.pieces(bytes, each);
+        Ok(())
+    }
+
     /// Has the system read a tensor from its file while something else is done. A hint.
     pub fn expect(&self, name: &str) {
         if let Some(entry) = self.entries.get(name) {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::Executor;
 use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
-use crate::folder::Tensors;
+use crate::folder::{Dtype, Tensors};
 use crate::gpu::{Buffer, Device, Mapping, Range};
 use crate::graph::DType;
 use crate::model::{Parameter, init};
@@ -78,10 +78,8 @@ impl Executor {
     fn in_turn<'a>(&self, parameters: impl Iterator<Item = &'a Parameter>) -> Result<Vec<&'a Parameter>> {
         let mut queues: Vec<VecDeque<&Parameter>> = self.devices.iter().map(|_| VecDeque::new()).collect();
         for parameter in parameters {
-            for (rank, _) in self.places(&parameter.name, Part::Weight, parameter.len())?.into_iter().take(1)
-            {
-                queues[rank].push_back(parameter);
-            }
+            let places = self.places(&parameter.name, Part::Weight, parameter.len())?;
+            queues[places[0].0].push_back(parameter);
         }
         let mut given = vec![0; queues.len()];
         let mut order = Vec::new();
@@ -168,10 +166,14 @@ impl<'a> Loader<'a> {
                 for first in (0..len).step_by(self.piece) {
                     let buffer = self.take(rank).await?;
                     let piece = first..len.min(first + self.piece);
-                    for start in piece.clone().step_by(CONVERTED) {
-                        let elements = start..piece.end.min(start + CONVERTED);
-                        let bytes = self.convert(tensors, tensor, elements, dtype)?;
-                        buffer.write_mapped(dtype.bytes(start - first), bytes)?;
+                    if is_stored(tensors, tensor, dtype, piece.len()) {
+                        copy(tensors, tensor, piece.clone(), &buffer)?;
+                    } else {
+                        for start in piece.clone().step_by(CONVERTED) {
+                            let elements = start..piece.end.min(start + CONVERTED);
+                            let bytes = self.convert(tensors, tensor, elements, dtype)?;
+                            buffer.write_mapped(dtype.bytes(start - first), bytes)?;
+                        }
                     }
                     let filled = buffer.range(0, dtype.bytes(piece.len()));
                     self.executor.tell(rank, Command::Place(name.clone(), part, dtype, first, filled))?;
@@ -226,4 +228,26 @@ impl<'a> Loader<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a tensor's file holds so many elements as a device will: in whole words of the same type.
+fn is_stored(tensors: &Tensors, tensor: &str, dtype: DType, elements: usize) -> bool {
+    let stored = match dtype {
+        DType::BF16 => Dtype::BF16,
+        DType::F32 | DType::U32 => Dtype::F32,
+    };
+    let words = (stored.size() * elements) as u64 == dtype.bytes(elements);
+    cfg!(target_endian = "little") && words && tensors.get(tensor).is_some_and(|info| info.dtype == stored)
+}
+
+/// Copies elements from the file into a mapped buffer.
+fn copy(tensors: &Tensors, tensor: &str, elements: std::ops::Range<usize>, buffer: &Buffer) -> Result<()> {
+    let (mut at, mut written) = (0, Ok(()));
+    tensors.raw(tensor, elements, |bytes| {
+        if written.is_ok() {
+            written = buffer.write_mapped(at, bytes);
+            at += bytes.len() as u64;
+        }
+    })?;
+    written
 }
