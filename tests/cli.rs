@@ -392,7 +392,9 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
     }
     assert_eq!(child.wait().unwrap().code(), Some(1), "{text}");
     assert!(
-        text.contains("stalled") && text.contains("stage") && text.contains("the last checkpoint is"),
+        text.contains("stalled: device 0")
+            && text.contains("has not finished action")
+            && text.contains("the last checkpoint is"),
         "{text}"
     );
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
