@@ -40,7 +40,7 @@ fn origin() -> Origin {
         config: model.hugging_face_config(),
         companions: Vec::new(),
         tokenizer: "bytes".into(),
-        folder: None,
+        pretrained: None,
     }
 }
 

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::planning::device_budgets;
-use super::{adapters, open, parse_devices, say, show_count};
+use super::placement::Placement;
+use super::{progress_bar, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::model::{Model, Weights};
+use crate::model::Model;
 use crate::pipeline::{Executor, Plan, Setup, Use};
 use crate::schedule;
 use crate::train::data::{BadLines, Corpus};
@@ -37,15 +35,8 @@ pub(super) struct Arguments {
     /// Tokens of a window (default: the model's context, at most 1024).
     #[arg(long, value_name = "T")]
     sequence: Option<usize>,
-    /// Adapters, one stage each, such as 0,1, or auto.
-    #[arg(long)]
-    devices: Option<String>,
-    /// Bytes each device may use: 6GiB for all, or 0=6GiB,1=512MiB by position.
-    #[arg(long)]
-    memory: Option<String>,
-    /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
-    #[arg(long, value_parser = ["f32", "bf16"])]
-    weights: Option<String>,
+    #[command(flatten)]
+    placement: Placement,
     /// Leave out lines of records that are none, instead of refusing them.
     #[arg(long)]
     skip_bad_lines: bool,
@@ -56,9 +47,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let mut pretrained = Pretrained::open(&arguments.model)?;
-    if let Some(weights) = arguments.weights.as_deref().and_then(Weights::named) {
-        pretrained.model = pretrained.model.with_weights(weights);
-    }
+    pretrained.model = arguments.placement.store(pretrained.model);
     let config = pretrained.model.config();
     let sequence = match arguments.sequence {
         None => config.longest_sequence().min(SEQUENCE),
@@ -74,10 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     text.check(config.vocabulary)?;
     let bad_lines = if arguments.skip_bad_lines { BadLines::Skip } else { BadLines::Refuse };
     let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, bad_lines, false)?;
-    let devices = arguments.devices.as_deref().map(parse_devices).transpose()?.unwrap_or_default();
-    let mut devices = open(&devices, &adapters()?)?;
-    devices.truncate(pretrained.model.layers());
-    let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
+    let (devices, budgets) = arguments.placement.devices(pretrained.model.layers())?;
     let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
@@ -115,13 +101,8 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
 
 fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpus) -> Result<Evaluation> {
     let (sequences, sequence) = (plan.setup.batch * plan.schedule.microbatches, plan.setup.sequence);
-    let bar = ProgressBar::with_draw_target(
-        Some(corpus.len().div_ceil(sequence) as u64),
-        ProgressDrawTarget::stderr(),
-    );
-    if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/dim} window {pos}/{len}  {eta} left") {
-        bar.set_style(style);
-    }
+    let windows = corpus.len().div_ceil(sequence) as u64;
+    let bar = progress_bar(windows, "{bar:30.cyan/dim} window {pos}/{len}  {eta} left");
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
     watch.block_on(pretrained.load(&mut executor))?;

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::{parse_bytes, say, show_bytes, show_count};
+use super::{parse_bytes, progress_bar, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::folder::Dtype;
 use crate::train::export::{self, Output, Written};
@@ -55,10 +53,7 @@ impl OutputArguments {
             "f16" => Dtype::F16,
             _ => Dtype::F32,
         });
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent} %  {eta} left") {
-            bar.set_style(style);
-        }
+        let bar = progress_bar(0, "{bar:30} {percent} %  {eta} left");
         let output = Output { path: &self.out, dtype, shard_bytes };
         let written = work(&output, &mut |done, total| {
             bar.set_length(total);

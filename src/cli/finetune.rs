@@ -8,7 +8,7 @@ use super::Environment;
 use super::planning::MachineArguments;
 use super::train::{Launch, start};
 use crate::error::{Error, Result};
-use crate::train::config::Config;
+use crate::train::config::{Config, Described};
 use crate::train::source::describe;
 
 /// Tokens of a sequence unless another length is asked for and the model's context allows it.
@@ -71,20 +71,22 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let bases = [PathBuf::from(".")];
     let name = arguments.model.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
-    let text = toml::to_string(&experiment(arguments)?).unwrap_or_default();
-    let describe = |path: &str| describe(path, &bases);
-    let mut config = Config::parse_with(&text, &arguments.set, "finetune", describe)?;
+    // The run's own config can then be used from anywhere.
+    let model = arguments.model.canonicalize().map_err(|_| {
+        Error::config("MODEL", format!("{} does not exist; give a model's folder", arguments.model.display()))
+    })?;
+    let model = model.to_string_lossy().into_owned();
+    let described = describe(&model, &bases)?;
+    let text = toml::to_string(&experiment(arguments, &model, &described)?).unwrap_or_default();
+    // Opening a model may mean reading all of it; another is named only by --set.
+    let known = |path: &str| if path == model { Ok(described) } else { describe(path, &bases) };
+    let mut config = Config::parse_with(&text, &arguments.set, "finetune", known)?;
     arguments.machine.choose(&mut config)?;
     start(config, &format!("{name}-finetune"), &arguments.machine, &arguments.launch, &bases, environment)
 }
 
 /// The config file that the flags stand for.
-fn experiment(a: &Arguments) -> Result<Table> {
-    // The run's own config can then be used from anywhere.
-    let model = a.model.canonicalize().map_err(|_| {
-        Error::config("MODEL", format!("{} does not exist; give a model's folder", a.model.display()))
-    })?;
-    let described = describe(&model.to_string_lossy(), &[PathBuf::new()])?;
+fn experiment(a: &Arguments, model: &str, described: &Described) -> Result<Table> {
     let longest = described.model.longest_sequence();
     let rate = a.learning_rate.unwrap_or(if a.full { 2e-5 } else { 2e-4 });
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -107,7 +109,7 @@ fn experiment(a: &Arguments) -> Result<Table> {
     if let Some(weights) = &a.weights {
         train.insert("weights".into(), weights.as_str().into());
     }
-    let model = Table::from_iter([("path".to_string(), model.to_string_lossy().as_ref().into())]);
+    let model = Table::from_iter([("path".to_string(), model.into())]);
     let mut table = Table::from_iter([
         ("model".to_string(), Value::from(model)),
         ("data".to_string(), data.into()),

@@ -7,6 +7,7 @@ mod export;
 mod finetune;
 mod generate;
 mod merge;
+mod placement;
 mod plan;
 mod planning;
 mod schedule;
@@ -18,6 +19,7 @@ mod verify;
 use std::io::Write;
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
@@ -176,6 +178,15 @@ fn show_count(n: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A bar on standard error, where that is a terminal.
+fn progress_bar(length: u64, style: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// Prints a line. A reader that has gone (as with `| head`) must not end the work.

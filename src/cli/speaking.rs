@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::planning::device_budgets;
-use super::{adapters, open, parse_devices};
+use super::placement::Placement;
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Language, Sampling};
 use crate::gpu::Device;
 use crate::model::Weights;
 use crate::text::Stream;
-use crate::train::config::Devices;
 use crate::train::source::Pretrained;
 
 /// A model, where it runs, and how it chooses its words.
@@ -30,16 +28,8 @@ pub(super) struct Speaker {
     /// Seed of the choice.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Adapters, one stage each, such as 0,1,1 (one may be named several times); default: every GPU, without one every
-    /// software adapter, but no more than the model has layers.
-    #[arg(long)]
-    devices: Option<String>,
-    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
-    #[arg(long)]
-    memory: Option<String>,
-    /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
-    #[arg(long, value_parser = ["f32", "bf16"])]
-    weights: Option<String>,
+    #[command(flatten)]
+    placement: Placement,
 }
 
 impl Speaker {
@@ -52,32 +42,15 @@ impl Speaker {
 
     /// Opens the model with its tokenizer.
     pub(super) fn language(&self) -> Result<Language> {
-        let language = read(&self.model)?;
-        Ok(match self.weights.as_deref().and_then(Weights::named) {
-            Some(weights) => language.with_weights(weights),
-            None => language,
-        })
+        let mut pretrained = Pretrained::open(&self.model)?;
+        pretrained.model = self.placement.store(pretrained.model);
+        Language::new(pretrained)
     }
 
     /// Opens the devices and says what each may use.
     pub(super) fn devices(&self, language: &Language) -> Result<(Vec<Device>, Vec<Option<u64>>)> {
-        let adapters = adapters()?;
-        let mut wanted = self.devices.as_deref().map(parse_devices).transpose()?.unwrap_or_default();
-        if wanted == Devices::default() {
-            let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
-            let mut list = wanted.resolve(&software)?;
-            list.truncate(language.layers());
-            wanted = Devices::List(list);
-        }
-        let devices = open(&wanted, &adapters)?;
-        let budgets = device_budgets(self.memory.as_deref(), &devices)?;
-        Ok((devices, budgets))
+        self.placement.devices(language.layers())
     }
-}
-
-/// Opens a model's folder with its tokenizer.
-fn read(folder: &Path) -> Result<Language> {
-    Language::new(Pretrained::open(folder)?)
 }
 
 /// A text that was continued.
@@ -158,7 +131,7 @@ pub(super) fn sample(
     devices: &[Device],
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
-    let language = read(folder)?.with_weights(weights);
+    let language = Language::new(Pretrained::open(folder)?)?.with_weights(weights);
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;

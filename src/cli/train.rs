@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::planning::{Experiment, MachineArguments, device_budgets, for_devices, settle};
-use super::{Environment, adapters, leave, note, open, say, show_bytes, show_count, speaking};
+use super::{Environment, adapters, leave, note, open, progress_bar, say, show_bytes, show_count, speaking};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::gpu::Device;
@@ -463,11 +463,7 @@ fn stop_flag() -> Result<Arc<AtomicUsize>> {
 }
 
 fn progress(steps: u64, done: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-    let style = "{bar:30.cyan/dim} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
+    let bar = progress_bar(steps, "{bar:30.cyan/dim} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left");
     bar.set_position(done);
     bar.reset_eta();
     bar

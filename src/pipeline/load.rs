@@ -1,7 +1,5 @@
 //! Weights from a model's or an adapter's folder to the devices that use them, a piece at a time: the whole model is never in host memory.
 
-use std::collections::VecDeque;
-
 use super::Executor;
 use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
@@ -48,10 +46,19 @@ impl Executor {
         self.load_all(tensors, Parameter::is_lora).await
     }
 
+    /// Sets every weight from the seed.
+    pub async fn initialise(&mut self, seed: u64) -> Result<()> {
+        self.initialise_all(seed, |parameter| parameter.tied_to.is_none()).await
+    }
+
     /// Sets the matrices of a new adapter: with B zero, the model computes what it did.
     pub async fn initialise_adapter(&mut self, seed: u64) -> Result<()> {
-        let matrices: Vec<Parameter> = self.parameters().iter().filter(|p| p.is_lora()).cloned().collect();
-        for parameter in matrices {
+        self.initialise_all(seed, Parameter::is_lora).await
+    }
+
+    async fn initialise_all(&mut self, seed: u64, belongs: impl Fn(&Parameter) -> bool) -> Result<()> {
+        let all: Vec<Parameter> = self.parameters().iter().filter(|p| belongs(p)).cloned().collect();
+        for parameter in all {
             let values = init::initial(&parameter, seed);
             self.write(&parameter.name, Part::Weight, &values).await?;
         }
@@ -76,22 +83,16 @@ impl Executor {
 
     /// Parameters in an order in which every device gets its own as evenly as may be: while one copies, another does.
     fn in_turn<'a>(&self, parameters: impl Iterator<Item = &'a Parameter>) -> Result<Vec<&'a Parameter>> {
-        let mut queues: Vec<VecDeque<&Parameter>> = self.devices.iter().map(|_| VecDeque::new()).collect();
-        for parameter in parameters {
-            let places = self.places(&parameter.name, Part::Weight, parameter.len())?;
-            queues[places[0].0].push_back(parameter);
-        }
-        let mut given = vec![0; queues.len()];
+        // Elements that each device gets before a parameter of its own.
+        let mut given = vec![0; self.devices.len()];
         let mut order = Vec::new();
-        let next = |queues: &[VecDeque<_>], given: &[usize]| {
-            (0..given.len()).filter(|&rank| !queues[rank].is_empty()).min_by_key(|&rank| given[rank])
-        };
-        while let Some(rank) = next(&queues, &given) {
-            let Some(parameter) = queues[rank].pop_front() else { break };
+        for parameter in parameters {
+            let rank = self.places(&parameter.name, Part::Weight, parameter.len())?[0].0;
+            order.push((given[rank], parameter));
             given[rank] += parameter.len();
-            order.push(parameter);
         }
-        Ok(order)
+        order.sort_by_key(|&(before, _)| before);
+        Ok(order.into_iter().map(|(_, parameter)| parameter).collect())
     }
 
     /// Sets part of a parameter from a tensor.

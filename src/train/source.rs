@@ -24,6 +24,7 @@ pub const BYTES: &str = "bytes";
 const TOKENIZER: &str = "tokenizer.json";
 
 /// An open model: a folder of its own, or a base model and its adapter.
+#[derive(Debug)]
 pub struct Pretrained {
     /// The model, with the adapter if there is one; packed where its folder stores all matrices as bf16.
     pub model: Model,
@@ -236,7 +237,7 @@ impl Text {
 }
 
 /// What a checkpoint takes over from where the run began.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Origin {
     /// `config.json`, or PEFT's `adapter_config.json` where an adapter is trained.
     pub config: Value,
@@ -244,8 +245,8 @@ pub struct Origin {
     pub companions: Vec<PathBuf>,
     /// `bytes`, or the name of the tokenizer's file.
     pub tokenizer: String,
-    /// Where the weights are with which the run began; from the seed if none.
-    pub folder: Option<PathBuf>,
+    /// The model with whose weights the run began; from the seed if none.
+    pub pretrained: Option<Pretrained>,
 }
 
 /// What a config names outside itself.
@@ -266,9 +267,8 @@ impl Source {
     /// # Errors
     /// Those of a folder, a tokenizer or a file that is missing, damaged, or does not belong to the model.
     pub fn open(config: &Config, bases: &[PathBuf]) -> Result<Source> {
-        let folder = config.path.as_deref().map(|path| find(path, bases).and_then(|path| resolve(&path)));
-        let folder = folder.transpose()?;
-        let pretrained = folder.as_deref().map(Pretrained::open).transpose()?;
+        let pretrained = config.path.as_deref().map(|path| Pretrained::open(&find(path, bases)?));
+        let pretrained = pretrained.transpose()?;
         let (text, companions) = match (config.data.tokenizer.as_deref(), &pretrained) {
             (Some(BYTES), _) | (None, None) => (Text::bytes(), Vec::new()),
             (None, Some(pretrained)) => {
@@ -303,7 +303,7 @@ impl Source {
             },
             companions,
             tokenizer: if text.tokenizer.is_bytes() { BYTES.into() } else { TOKENIZER.into() },
-            folder,
+            pretrained,
         };
         Ok(Source { origin, text, train, valid })
     }

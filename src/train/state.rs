@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::checkpoint::{Checkpoint, Writer};
-use super::source::{Origin, Pretrained};
+use super::source::Origin;
 use super::trainer::{Trainer, names};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, stored_name};
@@ -24,9 +24,8 @@ const MOMENTS: [(Part, &str); 2] = [(Part::First, "exp_avg"), (Part::Second, "ex
 impl Trainer {
     /// Sets the weights that a run begins with: those of its folder, or the seed's where there is none.
     pub async fn begin(&mut self, origin: &Origin) -> Result<()> {
-        let Some(folder) = &origin.folder else { return self.initialise().await };
-        let pretrained = Pretrained::open(folder)?;
-        self.check(pretrained.model.config(), folder)?;
+        let Some(pretrained) = &origin.pretrained else { return self.initialise().await };
+        self.check(pretrained.model.config(), pretrained.folder.path())?;
         pretrained.load(&mut self.executor).await?;
         match &pretrained.adapter {
             Some(_) => Ok(()),
@@ -79,13 +78,11 @@ impl Trainer {
     /// that a checkpoint does not hold are those of [`Trainer::begin`].
     pub async fn restore(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
         let trained = self.trained();
-        match (checkpoint.kind, &self.config.adapter) {
-            (Kind::Adapter, Some(_)) => {
-                self.executor.load_adapter(&adapter::open(path)?.tensors).await?;
-            }
+        let adapter = match (checkpoint.kind, &self.config.adapter) {
+            (Kind::Adapter, Some(_)) => Some(adapter::open(path)?),
             (Kind::Model, None) => {
                 self.check(Model::from_hugging_face(&checkpoint.config)?.config(), path)?;
-                self.executor.load(&checkpoint.weights).await?;
+                None
             }
             (kind, _) => {
                 let what = if kind == Kind::Adapter { "an adapter" } else { "a whole model" };
@@ -94,8 +91,12 @@ impl Trainer {
                 );
                 return Err(Error::checkpoint(path, message));
             }
-        }
+        };
         checkpoint.optimizer.check(&moments(&trained), &[])?;
+        match &adapter {
+            Some(adapter) => self.executor.load_adapter(&adapter.tensors).await?,
+            None => self.executor.load(&checkpoint.weights).await?,
+        }
         for p in &trained {
             for (part, prefix) in MOMENTS {
                 let tensor = format!("{prefix}.{}", p.name);

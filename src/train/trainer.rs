@@ -8,8 +8,6 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::model::init;
-use crate::ops::parameters::Part;
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule;
@@ -138,12 +136,7 @@ impl Trainer {
 
     /// Sets the initial weights from the seed.
     pub async fn initialise(&mut self) -> Result<()> {
-        let all = self.executor.parameters().iter().filter(|p| p.tied_to.is_none());
-        for parameter in all.cloned().collect::<Vec<_>>() {
-            let values = init::initial(&parameter, self.config.train.seed);
-            self.executor.write(&parameter.name, Part::Weight, &values).await?;
-        }
-        Ok(())
+        self.executor.initialise(self.config.train.seed).await
     }
 
     /// One step.

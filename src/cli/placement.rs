@@ -1,0 +1,48 @@
+//! Where a model runs that is not trained, and how it is stored there.
+
+use super::planning::device_budgets;
+use super::{adapters, open, parse_devices};
+use crate::error::Result;
+use crate::gpu::Device;
+use crate::model::{Model, Weights};
+use crate::train::config::Devices;
+
+/// Devices, their memory, and how they store weights.
+#[derive(clap::Args)]
+pub(super) struct Placement {
+    /// Adapters, one stage each, such as 0,1,1 (one may be named several times); default: every GPU, without one every
+    /// software adapter, but no more than the model has layers.
+    #[arg(long)]
+    devices: Option<String>,
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
+    #[arg(long)]
+    memory: Option<String>,
+    /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    weights: Option<String>,
+}
+
+impl Placement {
+    /// The model, stored as was asked.
+    pub(super) fn store(&self, model: Model) -> Model {
+        match self.weights.as_deref().and_then(Weights::named) {
+            Some(weights) => model.with_weights(weights),
+            None => model,
+        }
+    }
+
+    /// Opens the devices for a model of so many layers, and says what each may use.
+    pub(super) fn devices(&self, layers: usize) -> Result<(Vec<Device>, Vec<Option<u64>>)> {
+        let adapters = adapters()?;
+        let mut wanted = self.devices.as_deref().map(parse_devices).transpose()?.unwrap_or_default();
+        if wanted == Devices::default() {
+            let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
+            let mut list = wanted.resolve(&software)?;
+            list.truncate(layers);
+            wanted = Devices::List(list);
+        }
+        let devices = open(&wanted, &adapters)?;
+        let budgets = device_budgets(self.memory.as_deref(), &devices)?;
+        Ok((devices, budgets))
+    }
+}
