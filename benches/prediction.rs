@@ -5,10 +5,11 @@
 //! their names.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use polystage::gpu::{Device, OpenOptions, list};
 use polystage::model::Model;
-use polystage::pipeline::profile::Profiler;
+use polystage::pipeline::profile::{Profiler, Progress};
 use polystage::pipeline::timeline::Track;
 use polystage::plan::Machine;
 use polystage::schedule::{Action, Simulation};
@@ -17,8 +18,8 @@ use polystage::train::data::{Batches, Corpus};
 use polystage::train::planning::Planning;
 use polystage::train::trainer::Trainer;
 
-/// Steps of which the median counts, after two that compile and touch fresh memory.
-const STEPS: usize = 9;
+/// Seconds for which a probe's steps are repeated at most.
+const PATIENCE: f64 = 4.0;
 
 struct Case {
     name: &'static str,
@@ -95,14 +96,13 @@ pub fn table() {
             println!("{:<28} needs another adapter", case.name);
             continue;
         }
-        let devices: Vec<Device> = case
-            .adapters
-            .iter()
-            .map(|&a| {
-                pollster::block_on(Device::open(adapters[a].index, OpenOptions::default())).expect("opens")
-            })
-            .collect();
-        let (predicted, bubble, measured) = run(case, &devices);
+        let open = |&a: &usize| {
+            pollster::block_on(Device::open(adapters[a].index, OpenOptions::default())).expect("opens")
+        };
+        let devices: Vec<Device> = case.adapters.iter().map(open).collect();
+        // What is profiled while a trainer is there has devices of its own: wgpu's queues are one thread's at a time.
+        let probed: Vec<Device> = case.adapters.iter().map(open).collect();
+        let (predicted, bubble, measured) = run(case, &devices, &probed);
         let error = predicted / measured - 1.0;
         errors.push(error.abs());
         println!(
@@ -126,7 +126,7 @@ pub fn table() {
 }
 
 /// Predicted seconds of a step, predicted bubble, measured seconds.
-fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
+fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     let adapters: Vec<usize> = devices.iter().map(|d| d.info().index).collect();
     let mut choices = vec![
         format!("pipeline.devices={adapters:?}"),
@@ -138,17 +138,19 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
     }
     let config = Config::parse(case.model, &choices, case.name).expect("parses");
     let (t, model) = (&config.train, Model::new(&config.model).expect("is a model"));
-    let profiler = Profiler {
+    let mut profiler = Profiler {
         model: &model,
         sequence: t.sequence,
-        devices,
+        devices: probed,
         budgets: &vec![None; devices.len()],
         cache: None,
         environment: String::new(),
         fresh: true,
+        patience: 0.0,
     };
-    let machine = profiler.machine(&[t.batch / case.microbatches], &mut |_| ()).expect("measures");
-    let planning = Planning::for_devices(&config, machine, devices, None).expect("plans");
+    let sizes = [t.batch / case.microbatches];
+    let machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
+    let mut planning = Planning::for_devices(&config, machine, devices, None).expect("plans");
     let best = planning.search().expect("fits").best;
     let plan = planning.plan(&best).expect("fits");
     let text: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -157,13 +159,36 @@ fn run(case: &Case, devices: &[Device]) -> (f64, f64, f64) {
         Trainer::launch(&config, plan, devices, batches.expect("is long enough")).expect("launches");
     let watch = trainer.watch();
     watch.block_on(trainer.initialise()).expect("initialises");
-    let mut seconds: Vec<f64> =
-        (0..STEPS + 2).map(|_| watch.block_on(trainer.step()).expect("steps").step_seconds).skip(2).collect();
+    let mut step = || {
+        let start = Instant::now();
+        watch.block_on(trainer.step()).expect("steps");
+        // The update too, before others use the cores.
+        watch.block_on(trainer.executor().settle()).expect("settles");
+        start.elapsed().as_secs_f64()
+    };
+    // The first steps compile and touch fresh memory.
+    step();
+    step();
+    // The machine's speed changes by a third within seconds, because others use it too. So it is measured once more, in
+    // turns with the steps that are to be predicted.
+    profiler.patience = PATIENCE;
+    let mut seconds = Vec::new();
+    let machine = profiler.machine(&sizes, &mut |progress| {
+        if progress == Progress::Step {
+            seconds.push(step());
+        }
+    });
+    planning.machine = machine.expect("measures");
+    let best = planning.again(&best).expect("fits");
+    if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
+        let all: Vec<String> = seconds.iter().map(|s| format!("{:.0}", 1e3 * s)).collect();
+        println!("    {}", all.join(" "));
+    }
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
         compare(&best.simulation, &trainer, &planning.machine);
     }
     seconds.sort_by(f64::total_cmp);
-    (best.simulation.step, best.simulation.bubble, seconds[seconds.len() / 2])
+    (best.simulation.expected, best.simulation.bubble, seconds[seconds.len() / 2])
 }
 
 /// Mean seconds of each kind of action, predicted and measured, for whoever looks for the cause of an error.
@@ -192,11 +217,17 @@ fn compare(simulation: &Simulation, trainer: &Trainer, machine: &Machine) {
         let mean = |(sum, count): (f64, usize)| 1e3 * sum / (count.max(1) as f64);
         println!("    {key:<20} {:>8.2} ms {:>8.2} ms", mean(predicted), mean(measured));
     }
-    println!("    makespan {:.1} ms; slowdown {:?}", 1e3 * simulation.makespan, machine.slowdown);
+    println!(
+        "    makespan {:.1} ms, step {:.1} ms, with jitter {:.1} ms; slowdown {:?}",
+        1e3 * simulation.makespan,
+        1e3 * simulation.step,
+        1e3 * simulation.expected,
+        machine.slowdown
+    );
     for link in &machine.links {
         println!("    link {link:?}");
     }
     for device in &machine.devices {
-        println!("    {} cores {:.2} {:?}", device.name, device.cores, device.rates);
+        println!("    {} cores {:.2} {:?} {:?}", device.name, device.cores, device.jitter, device.rates);
     }
 }

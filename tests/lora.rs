@@ -279,6 +279,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
         cache: None,
         environment: String::new(),
         fresh: true,
+        patience: 0.0,
     };
     let machine = profiler.machine(&[2], &mut |_| ()).unwrap();
     let block = machine.devices[0].shape(&shape_key(&model, 2, 13)).unwrap().layers["block"];

@@ -8,7 +8,7 @@ use super::{Environment, adapters, budgets, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
-use crate::pipeline::profile::Profiler;
+use crate::pipeline::profile::{Profiler, Progress};
 use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
 use crate::train::planning::{Planning, given_schedule, microbatches};
@@ -114,6 +114,9 @@ pub(super) fn for_devices(
     Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
 }
 
+/// Seconds for which a measurement is repeated while the machine's speed wanders.
+const PATIENCE: f64 = 3.0;
+
 fn measure(
     config: &Config,
     devices: &[Device],
@@ -131,11 +134,16 @@ fn measure(
         cache: environment.cache.clone(),
         environment: environment.drivers.clone(),
         fresh,
+        patience: PATIENCE,
     };
     let sizes: Vec<usize> = microbatches(config).iter().map(|m| config.train.batch / m).collect();
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    let machine = profiler.machine(&sizes, &mut |what| spinner.set_message(what.to_string()));
+    let machine = profiler.machine(&sizes, &mut |progress| {
+        if let Progress::Measuring(what) = progress {
+            spinner.set_message(what.to_string());
+        }
+    });
     spinner.finish_and_clear();
     machine
 }

@@ -85,8 +85,8 @@ fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) 
     let [least, middle, most] = [*least, median, *most].map(duration);
     say(format!("steps      {}: {middle} (median), {least} to {most}", seconds.len()));
     if let Some(predicted) = &comparison.predicted {
-        let error = 100.0 * (median / predicted.seconds - 1.0);
-        say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.seconds)));
+        let error = 100.0 * (median / predicted.expected - 1.0);
+        say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.expected)));
     }
     let traced = duration(comparison.measured.seconds);
     let error = comparison.error().map_or(String::new(), |error| format!(", {:+.1} % off", 100.0 * error));

@@ -7,23 +7,18 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::{Grow, Readback};
-use super::link::{Incoming, Outgoing, connect, connect_local};
-use super::log::{Log, State};
+use super::decode::Grow;
+use super::launch::{build, start};
+use super::log::Log;
 use super::plan::Plan;
-use super::rank::{Command, Rank, Replies, Reply, Stage};
-use super::tied::tie;
+use super::rank::{Command, Reply};
 use super::timeline::Event;
+use super::watch::Watch;
 use crate::error::{Error, Result};
-use crate::gpu::{Device, Mapping};
+use crate::gpu::Device;
 use crate::graph::DType;
 use crate::model::Parameter;
-use crate::ops::parameters::{AdamStep, Parameters, Part};
-use crate::ops::program::StageProgram;
-use crate::schedule::{Action, Kind};
-
-/// Seconds without progress after which a device counts as stalled.
-const STALL_SECONDS: f64 = 25.0;
+use crate::ops::parameters::{AdamStep, Part};
 
 /// What a step gave.
 #[derive(Clone, Debug)]
@@ -113,7 +108,7 @@ impl Executor {
 
     /// What blocks a native thread on this executor's futures, and notices a stall.
     pub fn watch(&self) -> Watch {
-        Watch { logs: self.logs.clone(), names: self.names.clone() }
+        Watch::new(&self.logs, &self.names)
     }
 
     /// The model's parameters, in model order.
@@ -207,6 +202,17 @@ impl Executor {
     pub async fn update(&mut self, step: AdamStep) -> Result<()> {
         for rank in 0..self.commands.len() {
             self.tell(rank, Command::Update(step))?;
+        }
+        for _ in 0..self.commands.len() {
+            self.answer().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every device has done all that it was given: an update returns before its end.
+    pub async fn settle(&mut self) -> Result<()> {
+        for rank in 0..self.commands.len() {
+            self.tell(rank, Command::Settle)?;
         }
         for _ in 0..self.commands.len() {
             self.answer().await?;
@@ -330,167 +336,5 @@ fn stopped(name: &str) -> Error {
         adapter: name.into(),
         context: "running".into(),
         message: "the device's thread has stopped".into(),
-    }
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
-    let device = rank.device.clone();
-    let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
-    // Not joined: a driver that never returns must not keep the process from reporting it.
-    let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
-    spawned.map(drop).map_err(Error::io("thread"))
-}
-
-#[cfg(target_arch = "wasm32")]
-fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
-    wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
-    Ok(())
-}
-
-/// Two ends for each direction of each boundary.
-type Ends = HashMap<(Kind, usize), (Option<Outgoing>, Option<Incoming>)>;
-
-fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
-    let mut ends: Ends = HashMap::new();
-    for boundary in 0..plan.stages.len() - 1 {
-        let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
-        let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
-        let directions = [(Kind::F, before, after), (Kind::B, after, before)];
-        for (kind, from, to) in directions.into_iter().take(plan.directions(boundary) as usize) {
-            let (out, inward) = match plan.crosses(boundary) {
-                true => connect(from, to, bytes, slots)?,
-                false => connect_local(from, bytes, slots)?,
-            };
-            ends.insert((kind, boundary), (Some(out), Some(inward)));
-        }
-    }
-    Ok(ends)
-}
-
-fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
-    let training = plan.setup.purpose.trains();
-    let mut ends = links(&plan, devices)?;
-    let scores = plan.setup.purpose.scores();
-    let ties = plan.exchanged();
-    let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
-    let logit_buffers = plan.logit_buffers();
-    let mut ranks = Vec::new();
-    for part in plan.ranks {
-        let (index, device) = (part.rank, &devices[part.rank]);
-        let owned = part.layout.owned_chunks() as u64;
-        let parameters = Parameters::new(device, part.layout, training)?;
-        let mut stages = HashMap::new();
-        for stage in part.stages {
-            let at = stage.stage;
-            let (stash, gradient) = (stage.stash, stage.gradient);
-            let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
-            let single = stage.single.map(|(graph, memory)| {
-                StageProgram::with_caches(device, graph, memory, 0, program.caches().to_vec())
-            });
-            let single = single.transpose()?;
-            let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
-            let (forward_out, backward_out) =
-                (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
-            let mut inward = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.1.take());
-            let (forward_in, backward_in) =
-                (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
-            stages.insert(
-                at,
-                Stage {
-                    program,
-                    single,
-                    stash,
-                    gradient,
-                    forward_in,
-                    forward_out,
-                    backward_in,
-                    backward_out,
-                },
-            );
-        }
-        let losses = (scores && index == last)
-            .then(|| {
-                let buffer = device.buffer("losses", loss_bytes)?;
-                Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
-            })
-            .transpose()?;
-        let logits = logit_buffers.filter(|_| index == last);
-        let logits = logits.map(|(count, bytes)| Readback::new(device, count, bytes)).transpose()?;
-        let mut actions = plan.schedule.ranks[index].clone();
-        actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
-        let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
-        ranks.push(Rank {
-            index,
-            device: device.clone(),
-            parameters,
-            stages,
-            actions,
-            tied: Vec::new(),
-            batch: plan.setup.batch,
-            sequence: plan.setup.sequence,
-            vocabulary: plan.setup.model.vocabulary,
-            losses,
-            logits,
-            sums,
-            log: logs[index].clone(),
-            steps: 0,
-        });
-    }
-    for (name, owner, user, home) in ties {
-        tie(&mut ranks, name, owner, user, home)?;
-    }
-    Ok(ranks)
-}
-
-/// Sees what every rank is doing.
-#[derive(Clone)]
-pub struct Watch {
-    logs: Vec<Arc<Log>>,
-    names: Vec<String>,
-}
-
-impl Watch {
-    /// The rank that has made no progress for too long, if any: one whose device works rather than one that waits
-    /// for it.
-    pub fn stall(&self) -> Option<Error> {
-        let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
-        let stuck = |state: State| standings.iter().position(|s| s.0 == state && s.1 > STALL_SECONDS);
-        let all_wait = standings.iter().all(|s| s.0 != State::Working);
-        let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
-        let (state, seconds, doing) = &standings[rank];
-        let doing = match doing.parse::<Action>() {
-            Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
-            Err(_) => format!("action {doing:?}"),
-        };
-        let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
-        let message = format!(
-            "device {rank} ({}) {what} {doing} for {seconds:.0} s; its driver does not return",
-            self.names[rank]
-        );
-        Some(Error::Stall { message })
-    }
-
-    /// Runs a future on this thread, looking for stalls: the explicit blocking wrapper for native programs.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
-        struct Unpark(std::thread::Thread);
-        impl std::task::Wake for Unpark {
-            fn wake(self: Arc<Self>) {
-                self.0.unpark();
-            }
-        }
-        let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
-        let mut context = std::task::Context::from_waker(&waker);
-        let mut future = std::pin::pin!(future);
-        loop {
-            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
-                return output;
-            }
-            if let Some(stall) = self.stall() {
-                return Err(stall);
-            }
-            std::thread::park_timeout(std::time::Duration::from_millis(200));
-        }
     }
 }

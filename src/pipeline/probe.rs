@@ -13,14 +13,18 @@ use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
-use crate::schedule::{Action, Kind, Schedule};
+use crate::schedule::{Action, Jitter, Kind, Schedule};
 
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 const MICROBATCHES: usize = 2;
-/// Measured steps go on until this many seconds have passed …
-const SECONDS: f64 = 1.2;
-/// … or this many have been done.
+/// Measured steps go on until their time is up, or this many have been done, …
 const STEPS: usize = 12;
+/// … and then for as long as patience allows until the standard error of their mean is this part of it.
+const PRECISION: f64 = 0.01;
+/// Fewer samples say nothing about how they spread.
+const FEW: usize = 5;
+/// Of so many samples, one may be an accident.
+const PER_ACCIDENT: usize = 20;
 
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
@@ -31,6 +35,7 @@ pub(super) struct Probe {
     batch: Batch,
     /// Bytes of the weights that are trained, each counted once.
     pub(super) weights: u64,
+    adapted: bool,
     /// Whether it has run a step.
     warm: bool,
 }
@@ -52,8 +57,12 @@ pub(super) struct Times {
     pub(super) update: f64,
     /// Of a step with its update, in which no device worked at all: messages, read-back, the host's sums.
     pub(super) barrier: f64,
+    /// What an action costs beside its layers.
+    pub(super) submit: f64,
     /// All actions of a step.
     pub(super) busy: f64,
+    /// How that varies from step to step.
+    pub(super) jitter: Jitter,
     /// Host cores in use while the device worked.
     pub(super) cores: f64,
 }
@@ -104,32 +113,51 @@ impl Probe {
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2) };
-        Ok(Probe { executor, batch, weights, warm: false })
+        let adapted = model.adapter().is_some();
+        Ok(Probe { executor, batch, weights, adapted, warm: false })
     }
 
-    /// Runs steps and takes their times; `go_on` may ask for more of them.
-    pub(super) fn measure(&mut self, mut go_on: impl FnMut() -> bool) -> Result<Times> {
+    /// Runs steps for some seconds and takes their times. Where they vary it goes on for up to `patience` seconds.
+    /// Asks `go_on` after each step, with whether that was enough.
+    pub(super) fn measure(
+        &mut self,
+        seconds: f64,
+        patience: f64,
+        mut go_on: impl FnMut(bool) -> bool,
+    ) -> Result<Times> {
         let watch = self.executor.watch();
         let mut taken: HashMap<Key, Vec<f64>> = HashMap::new();
-        let begin = now();
+        let mut elapsed = 0.0;
         // The first step of all also compiles, and touches fresh memory.
         let mut step = usize::from(std::mem::replace(&mut self.warm, true));
-        while step < 2 || go_on() || (now() - begin < SECONDS && step <= STEPS) {
+        loop {
+            let is_known = || {
+                taken.get(&Key::Busy).is_none_or(|steps| {
+                    steps.len() >= FEW && spread(steps).1 <= PRECISION * (steps.len() as f64).sqrt()
+                })
+            };
+            let enough = elapsed >= seconds || step > STEPS;
+            let enough = step >= 2 && enough && (elapsed >= patience || is_known());
+            if step > 0 && !go_on(enough) {
+                break;
+            }
             let (start, cpu) = (now(), cpu_seconds());
             let report = watch.block_on(self.executor.step(self.batch.clone()))?;
             let (middle, cpu) = (now(), cpu_seconds() - cpu);
             watch.block_on(self.executor.update(NO_CHANGE))?;
+            watch.block_on(self.executor.settle())?;
             let end = now();
+            elapsed += end - start;
             if step > 0 {
-                note(&report.events, (start, middle, end), cpu, &mut taken);
+                note(&report.events, (start, middle), cpu, &mut taken);
             }
             step += 1;
         }
-        let mut times = Times::default();
+        let mut times = Times { submit: submit(&taken, self.adapted), ..Times::default() };
         for (key, seconds) in taken {
-            let seconds = match key {
+            let (seconds, part) = match key {
                 // Whatever delays a hop beside the hop itself, it is not there in every step.
-                Key::Forward | Key::Backward => seconds.into_iter().fold(f64::INFINITY, f64::min),
+                Key::Forward | Key::Backward => (seconds.into_iter().fold(f64::INFINITY, f64::min), 0.0),
                 _ => typical(seconds),
             };
             match key {
@@ -142,7 +170,7 @@ impl Probe {
                 Key::Norm => times.norm = seconds,
                 Key::Update => times.update = seconds,
                 Key::Barrier => times.barrier = seconds,
-                Key::Busy => times.busy = seconds,
+                Key::Busy => (times.busy, times.jitter) = (seconds, Jitter { part: part.min(1.0), seconds }),
                 Key::Cores => times.cores = seconds,
             }
         }
@@ -187,20 +215,17 @@ enum Key {
 }
 
 /// Sorts a step's events. The update before it reports with it.
-fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<Key, Vec<f64>>) {
-    let (start, middle, end) = times;
+fn note(events: &[Event], (start, middle): (f64, f64), cpu: f64, taken: &mut HashMap<Key, Vec<f64>>) {
     let mut add = |key: Key, seconds: f64| taken.entry(key).or_default().push(seconds);
     let mut compute: Vec<&Event> = events.iter().filter(|e| e.track == Track::Compute).collect();
     compute.sort_by(|a, b| a.start.total_cmp(&b.start));
     let (mut busy, mut finish) = (0.0, 0.0);
-    let mut update = 0.0;
     let alone = compute.iter().all(|e| e.rank == 0);
     for (at, event) in compute.iter().enumerate() {
         let before = compute[..at].iter().rev().find(|e| e.rank == event.rank && e.start >= start);
         let seconds = event.end - before.filter(|_| alone).map_or(event.start, |e| e.end);
         if event.start < start {
-            update = event.end - event.start;
-            add(Key::Update, update);
+            add(Key::Update, event.end - event.start);
             continue;
         }
         busy += seconds;
@@ -227,7 +252,7 @@ fn note(events: &[Event], times: (f64, f64, f64), cpu: f64, taken: &mut HashMap<
     }
     let first = compute.iter().map(|e| e.start).filter(|&s| s >= start).fold(f64::INFINITY, f64::min);
     if alone && finish > first {
-        add(Key::Barrier, ((middle - start) - (finish - first) + (end - middle) - update).max(0.0));
+        add(Key::Barrier, (middle - start) - (finish - first));
         add(Key::Busy, busy);
         add(Key::Cores, cpu / (middle - start));
     }
@@ -266,14 +291,30 @@ fn cpu_seconds() -> f64 {
     }
 }
 
-/// The lower quartile: what else runs on the machine only ever adds time, so the middle of the lower half is nearer to
-/// a quiet machine's value than the median is, and steadier than the least.
-fn typical(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 4).copied().unwrap_or(0.0)
+/// Two blocks against one: what is left of the one is what an action costs beside its layers. Neighbouring stages of one
+/// microbatch run right after one another, and so at about the same speed of the machine.
+fn submit(taken: &HashMap<Key, Vec<f64>>, adapted: bool) -> f64 {
+    let of = |stage, kind| taken.get(&Key::Action(stage, kind)).into_iter().flatten();
+    // With an adapter nobody wants the gradient of the first block's input.
+    let kinds = if adapted { &[Kind::F][..] } else { &[Kind::F, Kind::I, Kind::W, Kind::B] };
+    let pairs = kinds.iter().flat_map(|&kind| of(1, kind).zip(of(2, kind)));
+    let mut beside: Vec<f64> = pairs.map(|(one, two)| 2.0 * one - two).collect();
+    beside.sort_by(f64::total_cmp);
+    beside.get(beside.len() / 2).map_or(0.0, |middle| middle.max(0.0))
 }
 
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
+/// The mean without the longest one of every [`PER_ACCIDENT`] values, and the standard deviation as a part of it. A plan's
+/// step takes the sum of what its actions take, so the mean predicts it where a machine's speed wanders, which a median
+/// or quartile does not; the accident that befalls one step in many is not in a typical step.
+fn typical(mut values: Vec<f64>) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    spread(&values[..values.len() - values.len() / PER_ACCIDENT])
+}
+
+/// Mean, and standard deviation as a part of it.
+fn spread(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count.max(1.0);
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    (mean, if mean > 0.0 { variance.sqrt() / mean } else { 0.0 })
 }

@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -20,8 +20,14 @@ use crate::schedule::{Kind, generate};
 
 const GIGA: f64 = 1e9;
 const MICRO: f64 = 1e-6;
-/// Seconds that measuring one size of microbatch may take; sizes that would take longer are extrapolated.
-const PATIENCE: f64 = 6.0;
+/// Seconds that a measurement takes at least, if steps are not very short.
+const SECONDS: f64 = 1.2;
+/// Turns in which two devices work, each of them alone and then both, so that a change of the machine's speed …
+const TURNS: usize = 4;
+/// … in the seconds of such a turn is not taken for an effect of one on the other.
+const TURN: f64 = 0.4;
+/// Seconds that the first steps with one size of microbatch may take; sizes that would take longer are extrapolated.
+const LONGEST: f64 = 6.0;
 /// Steps that a measurement makes at most: its own, and one that compiles.
 const STEPS_OF_A_MEASUREMENT: f64 = 5.0;
 
@@ -41,6 +47,17 @@ pub struct Profiler<'a> {
     pub environment: String,
     /// Measure again what the cache has.
     pub fresh: bool,
+    /// Seconds that one measurement may take on a machine whose speed wanders, until the mean is steady.
+    pub patience: f64,
+}
+
+/// What a profiler says while it measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// It begins to measure something: what.
+    Measuring(&'a str),
+    /// A step of a probe, or of two at once, has ended; nothing runs at the moment.
+    Step,
 }
 
 /// Two devices at work side by side.
@@ -54,24 +71,20 @@ struct Pair {
 
 impl Profiler<'_> {
     /// The machine, with times for microbatches of each of `sizes` sequences: measured for some of them, interpolated
-    /// between. `say` hears what is being measured.
+    /// between. `say` hears how it goes.
     ///
     /// # Errors
     ///
     /// Those of a device that fails. A model of which not even three layers fit a device has no measured times, only
     /// rates.
-    pub fn machine(&self, sizes: &[usize], say: &mut dyn FnMut(&str)) -> Result<Machine> {
+    pub fn machine(&self, sizes: &[usize], say: &mut dyn FnMut(Progress)) -> Result<Machine> {
         let adapter = |device: usize| self.devices[device].info().index;
         let first = |device: usize| (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device);
         let mut profiles: HashMap<usize, DeviceProfile> = HashMap::new();
-        // Seconds of a probe's step, with the smallest size, of those that were measured just now.
-        let mut alone: HashMap<usize, f64> = HashMap::new();
         let mut pairs: HashMap<(usize, usize), Pair> = HashMap::new();
         let count = self.devices.len();
         for device in (0..count).filter(|&d| first(d) == d) {
-            let (profile, busy) = self.device(device, sizes, say)?;
-            profiles.insert(device, profile);
-            alone.extend(busy.map(|seconds| (device, seconds)));
+            profiles.insert(device, self.device(device, sizes, say)?);
         }
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         for i in 0..count {
@@ -79,8 +92,7 @@ impl Profiler<'_> {
                 let key = (first(i), first(j));
                 if let Entry::Vacant(entry) = pairs.entry(key) {
                     let demand = profiles[&key.0].cores + profiles[&key.1].cores;
-                    let alone = (alone.get(&key.0).copied(), alone.get(&key.1).copied());
-                    entry.insert(self.pair((i, j), sizes, alone, (demand / cores).max(1.0), say)?);
+                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
                 }
             }
         }
@@ -104,14 +116,8 @@ impl Profiler<'_> {
         Ok(machine)
     }
 
-    /// One adapter, from the cache as far as it has the shapes; and the seconds of a probe's step with the smallest
-    /// size, if that was measured.
-    fn device(
-        &self,
-        index: usize,
-        sizes: &[usize],
-        say: &mut dyn FnMut(&str),
-    ) -> Result<(DeviceProfile, Option<f64>)> {
+    /// One adapter, from the cache as far as it has the shapes.
+    fn device(&self, index: usize, sizes: &[usize], say: &mut dyn FnMut(Progress)) -> Result<DeviceProfile> {
         let device = &self.devices[index];
         let key = self.key(&[device]);
         let known = self.read(&key).and_then(|machine| machine.devices.into_iter().next());
@@ -127,26 +133,24 @@ impl Profiler<'_> {
         sorted.dedup();
         let mut samples: BTreeMap<usize, ShapeProfile> = BTreeMap::new();
         let mut seconds_per_sequence = 0.0;
-        let mut smallest = None;
         for size in chosen(&sorted) {
             if let Some(known) = profile.shape(&shape(size)) {
                 samples.insert(size, known.clone());
                 continue;
             }
-            if seconds_per_sequence * size as f64 * STEPS_OF_A_MEASUREMENT > PATIENCE {
+            if seconds_per_sequence * size as f64 * STEPS_OF_A_MEASUREMENT > LONGEST {
                 continue;
             }
-            say(&format!("measuring {}: microbatches of {size} sequences", profile.name));
-            let Some(measured) = self.measure(device, size, &mut profile)? else { break };
+            let what = format!("measuring {}: microbatches of {size} sequences", profile.name);
+            say(Progress::Measuring(&what));
+            let Some(measured) = self.measure(device, size, &mut profile, say)? else { break };
             seconds_per_sequence = measured.1 / size as f64;
-            if size == sorted[0] {
-                smallest = Some(measured.1);
-            }
             profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.0.clone() });
             samples.insert(size, measured.0);
         }
         if profile.rates.matmul_gflops == 0.0 {
-            say(&format!("measuring {}: rates, because no three layers fit", profile.name));
+            let what = format!("measuring {}: rates, because no three layers fit", profile.name);
+            say(Progress::Measuring(&what));
             profile.rates = rates_alone(device)?;
         }
         let machine = Machine {
@@ -163,7 +167,7 @@ impl Profiler<'_> {
                 profile.shapes.push(ShapeProfile { shape: shape(size), ..between });
             }
         }
-        Ok((profile, smallest))
+        Ok(profile)
     }
 
     /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them; with the seconds
@@ -173,26 +177,20 @@ impl Profiler<'_> {
         device: &Device,
         size: usize,
         profile: &mut DeviceProfile,
+        say: &mut dyn FnMut(Progress),
     ) -> Result<Option<(ShapeProfile, f64)>> {
         let mut by_split = Vec::new();
         let mut weights = 0;
         for split in [true, false] {
             let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
-            by_split.push(probe.measure(|| false)?);
+            by_split.push(probe.measure(SECONDS, self.patience, until_enough(say))?);
             weights = probe.weights;
             probe.stop()?;
         }
         let (apart, joined) = (&by_split[0], &by_split[1]);
-        // Two blocks against one: what is left of the one is what an action costs beside its layers.
-        let mut beside = Vec::new();
+        profile.jitter = Some(joined.jitter);
         let adapted = self.model.adapter().is_some();
-        for (times, kind) in [(apart, Kind::F), (apart, Kind::I), (apart, Kind::W), (joined, Kind::B)] {
-            // With an adapter nobody wants the gradient of the first block's input.
-            if kind == Kind::F || !adapted {
-                beside.push((2.0 * times.of(1, kind) - times.of(2, kind)).max(0.0));
-            }
-        }
-        let submit = super::probe::median(beside);
+        let submit = (apart.submit + joined.submit) / 2.0;
         let mut layers = BTreeMap::new();
         for (kind, name) in KINDS.iter().enumerate() {
             let seconds = |times: &Times, action: Kind| match kind {
@@ -202,7 +200,7 @@ impl Profiler<'_> {
                 _ => (times.of(3, action) - submit).max(0.0),
             };
             let profile = LayerProfile {
-                forward: seconds(apart, Kind::F),
+                forward: (seconds(apart, Kind::F) + seconds(joined, Kind::F)) / 2.0,
                 input: seconds(apart, Kind::I),
                 weight: seconds(apart, Kind::W),
                 backward: Some(seconds(joined, Kind::B)),
@@ -256,9 +254,8 @@ impl Profiler<'_> {
         &self,
         (i, j): (usize, usize),
         sizes: &[usize],
-        alone: (Option<f64>, Option<f64>),
         shared: f64,
-        say: &mut dyn FnMut(&str),
+        say: &mut dyn FnMut(Progress),
     ) -> Result<Pair> {
         let (a, b) = (&self.devices[i], &self.devices[j]);
         let size = sizes.iter().copied().min().unwrap_or(1);
@@ -269,9 +266,9 @@ impl Profiler<'_> {
             let slowdown = (known.slowdown(0, 1), known.slowdown(1, 0));
             return Ok(Pair { there: known.link(0, 1), back: known.link(1, 0), slowdown });
         }
-        say(&format!("measuring {} beside {}", a.info().name, b.info().name));
+        say(Progress::Measuring(&format!("measuring {} beside {}", a.info().name, b.info().name)));
         let (there, back) = self.links(a, b, size)?;
-        let slowdown = self.disturbance(a, b, size, alone, shared)?;
+        let slowdown = self.disturbance(a, b, size, shared, say)?;
         let pair = Pair { there, back, slowdown };
         let bare = |device: &Device| DeviceProfile {
             name: device.info().name.clone(),
@@ -300,7 +297,7 @@ impl Profiler<'_> {
         let vocabulary = config.vocabulary.min(256);
         let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
         let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
-        let times = probe.measure(|| false)?;
+        let times = probe.measure(SECONDS, 0.0, |enough| !enough)?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
         let link = |(hop, copy): (f64, f64)| Link {
@@ -311,43 +308,35 @@ impl Profiler<'_> {
         Ok((link(times.forward_hop), link(times.backward_hop)))
     }
 
-    /// Each device's actions while the other repeats steps of its own, against its actions alone, where those are not
-    /// known yet.
+    /// How many times longer each device's actions take while the other repeats steps of its own than alone, beyond the
+    /// factor `shared`.
     fn disturbance(
         &self,
         a: &Device,
         b: &Device,
         size: usize,
-        known: (Option<f64>, Option<f64>),
         shared: f64,
+        say: &mut dyn FnMut(Progress),
     ) -> Result<(f64, f64)> {
         let probe = |device| self.probe(device, size, false);
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
-        // Two devices of one adapter are alike.
-        let alike = a.info().index == b.info().index;
-        let alone = |probe: &mut Probe, known: Option<f64>| match known {
-            Some(seconds) => Ok(seconds),
-            None => probe.measure(|| false).map(|times| times.busy),
-        };
-        let seconds = alone(&mut first, known.0)?;
-        let alone = (seconds, if alike { seconds } else { alone(&mut second, known.1)? });
-        let beside = |one: &mut Probe, other: &mut Probe| -> Result<f64> {
-            let done = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                let load = scope.spawn(|| other.measure(|| !done.load(Ordering::Acquire)));
-                let times = one.measure(|| false);
-                done.store(true, Ordering::Release);
-                let failed = Error::config("profile", "a measuring thread has stopped");
-                load.join().map_err(|_| failed)??;
-                Ok(times?.busy)
-            })
-        };
-        let slower = beside(&mut first, &mut second)?;
-        let slower = (slower, if alike { slower } else { beside(&mut second, &mut first)? });
+        let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
+        for _ in 0..TURNS {
+            for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
+                *sum += probe.measure(TURN, 0.0, until_enough(say))?.busy;
+            }
+            let seconds = together(&mut first, &mut second)?;
+            say(Progress::Step);
+            beside.iter_mut().zip(seconds).for_each(|(sum, seconds)| *sum += seconds);
+        }
         first.stop()?;
         second.stop()?;
-        let factor = |slow: f64, fast: f64| (slow / fast.max(1e-9) / shared).clamp(1.0, 100.0);
-        Ok((factor(slower.0, alone.0), factor(slower.1, alone.1)))
+        // Two devices of one adapter are alike.
+        if a.info().index == b.info().index {
+            (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
+        }
+        let factor = |i: usize| (beside[i] / alone[i].max(1e-9) / shared).clamp(1.0, 100.0);
+        Ok((factor(0), factor(1)))
     }
 
     /// Everything that measured times depend on.
@@ -384,6 +373,42 @@ impl Profiler<'_> {
             let _ = write_atomic(&path, machine.to_toml().as_bytes());
         }
     }
+}
+
+/// Steps until there are enough, and says so after each.
+fn until_enough(say: &mut dyn FnMut(Progress)) -> impl FnMut(bool) -> bool {
+    |enough| {
+        say(Progress::Step);
+        !enough
+    }
+}
+
+/// Seconds of all actions of a step of each probe while both are at work: each goes on until the other has enough.
+fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
+    let measuring = AtomicUsize::new(2);
+    let beside = |probe: &mut Probe| {
+        let mut counted = false;
+        let mut leave = || {
+            if !std::mem::replace(&mut counted, true) {
+                measuring.fetch_sub(1, Ordering::AcqRel);
+            }
+        };
+        let times = probe.measure(TURN, 0.0, |enough| {
+            if enough {
+                leave();
+            }
+            !enough || measuring.load(Ordering::Acquire) > 0
+        });
+        // After a failure too, or the other would go on for ever.
+        leave();
+        Ok(times?.busy)
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| beside(second));
+        let one = beside(first);
+        let failed = Error::config("profile", "a measuring thread has stopped");
+        Ok([one?, other.join().map_err(|_| failed)??])
+    })
 }
 
 /// The sizes that are measured: the smallest, the largest and one between.

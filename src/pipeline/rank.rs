@@ -35,6 +35,8 @@ pub(super) enum Command {
     Evaluate(Arc<Batch>),
     /// One AdamW step.
     Update(AdamStep),
+    /// Wait until the device has done all that it was given.
+    Settle,
     /// Logits of these rows of one microbatch, from the last stage.
     Infer(Arc<Batch>, Vec<usize>),
     /// New tokens of a group of texts; only the last stage answers, logits.
@@ -113,6 +115,7 @@ impl Rank {
                 Command::Step(batch) => self.step(&batch).await.map(Reply::Step),
                 Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
+                Command::Settle => self.settle().await.map(|()| Reply::Done),
                 Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values),
                 Command::Decode(grow) => match self.decode(&grow, &replies).await {
                     Ok(()) => continue,
@@ -148,6 +151,11 @@ impl Rank {
         self.device.record().submit(|| ());
         self.device.below(1).await;
         self.device.check("writing a parameter")
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        self.device.below(1).await;
+        self.device.check("settling")
     }
 
     async fn read(&mut self, name: &str, part: Part, first: usize, count: usize) -> Result<Vec<f32>> {

@@ -239,6 +239,7 @@ impl<'a> Prices<'a> {
             end: rates.barrier_us * MICRO + folded / memory + weights / rates.norm_gb_s.unwrap_or(memory),
             update: submit + weights / rates.optimizer_gb_s.unwrap_or(memory / 7.0),
             cores: device.cores,
+            jitter: device.jitter.unwrap_or_default(),
             copy_engine: device.copy_engine,
             fixed: self.state(own().map(|(range, _)| range)),
             budget: device.memory,

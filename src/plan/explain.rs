@@ -29,6 +29,8 @@ pub struct Explanation {
     pub bubble: f64,
     /// Seconds of a step after its last action: gradient norm, optimizer, tied weights.
     pub update_seconds: f64,
+    /// What `step_seconds` has beyond that because the devices' speeds wander.
+    pub jitter_seconds: f64,
     /// The schedule's name.
     pub schedule: String,
     /// Stages of each device.
@@ -161,10 +163,11 @@ impl Planned {
         let unused = self.left_out.iter();
         Explanation {
             machine: machine.name.clone(),
-            step_seconds: best.simulation.step,
+            step_seconds: best.simulation.expected,
             tokens_per_second: best.tokens_per_second,
             bubble: best.simulation.bubble,
             update_seconds: best.simulation.step - best.simulation.makespan,
+            jitter_seconds: best.simulation.expected - best.simulation.step,
             schedule: best.schedule.name.clone(),
             chunks: chunks(best),
             microbatches: best.microbatches,
@@ -357,7 +360,7 @@ fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
         devices: other.devices.clone(),
         layers: (0..other.devices.len()).map(|rank| layers(&other.stages, other, rank)).collect(),
         recompute: (0..other.stages.len()).filter(|&stage| other.recompute[stage]).collect(),
-        step_seconds: other.simulation.step,
-        slower: other.simulation.step / best.simulation.step - 1.0,
+        step_seconds: other.simulation.expected,
+        slower: other.simulation.expected / best.simulation.expected - 1.0,
     }
 }

@@ -3,6 +3,7 @@
 use super::judge::{Judge, Point, Timed, Verdict};
 use super::start::seconds;
 use crate::error::Result;
+use crate::schedule::random::Random;
 
 /// Relative difference of times below which two plans count as equally fast.
 pub(super) const SAME: f64 = 1e-12;
@@ -79,20 +80,6 @@ pub(super) fn shaken(judge: &Judge, point: &Point, random: &mut Random) -> Point
         point = apply(judge, &point, change).unwrap_or(point);
     }
     point
-}
-
-/// SplitMix64 (Steele et al. 2014): the search is the same on every machine.
-pub(super) struct Random(pub u64);
-
-impl Random {
-    /// Below `end`, which is not 0.
-    pub fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % end as u64) as usize
-    }
 }
 
 /// Faster, or as fast and more even.

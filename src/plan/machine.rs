@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::read;
 use crate::error::Result;
+use crate::schedule::Jitter;
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -50,6 +51,9 @@ pub struct DeviceProfile {
     pub cores: f64,
     /// Whether copies run beside computation instead of in its queue.
     pub copy_engine: bool,
+    /// How its speed wanders; not at all if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Jitter>,
     /// How fast it is where nothing was measured.
     pub rates: Rates,
     /// What was measured on it.

@@ -42,19 +42,33 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     let mut all: Vec<Timed> = board.kinds.into_values().collect();
     all.retain(|timed| space.named || timed.made.is_some());
     all.sort_by(Timed::order);
-    let best = match board.best.filter(|best| space.named || best.made.is_some()) {
+    let mut best = match board.best.filter(|best| space.named || best.made.is_some()) {
         Some(best) => best,
         None => match all.first() {
             Some(first) => first.clone(),
             None => return Err(nothing_fits(workload, &machine, options)?),
         },
     };
-    let others = alternatives(&judge, &best, &all);
+    let mut chosen = candidate(&judge, &best)?;
+    // The search takes speeds for steady; where they wander, a plan with more slack may be the better one.
+    let others = loop {
+        let mut others = Vec::new();
+        for timed in alternatives(&judge, &best, &all) {
+            others.push((candidate(&judge, timed)?, timed));
+        }
+        others.sort_by(|(a, _), (b, _)| a.simulation.expected.total_cmp(&b.simulation.expected));
+        match others.first() {
+            Some((other, timed)) if other.simulation.expected < chosen.simulation.expected => {
+                (chosen, best) = (other.clone(), (*timed).clone());
+            }
+            _ => break others,
+        }
+    };
     let left_out = left_out(&judge, &best, &all);
     let unlimited = unlimited(workload, &machine, options, &best, &judge)?;
     Ok(Planned {
-        alternatives: others.iter().map(|timed| candidate(&judge, timed)).collect::<Result<_>>()?,
-        best: candidate(&judge, &best)?,
+        alternatives: others.into_iter().map(|(other, _)| other).collect(),
+        best: chosen,
         left_out,
         unlimited,
         considered: judge.considered,
@@ -86,7 +100,7 @@ fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
         microbatches: form.schedule.microbatches,
         batch: prices.batching.sequences,
         recompute: recompute.clone(),
-        tokens_per_second: prices.workload.tokens as f64 / simulation.step,
+        tokens_per_second: prices.workload.tokens as f64 / simulation.expected,
         costs,
         simulation,
     })

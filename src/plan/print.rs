@@ -6,6 +6,9 @@ use std::ops::Range;
 use super::explain::{Explanation, Waiting};
 use super::text::{bytes, grouped, percent, ranges, seconds, table};
 
+/// A smaller part of a step is not worth a line.
+const WORTH_SAYING: f64 = 0.005;
+
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -16,6 +19,13 @@ impl fmt::Display for Explanation {
             percent(self.bubble),
             seconds(self.update_seconds)
         )?;
+        if self.jitter_seconds > WORTH_SAYING * self.step_seconds {
+            writeln!(
+                f,
+                "{} of the step, because the devices' speeds wander and each waits for whichever is slow",
+                seconds(self.jitter_seconds)
+            )?;
+        }
         writeln!(
             f,
             "{} with {} microbatches of {} sequence{} on {}",
@@ -65,7 +75,7 @@ impl Explanation {
         let head =
             ["", "device", "layers", "work", "busy", "start", "end", "others", "links", "memory", "of"];
         let mut rows = vec![head.map(String::from).to_vec()];
-        let makespan = self.step_seconds - self.update_seconds;
+        let makespan = self.step_seconds - self.update_seconds - self.jitter_seconds;
         for share in &self.devices {
             let part = |seconds: f64| percent(seconds / makespan);
             let Waiting { warm_up, drain, imbalance, link, .. } = share.idle_seconds;

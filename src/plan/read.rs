@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 use crate::error::{Error, Result};
+use crate::schedule::Jitter;
 
 /// Rates: from a hundred thousand times below a slow adapter to a thousand times above a fast one.
 const RATE: RangeInclusive<f64> = 1e-4..=1e9;
@@ -71,7 +72,17 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
 
 fn device(section: &Section) -> Result<DeviceProfile> {
     let file = section.file;
-    section.known(&["name", "driver", "memory", "max_binding", "cores", "copy_engine", "rates", "shapes"])?;
+    section.known(&[
+        "name",
+        "driver",
+        "memory",
+        "max_binding",
+        "cores",
+        "copy_engine",
+        "jitter",
+        "rates",
+        "shapes",
+    ])?;
     let mut shapes: Vec<ShapeProfile> = Vec::new();
     for part in section.tables("shapes")? {
         let profile = shape(&part)?;
@@ -88,6 +99,11 @@ fn device(section: &Section) -> Result<DeviceProfile> {
         max_binding: section.optional("max_binding", |v, path| file.size(v, path))?,
         cores: section.optional("cores", |v, path| file.number(v, path, CORES))?.unwrap_or(0.0),
         copy_engine: section.optional("copy_engine", |v, path| file.flag(v, path))?.unwrap_or(false),
+        jitter: if section.table.contains_key("jitter") {
+            Some(jitter(&section.table("jitter")?)?)
+        } else {
+            None
+        },
         rates: rates(&section.table("rates")?)?,
         shapes,
     })
@@ -118,6 +134,14 @@ fn rates(section: &Section) -> Result<Rates> {
         clear_gb_s: maybe("clear_gb_s")?,
         barrier_us: time("barrier_us")?,
     })
+}
+
+fn jitter(section: &Section) -> Result<Jitter> {
+    section.known(&["part", "seconds"])?;
+    let number = |key, range: RangeInclusive<f64>| {
+        section.required(key, |v, path| section.file.number(v, path, range))
+    };
+    Ok(Jitter { part: number("part", 0.0..=1.0)?, seconds: number("seconds", SECONDS)? })
 }
 
 fn shape(section: &Section) -> Result<ShapeProfile> {

@@ -10,12 +10,13 @@ use std::ops::Range;
 use super::bound;
 use super::cuts::{Cutter, orders, search_chunked};
 use super::form::Form;
-use super::improve::{Random, SAME, improve, shaken};
+use super::improve::{SAME, improve, shaken};
 use super::judge::{Judge, Point, Timed, Verdict};
 use super::space::Space;
 use super::start::{Start, smallest_worst};
 use super::table::{Table, WORK_OF_NODE};
 use crate::error::Result;
+use crate::schedule::random::Random;
 
 /// More orders of devices than this are not gone through one by one.
 const MOST_ORDERS: usize = 2000;

@@ -80,6 +80,10 @@ pub(super) struct Clock<'a> {
     pub works: &'a [f64],
     pub ways: &'a [Way],
     pub links: Vec<Link>,
+    /// Which course of random events the ranks' [`Jitter`](super::Jitter) takes; none for mean speeds.
+    pub course: Option<u64>,
+    /// Seconds of work that each rank has done, at its mean speed.
+    pub worked: Vec<f64>,
     /// When each rank has ended the tasks done so far.
     pub free: Vec<f64>,
 }
@@ -101,16 +105,27 @@ impl Clock<'_> {
     /// Back to time 0.
     pub fn restart(&mut self) {
         self.links.fill(Link::default());
+        self.worked.fill(0.0);
         self.free.fill(0.0);
+    }
+
+    /// Seconds of a rank's next task, if nothing else is busy.
+    fn work(&mut self, task: &Task) -> f64 {
+        let mean = self.works[task.work as usize];
+        let Some(course) = self.course else { return mean };
+        let worked = &mut self.worked[task.rank as usize];
+        let factor = self.costs.ranks[task.rank as usize].jitter.factor(course, task.rank, *worked);
+        *worked += mean;
+        mean * factor
     }
 
     /// Does one task; all that it waits for has been done.
     pub fn advance(&mut self, task: &Task, spans: &mut [Span], id: usize) {
-        let free = &mut self.free[task.rank as usize];
         let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
-        let start = free.max(input);
-        let end = start + self.works[task.work as usize];
-        *free = end;
+        let start = self.free[task.rank as usize].max(input);
+        let work = self.work(task);
+        let end = start + work;
+        self.free[task.rank as usize] = end;
         let ready =
             if task.way == NONE { end } else { self.ways[task.way as usize].carry(end, &mut self.links) };
         spans[id] = Span { start, end, ready };
@@ -153,7 +168,7 @@ impl Clock<'_> {
                     let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
                     let start = self.free[rank].max(input);
                     if start <= time {
-                        let work = self.works[task.work as usize];
+                        let work = self.work(task);
                         running[rank] = Some(Running { id: id as usize, start: time, finish: time + work });
                         rates[rank] = 1.0;
                         next[rank] += 1;

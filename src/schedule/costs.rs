@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::random::Random;
 use super::{Kind, Schedule};
 use crate::error::{Error, Result};
 
@@ -82,12 +83,26 @@ pub struct RankCost {
     /// Host cores that the device keeps busy while it works: the number of its threads for a software adapter, near 0
     /// for a GPU.
     pub cores: f64,
+    /// How its speed wanders about the mean that all times are for.
+    #[serde(default)]
+    pub jitter: Jitter,
     /// Whether copies run beside computation instead of in its queue.
     pub copy_engine: bool,
     /// Bytes that do not depend on the schedule: weights, optimizer state, scratch, link buffers.
     pub fixed: u64,
     /// Bytes it may use; none if unknown.
     pub budget: Option<u64>,
+}
+
+/// How a device's speed wanders: for some seconds all that it does takes longer or shorter than on average, and then
+/// something else, independently of other devices. A pipeline waits for whichever device is slow at the moment, so its
+/// steps take longer than with the same mean speeds held steady.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Jitter {
+    /// Standard deviation of times as a part of their mean: 0 to 1.
+    pub part: f64,
+    /// Seconds of work for which one speed lasts.
+    pub seconds: f64,
 }
 
 /// A parameter used on one rank and owned by another: its gradient travels at the end of a step, its new weight after
@@ -102,6 +117,27 @@ pub struct Tie {
     pub gradient: Hop,
     /// Of the weight, from owner to user.
     pub weight: Hop,
+}
+
+impl Jitter {
+    /// Whether the speed never changes.
+    pub fn is_none(&self) -> bool {
+        self.part == 0.0 || self.seconds == 0.0
+    }
+
+    /// How many times the mean the work takes that a rank begins after so many seconds of work, in one of many random
+    /// courses of events. What delays a device comes on top of the time that it needs undisturbed: exponentially
+    /// distributed. Speeds last for so much work, not time, or slow ones would be met less often than fast ones.
+    pub(super) fn factor(&self, course: u64, rank: u32, worked: f64) -> f64 {
+        if self.is_none() {
+            return 1.0;
+        }
+        let seed = course << 32 | u64::from(rank) << 24;
+        let begun = Random(seed).unit();
+        let period = (worked / self.seconds + begun) as u64;
+        let unit = Random(seed.wrapping_add(1 + period).wrapping_mul(0xd134_2543_de82_ef95)).unit();
+        1.0 - self.part - self.part * (1.0 - unit).ln()
+    }
 }
 
 impl Hop {
@@ -176,8 +212,12 @@ impl Costs {
             hops.backward.check(|| format!("costs.hops[{at}].backward"))?;
         }
         for (at, rank) in self.ranks.iter().enumerate() {
-            let RankCost { begin, end, update, cores, .. } = *rank;
-            check_times(&[begin, end, update, cores], || format!("costs.ranks[{at}]"))?;
+            let RankCost { begin, end, update, cores, jitter, .. } = *rank;
+            let place = || format!("costs.ranks[{at}]");
+            check_times(&[begin, end, update, cores, jitter.part, jitter.seconds], place)?;
+            if jitter.part > 1.0 {
+                return Err(Error::config(place(), format!("a jitter of {} is more than 1", jitter.part)));
+            }
         }
         for (at, tie) in self.ties.iter().enumerate() {
             let place = || format!("costs.ties[{at}]");

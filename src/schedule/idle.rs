@@ -4,29 +4,103 @@ use super::index::Index;
 use super::{Action, Cell, Kind, Schedule};
 use crate::error::{Error, Result};
 
+/// Why a rank has nothing to do: the parts of [`Idle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Before its first action: the first microbatch is on its way through the stages before.
+    WarmUp,
+    /// After its last action, while others still work.
+    Drain,
+    /// Between actions: another rank has not yet computed what comes next.
+    Imbalance,
+    /// Between actions: what comes next has been computed and is on its way.
+    Link,
+    /// Between actions, although everything is there: the host has not handed over work. Never in a simulation.
+    Host,
+}
+
+impl Cause {
+    /// Every cause, in the order of tables.
+    pub const ALL: [Cause; 5] = [Cause::WarmUp, Cause::Drain, Cause::Imbalance, Cause::Link, Cause::Host];
+
+    /// Its name in tables and legends.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::WarmUp => "warm-up",
+            Cause::Drain => "drain",
+            Cause::Imbalance => "imbalance",
+            Cause::Link => "link",
+            Cause::Host => "host",
+        }
+    }
+
+    /// Its seconds in `idle`.
+    pub fn seconds(self, idle: &Idle) -> f64 {
+        match self {
+            Cause::WarmUp => idle.warm_up,
+            Cause::Drain => idle.drain,
+            Cause::Imbalance => idle.imbalance,
+            Cause::Link => idle.link,
+            Cause::Host => idle.host,
+        }
+    }
+}
+
+/// A time in which a rank has nothing to do, for one cause.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gap {
+    /// The rank.
+    pub rank: usize,
+    /// Why.
+    pub cause: Cause,
+    /// The rank that computes, or has sent, what this one waits for.
+    pub peer: Option<usize>,
+    /// Seconds from the start of the step.
+    pub start: f64,
+    /// Seconds from the start of the step.
+    pub end: f64,
+}
+
 /// Seconds in which a rank has nothing to do, by cause.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Idle {
-    /// Before its first action: the first microbatch is on its way through the stages before.
+    /// [`Cause::WarmUp`].
     pub warm_up: f64,
-    /// After its last action, while others still work.
+    /// [`Cause::Drain`].
     pub drain: f64,
-    /// Between actions: another rank has not yet computed what comes next.
+    /// [`Cause::Imbalance`].
     pub imbalance: f64,
-    /// Between actions: what comes next has been computed and is on its way.
+    /// [`Cause::Link`].
     pub link: f64,
-    /// Between actions, although everything is there: the host has not handed over work. None in a simulation.
+    /// [`Cause::Host`].
     pub host: f64,
 }
 
 impl Idle {
+    /// The sums of so many ranks' gaps.
+    pub fn of(gaps: &[Gap], ranks: usize) -> Vec<Idle> {
+        let mut idle = vec![Idle::default(); ranks];
+        for gap in gaps {
+            let of_rank = &mut idle[gap.rank];
+            let sum = match gap.cause {
+                Cause::WarmUp => &mut of_rank.warm_up,
+                Cause::Drain => &mut of_rank.drain,
+                Cause::Imbalance => &mut of_rank.imbalance,
+                Cause::Link => &mut of_rank.link,
+                Cause::Host => &mut of_rank.host,
+            };
+            *sum += gap.end - gap.start;
+        }
+        idle
+    }
+
     /// All of it.
     pub fn total(&self) -> f64 {
         self.warm_up + self.drain + self.imbalance + self.link + self.host
     }
 }
 
-/// Attributes the idle time of each rank to its causes, for simulated cells as well as for measured ones.
+/// The times in which each rank has nothing to do, by rank and time, for simulated cells as well as for measured ones.
 ///
 /// `cells` holds every computation of the schedule, in any order; transfers among them are not looked at. `ready[r]` is
 /// when rank `r` could have started its first action, so that what it did before does not count as idle; time ends with
@@ -44,7 +118,7 @@ pub fn attribute(
     cells: &[Cell],
     ready: &[f64],
     arrival: impl Fn(usize, usize) -> Option<f64>,
-) -> Result<Vec<Idle>> {
+) -> Result<Vec<Gap>> {
     let index = Index::new(schedule)?;
     if ready.len() != schedule.ranks.len() {
         let message = format!("{} entries for {} ranks", ready.len(), schedule.ranks.len());
@@ -67,44 +141,42 @@ pub fn attribute(
     for action in schedule.ranks.iter().flatten().filter(computed) {
         end_of_all = span(*action)?.1.max(end_of_all);
     }
-    let mut idle = vec![Idle::default(); ready.len()];
+    let mut gaps = Vec::new();
     for (rank, actions) in schedule.ranks.iter().enumerate() {
-        let idle = &mut idle[rank];
         // Up to when the rank's time is accounted for.
         let mut until = ready[rank];
+        let mut gap = |until: &mut f64, to: f64, cause, peer| {
+            if to > *until {
+                gaps.push(Gap { rank, cause, peer, start: *until, end: to });
+                *until = to;
+            }
+        };
         let mut has_started = false;
-        // Producer's end and arrival of what the rank has to wait for before its next computation.
-        let mut waits: Vec<(f64, Option<f64>)> = Vec::new();
+        // What the rank has to wait for before its next computation: the producer's rank and end, and the arrival.
+        let mut waits: Vec<(Option<usize>, f64, Option<f64>)> = Vec::new();
         for (at, &action) in actions.iter().enumerate() {
             if let Some(producer) = producer(&index, action) {
-                waits.push((span(producer)?.1, arrival(rank, at)));
+                let peer = index.find(producer).map(|(peer, _)| peer);
+                waits.push((peer, span(producer)?.1, arrival(rank, at)));
             }
             if action.kind.is_transfer() {
                 continue;
             }
             let (start, end) = span(action)?;
             if !has_started {
-                idle.warm_up += (start - until).max(0.0);
-                until = until.max(start);
+                gap(&mut until, start, Cause::WarmUp, waits.first().and_then(|wait| wait.0));
             }
-            for (made, arrived) in waits.drain(..) {
-                idle.imbalance += advance(&mut until, made.min(start));
-                idle.link += advance(&mut until, arrived.unwrap_or(start).min(start));
+            for (peer, made, arrived) in waits.drain(..) {
+                gap(&mut until, made.min(start), Cause::Imbalance, peer);
+                gap(&mut until, arrived.unwrap_or(start).min(start), Cause::Link, peer);
             }
-            idle.host += advance(&mut until, start);
+            gap(&mut until, start, Cause::Host, None);
             until = until.max(end);
             has_started = true;
         }
-        idle.drain = (end_of_all - until).max(0.0);
+        gap(&mut until, end_of_all, Cause::Drain, None);
     }
-    Ok(idle)
-}
-
-/// Moves `until` forward to `time`, if that is later, and returns by how much.
-fn advance(until: &mut f64, time: f64) -> f64 {
-    let by = (time - *until).max(0.0);
-    *until = until.max(time);
-    by
+    Ok(gaps)
 }
 
 /// The computation of another rank whose result `action` receives.

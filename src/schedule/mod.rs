@@ -40,6 +40,7 @@ mod index;
 mod lower;
 mod memory;
 mod order;
+pub(crate) mod random;
 mod simulate;
 mod slots;
 mod tail;
@@ -48,10 +49,10 @@ mod times;
 mod zero_bubble;
 
 pub use auto::{Effort, synthesise};
-pub use costs::{Costs, Hop, Hops, RankCost, StageCost, Tie};
+pub use costs::{Costs, Hop, Hops, Jitter, RankCost, StageCost, Tie};
 pub use draw::grid;
 pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
-pub use idle::{Idle, attribute};
+pub use idle::{Cause, Gap, Idle, attribute};
 pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
 

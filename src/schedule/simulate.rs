@@ -2,15 +2,18 @@
 //! and holds in memory.
 
 use super::check::check;
-use super::clock::{NONE, Span, Task};
+use super::clock::{Clock, NONE, Span, Task};
 use super::costs::Costs;
-use super::idle::{self, Idle};
+use super::idle::{self, Gap, Idle};
 use super::index::{Index, Place};
 use super::memory::{self, Memory};
 use super::order::order;
 use super::times::{Times, action_work, backward_way, begin_work, forward_way};
 use super::{Action, Kind, Schedule};
 use crate::error::Result;
+
+/// Courses of random events over which a step's expected seconds are averaged.
+const COURSES: u64 = 200;
 
 /// When one action runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +38,9 @@ pub struct Simulation {
     /// Seconds of the whole step: up to the last action, the exchange of tied gradients, the end of the step, and the
     /// update, for which all ranks wait for one another since it needs the norm of all gradients.
     pub step: f64,
+    /// The seconds to expect of a step whose ranks' speeds wander ([`RankCost::jitter`](super::RankCost::jitter)): the mean of many such steps. It is
+    /// `step` where none wanders.
+    pub expected: f64,
     /// The part of all ranks' time up to `makespan` in which they have nothing to do: 0 to 1.
     pub bubble: f64,
     /// For each stage, the most microbatches that are at any time between the start of F and the end of W (or B).
@@ -48,6 +54,8 @@ pub struct Simulation {
     pub memory: Vec<Vec<(f64, u64)>>,
     /// For each rank, why it has nothing to do. The sum is `makespan` less the rank's busy seconds.
     pub idle: Vec<Idle>,
+    /// The same, piece by piece.
+    pub gaps: Vec<Gap>,
 }
 
 /// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once.
@@ -127,7 +135,7 @@ impl<'a> Simulator<'a> {
     /// Those of [`Simulator::simulate`].
     pub fn step(&self, costs: &Costs) -> Result<f64> {
         self.check(costs)?;
-        Ok(self.time(costs).1)
+        Ok(self.time(costs, None).1)
     }
 
     /// Predicts one training step with these costs.
@@ -139,7 +147,8 @@ impl<'a> Simulator<'a> {
     pub fn simulate(&self, costs: &Costs) -> Result<Simulation> {
         self.check(costs)?;
         let schedule = self.schedule();
-        let (spans, step) = self.time(costs);
+        let (spans, step) = self.time(costs, None);
+        let expected = self.expected(costs, step);
         let mut cells = Vec::with_capacity(self.tasks.len());
         for (rank, actions) in schedule.ranks.iter().enumerate() {
             for (at, &action) in actions.iter().enumerate() {
@@ -150,10 +159,11 @@ impl<'a> Simulator<'a> {
         let ready: Vec<f64> = costs.ranks.iter().map(|rank| rank.begin).collect();
         let computed = || cells.iter().filter(|cell| !cell.action.kind.is_transfer());
         let makespan = computed().map(|cell| cell.end).chain(ready.iter().copied()).fold(0.0, f64::max);
-        let idle = idle::attribute(schedule, &cells, &ready, |rank, at| {
+        let gaps = idle::attribute(schedule, &cells, &ready, |rank, at| {
             let need = self.tasks[self.first[rank] as usize + at].need;
             spans.get(need as usize).map(|span| span.ready)
         })?;
+        let idle = Idle::of(&gaps, ready.len());
         let available = makespan * schedule.ranks.len() as f64;
         let unused: f64 = idle.iter().map(Idle::total).sum();
         let bubble = if available > 0.0 { unused / available } else { 0.0 };
@@ -163,12 +173,14 @@ impl<'a> Simulator<'a> {
             cells,
             makespan,
             step,
+            expected,
             bubble,
             peak_in_flight,
             peak_bytes,
             slot_bytes,
             memory: timeline,
             idle,
+            gaps,
         })
     }
 
@@ -186,11 +198,20 @@ impl<'a> Simulator<'a> {
         }
     }
 
-    /// When each task runs, and the seconds of the step.
-    fn time(&self, costs: &Costs) -> (Vec<Span>, f64) {
+    /// The mean step over [`COURSES`] of what may happen, if any rank's speed wanders; else `step`.
+    fn expected(&self, costs: &Costs, step: f64) -> f64 {
+        if costs.ranks.iter().all(|rank| rank.jitter.is_none()) {
+            return step;
+        }
+        let steps = (0..COURSES).map(|course| self.time(costs, Some(course)).1);
+        steps.sum::<f64>() / COURSES as f64
+    }
+
+    /// When each task runs, and the seconds of the step, in a course of random events or at mean speeds.
+    fn time(&self, costs: &Costs, course: Option<u64>) -> (Vec<Span>, f64) {
         let times = Times::new(costs, &self.index.owner, self.tasks.len());
         let mut spans = vec![Span::UNKNOWN; self.tasks.len() + times.tail.tasks.len()];
-        let mut clock = times.clock(costs);
+        let mut clock = Clock { course, ..times.clock(costs) };
         let step = if times.is_shared {
             let tasks = [&self.tasks[..], &times.tail.tasks].concat();
             let list = |rank: usize| {

@@ -65,7 +65,7 @@ impl Replanner {
         let mut recent = self.recent.clone();
         recent.sort_by(f64::total_cmp);
         let median = recent.get(STEPS / 2).filter(|_| recent.len() == STEPS)?;
-        Some(median / self.current.simulation.step - 1.0)
+        Some(median / self.current.simulation.expected - 1.0)
     }
 
     /// Hears of a step, and changes nothing.
@@ -87,11 +87,11 @@ impl Replanner {
         let Some(off) = self.residual().filter(|off| off.abs() > TOLERANCE) else { return Ok(Verdict::Keep) };
         self.planning.learn(&self.current, events);
         self.current = self.planning.again(&self.current)?;
-        let staying = self.current.simulation.step;
+        let staying = self.current.simulation.expected;
         let best = self.planning.search_again(&self.current)?.best;
         self.recent.clear();
         self.skip = WARM_UP;
-        if best.simulation.step > (1.0 - GAIN) * staying {
+        if best.simulation.expected > (1.0 - GAIN) * staying {
             return Ok(Verdict::Corrected { seconds: staying, off });
         }
         self.current = best.clone();

@@ -69,6 +69,7 @@ fn a_machine_written_and_read_again_is_the_same() {
     full.slowdown = vec![vec![1.0, 1.5], vec![1.25, 1.0]];
     full.devices[0].driver = "llvmpipe 25.0 (\"LLVM\")".into();
     full.devices[0].cores = 1.0;
+    full.devices[0].jitter = Some(polystage::schedule::Jitter { part: 0.07, seconds: 0.25 });
     full.devices[1].rates.optimizer_gb_s = Some(3.0);
     full.devices[1].rates.norm_gb_s = Some(4.0);
     full.devices[1].rates.clear_gb_s = Some(5.0);
@@ -117,6 +118,16 @@ fn a_tampered_file_is_refused_with_its_line() {
         ("memory = \"15GiB\"", "memory = \"15 gigs\"", "devices[2].memory is not a size such as \"24GiB\""),
         ("memory = \"15GiB\"", "memory = -1", "devices[2].memory is not a size such as \"24GiB\""),
         ("memory = \"15GiB\"", "memory = true", "devices[2].memory must be bytes, or a size"),
+        (
+            "copy_engine = false",
+            "jitter = { part = 1.5, seconds = 1 }\ncopy_engine = false",
+            "devices[0].jitter.part = 1.5 must be between 0 and 1",
+        ),
+        (
+            "copy_engine = false",
+            "jitter = { part = 0.5 }\ncopy_engine = false",
+            "devices[0].jitter.seconds is missing",
+        ),
         ("copy_engine = false", "copy_engine = 0", "devices[0].copy_engine must be true or false"),
         (
             "latency_us = 150.0",

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use polystage::plan::{Assignment, Machine, Options, Planned, ScheduleChoice, Workload, costs, plan};
 use polystage::schedule::{
-    AUTO, Kind, NAMES, Schedule, Simulator, default_chunks, generate_chunked, simulate, stage_ranks,
+    AUTO, Jitter, Kind, NAMES, Schedule, Simulator, default_chunks, generate_chunked, simulate, stage_ranks,
 };
 
 use super::workloads::{Gpt, Random, any_machine, any_workload, gpu, machine};
@@ -238,6 +238,27 @@ fn every_plan_fits_and_is_what_it_says() {
             Err(error) => assert!(error.to_string().contains("no plan fits"), "seed {seed}: {error}"),
         }
     }
+}
+
+#[test]
+fn where_speeds_wander_the_plan_that_is_promised_is_the_best_of_those_shown() {
+    let mut longer = 0;
+    for seed in 700..720 {
+        let mut random = Random(seed);
+        let workload = any_workload(&mut random, 8);
+        let mut machine = any_machine(&mut random, 3, seed % 2 > 0);
+        for device in &mut machine.devices {
+            device.jitter = Some(Jitter { part: random.between(0.0, 0.3), seconds: 1e-2 });
+        }
+        let planned = plan(&workload, &machine, &Options::default()).unwrap();
+        let best = &planned.best.simulation;
+        for other in &planned.alternatives {
+            assert!(best.expected <= other.simulation.expected, "seed {seed}");
+        }
+        assert_eq!(planned.best.tokens_per_second, workload.tokens as f64 / best.expected);
+        longer += usize::from(best.expected > 1.001 * best.step);
+    }
+    assert!(longer > 5, "only {longer} of 20 steps are longer for it");
 }
 
 #[test]

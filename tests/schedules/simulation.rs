@@ -1,7 +1,7 @@
 //! The simulator: queues, links, shared cores, the end of a step, memory, causes of idle time.
 
 use polystage::schedule::{
-    Action, Cell, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Schedule, Simulator, StageCost, Tie,
+    Action, Cell, Costs, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator, StageCost, Tie,
     attribute, default_chunks, generate, simulate, stage_ranks,
 };
 
@@ -209,7 +209,7 @@ fn measured_times_are_attributed_with_and_without_arrivals() {
         cell(0, Kind::B, 1, 20.0, 22.0),
     ];
     let arrivals = |rank: usize, at: usize| (rank == 0 && at == 2).then_some(15.25);
-    let idle = attribute(&schedule, &cells, &[9.0, 9.5], arrivals).unwrap();
+    let idle = Idle::of(&attribute(&schedule, &cells, &[9.0, 9.5], arrivals).unwrap(), 2);
     // Rank 0: half a second of host before 0F1; 0B0 was computed at 15, arrived at 15.25 and started at 16; when 0B1
     // arrived nobody knows.
     let first = Idle { warm_up: 1.0, host: 0.5 + 0.75, imbalance: 2.5 + 1.0, link: 0.25 + 1.0, drain: 0.0 };
@@ -222,13 +222,45 @@ fn measured_times_are_attributed_with_and_without_arrivals() {
 }
 
 #[test]
+fn a_rank_by_itself_takes_its_mean_however_its_speed_wanders() {
+    let (schedule, mut costs) = textbook("1f1b", 1, 32);
+    let steady = simulate(&schedule, &costs).unwrap();
+    assert_eq!(steady.expected, steady.step);
+    costs.ranks[0].jitter = Jitter { part: 0.3, seconds: 1.0 };
+    let wandering = simulate(&schedule, &costs).unwrap();
+    assert_eq!((wandering.step, &wandering.cells), (steady.step, &steady.cells));
+    // 96 periods a step in each of 200 steps: a standard error of 0.2 %.
+    assert!((wandering.expected / steady.step - 1.0).abs() < 0.01, "{}", wandering.expected);
+}
+
+#[test]
+fn a_step_of_several_ranks_waits_for_whichever_is_slow() {
+    let (schedule, mut costs) = textbook("1f1b", 2, 1);
+    costs.stages.fill(StageCost::default());
+    for rank in &mut costs.ranks {
+        *rank = RankCost { begin: 10.0, jitter: Jitter { part: 0.3, seconds: 1e3 }, ..RankCost::default() };
+    }
+    // The larger of two times 10 (0.7 + 0.3 x), with exponentially distributed x, whose larger one is 1.5 on average. The
+    // standard error of 200 draws is 0.24.
+    let expected = simulate(&schedule, &costs).unwrap().expected;
+    assert!((expected - 11.5).abs() < 0.5, "{expected}");
+    for name in NAMES {
+        let (schedule, mut costs) = textbook(name, 4, 8);
+        costs.ranks.iter_mut().for_each(|rank| rank.jitter = Jitter { part: 0.2, seconds: 2.0 });
+        let simulation = simulate(&schedule, &costs).unwrap();
+        assert!(simulation.expected > 1.02 * simulation.step, "{name}: {}", simulation.expected);
+    }
+}
+
+#[test]
 fn costs_of_another_schedule_are_refused() {
     let (schedule, costs) = textbook("1f1b", 2, 2);
     type Spoil = fn(&mut Costs);
-    let wrong: [(&str, Spoil); 5] = [
+    let wrong: [(&str, Spoil); 6] = [
         ("costs.stages", |costs| costs.stages.truncate(1)),
         ("costs.hops", |costs| costs.hops.push(Hops::default())),
         ("costs.ranks", |costs| costs.ranks.truncate(1)),
+        ("costs.ranks[1]", |costs| costs.ranks[1].jitter.part = 1.5),
         ("costs.slowdown", |costs| costs.slowdown = vec![vec![1.0; 2]]),
         ("costs.slowdown[1]", |costs| costs.slowdown = vec![vec![1.0; 2], vec![1.0]]),
     ];

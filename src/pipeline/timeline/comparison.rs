@@ -91,7 +91,7 @@ impl Comparison {
 
     /// Measured over predicted seconds of the step, less 1; none without a prediction.
     pub fn error(&self) -> Option<f64> {
-        let predicted = self.predicted.as_ref()?.seconds;
+        let predicted = self.predicted.as_ref()?.expected;
         (predicted > 0.0).then(|| self.measured.seconds / predicted - 1.0)
     }
 
@@ -149,7 +149,7 @@ impl Comparison {
             })
             .collect();
         json!({
-            "predicted_step_seconds": self.predicted.as_ref().map(|step| step.seconds),
+            "predicted_step_seconds": self.predicted.as_ref().map(|step| step.expected),
             "measured_step_seconds": self.measured.seconds,
             "error": self.error(),
             "devices": devices,

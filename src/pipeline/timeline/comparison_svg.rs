@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference};
-use super::gaps::{Cause, Gap};
 use super::svg::{
     FAINT, GRID, INK, Labels, Lane, MARGIN, Scale, WIDTH, device, escape, legend, open, swatch,
 };
 use super::{EventKind, Timeline};
+use crate::schedule::{Cause, Gap};
 
 /// Top of the first device's block: below the title, the summary and two rows of legend.
 const HEADER: f64 = 122.0;

@@ -4,9 +4,9 @@ use super::EventKind;
 use super::axis::{axis, duration};
 use super::colour::Colour;
 use super::comparison::{Comparison, difference};
-use super::gaps::Cause;
 use super::step::Step;
 use super::terminal::{Columns, Line, Style, lane};
+use crate::schedule::Cause;
 
 /// Columns in front of the lanes and of the tables.
 const LABEL: usize = 12;

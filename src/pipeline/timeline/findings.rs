@@ -2,9 +2,9 @@
 
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference, percent};
-use super::gaps::{Cause, Gap};
 use super::step::Step;
 use crate::schedule::{self, Costs, Hops, Kind, RankCost, Schedule, StageCost};
+use crate::schedule::{Cause, Gap};
 
 /// Shares of a step below this are not worth a sentence.
 const WORTH: f64 = 0.02;

@@ -5,20 +5,19 @@
 //! back. A [`Comparison`] sets a prediction beside a measurement and says where the time went.
 
 mod axis;
+mod causes;
 mod chrome;
 mod colour;
 mod comparison;
 mod comparison_svg;
 mod comparison_terminal;
 mod findings;
-mod gaps;
 mod step;
 mod svg;
 mod terminal;
 
 pub use axis::duration;
 pub use comparison::{ActionTime, Comparison};
-pub use gaps::{Cause, Gap};
 pub use step::Step;
 
 use crate::schedule::{Kind, Simulation};

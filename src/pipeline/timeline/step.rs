@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::gaps::{Cause, Gap, gaps};
 use super::{Event, EventKind, Timeline, Track};
 use crate::error::{Error, Result};
 use crate::pipeline::prediction::{Prediction, first_line};
-use crate::schedule::{Action, Cell, Idle, Kind, Schedule, attribute};
+use crate::schedule::{Action, Cause, Cell, Gap, Idle, Kind, Schedule, attribute};
 
 /// One step on a clock that starts with the step. [`Step::parts`] accounts for all of each device's time.
 #[derive(Clone, Debug)]
@@ -23,6 +22,9 @@ pub struct Step {
     pub gaps: Vec<Gap>,
     /// Seconds from the start to the end of the last update.
     pub seconds: f64,
+    /// What such steps take on average where devices' speeds wander ([`Simulation::expected`](crate::schedule::Simulation::expected)): of a measured step,
+    /// what it took.
+    pub expected: f64,
 }
 
 impl Step {
@@ -35,17 +37,15 @@ impl Step {
         let simulation = prediction.simulate()?;
         let timeline = prediction.timeline()?;
         let cells = simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
-        let ready: Vec<f64> = prediction.costs.ranks.iter().map(|rank| rank.begin).collect();
-        let mut step = Step {
+        Ok(Step {
             timeline,
             schedule: without_transfers(prediction.schedule()?),
             cells: cells.copied().collect(),
             idle: simulation.idle,
-            gaps: Vec::new(),
+            gaps: simulation.gaps,
             seconds: simulation.step,
-        };
-        step.gaps = gaps(&step, &ready, &arrivals(&step.timeline));
-        Ok(step)
+            expected: simulation.expected,
+        })
     }
 
     /// The step that a measured timeline holds. It starts when the first device clears its gradients. What lies before
@@ -90,12 +90,11 @@ impl Step {
             .collect();
         let arrived = arrivals(&timeline);
         let arrival = |rank: usize, at: usize| arrived.get(&schedule.ranks[rank][at]).copied();
-        let idle = schedule.validate().and_then(|()| attribute(&schedule, &cells, &ready, arrival));
-        let idle = idle.map_err(|error| refuse(&first_line(&error)))?;
+        let gaps = schedule.validate().and_then(|()| attribute(&schedule, &cells, &ready, arrival));
+        let gaps = gaps.map_err(|error| refuse(&first_line(&error)))?;
+        let idle = Idle::of(&gaps, ready.len());
         let seconds = timeline.usable().map(|event| event.end).fold(0.0, f64::max);
-        let mut step = Step { timeline, schedule, cells, idle, gaps: Vec::new(), seconds };
-        step.gaps = gaps(&step, &ready, &arrived);
-        Ok(step)
+        Ok(Step { timeline, schedule, cells, idle, gaps, seconds, expected: seconds })
     }
 
     /// Seconds in which a device computed.

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::colour::Colour;
-use super::gaps::Gap;
 use super::step::Step;
 use super::{Event, Track};
+use crate::schedule::Gap;
 
 /// One line, a character a column, cut off at a width.
 pub(super) struct Line {

@@ -17,8 +17,8 @@ use std::cmp::Ordering;
 use evaluator::{Evaluator, Score};
 use greedy::{Prefer, Rule};
 use problem::{Held, Orders, Problem};
-use search::Random;
 
+use super::random::Random;
 use super::{AUTO, Costs, NAMES, Schedule, generate_chunked, stage_ranks};
 use crate::error::{Error, Result};
 

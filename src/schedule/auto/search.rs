@@ -4,29 +4,7 @@ use super::evaluator::{Evaluator, Score};
 use super::problem::{Held, Letter, Orders, letter, parts};
 use crate::schedule::Kind;
 use crate::schedule::clock::NONE;
-
-/// SplitMix64 (Steele et al. 2014): equal searches on every machine.
-pub(super) struct Random(pub u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `end`, which is not 0.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    /// 0 to 1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-}
+use crate::schedule::random::Random;
 
 /// Neighbouring actions of one rank on the critical path: places from `first` to `last`.
 #[derive(Clone, Copy)]

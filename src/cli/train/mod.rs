@@ -1,0 +1,75 @@
+//! `polystage train`.
+
+mod job;
+mod report;
+mod steps;
+
+use std::path::PathBuf;
+
+use job::{out_folder, prepare};
+use report::describe;
+use steps::train;
+
+use super::planning::{Experiment, MachineArguments};
+use super::{Environment, say};
+use crate::error::Result;
+use crate::train::config::Config;
+
+/// Trains a model whose layers are split over the machine's adapters.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  polystage train configs/tiny.toml\n  polystage train configs/tiny.toml --devices 0,1 --set train.steps=500 --out runs/mine\n  polystage train configs/tiny.toml --out runs/mine --resume"
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    experiment: Experiment,
+    #[command(flatten)]
+    launch: Launch,
+}
+
+/// How a run begins.
+#[derive(clap::Args)]
+pub(super) struct Launch {
+    /// Neither measure nor plan: balance by floating-point operations, in 1f1b unless the config says otherwise.
+    #[arg(long, conflicts_with_all = ["machine", "measure"])]
+    no_plan: bool,
+    /// The run's folder (default: runs/<config's name>-<number>).
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Continue from the folder's last checkpoint. The same config gives the uninterrupted run bit for bit; another
+    /// train.steps also changes the rest of the learning rate's cosine.
+    #[arg(long)]
+    resume: bool,
+    /// With --resume: this checkpoint instead of the last.
+    #[arg(long, value_name = "CHECKPOINT", requires = "resume")]
+    from: Option<PathBuf>,
+    /// Print the resolved config and the plan, and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
+    let experiment = &arguments.experiment;
+    let name = experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    let (config, bases) = (experiment.read()?, experiment.bases());
+    start(config, &name, &experiment.machine, &arguments.launch, &bases, environment)
+}
+
+/// Trains as a config says, in a run that is called `name` unless its folder is given.
+pub(super) fn start(
+    config: Config,
+    name: &str,
+    machine: &MachineArguments,
+    launch: &Launch,
+    bases: &[PathBuf],
+    environment: &Environment,
+) -> Result<u8> {
+    let out = out_folder(launch, name)?;
+    let job = prepare(config, out, machine, launch, bases, environment)?;
+    if launch.dry_run {
+        say(job.config.to_toml());
+        describe(&job);
+        return Ok(0);
+    }
+    train(job)
+}
