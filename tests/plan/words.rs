@@ -326,6 +326,7 @@ fn the_json_keys_are_stable() {
         "links",
         "left_out",
         "alternatives",
+        "jitter_seconds",
         "considered",
         "evaluated",
         "complete",
