@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::log::{Log, State};
-use crate::error::{Error, Result};
+use crate::error::Error;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::error::Result;
 use crate::schedule::Action;
 
 /// Seconds without progress after which a device counts as stalled.
