@@ -19,7 +19,7 @@ use polystage::train::planning::Planning;
 use polystage::train::trainer::Trainer;
 
 /// Seconds for which a probe's steps are repeated at most.
-const PATIENCE: f64 = 4.0;
+const PATIENCE: f64 = 3.0;
 
 struct Case {
     name: &'static str,

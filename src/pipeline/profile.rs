@@ -56,7 +56,7 @@ pub struct Profiler<'a> {
 pub enum Progress<'a> {
     /// It begins to measure something: what.
     Measuring(&'a str),
-    /// A step of a probe, or of two at once, has ended; nothing runs at the moment.
+    /// One or more steps of a probe have ended; nothing runs at the moment.
     Step,
 }
 
@@ -323,8 +323,9 @@ impl Profiler<'_> {
         let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
         for _ in 0..TURNS {
             for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
-                *sum += probe.measure(TURN, 0.0, until_enough(say))?.busy;
+                *sum += probe.measure(TURN, 0.0, |enough| !enough)?.busy;
             }
+            say(Progress::Step);
             let seconds = together(&mut first, &mut second)?;
             say(Progress::Step);
             beside.iter_mut().zip(seconds).for_each(|(sum, seconds)| *sum += seconds);
