@@ -1,31 +1,28 @@
 //! Measures this machine for a model: layers on each adapter, links between each pair, how much two disturb each other.
 //! Every figure comes from [real steps](super::probe) and takes seconds; a cache keeps them.
 
+mod cache;
+mod pair;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sha2::{Digest, Sha256};
+use pair::Pair;
 
 use super::probe::{LAYERS, Probe, Times, layers_schedule};
 use super::workload::{KINDS, shape_key};
 use crate::error::{Error, Result};
-use crate::folder::{hex, write_atomic};
-use crate::gpu::{Device, KERNELS};
+use crate::gpu::Device;
 use crate::graph::Phase;
-use crate::model::{Model, ModelConfig, Purpose};
+use crate::model::{Model, Purpose};
 use crate::plan::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
-use crate::schedule::{Kind, generate};
+use crate::schedule::{Jitter, Kind};
 
 const GIGA: f64 = 1e9;
 const MICRO: f64 = 1e-6;
 /// Seconds that a measurement takes at least, if steps are not very short.
 const SECONDS: f64 = 1.2;
-/// Turns in which two devices work, each of them alone and then both, so that a change of the machine's speed …
-const TURNS: usize = 4;
-/// … in the seconds of such a turn is not taken for an effect of one on the other.
-const TURN: f64 = 0.4;
 /// Seconds that the first steps with one size of microbatch may take; sizes that would take longer are extrapolated.
 const LONGEST: f64 = 6.0;
 /// Steps that a measurement makes at most: its own, and one that compiles.
@@ -58,15 +55,6 @@ pub enum Progress<'a> {
     Measuring(&'a str),
     /// One or more steps of a probe have ended; nothing runs at the moment.
     Step,
-}
-
-/// Two devices at work side by side.
-#[derive(Clone, Copy)]
-struct Pair {
-    there: Link,
-    back: Link,
-    /// How many times longer the first takes while the second is busy, and the other way round.
-    slowdown: (f64, f64),
 }
 
 impl Profiler<'_> {
@@ -188,7 +176,8 @@ impl Profiler<'_> {
             probe.stop()?;
         }
         let (apart, joined) = (&by_split[0], &by_split[1]);
-        profile.jitter = Some(joined.jitter);
+        let part = (apart.jitter.part + joined.jitter.part) / 2.0;
+        profile.jitter = Some(Jitter { part, ..joined.jitter });
         let adapted = self.model.adapter().is_some();
         let submit = (apart.submit + joined.submit) / 2.0;
         let mut layers = BTreeMap::new();
@@ -247,133 +236,6 @@ impl Profiler<'_> {
             Err(error) => Err(error),
         }
     }
-
-    /// Two devices: the links between them, and how much slower each is while the other works. `shared` is the factor
-    /// that sharing the host's cores explains.
-    fn pair(
-        &self,
-        (i, j): (usize, usize),
-        sizes: &[usize],
-        shared: f64,
-        say: &mut dyn FnMut(Progress),
-    ) -> Result<Pair> {
-        let (a, b) = (&self.devices[i], &self.devices[j]);
-        let size = sizes.iter().copied().min().unwrap_or(1);
-        let key = format!("{} {}", self.key(&[a, b]), shape_key(self.model, size, self.sequence));
-        if let Some(known) = self.read(&key)
-            && known.devices.len() == 2
-        {
-            let slowdown = (known.slowdown(0, 1), known.slowdown(1, 0));
-            return Ok(Pair { there: known.link(0, 1), back: known.link(1, 0), slowdown });
-        }
-        say(Progress::Measuring(&format!("measuring {} beside {}", a.info().name, b.info().name)));
-        let (there, back) = self.links(a, b, size)?;
-        let slowdown = self.disturbance(a, b, size, shared, say)?;
-        let pair = Pair { there, back, slowdown };
-        let bare = |device: &Device| DeviceProfile {
-            name: device.info().name.clone(),
-            rates: Rates { matmul_gflops: 1.0, memory_gb_s: 1.0, ..Rates::default() },
-            ..DeviceProfile::default()
-        };
-        let machine = Machine {
-            name: key.clone(),
-            slowdown: vec![vec![1.0, slowdown.0], vec![slowdown.1, 1.0]],
-            link: there,
-            devices: vec![bare(a), bare(b)],
-            links: vec![LinkProfile { from: 1, to: 0, link: back }],
-            ..Machine::default()
-        };
-        self.write(&key, &machine);
-        Ok(pair)
-    }
-
-    /// A pipeline of two ranks and one microbatch: every hop lies open.
-    fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
-        let pair = [a.clone(), b.clone()];
-        let shape = (size, self.sequence);
-        // Gradients cross every boundary of a model without an adapter.
-        let config = self.model.config();
-        // What crosses a boundary does not depend on the vocabulary.
-        let vocabulary = config.vocabulary.min(256);
-        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
-        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
-        let times = probe.measure(SECONDS, 0.0, |enough| !enough)?;
-        probe.stop()?;
-        let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
-        let link = |(hop, copy): (f64, f64)| Link {
-            latency_us: (hop - copy).clamp(0.0, 10.0) / MICRO,
-            gb_s: (bytes / GIGA / copy.max(1e-9)).clamp(1e-3, 1e6),
-            ..Link::default()
-        };
-        Ok((link(times.forward_hop), link(times.backward_hop)))
-    }
-
-    /// How many times longer each device's actions take while the other repeats steps of its own than alone, beyond the
-    /// factor `shared`.
-    fn disturbance(
-        &self,
-        a: &Device,
-        b: &Device,
-        size: usize,
-        shared: f64,
-        say: &mut dyn FnMut(Progress),
-    ) -> Result<(f64, f64)> {
-        let probe = |device| self.probe(device, size, false);
-        let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
-        let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
-        for _ in 0..TURNS {
-            for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
-                *sum += probe.measure(TURN, 0.0, |enough| !enough)?.busy;
-            }
-            say(Progress::Step);
-            let seconds = together(&mut first, &mut second)?;
-            say(Progress::Step);
-            beside.iter_mut().zip(seconds).for_each(|(sum, seconds)| *sum += seconds);
-        }
-        first.stop()?;
-        second.stop()?;
-        // Two devices of one adapter are alike.
-        if a.info().index == b.info().index {
-            (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
-        }
-        let factor = |i: usize| (beside[i] / alone[i].max(1e-9) / shared).clamp(1.0, 100.0);
-        Ok((factor(0), factor(1)))
-    }
-
-    /// Everything that measured times depend on.
-    fn key(&self, devices: &[&Device]) -> String {
-        let mut shaders = Sha256::new();
-        for (name, text) in KERNELS {
-            shaders.update(name);
-            shaders.update(text);
-        }
-        let adapters: Vec<String> = devices
-            .iter()
-            .map(|d| format!("{} / {} / {}", d.info().name, d.info().backend, d.info().driver))
-            .collect();
-        let shaders = hex(&shaders.finalize()[..6]);
-        format!("{} / shaders {shaders} / {}", adapters.join(" + "), self.environment)
-    }
-
-    fn file(&self, key: &str) -> Option<PathBuf> {
-        let name = hex(&Sha256::digest(key)[..12]);
-        self.cache.as_ref().map(|folder| folder.join(format!("{name}.toml")))
-    }
-
-    /// What the cache has under this key; a damaged file counts as none.
-    fn read(&self, key: &str) -> Option<Machine> {
-        let path = self.file(key).filter(|_| !self.fresh)?;
-        let text = std::fs::read_to_string(&path).ok()?;
-        Machine::parse(&text, &path.to_string_lossy()).ok().filter(|machine| machine.name == key)
-    }
-
-    /// Keeps a measurement. A cache that cannot be written costs seconds next time, nothing else.
-    fn write(&self, key: &str, machine: &Machine) {
-        let (Some(folder), Some(path)) = (&self.cache, self.file(key)) else { return };
-        if std::fs::create_dir_all(folder).is_ok() {
-            let _ = write_atomic(&path, machine.to_toml().as_bytes());
-        }
-    }
 }
 
 /// Steps until there are enough, and says so after each.
@@ -382,34 +244,6 @@ fn until_enough(say: &mut dyn FnMut(Progress)) -> impl FnMut(bool) -> bool {
         say(Progress::Step);
         !enough
     }
-}
-
-/// Seconds of all actions of a step of each probe while both are at work: each goes on until the other has enough.
-fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
-    let measuring = AtomicUsize::new(2);
-    let beside = |probe: &mut Probe| {
-        let mut counted = false;
-        let mut leave = || {
-            if !std::mem::replace(&mut counted, true) {
-                measuring.fetch_sub(1, Ordering::AcqRel);
-            }
-        };
-        let times = probe.measure(TURN, 0.0, |enough| {
-            if enough {
-                leave();
-            }
-            !enough || measuring.load(Ordering::Acquire) > 0
-        });
-        // After a failure too, or the other would go on for ever.
-        leave();
-        Ok(times?.busy)
-    };
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| beside(second));
-        let one = beside(first);
-        let failed = Error::config("profile", "a measuring thread has stopped");
-        Ok([one?, other.join().map_err(|_| failed)??])
-    })
 }
 
 /// The sizes that are measured: the smallest, the largest and one between.

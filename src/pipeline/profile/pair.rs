@@ -1,0 +1,148 @@
+//! Two devices beside each other: the links between them, and how much each slows the other down.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{GIGA, MICRO, Profiler, Progress, SECONDS};
+use crate::error::{Error, Result};
+use crate::gpu::Device;
+use crate::model::{Model, ModelConfig};
+use crate::pipeline::probe::Probe;
+use crate::pipeline::workload::shape_key;
+use crate::plan::{DeviceProfile, Link, LinkProfile, Machine, Rates};
+use crate::schedule::generate;
+
+/// Turns in which two devices work, each of them alone and then both, so that a change of the machine's speed …
+const TURNS: usize = 4;
+/// … in the seconds of such a turn is not taken for an effect of one on the other.
+const TURN: f64 = 0.4;
+
+/// Two devices at work side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Pair {
+    pub(super) there: Link,
+    pub(super) back: Link,
+    /// How many times longer the first takes while the second is busy, and the other way round.
+    pub(super) slowdown: (f64, f64),
+}
+
+impl Profiler<'_> {
+    /// Two devices: the links between them, and how much slower each is while the other works. `shared` is the factor
+    /// that sharing the host's cores explains.
+    pub(super) fn pair(
+        &self,
+        (i, j): (usize, usize),
+        sizes: &[usize],
+        shared: f64,
+        say: &mut dyn FnMut(Progress),
+    ) -> Result<Pair> {
+        let (a, b) = (&self.devices[i], &self.devices[j]);
+        let size = sizes.iter().copied().min().unwrap_or(1);
+        let key = format!("{} {}", self.key(&[a, b]), shape_key(self.model, size, self.sequence));
+        if let Some(known) = self.read(&key)
+            && known.devices.len() == 2
+        {
+            let slowdown = (known.slowdown(0, 1), known.slowdown(1, 0));
+            return Ok(Pair { there: known.link(0, 1), back: known.link(1, 0), slowdown });
+        }
+        say(Progress::Measuring(&format!("measuring {} beside {}", a.info().name, b.info().name)));
+        let (there, back) = self.links(a, b, size)?;
+        let slowdown = self.disturbance(a, b, size, shared, say)?;
+        let pair = Pair { there, back, slowdown };
+        let bare = |device: &Device| DeviceProfile {
+            name: device.info().name.clone(),
+            rates: Rates { matmul_gflops: 1.0, memory_gb_s: 1.0, ..Rates::default() },
+            ..DeviceProfile::default()
+        };
+        let machine = Machine {
+            name: key.clone(),
+            slowdown: vec![vec![1.0, slowdown.0], vec![slowdown.1, 1.0]],
+            link: there,
+            devices: vec![bare(a), bare(b)],
+            links: vec![LinkProfile { from: 1, to: 0, link: back }],
+            ..Machine::default()
+        };
+        self.write(&key, &machine);
+        Ok(pair)
+    }
+
+    /// A pipeline of two ranks and one microbatch: every hop lies open.
+    fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
+        let pair = [a.clone(), b.clone()];
+        let shape = (size, self.sequence);
+        // Gradients cross every boundary of a model without an adapter.
+        let config = self.model.config();
+        // What crosses a boundary does not depend on the vocabulary.
+        let vocabulary = config.vocabulary.min(256);
+        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
+        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
+        let times = probe.measure(SECONDS, 0.0, |enough| !enough)?;
+        probe.stop()?;
+        let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
+        let link = |(hop, copy): (f64, f64)| Link {
+            latency_us: (hop - copy).clamp(0.0, 10.0) / MICRO,
+            gb_s: (bytes / GIGA / copy.max(1e-9)).clamp(1e-3, 1e6),
+            ..Link::default()
+        };
+        Ok((link(times.forward_hop), link(times.backward_hop)))
+    }
+
+    /// How many times longer each device's actions take while the other repeats steps of its own than alone, beyond the
+    /// factor `shared`.
+    fn disturbance(
+        &self,
+        a: &Device,
+        b: &Device,
+        size: usize,
+        shared: f64,
+        say: &mut dyn FnMut(Progress),
+    ) -> Result<(f64, f64)> {
+        let probe = |device| self.probe(device, size, false);
+        let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
+        let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
+        for _ in 0..TURNS {
+            for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
+                *sum += probe.measure(TURN, 0.0, |enough| !enough)?.busy;
+            }
+            say(Progress::Step);
+            let seconds = together(&mut first, &mut second)?;
+            say(Progress::Step);
+            beside.iter_mut().zip(seconds).for_each(|(sum, seconds)| *sum += seconds);
+        }
+        first.stop()?;
+        second.stop()?;
+        // Two devices of one adapter are alike.
+        if a.info().index == b.info().index {
+            (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
+        }
+        let factor = |i: usize| (beside[i] / alone[i].max(1e-9) / shared).clamp(1.0, 100.0);
+        Ok((factor(0), factor(1)))
+    }
+}
+
+/// Seconds of all actions of a step of each probe while both are at work: each goes on until the other has enough.
+fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
+    let measuring = AtomicUsize::new(2);
+    let beside = |probe: &mut Probe| {
+        let mut counted = false;
+        let mut leave = || {
+            if !std::mem::replace(&mut counted, true) {
+                measuring.fetch_sub(1, Ordering::AcqRel);
+            }
+        };
+        let times = probe.measure(TURN, 0.0, |enough| {
+            if enough {
+                leave();
+            }
+            !enough || measuring.load(Ordering::Acquire) > 0
+        });
+        // After a failure too, or the other would go on for ever.
+        leave();
+        Ok(times?.busy)
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| beside(second));
+        let one = beside(first);
+        let failed = Error::config("profile", "a measuring thread has stopped");
+        Ok([one?, other.join().map_err(|_| failed)??])
+    })
+}
