@@ -16,7 +16,7 @@ use crate::ops::parameters::{AdamStep, Part};
 use crate::schedule::{Action, Jitter, Kind, Schedule};
 
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
-const MICROBATCHES: usize = 2;
+pub(super) const MICROBATCHES: usize = 2;
 /// Measured steps go on until their time is up, or this many have been done, …
 const STEPS: usize = 12;
 /// … and then for as long as patience allows until the standard error of their mean is this part of it.

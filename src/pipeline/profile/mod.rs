@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use pair::Pair;
 
-use super::probe::{LAYERS, Probe, Times, layers_schedule};
+use super::probe::{LAYERS, MICROBATCHES, Probe, Times, layers_schedule};
 use super::workload::{KINDS, shape_key};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -24,7 +24,7 @@ const MICRO: f64 = 1e-6;
 /// Seconds that a measurement takes at least, if steps are not very short.
 const SECONDS: f64 = 1.2;
 /// Seconds that the first steps with one size of microbatch may take; sizes that would take longer are extrapolated.
-const LONGEST: f64 = 6.0;
+const LONGEST: f64 = 12.0;
 /// Steps that a measurement makes at most: its own, and one that compiles.
 const STEPS_OF_A_MEASUREMENT: f64 = 5.0;
 
@@ -123,6 +123,7 @@ impl Profiler<'_> {
         let mut seconds_per_sequence = 0.0;
         for size in chosen(&sorted) {
             if let Some(known) = profile.shape(&shape(size)) {
+                seconds_per_sequence = step_seconds(known) / size as f64;
                 samples.insert(size, known.clone());
                 continue;
             }
@@ -132,9 +133,9 @@ impl Profiler<'_> {
             let what = format!("measuring {}: microbatches of {size} sequences", profile.name);
             say(Progress::Measuring(&what));
             let Some(measured) = self.measure(device, size, &mut profile, say)? else { break };
-            seconds_per_sequence = measured.1 / size as f64;
-            profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.0.clone() });
-            samples.insert(size, measured.0);
+            seconds_per_sequence = step_seconds(&measured) / size as f64;
+            profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.clone() });
+            samples.insert(size, measured);
         }
         if profile.rates.matmul_gflops == 0.0 {
             let what = format!("measuring {}: rates, because no three layers fit", profile.name);
@@ -158,15 +159,15 @@ impl Profiler<'_> {
         Ok(profile)
     }
 
-    /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them; with the seconds
-    /// of a step. None where the layers do not fit.
+    /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them. None where the
+    /// layers do not fit.
     fn measure(
         &self,
         device: &Device,
         size: usize,
         profile: &mut DeviceProfile,
         say: &mut dyn FnMut(Progress),
-    ) -> Result<Option<(ShapeProfile, f64)>> {
+    ) -> Result<Option<ShapeProfile>> {
         let mut by_split = Vec::new();
         let mut weights = 0;
         for split in [true, false] {
@@ -214,8 +215,7 @@ impl Profiler<'_> {
         if !adapted || profile.rates.matmul_gflops == 0.0 {
             profile.rates = rates;
         }
-        let shape = ShapeProfile { shape: String::new(), submit_us: Some(submit / MICRO), layers };
-        Ok(Some((shape, joined.busy)))
+        Ok(Some(ShapeProfile { shape: String::new(), submit_us: Some(submit / MICRO), layers }))
     }
 
     fn block_flops(&self, size: usize) -> Result<f64> {
@@ -244,6 +244,15 @@ fn until_enough(say: &mut dyn FnMut(Progress)) -> impl FnMut(bool) -> bool {
         say(Progress::Step);
         !enough
     }
+}
+
+/// About how long a probe's step takes with this shape.
+fn step_seconds(shape: &ShapeProfile) -> f64 {
+    let seconds = |(kind, name): (usize, &&str)| {
+        let count = if kind == 1 { LAYERS[1].len() + LAYERS[2].len() } else { 1 };
+        shape.layers.get(*name).map_or(0.0, |layer| count as f64 * layer.sum())
+    };
+    MICROBATCHES as f64 * KINDS.iter().enumerate().map(seconds).sum::<f64>()
 }
 
 /// The sizes that are measured: the smallest, the largest and one between.
