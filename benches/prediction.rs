@@ -1,8 +1,8 @@
 //! How far are predictions off? For plans of one, two and three devices, equal and unequal, in several schedules and of
 //! two model shapes: the predicted step beside the measured one, on this machine's adapters.
 //!
-//! With `LP_NUM_THREADS=1` a lavapipe device is one core. `POLYSTAGE_PLANS=word` runs the plans with that word in
-//! their names.
+//! It takes about 25 minutes, in which the machine should do nothing else. With `LP_NUM_THREADS=1` a lavapipe device is
+//! one core. `POLYSTAGE_PLANS=word` runs the plans with that word in their names.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
