@@ -19,7 +19,7 @@ impl Comparison {
         let measured = duration(self.measured.seconds);
         match (&self.predicted, self.error()) {
             (Some(predicted), Some(error)) => {
-                let predicted = duration(predicted.seconds);
+                let predicted = duration(predicted.expected);
                 format!("predicted {predicted}, measured {measured} a step: {}", longer(error))
             }
             _ => format!("measured {measured} a step; there is no prediction"),
