@@ -185,8 +185,6 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
         let all: Vec<String> = seconds.iter().map(|s| format!("{:.0}", 1e3 * s)).collect();
         println!("    {}", all.join(" "));
-    }
-    if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
         compare(&best.simulation, &trainer, &planning.machine);
     }
     // The mean, as of the probes; but one accident in twenty steps is none of the plan's.

@@ -200,19 +200,18 @@ impl Executor {
 
     /// One AdamW step on every device.
     pub async fn update(&mut self, step: AdamStep) -> Result<()> {
-        for rank in 0..self.commands.len() {
-            self.tell(rank, Command::Update(step))?;
-        }
-        for _ in 0..self.commands.len() {
-            self.answer().await?;
-        }
-        Ok(())
+        self.tell_all(|| Command::Update(step)).await
     }
 
     /// Waits until every device has done all that it was given: an update returns before its end.
     pub async fn settle(&mut self) -> Result<()> {
+        self.tell_all(|| Command::Settle).await
+    }
+
+    /// Tells every rank the same, and waits until each has done it.
+    async fn tell_all(&mut self, command: impl Fn() -> Command) -> Result<()> {
         for rank in 0..self.commands.len() {
-            self.tell(rank, Command::Settle)?;
+            self.tell(rank, command())?;
         }
         for _ in 0..self.commands.len() {
             self.answer().await?;

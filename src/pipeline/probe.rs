@@ -35,6 +35,7 @@ pub(super) struct Probe {
     batch: Batch,
     /// Bytes of the weights that are trained, each counted once.
     pub(super) weights: u64,
+    /// Whether an adapter is trained.
     adapted: bool,
     /// Whether it has run a step.
     warm: bool,
@@ -55,7 +56,7 @@ pub(super) struct Times {
     pub(super) norm: f64,
     /// AdamW.
     pub(super) update: f64,
-    /// Of a step with its update, in which no device worked at all: messages, read-back, the host's sums.
+    /// Of a step without its update, in which no device worked at all: messages, read-back, the host's sums.
     pub(super) barrier: f64,
     /// What an action costs beside its layers.
     pub(super) submit: f64,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::auto::make_schedules;
 use super::fit::nothing_fits;
-use super::improve::improve;
+use super::improve::{SAME, improve};
 use super::judge::{Judge, Point, Timed, assignment};
 use super::machine::Machine;
 use super::search::{Board, allowance, search};
@@ -58,7 +58,7 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         }
         others.sort_by(|(a, _), (b, _)| a.simulation.expected.total_cmp(&b.simulation.expected));
         match others.first() {
-            Some((other, timed)) if other.simulation.expected < chosen.simulation.expected => {
+            Some((other, timed)) if other.simulation.expected < chosen.simulation.expected * (1.0 - SAME) => {
                 (chosen, best) = (other.clone(), (*timed).clone());
             }
             _ => break others,

@@ -99,11 +99,11 @@ fn device(section: &Section) -> Result<DeviceProfile> {
         max_binding: section.optional("max_binding", |v, path| file.size(v, path))?,
         cores: section.optional("cores", |v, path| file.number(v, path, CORES))?.unwrap_or(0.0),
         copy_engine: section.optional("copy_engine", |v, path| file.flag(v, path))?.unwrap_or(false),
-        jitter: if section.table.contains_key("jitter") {
-            Some(jitter(&section.table("jitter")?)?)
-        } else {
-            None
-        },
+        jitter: section
+            .table
+            .contains_key("jitter")
+            .then(|| jitter(&section.table("jitter")?))
+            .transpose()?,
         rates: rates(&section.table("rates")?)?,
         shapes,
     })

@@ -80,12 +80,17 @@ pub(super) struct Clock<'a> {
     pub works: &'a [f64],
     pub ways: &'a [Way],
     pub links: Vec<Link>,
-    /// Which course of random events the ranks' [`Jitter`](super::Jitter) takes; none for mean speeds.
-    pub course: Option<u64>,
-    /// Seconds of work that each rank has done, at its mean speed.
-    pub worked: Vec<f64>,
+    /// How the ranks' speeds wander; none for mean speeds.
+    pub course: Option<Course>,
     /// When each rank has ended the tasks done so far.
     pub free: Vec<f64>,
+}
+
+/// One of the courses that the ranks' [`Jitter`](super::Jitter) may take.
+pub(super) struct Course {
+    pub number: u64,
+    /// Seconds of work that each rank has done, at its mean speed.
+    pub worked: Vec<f64>,
 }
 
 /// When a task starts and ends, and when its result is where it is needed.
@@ -105,16 +110,16 @@ impl Clock<'_> {
     /// Back to time 0.
     pub fn restart(&mut self) {
         self.links.fill(Link::default());
-        self.worked.fill(0.0);
+        self.course.iter_mut().for_each(|course| course.worked.fill(0.0));
         self.free.fill(0.0);
     }
 
     /// Seconds of a rank's next task, if nothing else is busy.
     fn work(&mut self, task: &Task) -> f64 {
         let mean = self.works[task.work as usize];
-        let Some(course) = self.course else { return mean };
-        let worked = &mut self.worked[task.rank as usize];
-        let factor = self.costs.ranks[task.rank as usize].jitter.factor(course, task.rank, *worked);
+        let Some(course) = &mut self.course else { return mean };
+        let worked = &mut course.worked[task.rank as usize];
+        let factor = self.costs.ranks[task.rank as usize].jitter.factor(course.number, task.rank, *worked);
         *worked += mean;
         mean * factor
     }

@@ -2,7 +2,7 @@
 //! and holds in memory.
 
 use super::check::check;
-use super::clock::{Clock, NONE, Span, Task};
+use super::clock::{Clock, Course, NONE, Span, Task};
 use super::costs::Costs;
 use super::idle::{self, Gap, Idle};
 use super::index::{Index, Place};
@@ -38,8 +38,8 @@ pub struct Simulation {
     /// Seconds of the whole step: up to the last action, the exchange of tied gradients, the end of the step, and the
     /// update, for which all ranks wait for one another since it needs the norm of all gradients.
     pub step: f64,
-    /// The seconds to expect of a step whose ranks' speeds wander ([`RankCost::jitter`](super::RankCost::jitter)): the mean of many such steps. It is
-    /// `step` where none wanders.
+    /// The seconds to expect of a step whose ranks' speeds wander ([`Jitter`](super::Jitter)): the mean of many such
+    /// steps. It is `step` where none wanders.
     pub expected: f64,
     /// The part of all ranks' time up to `makespan` in which they have nothing to do: 0 to 1.
     pub bubble: f64,
@@ -135,7 +135,7 @@ impl<'a> Simulator<'a> {
     /// Those of [`Simulator::simulate`].
     pub fn step(&self, costs: &Costs) -> Result<f64> {
         self.check(costs)?;
-        Ok(self.time(costs, None).1)
+        Ok(self.time(costs, &self.times(costs), None).1)
     }
 
     /// Predicts one training step with these costs.
@@ -147,8 +147,9 @@ impl<'a> Simulator<'a> {
     pub fn simulate(&self, costs: &Costs) -> Result<Simulation> {
         self.check(costs)?;
         let schedule = self.schedule();
-        let (spans, step) = self.time(costs, None);
-        let expected = self.expected(costs, step);
+        let times = self.times(costs);
+        let (spans, step) = self.time(costs, &times, None);
+        let expected = self.expected(costs, &times, step);
         let mut cells = Vec::with_capacity(self.tasks.len());
         for (rank, actions) in schedule.ranks.iter().enumerate() {
             for (at, &action) in actions.iter().enumerate() {
@@ -199,19 +200,23 @@ impl<'a> Simulator<'a> {
     }
 
     /// The mean step over [`COURSES`] of what may happen, if any rank's speed wanders; else `step`.
-    fn expected(&self, costs: &Costs, step: f64) -> f64 {
+    fn expected(&self, costs: &Costs, times: &Times, step: f64) -> f64 {
         if costs.ranks.iter().all(|rank| rank.jitter.is_none()) {
             return step;
         }
-        let steps = (0..COURSES).map(|course| self.time(costs, Some(course)).1);
+        let steps = (0..COURSES).map(|course| self.time(costs, times, Some(course)).1);
         // The end of a step is a convex function of its durations, so its mean is never before the end at their means.
         step.max(steps.sum::<f64>() / COURSES as f64)
     }
 
+    fn times(&self, costs: &Costs) -> Times {
+        Times::new(costs, &self.index.owner, self.tasks.len())
+    }
+
     /// When each task runs, and the seconds of the step, in a course of random events or at mean speeds.
-    fn time(&self, costs: &Costs, course: Option<u64>) -> (Vec<Span>, f64) {
-        let times = Times::new(costs, &self.index.owner, self.tasks.len());
+    fn time(&self, costs: &Costs, times: &Times, course: Option<u64>) -> (Vec<Span>, f64) {
         let mut spans = vec![Span::UNKNOWN; self.tasks.len() + times.tail.tasks.len()];
+        let course = course.map(|number| Course { number, worked: vec![0.0; costs.ranks.len()] });
         let mut clock = Clock { course, ..times.clock(costs) };
         let step = if times.is_shared {
             let tasks = [&self.tasks[..], &times.tail.tasks].concat();

@@ -56,15 +56,7 @@ impl Times {
     pub fn clock<'a>(&'a self, costs: &'a Costs) -> Clock<'a> {
         let ranks = costs.ranks.len();
         let links = vec![Link::default(); ranks * ranks];
-        Clock {
-            costs,
-            works: &self.works,
-            ways: &self.ways,
-            links,
-            course: None,
-            worked: vec![0.0; ranks],
-            free: vec![0.0; ranks],
-        }
+        Clock { costs, works: &self.works, ways: &self.ways, links, course: None, free: vec![0.0; ranks] }
     }
 
     /// Does the tail after all actions have been done, and returns the seconds of the step.

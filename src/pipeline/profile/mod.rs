@@ -25,7 +25,7 @@ const MICRO: f64 = 1e-6;
 const SECONDS: f64 = 1.2;
 /// Seconds that the first steps with one size of microbatch may take; sizes that would take longer are extrapolated.
 const LONGEST: f64 = 12.0;
-/// Steps that a measurement makes at most: its own, and one that compiles.
+/// Steps that a measurement makes about if they are long, in both of its probes and with those that compile.
 const STEPS_OF_A_MEASUREMENT: f64 = 5.0;
 
 /// What to measure, and where results are kept.
@@ -172,7 +172,11 @@ impl Profiler<'_> {
         let mut weights = 0;
         for split in [true, false] {
             let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
-            by_split.push(probe.measure(SECONDS, self.patience, until_enough(say))?);
+            let go_on = |enough: bool| {
+                say(Progress::Step);
+                !enough
+            };
+            by_split.push(probe.measure(SECONDS, self.patience, go_on)?);
             weights = probe.weights;
             probe.stop()?;
         }
@@ -235,14 +239,6 @@ impl Profiler<'_> {
             Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-}
-
-/// Steps until there are enough, and says so after each.
-fn until_enough(say: &mut dyn FnMut(Progress)) -> impl FnMut(bool) -> bool {
-    |enough| {
-        say(Progress::Step);
-        !enough
     }
 }
 

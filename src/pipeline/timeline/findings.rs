@@ -3,8 +3,7 @@
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference, percent};
 use super::step::Step;
-use crate::schedule::{self, Costs, Hops, Kind, RankCost, Schedule, StageCost};
-use crate::schedule::{Cause, Gap};
+use crate::schedule::{self, Cause, Costs, Gap, Hops, Kind, RankCost, Schedule, StageCost};
 
 /// Shares of a step below this are not worth a sentence.
 const WORTH: f64 = 0.02;

@@ -22,8 +22,8 @@ pub struct Step {
     pub gaps: Vec<Gap>,
     /// Seconds from the start to the end of the last update.
     pub seconds: f64,
-    /// What such steps take on average where devices' speeds wander ([`Simulation::expected`](crate::schedule::Simulation::expected)): of a measured step,
-    /// what it took.
+    /// What such steps take on average where devices' speeds wander, as
+    /// [`Simulation::expected`](crate::schedule::Simulation::expected); of a measured step, what it took.
     pub expected: f64,
 }
 
