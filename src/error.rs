@@ -1,6 +1,8 @@
 //! One error type for the library. Every variant says what went wrong, where, and (where a user can act) what to do,
-//! in one line.
+//! in one line of bearable length: names, values and paths in it may come from a damaged file, so [`one_line`] has the
+//! last word about them.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The result of everything in this library that can fail.
@@ -68,7 +70,7 @@ pub enum Error {
         limit: u64,
     },
     /// A checkpoint or model folder that cannot be read.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", Shown(path))]
     Checkpoint {
         /// The file or folder concerned.
         path: PathBuf,
@@ -85,6 +87,31 @@ pub enum Error {
     },
 
     // --- what the machine did ---
+    /// The loss or the gradient is no longer a number.
+    #[error("step {step}: {message}")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// What is not finite and what to do.
+        message: String,
+    },
+    /// A file that another program has changed while it was in use.
+    #[error("{}: {message}", Shown(path))]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What has changed and what to do.
+        message: String,
+    },
+    /// Something that this program, not its user, is to blame for or cannot help: a thread or a helper that has died, a
+    /// signal that cannot be caught.
+    #[error("{place}: {message}")]
+    Failed {
+        /// What has failed.
+        place: String,
+        /// How.
+        message: String,
+    },
     /// Shapes that an op does not accept: a mistake in a model's layers.
     #[error("{op}: {message}")]
     Shape {
@@ -110,7 +137,7 @@ pub enum Error {
         message: String,
     },
     /// The file system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", Shown(path))]
     Io {
         /// The file concerned.
         path: PathBuf,
@@ -132,28 +159,87 @@ impl Error {
             | Binding { .. }
             | Checkpoint { .. }
             | Schedule { .. } => true,
-            Shape { .. } | Gpu { .. } | Stall { .. } | Io { .. } => false,
+            Diverged { .. }
+            | Changed { .. }
+            | Failed { .. }
+            | Shape { .. }
+            | Gpu { .. }
+            | Stall { .. }
+            | Io { .. } => false,
         }
     }
 
     /// A [`Error::Config`].
     pub fn config(place: impl Into<String>, message: impl Into<String>) -> Self {
-        Error::Config { place: place.into(), message: message.into() }
+        Error::Config { place: one_line(&place.into(), LONGEST), message: one_line(&message.into(), LONGEST) }
     }
 
     /// A [`Error::Data`].
     pub fn data(message: impl Into<String>) -> Self {
-        Error::Data { message: message.into() }
+        Error::Data { message: one_line(&message.into(), LONGEST) }
     }
 
     /// A [`Error::Checkpoint`].
     pub fn checkpoint(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::Checkpoint { path: path.as_ref().to_path_buf(), message: message.into() }
+        Error::Checkpoint {
+            path: path.as_ref().to_path_buf(),
+            message: one_line(&message.into(), LONGEST),
+        }
+    }
+
+    /// A [`Error::Changed`].
+    pub fn changed(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::Changed { path: path.as_ref().to_path_buf(), message: one_line(&message.into(), LONGEST) }
+    }
+
+    /// A [`Error::Failed`].
+    pub fn failed(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Error::Failed { place: one_line(&place.into(), LONGEST), message: one_line(&message.into(), LONGEST) }
     }
 
     /// Names the file in an I/O error: `.map_err(Error::io(path))`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { path, source }
+    }
+}
+
+/// Most characters of a message.
+const LONGEST: usize = 600;
+
+/// A path as messages show it.
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&one_line(&self.0.to_string_lossy(), LONGEST))
+    }
+}
+
+/// A text on one line that does nothing to a terminal: what is not to be seen is escaped. Of a longer one than `most`
+/// characters the beginning and the end are left, because the one says what is wrong and the other what to do.
+pub fn one_line(text: &str, most: usize) -> String {
+    let plain = |part: &str| -> String { part.chars().map(Plain).map(|c| c.to_string()).collect() };
+    let count = text.chars().count();
+    if count <= most {
+        return plain(text);
+    }
+    let gap = format!(" ... ({} characters left out) ... ", count - most);
+    let at = |chars: usize| text.char_indices().nth(chars).map_or(text.len(), |(at, _)| at);
+    plain(&text[..at(most / 2)]) + &gap + &plain(&text[at(count - most / 2)..])
+}
+
+/// A character, escaped if it moves the cursor, colours, or reorders what is around it.
+struct Plain(char);
+
+impl fmt::Display for Plain {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {
+                write!(f, "{}", self.0.escape_unicode())
+            }
+            c if c.is_control() => write!(f, "{}", c.escape_default()),
+            c => write!(f, "{c}"),
+        }
     }
 }

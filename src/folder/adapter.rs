@@ -169,7 +169,7 @@ impl AdapterConfig {
 
 /// A JSON value as a message quotes it.
 fn one_value(value: &Value) -> String {
-    super::files::one_line(&value.to_string(), 60)
+    crate::error::one_line(&value.to_string(), 60)
 }
 
 /// What is supported instead, for a setting that changes the result and is not computed here.

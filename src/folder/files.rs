@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,100 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+
+// --- reading ----------------------------------------------------------------------------------------------------------
+
+/// Most bytes of a file that is read as a whole by [`read_text`]: texts that people write, and what this program writes.
+pub(crate) const TEXT: u64 = 64 << 20;
+
+/// Why a file cannot be read, as the end of a sentence that begins with its name.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// There is none.
+    Missing,
+    /// A folder.
+    Folder,
+    /// A pipe, a socket or a device, which may wait for ever or have no end.
+    Irregular,
+    /// It has more bytes than anyone means.
+    Large {
+        /// How many may be read.
+        most: u64,
+    },
+    /// It is not UTF-8 from this byte on.
+    Binary {
+        /// The line, from 1.
+        line: usize,
+    },
+    /// Whatever the system says.
+    System(std::io::Error),
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Unreadable::Missing => f.write_str("does not exist"),
+            Unreadable::Folder => f.write_str("is a folder, not a file"),
+            Unreadable::Irregular => f.write_str("is not a regular file"),
+            Unreadable::Large { most } => write!(f, "has more than {most} bytes, which is not meant here"),
+            Unreadable::Binary { line } => write!(f, "is not text: line {line} is not valid UTF-8"),
+            Unreadable::System(error) => write!(f, "cannot be read: {error}"),
+        }
+    }
+}
+
+impl From<std::io::Error> for Unreadable {
+    fn from(error: std::io::Error) -> Unreadable {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Unreadable::Missing,
+            _ => Unreadable::System(error),
+        }
+    }
+}
+
+impl Unreadable {
+    /// An [`Error::Config`] about the file.
+    pub(crate) fn config(self, path: &Path) -> Error {
+        Error::config(path.to_string_lossy(), self.to_string())
+    }
+}
+
+/// Opens a regular file for reading. The only way in which this program opens files that it reads: whoever opens a pipe
+/// waits for a writer, and a device may have no end.
+pub(crate) fn open_regular(path: &Path) -> std::result::Result<File, Unreadable> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|error| match fs::metadata(path) {
+        // Where a folder or a socket cannot even be opened.
+        Ok(found) if found.is_dir() => Unreadable::Folder,
+        Ok(found) if !found.is_file() => Unreadable::Irregular,
+        _ => error.into(),
+    })?;
+    let found = file.metadata()?;
+    match () {
+        () if found.is_file() => Ok(file),
+        () if found.is_dir() => Err(Unreadable::Folder),
+        () => Err(Unreadable::Irregular),
+    }
+}
+
+/// The bytes of a regular file of at most `most` bytes.
+pub(crate) fn read_bytes(path: &Path, most: u64) -> std::result::Result<Vec<u8>, Unreadable> {
+    let mut bytes = Vec::new();
+    // What the system says of its size is not what can be read, in /proc for one.
+    open_regular(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { Err(Unreadable::Large { most }) } else { Ok(bytes) }
+}
+
+/// The text of a regular file of at most [`TEXT`] bytes.
+pub(crate) fn read_text(path: &Path) -> std::result::Result<String, Unreadable> {
+    String::from_utf8(read_bytes(path, TEXT)?).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        Unreadable::Binary { line: 1 + before.iter().filter(|&&byte| byte == b'\n').count() }
+    })
+}
 
 /// Files and folders that are still being written.
 pub(crate) const UNFINISHED: &str = ".tmp-";
@@ -27,21 +121,18 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// Maps a regular file (opening a pipe would wait for a writer).
+    /// Maps a regular file.
     pub(crate) fn open(path: &Path) -> Result<Mapped> {
-        let unreadable = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::NotFound => broken(path, "is missing, so the folder is not complete"),
-            _ => broken(path, format!("cannot be read: {e}")),
+        let unreadable = |e: Unreadable| match e {
+            Unreadable::Missing => broken(path, "is missing, so the folder is not complete"),
+            other => broken(path, other),
         };
-        if !fs::metadata(path).map_err(unreadable)?.is_file() {
-            return Err(broken(path, "is not a regular file"));
-        }
-        Mapped::map(path).map_err(unreadable)
+        let file = open_regular(path).map_err(unreadable)?;
+        Mapped::map(file).map_err(|e| unreadable(e.into()))
     }
 
     #[cfg(not(target_arch = "wasm32"))]
-    fn map(path: &Path) -> std::io::Result<Mapped> {
-        let file = File::open(path)?;
+    fn map(file: File) -> std::io::Result<Mapped> {
         // SAFETY: the map is read-only and bytes have no invalid values. What can go wrong is another program that
         // truncates the file, which is why the contract above excludes it.
         let bytes = unsafe { memmap2::Mmap::map(&file) }?;
@@ -52,8 +143,10 @@ impl Mapped {
     }
 
     #[cfg(target_arch = "wasm32")]
-    fn map(path: &Path) -> std::io::Result<Mapped> {
-        Ok(Mapped { bytes: fs::read(path)? })
+    fn map(mut file: File) -> std::io::Result<Mapped> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Mapped { bytes })
     }
 
     /// Has the system read these bytes while others are in use. A hint.
@@ -120,14 +213,9 @@ pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
     serde_json::from_slice(&Mapped::open(path)?).map_err(|e| broken(path, format!("invalid JSON: {e}")))
 }
 
-/// An [`Error::Checkpoint`] on one line of bearable length, whatever strings of a damaged file the message quotes.
+/// An [`Error::Checkpoint`].
 pub(crate) fn broken(path: impl AsRef<Path>, message: impl ToString) -> Error {
-    Error::checkpoint(path, one_line(&message.to_string(), 400))
-}
-
-/// Control characters made spaces, and at most `most` characters.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
+    Error::checkpoint(path, message.to_string())
 }
 
 // --- writing ----------------------------------------------------------------------------------------------------------

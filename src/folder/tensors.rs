@@ -12,8 +12,8 @@ use safetensors::SafeTensors;
 use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use super::files::{Mapped, broken, one_line};
-use crate::error::{Error, Result};
+use super::files::{Mapped, broken};
+use crate::error::{Error, Result, one_line};
 
 /// How a file stores the elements of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use super::clock::strftime;
 use super::token_text;
-use crate::error::{Error, Result};
-use crate::folder::files::{Mapped, broken, one_line, read_json};
+use crate::error::{Error, Result, one_line};
+use crate::folder::files::{Mapped, broken, read_json};
 
 /// The tokens that a template may name.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];

@@ -233,7 +233,7 @@ impl Tokenizer {
 fn refused(error: &tokenizers::Error) -> Error {
     Error::data(format!(
         "the tokenizer refuses a text: {}",
-        crate::folder::files::one_line(&error.to_string(), 200)
+        crate::error::one_line(&error.to_string(), 200)
     ))
 }
 

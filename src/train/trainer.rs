@@ -144,13 +144,11 @@ impl Trainer {
         let start = now();
         let report = self.executor.step(self.batches.examples(self.step)).await?;
         if !report.gradient_norm.is_finite() || !report.loss.is_finite() {
-            return Err(Error::config(
-                format!("step {}", self.step + 1),
-                format!(
-                    "the loss ({}) or the gradient's norm ({}) is not finite; lower train.learning_rate or train.clip_norm",
-                    report.loss, report.gradient_norm
-                ),
-            ));
+            let message = format!(
+                "the loss ({}) or the gradient's norm ({}) is not finite; lower train.learning_rate or train.clip_norm",
+                report.loss, report.gradient_norm
+            );
+            return Err(Error::Diverged { step: self.step + 1, message });
         }
         let mut adam = adam_step(&self.config.train, self.step, report.gradient_norm);
         adam.clip *= report.gradient_scale as f32;

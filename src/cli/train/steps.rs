@@ -208,6 +208,6 @@ fn stop_flag() -> Result<Arc<AtomicUsize>> {
             note("\nstopping after this step; press Ctrl-C again to stop at once");
         }
     })
-    .map_err(|e| Error::config("signals", e.to_string()))?;
+    .map_err(|e| Error::failed("signals", e.to_string()))?;
     Ok(count)
 }
