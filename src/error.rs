@@ -181,10 +181,7 @@ impl Error {
 
     /// A [`Error::Checkpoint`].
     pub fn checkpoint(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::Checkpoint {
-            path: path.as_ref().to_path_buf(),
-            message: one_line(&message.into(), LONGEST),
-        }
+        Error::Checkpoint { path: path.as_ref().to_path_buf(), message: one_line(&message.into(), LONGEST) }
     }
 
     /// A [`Error::Changed`].
@@ -224,9 +221,11 @@ pub fn one_line(text: &str, most: usize) -> String {
     if count <= most {
         return plain(text);
     }
-    let gap = format!(" ... ({} characters left out) ... ", count - most);
+    // So that a text that was shortened is not shortened again.
+    let half = most.saturating_sub(40) / 2;
+    let gap = format!(" ... ({} characters left out) ... ", count - 2 * half);
     let at = |chars: usize| text.char_indices().nth(chars).map_or(text.len(), |(at, _)| at);
-    plain(&text[..at(most / 2)]) + &gap + &plain(&text[at(count - most / 2)..])
+    plain(&text[..at(half)]) + &gap + &plain(&text[at(count - half)..])
 }
 
 /// A character, escaped if it moves the cursor, colours, or reorders what is around it.

@@ -1,11 +1,18 @@
 //! The native program: parse, run, report. The only place that reads the environment.
 
-use std::env::{temp_dir, var, var_os};
+use std::env::{args_os, current_exe, temp_dir, var, var_os};
 use std::path::PathBuf;
 
 use polystage::cli::{Environment, leave, run};
+use polystage::text::Isolation;
+use polystage::text::helper::{HELPER, serve};
 
 fn main() {
+    let mut arguments = args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == HELPER) {
+        let (path, seconds) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
+        return serve(&PathBuf::from(path), seconds.to_string_lossy().parse().unwrap_or_default());
+    }
     #[cfg(target_os = "linux")]
     if var_os("XDG_RUNTIME_DIR").is_none() {
         // Mesa complains once for every instance without it, as in a session without a desktop.
@@ -22,5 +29,9 @@ fn main() {
         .join(" ");
     // https://no-color.org
     let plain = var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    leave(run(&Environment { cache, drivers, plain }))
+    // The name stays good when the file is replaced while the program runs.
+    let own = PathBuf::from("/proc/self/exe");
+    let own = if own.exists() { Some(own) } else { current_exe().ok() };
+    let isolation = own.map_or(Isolation::None, Isolation::Process);
+    leave(run(&Environment { cache, drivers, plain, isolation }))
 }

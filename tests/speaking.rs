@@ -40,6 +40,13 @@ fn succeed(place: &tempfile::TempDir, arguments: &[&str], input: &str) -> (Strin
     (String::from_utf8(output.stdout).unwrap(), error)
 }
 
+/// What a run says that fails, on both outputs.
+pub fn fail(place: &tempfile::TempDir, arguments: &[&str], input: &str) -> (String, String) {
+    let output = run(place, arguments, input);
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {:?}", output.status);
+    (String::from_utf8_lossy(&output.stdout).into(), String::from_utf8_lossy(&output.stderr).into())
+}
+
 /// Greedy, at most 12 tokens.
 fn generate(place: &tempfile::TempDir, prompts: &[&str], more: &[&str]) -> Value {
     let mut arguments = vec!["generate", ".", "--max-tokens", "12", "--temperature", "0", "--json"];

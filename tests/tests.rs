@@ -41,6 +41,8 @@ mod schedules;
 mod shaders;
 // The verbs generate and chat on a model with a tokenizer.
 mod speaking;
+// Tokenizers and chat templates that do harm, in a process of their own.
+mod containment;
 // Tokenizers and chat templates.
 mod text;
 // Pictures and traces.

@@ -4,8 +4,8 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use serde_json::{Value, json};
 
-use super::note;
 use super::speaking::{Speaker, speak};
+use super::{Environment, note};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Language};
 use crate::text::chat::ChatTemplate;
@@ -29,9 +29,9 @@ pub(super) struct Arguments {
     context: usize,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
-    let language = arguments.speaker.language()?;
+    let language = arguments.speaker.language(environment)?;
     let Some(template) = &language.text().template else {
         return Err(language.error(
             "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`",

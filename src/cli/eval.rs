@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::placement::Placement;
-use super::{progress_bar, say, show_count};
+use super::{Environment, progress_bar, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let mut pretrained = Pretrained::open(&arguments.model)?;
     pretrained.model = arguments.placement.store(pretrained.model);
     let config = pretrained.model.config();
@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
             return Err(Error::config("--sequence", message));
         }
     };
-    let text = Text::of_model(pretrained.text_folder(), config.vocabulary)?;
+    let text = Text::of_model(pretrained.text_folder(), config.vocabulary, &environment.isolation)?;
     text.check(config.vocabulary)?;
     let bad_lines = if arguments.skip_bad_lines { BadLines::Skip } else { BadLines::Refuse };
     let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, bad_lines, false)?;

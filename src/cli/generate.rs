@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::speaking::{Pace, Said, Speaker, speak};
-use super::{note, say};
+use super::{Environment, note, say};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Loading};
 
@@ -32,10 +32,10 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let sampling = arguments.speaker.sampling()?;
     let texts = prompts(arguments)?;
-    let language = arguments.speaker.language()?;
+    let language = arguments.speaker.language(environment)?;
     let encode = |text: &String| language.tokenizer().encode(text, true);
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);

@@ -23,6 +23,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
+use crate::text::Isolation;
 use crate::train::config::Devices;
 
 /// Trains one neural network across every GPU in this machine, whatever its vendor.
@@ -62,6 +63,8 @@ pub struct Environment {
     pub drivers: String,
     /// Whether colours are unwanted, even on a terminal.
     pub plain: bool,
+    /// Where tokenizers and chat templates run.
+    pub isolation: Isolation,
 }
 
 /// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
@@ -73,11 +76,11 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),
         Verb::Finetune(a) => finetune::run(&a, environment),
-        Verb::Eval(a) => eval::run(&a),
-        Verb::Generate(a) => generate::run(&a),
+        Verb::Eval(a) => eval::run(&a, environment),
+        Verb::Generate(a) => generate::run(&a, environment),
         Verb::Merge(a) => merge::run(&a),
         Verb::Export(a) => export::run(&a),
-        Verb::Chat(a) => chat::run(&a),
+        Verb::Chat(a) => chat::run(&a, environment),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
     };

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::Environment;
 use super::placement::Placement;
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Language, Sampling};
 use crate::gpu::Device;
 use crate::model::Weights;
-use crate::text::Stream;
+use crate::text::{Isolation, Stream};
 use crate::train::source::Pretrained;
 
 /// A model, where it runs, and how it chooses its words.
@@ -41,10 +42,10 @@ impl Speaker {
     }
 
     /// Opens the model with its tokenizer.
-    pub(super) fn language(&self) -> Result<Language> {
+    pub(super) fn language(&self, environment: &Environment) -> Result<Language> {
         let mut pretrained = Pretrained::open(&self.model)?;
         pretrained.model = self.placement.store(pretrained.model);
-        Language::new(pretrained)
+        Language::new(pretrained, &environment.isolation)
     }
 
     /// Opens the devices and says what each may use.
@@ -124,6 +125,7 @@ pub(super) fn speak(
 /// As [`speak`] once, with a generator of its own.
 pub(super) fn sample(
     folder: &Path,
+    isolation: &Isolation,
     weights: Weights,
     prompt: &[u32],
     count: usize,
@@ -131,7 +133,7 @@ pub(super) fn sample(
     devices: &[Device],
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
-    let language = Language::new(Pretrained::open(folder)?)?.with_weights(weights);
+    let language = Language::new(Pretrained::open(folder)?, isolation)?.with_weights(weights);
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;

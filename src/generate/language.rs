@@ -4,7 +4,7 @@ use super::{Extent, Generator};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::{ModelConfig, Weights};
-use crate::text::Tokenizer;
+use crate::text::{Isolation, Tokenizer};
 use crate::train::source::{Pretrained, Text};
 
 /// A model, with its adapter if it has one, that belongs to a tokenizer; neither of them on a device yet.
@@ -27,9 +27,9 @@ impl Language {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a tokenizer that is missing, damaged, or has more tokens than the model's embedding.
-    pub fn new(pretrained: Pretrained) -> Result<Language> {
+    pub fn new(pretrained: Pretrained, isolation: &Isolation) -> Result<Language> {
         let vocabulary = pretrained.model.config().vocabulary;
-        let text = Text::of_model(pretrained.text_folder(), vocabulary)?;
+        let text = Text::of_model(pretrained.text_folder(), vocabulary, isolation)?;
         text.check(vocabulary)?;
         text.needed()?;
         Ok(Language { pretrained, text })

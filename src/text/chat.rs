@@ -2,34 +2,33 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, State};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::clock::strftime;
+use super::helper::Client;
+use super::template::Engine;
 use super::token_text;
 use crate::error::{Error, Result, one_line};
 use crate::folder::files::{Mapped, broken, read_json};
 
 /// The tokens that a template may name.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
-/// Steps of the template engine for one text: far above any conversation's, and the end of a template that loops.
-const FUEL: u64 = 20_000_000;
 
 /// A model's chat template.
 #[derive(Clone, Debug)]
-pub struct ChatTemplate {
-    environment: Environment<'static>,
-    tokens: Vec<(&'static str, String)>,
+pub struct ChatTemplate(Place);
+
+#[derive(Clone, Debug)]
+enum Place {
+    Here(Engine),
+    There(Arc<Client>),
 }
 
 /// A conversation as text, and which parts of it the assistant says: the answers and the marks that end them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rendered {
     /// The whole text.
     pub text: String,
@@ -45,9 +44,9 @@ impl ChatTemplate {
     /// [`Error::Checkpoint`] for a damaged file or a template with a mistake in it.
     pub fn open(folder: &Path, now: SystemTime) -> Result<Option<ChatTemplate>> {
         let path = folder.join("tokenizer_config.json");
-        let settings = if path.is_file() { read_json(&path)? } else { Value::Null };
+        let settings = if path.exists() { read_json(&path)? } else { Value::Null };
         let file = folder.join("chat_template.jinja");
-        let (path, source) = if file.is_file() {
+        let (path, source) = if file.exists() {
             let text = String::from_utf8(Mapped::open(&file)?.to_vec());
             (file.clone(), text.map_err(|_| broken(&file, "is not valid UTF-8"))?)
         } else {
@@ -63,26 +62,18 @@ impl ChatTemplate {
         ChatTemplate::new(&source, &tokens, now).map(Some).map_err(|e| broken(path, e))
     }
 
-    /// Compiles a template. `tokens` are the texts of `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+    /// Compiles a template, to be run in this process. `tokens` are the texts of `bos_token`, `eos_token`, `unk_token`
+    /// and `pad_token`.
     ///
     /// # Errors
     /// [`Error::Data`] with the line of a mistake.
     pub fn new(source: &str, tokens: &[(&'static str, &str)], now: SystemTime) -> Result<ChatTemplate> {
-        // As transformers sets up Jinja (`apply_chat_template`).
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::data(words(&e)))?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<(), _> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", move |format: String| strftime(now, &format));
-        let compiled = environment.add_template_owned("chat", without_generation_tags(source));
-        compiled.map_err(|e| Error::data(format!("the chat template has a mistake: {}", words(&e))))?;
-        let tokens = tokens.iter().map(|&(name, text)| (name, text.to_string())).collect();
-        Ok(ChatTemplate { environment, tokens })
+        Ok(ChatTemplate(Place::Here(Engine::new(source, tokens, now)?)))
+    }
+
+    /// The template that a helper has open.
+    pub(super) fn of(client: Arc<Client>) -> ChatTemplate {
+        ChatTemplate(Place::There(client))
     }
 
     /// The text of a conversation: objects with a `role` and what the template wants beside it, usually `content`.
@@ -91,18 +82,10 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Data`] with what the template objects to.
     pub fn render(&self, messages: &[Value], tools: &Value, generation_prompt: bool) -> Result<String> {
-        let mut context = serde_json::Map::new();
-        context.insert("messages".into(), messages.into());
-        if !tools.is_null() {
-            context.insert("tools".into(), tools.clone());
+        match &self.0 {
+            Place::Here(engine) => engine.render(messages, tools, generation_prompt),
+            Place::There(client) => client.render(messages, tools, generation_prompt),
         }
-        context.insert("add_generation_prompt".into(), generation_prompt.into());
-        for (name, text) in &self.tokens {
-            context.insert((*name).into(), text.as_str().into());
-        }
-        let rendered =
-            self.environment.get_template("chat").and_then(|template| template.render(Serde(context)));
-        rendered.map_err(|e| Error::data(format!("the chat template refuses: {}", words(&e))))
     }
 
     /// The text of a whole conversation, and where in it the assistant speaks.
@@ -110,6 +93,9 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`]; [`Error::Data`] if there is no answer in it, or one cannot be found in the text.
     pub fn render_with_spans(&self, messages: &[Value], tools: &Value) -> Result<Rendered> {
+        if let Place::There(client) = &self.0 {
+            return client.render_with_spans(messages, tools);
+        }
         let text = self.render(messages, tools, false)?;
         let mut spans: Vec<Range<usize>> = Vec::new();
         for (i, message) in messages.iter().enumerate().filter(|(_, message)| message["role"] == "assistant")
@@ -172,83 +158,4 @@ fn said(message: &Value) -> impl Iterator<Item = &str> {
 /// Bytes of the whole characters that two texts begin with in common.
 fn common(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
-}
-
-/// An error of the template engine on one line.
-fn words(error: &minijinja::Error) -> String {
-    let line = error.line().map_or(String::new(), |line| format!(" (line {line})"));
-    one_line(&format!("{}{line}", error.detail().map_or(error.kind().to_string(), String::from)), 200)
-}
-
-/// transformers marks what the assistant says by `{% generation %} ... {% endgeneration %}`. The engine here does not
-/// know that tag, so it becomes a condition that always holds.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(open) = rest.find("{%") {
-        let (before, tag) = rest.split_at(open);
-        out.push_str(before);
-        let Some(close) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(close + 2);
-        let inner = &tag[2..close];
-        let word = inner.trim_matches(['-', '+']).trim();
-        match word {
-            "generation" => out.push_str(&tag.replacen(word, "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen(word, "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out + rest
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which templates for tools expect. Unlike the
-/// engine's own filter it escapes nothing for HTML and puts spaces after commas and colons.
-fn to_json(
-    _: &State,
-    value: minijinja::Value,
-    options: Kwargs,
-) -> std::result::Result<String, minijinja::Error> {
-    // Other options of Python's function are accepted and have no effect.
-    let indent: Option<usize> = options.get("indent")?;
-    let mut bytes = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let spaces = " ".repeat(indent.min(32));
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced)),
-    };
-    let bad = |e: String| minijinja::Error::new(ErrorKind::BadSerialization, e);
-    written.map_err(|e| bad(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|e| bad(e.to_string()))
-}
-
-/// Python's separators: a space after each comma and colon.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
 }

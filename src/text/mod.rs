@@ -1,14 +1,31 @@
 //! Text to tokens and back: bytes, or a Hugging Face `tokenizer.json`; and messages to text by a model's chat template.
+//!
+//! A tokenizer and a template come with a model from anywhere and are programs: [`open`] runs them where [`Isolation`]
+//! says.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod chat;
 #[cfg(not(target_arch = "wasm32"))]
 mod clock;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod helper;
+#[cfg(not(target_arch = "wasm32"))]
+mod hugging_face;
+#[cfg(not(target_arch = "wasm32"))]
+mod pieces;
 mod stream;
+#[cfg(not(target_arch = "wasm32"))]
+mod template;
 
 use std::path::Path;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+pub use helper::{Isolation, open};
 pub use stream::Stream;
 
 /// How text becomes tokens.
@@ -16,6 +33,8 @@ pub use stream::Stream;
 pub struct Tokenizer {
     kind: Kind,
     special: Special,
+    /// One more than the largest id.
+    vocabulary: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -23,14 +42,12 @@ enum Kind {
     /// A token is a byte.
     Bytes,
     #[cfg(not(target_arch = "wasm32"))]
-    HuggingFace {
-        tokenizer: Box<tokenizers::Tokenizer>,
-        /// One more than the largest id.
-        vocabulary: usize,
-    },
+    Here(hugging_face::HuggingFace),
+    #[cfg(not(target_arch = "wasm32"))]
+    There(Arc<helper::Client>),
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Special {
     bos: Option<u32>,
     /// The one that separates documents comes first; any of them ends a text.
@@ -46,67 +63,19 @@ pub(crate) type Located = (Vec<u32>, Vec<usize>);
 impl Tokenizer {
     /// A token is a byte; byte 0 separates texts.
     pub fn bytes() -> Tokenizer {
-        Tokenizer { kind: Kind::Bytes, special: Special { bos: None, eos: vec![0], start: Vec::new() } }
+        let special = Special { bos: None, eos: vec![0], start: Vec::new() };
+        Tokenizer { kind: Kind::Bytes, special, vocabulary: 256 }
     }
 
-    /// Reads `tokenizer.json`: the file itself, or that of a folder. Beside it, `tokenizer_config.json`,
-    /// `generation_config.json` and `config.json` may say which tokens begin and end a text.
+    /// Reads `tokenizer.json`: the file itself, or that of a folder, to be run in this process. Beside it,
+    /// `tokenizer_config.json`, `generation_config.json` and `config.json` may say which tokens begin and end a text.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a file that is missing or damaged.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        use crate::folder::files::{Mapped, broken, read_json};
-        let (folder, file) = if path.is_dir() {
-            (path, path.join("tokenizer.json"))
-        } else {
-            (path.parent().unwrap_or(path), path.to_path_buf())
-        };
-        if !file.exists() {
-            let message = if folder.join("tokenizer.model").exists() {
-                "is missing; make it out of tokenizer.model with transformers (AutoTokenizer, save_pretrained)"
-            } else {
-                "is missing; give a folder with the tokenizer of the model, or use \"bytes\""
-            };
-            return Err(broken(file, message));
-        }
-        let invalid = |e: tokenizers::Error| broken(&file, format!("is no tokenizer: {e}"));
-        let bytes = Mapped::open(&file)?;
-        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| invalid(e.into()))?;
-        // The crate panics on some JSON that is not the one it expects.
-        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&*bytes));
-        let parsed = parsed.unwrap_or_else(|_| Err("it has a part of an unknown kind".into()));
-        let mut tokenizer = parsed.map_err(invalid)?;
-        // Some files carry the settings of the last batch that somebody made.
-        tokenizer.with_truncation(None).map_err(invalid)?.with_padding(None);
-        let largest = tokenizer.get_vocab(true).into_values().max();
-        let Some(largest) = largest else { return Err(broken(file, "has no tokens")) };
-        let read = |name: &str| match folder.join(name) {
-            path if path.is_file() => read_json::<serde_json::Value>(&path),
-            _ => Ok(serde_json::Value::Null),
-        };
-        let (settings, generation, model) =
-            (read("tokenizer_config.json")?, read("generation_config.json")?, read("config.json")?);
-        let named = |key: &str| token_text(&settings[key]).and_then(|text| tokenizer.token_to_id(text));
-        let listed = |json: &serde_json::Value, key: &str| -> Vec<u32> {
-            let one = |value: &serde_json::Value| value.as_u64().filter(|&id| id <= largest.into());
-            match &json[key] {
-                serde_json::Value::Array(ids) => ids.iter().filter_map(one).map(|id| id as u32).collect(),
-                value => one(value).into_iter().map(|id| id as u32).collect(),
-            }
-        };
-        let mut eos: Vec<u32> = named("eos_token").into_iter().collect();
-        for id in [listed(&generation, "eos_token_id"), listed(&model, "eos_token_id")].concat() {
-            if !eos.contains(&id) {
-                eos.push(id);
-            }
-        }
-        let known = [listed(&generation, "bos_token_id"), listed(&model, "bos_token_id")].concat();
-        let bos = named("bos_token").or(known.first().copied());
-        let start = tokenizer.encode_fast("", true).map_err(invalid)?;
-        let start = start.get_ids().iter().copied().filter(|&id| Some(id) == bos).take(1).collect();
-        let kind = Kind::HuggingFace { tokenizer: Box::new(tokenizer), vocabulary: largest as usize + 1 };
-        Ok(Tokenizer { kind, special: Special { bos, eos, start } })
+        let (tokenizer, special, vocabulary) = hugging_face::HuggingFace::open(path)?;
+        Ok(Tokenizer { kind: Kind::Here(tokenizer), special, vocabulary })
     }
 
     /// Whether a token is a byte.
@@ -116,11 +85,7 @@ impl Tokenizer {
 
     /// One more than the largest token.
     pub fn vocabulary(&self) -> usize {
-        match &self.kind {
-            Kind::Bytes => 256,
-            #[cfg(not(target_arch = "wasm32"))]
-            Kind::HuggingFace { vocabulary, .. } => *vocabulary,
-        }
+        self.vocabulary
     }
 
     /// Checks that a model has a row for every token. Rows beyond the tokenizer's are padding and common.
@@ -168,41 +133,50 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => tokens.extend(text.bytes().map(u32::from)),
             #[cfg(not(target_arch = "wasm32"))]
-            Kind::HuggingFace { tokenizer, .. } => {
-                let encoding = tokenizer.encode_fast(text, false).map_err(|e| refused(&e))?;
-                tokens.extend(encoding.get_ids());
-            }
+            _ => tokens.extend(self.encode_all(&[text])?.concat()),
         }
         Ok(tokens)
     }
 
-    /// The tokens of many texts, on all cores.
+    /// The tokens of many texts, on all cores; long ones a piece at a time.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        match &self.kind {
-            Kind::Bytes => texts.iter().map(|text| self.encode(text, false)).collect(),
-            Kind::HuggingFace { tokenizer, .. } => {
-                let encodings =
-                    tokenizer.encode_batch_fast(texts.to_vec(), false).map_err(|e| refused(&e))?;
-                Ok(encodings.into_iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+        let mut all = Vec::with_capacity(texts.len());
+        for run in texts.chunk_by(|a, b| !pieces::is_long(a) && !pieces::is_long(b)) {
+            match run {
+                [long] if pieces::is_long(long) => {
+                    let mut tokens = Vec::new();
+                    self.encode_pieces(long.as_bytes(), |_, own| tokens.extend(own))?;
+                    all.push(tokens);
+                }
+                short => all.extend(self.encode_whole(short)?),
             }
+        }
+        Ok(all)
+    }
+
+    /// The tokens of texts that are short enough to be tokenised as they are.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn encode_whole(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        match &self.kind {
+            Kind::Bytes => Ok(texts.iter().map(|text| text.bytes().map(u32::from).collect()).collect()),
+            Kind::Here(tokenizer) => tokenizer.encode(texts),
+            Kind::There(client) => client.encode(texts),
         }
     }
 
     /// The tokens of a text and where each ends in it. Several tokens of one character end together.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn locate(&self, text: &str) -> Result<Located> {
+        if pieces::is_long(text) { self.locate_pieces(text) } else { self.locate_whole(text) }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn locate_whole(&self, text: &str) -> Result<Located> {
         match &self.kind {
             Kind::Bytes => Ok((self.encode(text, false)?, (1..=text.len()).collect())),
-            Kind::HuggingFace { tokenizer, .. } => {
-                let encoding = tokenizer.encode(text, false).map_err(|e| refused(&e))?;
-                let ends = encoding.get_offsets().iter().scan(0, |end, &(_, stop)| {
-                    *end = stop.max(*end);
-                    Some(*end)
-                });
-                let ends = ends.collect();
-                Ok((encoding.get_ids().to_vec(), ends))
-            }
+            Kind::Here(tokenizer) => tokenizer.locate(text),
+            Kind::There(client) => client.locate(text),
         }
     }
 
@@ -217,9 +191,9 @@ impl Tokenizer {
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
             #[cfg(not(target_arch = "wasm32"))]
-            Kind::HuggingFace { tokenizer, .. } => tokenizer
-                .decode(tokens, true)
-                .map_err(|e| Error::data(format!("tokens cannot be decoded: {e}"))),
+            Kind::Here(tokenizer) => tokenizer.decode(tokens),
+            #[cfg(not(target_arch = "wasm32"))]
+            Kind::There(client) => client.decode(tokens),
         }
     }
 
@@ -227,14 +201,6 @@ impl Tokenizer {
     pub fn stream(&self) -> Stream<'_> {
         Stream::new(self)
     }
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-fn refused(error: &tokenizers::Error) -> Error {
-    Error::data(format!(
-        "the tokenizer refuses a text: {}",
-        crate::error::one_line(&error.to_string(), 200)
-    ))
 }
 
 /// The text of a token in tokenizer_config.json: a string, or an object that has it as `content`.

@@ -11,11 +11,12 @@ use super::config::{AdapterConfig, Config, Described};
 use super::data::{BadLines, Corpus, Reader};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
+use crate::folder::files::read_text;
 use crate::folder::{Dtype, Kind, ModelFolder, Tensors, companions};
 use crate::model::{Model, Parameter, Weights};
 use crate::pipeline::Executor;
-use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
+use crate::text::{self, Isolation, Tokenizer};
 
 /// The word for a tokenizer whose tokens are bytes.
 pub const BYTES: &str = "bytes";
@@ -165,10 +166,8 @@ pub struct Text {
 
 impl Text {
     /// The tokenizer in a folder or a file of its own.
-    pub fn open(path: &Path) -> Result<Text> {
-        let tokenizer = Tokenizer::open(path)?;
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        let template = ChatTemplate::open(folder, SystemTime::now())?;
+    pub fn open(path: &Path, isolation: &Isolation) -> Result<Text> {
+        let (tokenizer, template) = text::open(path, SystemTime::now(), isolation)?;
         Ok(Text { tokenizer, template, path: Some(path.to_path_buf()), lost: None })
     }
 
@@ -179,11 +178,11 @@ impl Text {
 
     /// The tokenizer of a model folder. Without one it must be a byte-level model: of 256 tokens, or a checkpoint that
     /// says so; any other can only read files of tokens.
-    pub fn of_model(folder: &Path, vocabulary: usize) -> Result<Text> {
+    pub fn of_model(folder: &Path, vocabulary: usize, isolation: &Isolation) -> Result<Text> {
         if folder.join(TOKENIZER).exists() {
-            return Text::open(folder);
+            return Text::open(folder, isolation);
         }
-        let state = std::fs::read_to_string(folder.join("state.json")).unwrap_or_default();
+        let state = read_text(&folder.join("state.json")).unwrap_or_default();
         let state: Value = serde_json::from_str(&state).unwrap_or_default();
         let bytes = vocabulary == 256 || state["tokenizer"] == BYTES;
         Ok(Text { lost: (!bytes).then(|| folder.to_path_buf()), ..Text::bytes() })
@@ -266,13 +265,14 @@ impl Source {
     ///
     /// # Errors
     /// Those of a folder, a tokenizer or a file that is missing, damaged, or does not belong to the model.
-    pub fn open(config: &Config, bases: &[PathBuf]) -> Result<Source> {
+    pub fn open(config: &Config, bases: &[PathBuf], isolation: &Isolation) -> Result<Source> {
         let pretrained = config.path.as_deref().map(|path| Pretrained::open(&find(path, bases)?));
         let pretrained = pretrained.transpose()?;
         let (text, companions) = match (config.data.tokenizer.as_deref(), &pretrained) {
             (Some(BYTES), _) | (None, None) => (Text::bytes(), Vec::new()),
             (None, Some(pretrained)) => {
-                (Text::of_model(pretrained.text_folder(), config.model.vocabulary)?, pretrained.companions())
+                let text = Text::of_model(pretrained.text_folder(), config.model.vocabulary, isolation)?;
+                (text, pretrained.companions())
             }
             (Some(path), _) => {
                 let found = bases.iter().map(|base| base.join(path)).find(|path| path.exists());
@@ -282,7 +282,7 @@ impl Source {
                     Error::config("data.tokenizer", message)
                 })?;
                 let folder = if found.is_dir() { &found } else { found.parent().unwrap_or(Path::new(".")) };
-                (Text::open(&found)?, companions(folder))
+                (Text::open(&found, isolation)?, companions(folder))
             }
         };
         let vocabulary = config.model.vocabulary;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::pipeline::Plan;
 use crate::plan::Planned;
+use crate::text::Isolation;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::data::Batches;
@@ -27,6 +28,8 @@ pub(super) struct Job {
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
     pub(super) source: Source,
+    /// Where the source's tokenizer runs.
+    pub(super) isolation: Isolation,
     pub(super) batches: Batches,
     pub(super) out: PathBuf,
     pub(super) resume: Option<PathBuf>,
@@ -42,7 +45,7 @@ pub(super) fn prepare(
     bases: &[PathBuf],
     environment: &Environment,
 ) -> Result<Job> {
-    let source = Source::open(&config, bases)?;
+    let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
     let mut warnings = Vec::new();
@@ -65,7 +68,8 @@ pub(super) fn prepare(
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
     };
     settle(&mut config, &devices, plan.schedule.microbatches);
-    Ok(Job { config, all, devices, plan, planned, source, batches, out, resume, warnings })
+    let isolation = environment.isolation.clone();
+    Ok(Job { config, all, devices, plan, planned, source, isolation, batches, out, resume, warnings })
 }
 
 pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::generate::Sampling;
 use crate::gpu::Device;
 use crate::model::Weights;
+use crate::text::Isolation;
 use crate::train::checkpoint;
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
@@ -119,6 +120,7 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
 
 pub(super) fn sample(
     run: &Run,
+    isolation: &Isolation,
     weights: Weights,
     prompt: &[u32],
     count: usize,
@@ -127,7 +129,7 @@ pub(super) fn sample(
 ) -> Result<()> {
     let Some(path) = checkpoint::latest(run.path())? else { return Ok(()) };
     let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-    let text = speaking::sample(&path, weights, prompt, count, sampling, devices, budgets)?;
+    let text = speaking::sample(&path, isolation, weights, prompt, count, sampling, devices, budgets)?;
     say(format!("sample   {}", text.replace('\n', "\n         ")));
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) fn train(job: Job) -> Result<u8> {
     describe(&job);
     let entropy = job.batches.corpus().unigram_entropy();
-    let Job { config, all, devices, plan, planned, source, batches, out, resume, warnings } = job;
+    let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume, warnings } = job;
     let checkpoint = resume.as_ref().map(|path| checkpoint::open(path)).transpose()?;
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
@@ -102,7 +102,8 @@ pub(super) fn train(job: Job) -> Result<u8> {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
         }
-        sample(&run, config.train.weights, &prompt, if bytes { 200 } else { 32 }, &devices, budgets)?;
+        let count = if bytes { 200 } else { 32 };
+        sample(&run, &isolation, config.train.weights, &prompt, count, &devices, budgets)?;
     }
     Ok(0)
 }

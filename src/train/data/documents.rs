@@ -7,18 +7,13 @@ use super::corpus::{Part, map};
 use super::records::{Partial, Record};
 use super::{BadLines, Corpus, bin, paths};
 use crate::error::{Error, Result};
-use crate::folder::files::Mapped;
 use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
 
-/// Bytes of text that are tokenised as one. While it is at work a tokenizer takes some 100 bytes of memory for each.
+/// Bytes of a file of records after which what was read is let go of.
 const PIECE: usize = 32 << 10;
-/// Pieces that are tokenised at a time, on all cores.
-const PIECES: usize = 16;
-/// Bytes on both sides of a cut that must give the same tokens with and without it.
-const AROUND: usize = 256;
-/// Line beginnings tried for a cut before the piece grows.
-const TRIES: usize = 32;
+/// Bytes of texts that are tokenised together, on all cores.
+const TOGETHER: usize = 512 << 10;
 /// Bytes of tokens in one part: parts do not grow, so tokens take no more memory than they need.
 const PART: usize = 1 << 20;
 /// Lines that were skipped and are described.
@@ -93,7 +88,11 @@ impl Reader<'_> {
         }
         builder.begin();
         builder.push(self.tokenizer.start(), true);
-        self.encode(&file, |tokens| builder.push(tokens, true)).map_err(|error| match error {
+        let encoded = self.tokenizer.encode_pieces(&file, |piece, tokens| {
+            builder.push(tokens, true);
+            file.release(piece);
+        });
+        encoded.map_err(|error| match error {
             Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
             other => other,
         })?;
@@ -104,69 +103,6 @@ impl Reader<'_> {
     /// Ends a document that counts everywhere.
     fn end(&self, builder: &mut Builder) {
         builder.push(self.tokenizer.eos().filter(|_| self.ends).as_slice(), true);
-    }
-
-    /// The tokens of a text of any length, a piece at a time. A piece begins with a line at which the tokenizer would
-    /// have begun a token anyway; it is encoded with the line feed before it, whose tokens are then dropped, because
-    /// some tokenizers treat the beginning of a text specially.
-    fn encode(&self, file: &Mapped, mut each: impl FnMut(&[u32])) -> Result<()> {
-        let feed = self.tokenizer.encode("\n", false)?;
-        let mut start = 0;
-        while start < file.len() {
-            let mut pieces: Vec<Range<usize>> = Vec::new();
-            while start < file.len() && pieces.len() < PIECES {
-                let end = self.cut(file, start, &feed)?;
-                pieces.push(start..end);
-                start = end;
-            }
-            let texts: Vec<&str> = pieces
-                .iter()
-                .map(|piece| utf8(file, piece.start.saturating_sub(1)..piece.end))
-                .collect::<Result<_>>()?;
-            for (piece, tokens) in pieces.iter().zip(self.tokenizer.encode_all(&texts)?) {
-                let own = if piece.start == 0 { Some(&tokens[..]) } else { tokens.strip_prefix(&feed[..]) };
-                let Some(own) = own else {
-                    let message =
-                        format!("the text from byte {} on cannot be tokenised by itself", piece.start);
-                    return Err(Error::data(message));
-                };
-                each(own);
-                file.release(piece.clone());
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the piece that begins at `start` ends.
-    fn cut(&self, file: &Mapped, start: usize, feed: &[u32]) -> Result<usize> {
-        let mut from = start + PIECE / 2;
-        while from < file.len() {
-            let window = &file[from..file.len().min(from + PIECE)];
-            let lines = window.windows(2).enumerate();
-            let lines = lines.filter(|(_, pair)| pair[0] == b'\n' && !pair[1].is_ascii_whitespace());
-            for (i, _) in lines.take(TRIES) {
-                if self.is_clean(file, start, from + i + 1, feed)? {
-                    return Ok(from + i + 1);
-                }
-            }
-            from += PIECE;
-        }
-        Ok(file.len())
-    }
-
-    /// Whether cutting before byte `at`, which follows a line feed, leaves the tokens around it as they are.
-    fn is_clean(&self, file: &Mapped, start: usize, at: usize, feed: &[u32]) -> Result<bool> {
-        let boundary = |mut i: usize| {
-            while i > start && i < file.len() && file[i] & 0xc0 == 0x80 {
-                i -= 1;
-            }
-            i
-        };
-        let (low, high) =
-            (boundary(at.saturating_sub(AROUND).max(start)), boundary(file.len().min(at + AROUND)));
-        let encode = |range: Range<usize>| self.tokenizer.encode(utf8(file, range)?, false);
-        let (whole, left, right) = (encode(low..high)?, encode(low..at)?, encode(at - 1..high)?);
-        Ok(right.strip_prefix(feed).is_some_and(|right| whole.strip_prefix(&left[..]) == Some(right)))
     }
 
     // --- records ----------------------------------------------------------------------------------------------------------
@@ -191,7 +127,7 @@ impl Reader<'_> {
                 Ok(Record::Text(text)) => {
                     waiting += text.len();
                     texts.push(text);
-                    if waiting > PIECES * PIECE {
+                    if waiting > TOGETHER {
                         self.flush(builder, &mut texts)?;
                         waiting = 0;
                     }
@@ -360,10 +296,4 @@ impl Builder {
         }
         self.corpus
     }
-}
-
-/// A part of a text.
-fn utf8(file: &Mapped, range: Range<usize>) -> Result<&str> {
-    std::str::from_utf8(&file[range.clone()])
-        .map_err(|e| Error::data(format!("is not valid UTF-8 at byte {}", range.start + e.valid_up_to())))
 }
