@@ -213,7 +213,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A text on one line that does nothing to a terminal: what is not to be seen is escaped. Of a longer one than `most`
+/// A text on one line that does nothing to a terminal: what moves a cursor or is not to be seen is escaped. Of a longer one than `most`
 /// characters the beginning and the end are left, because the one says what is wrong and the other what to do.
 pub fn one_line(text: &str, most: usize) -> String {
     let plain = |part: &str| -> String { part.chars().map(Plain).map(|c| c.to_string()).collect() };
@@ -237,6 +237,7 @@ impl fmt::Display for Plain {
             '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {
                 write!(f, "{}", self.0.escape_unicode())
             }
+            '\n' | '\r' | '\t' => f.write_str(" "),
             c if c.is_control() => write!(f, "{}", c.escape_default()),
             c => write!(f, "{c}"),
         }

@@ -26,12 +26,6 @@ fn one_line<T: std::fmt::Debug>(result: Result<T>) -> String {
     text
 }
 
-/// The template beside a small tokenizer, contained.
-fn template(source: &str) -> ChatTemplate {
-    let place = folder(&byte_level(), &json!({"chat_template": source}));
-    contained(place.path()).expect("opened").1.expect("a template")
-}
-
 #[test]
 fn a_contained_tokenizer_and_template_say_what_they_say_in_this_process() {
     for place in [chat_folder(), folder(&sentence_piece(), &json!({"bos_token": "<s>"}))] {
@@ -117,9 +111,10 @@ fn templates_without_end_bottom_or_measure_do_no_harm_and_the_next_text_is_rende
         }
         assert!(started.elapsed().as_secs() < 30, "{shown}");
     }
-    let bomb = template(
-        "{% if messages|length > 1 %}{% set n = namespace() %}{% set n.a = n %}{{ n|string }}{% endif %}fine",
-    );
+    let source =
+        "{% if messages|length > 1 %}{% set n = namespace() %}{% set n.a = n %}{{ n|string }}{% endif %}fine";
+    let place = folder(&byte_level(), &json!({"chat_template": source}));
+    let bomb = contained(place.path()).expect("opened").1.expect("a template");
     let message = json!({"role": "user", "content": "x"});
     let render = |count: usize| bomb.render(&vec![message.clone(); count], &Value::Null, false);
     one_line(render(2));
