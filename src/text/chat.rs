@@ -14,7 +14,7 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use super::clock::strftime;
 use super::token_text;
 use crate::error::{Error, Result, one_line};
-use crate::folder::files::{Mapped, broken, read_json};
+use crate::folder::files::{broken, read_json, read_whole};
 
 /// The tokens that a template may name.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
@@ -48,7 +48,7 @@ impl ChatTemplate {
         let settings = if path.is_file() { read_json(&path)? } else { Value::Null };
         let file = folder.join("chat_template.jinja");
         let (path, source) = if file.is_file() {
-            let text = String::from_utf8(Mapped::open(&file)?.to_vec());
+            let text = String::from_utf8(read_whole(&file)?);
             (file.clone(), text.map_err(|_| broken(&file, "is not valid UTF-8"))?)
         } else {
             // One template, or several with names.

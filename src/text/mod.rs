@@ -56,7 +56,7 @@ impl Tokenizer {
     /// [`Error::Checkpoint`] for a file that is missing or damaged.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        use crate::folder::files::{Mapped, broken, read_json};
+        use crate::folder::files::{broken, read_json, read_whole};
         let (folder, file) = if path.is_dir() {
             (path, path.join("tokenizer.json"))
         } else {
@@ -71,7 +71,7 @@ impl Tokenizer {
             return Err(broken(file, message));
         }
         let invalid = |e: tokenizers::Error| broken(&file, format!("is no tokenizer: {e}"));
-        let bytes = Mapped::open(&file)?;
+        let bytes = read_whole(&file)?;
         serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| invalid(e.into()))?;
         // The crate panics on some JSON that is not the one it expects.
         let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&*bytes));

@@ -97,6 +97,7 @@ impl Reader<'_> {
             Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
             other => other,
         })?;
+        file.unchanged()?;
         self.end(builder);
         Ok(())
     }
@@ -181,6 +182,7 @@ impl Reader<'_> {
             let start = at;
             at += line.len() + 1;
             if at / PIECE > start / PIECE {
+                file.unchanged()?;
                 file.release(start - start % PIECE..at.min(file.len()));
             }
             let line = if number == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
@@ -221,6 +223,7 @@ impl Reader<'_> {
                 skipped.first.push(described);
             }
         }
+        file.unchanged()?;
         self.flush(builder, &mut texts)
     }
 
@@ -364,6 +367,7 @@ impl Builder {
 
 /// A part of a text.
 fn utf8(file: &Mapped, range: Range<usize>) -> Result<&str> {
+    file.unchanged()?;
     std::str::from_utf8(&file[range.clone()])
         .map_err(|e| Error::data(format!("is not valid UTF-8 at byte {}", range.start + e.valid_up_to())))
 }
