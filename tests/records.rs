@@ -68,7 +68,8 @@ fn text_of_bytes_is_read_as_it_is_and_its_examples_are_its_batches() {
     assert!(!corpus.is_masked());
     let batches = Batches::new(corpus, 2, 3, Order::Shuffled, 5).expect("long enough");
     for step in 0..9 {
-        let (rows, Batch { inputs, targets }) = (batches.batch(step).expect("read"), batches.examples(step).expect("read"));
+        let (rows, Batch { inputs, targets }) =
+            (batches.batch(step).expect("read"), batches.examples(step).expect("read"));
         let joined: Vec<u32> = inputs
             .chunks(3)
             .zip(targets.chunks(3))

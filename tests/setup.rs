@@ -25,7 +25,8 @@ fn setup(apt_get: &str) -> (Output, Vec<String>) {
         std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/setup.sh");
-    let output = Command::new("/bin/bash").arg(script).arg("train").env("PATH", folder.path()).output().unwrap();
+    let output =
+        Command::new("/bin/bash").arg(script).arg("train").env("PATH", folder.path()).output().unwrap();
     let calls = std::fs::read_to_string(at("calls")).unwrap_or_default();
     (output, calls.lines().map(str::to_string).collect())
 }

@@ -35,7 +35,8 @@ impl Watch {
     pub fn stall(&mut self) -> Option<Error> {
         let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
         let idle = self.patience.look(now(), standings.iter().map(|s| s.1));
-        let stuck = |state: State| (0..idle.len()).find(|&r| standings[r].0 == state && idle[r] > STALL_SECONDS);
+        let stuck =
+            |state: State| (0..idle.len()).find(|&r| standings[r].0 == state && idle[r] > STALL_SECONDS);
         let all_wait = standings.iter().all(|s| s.0 != State::Working);
         let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
         let (state, _, doing) = &standings[rank];

@@ -20,7 +20,10 @@ fn examples_say_that_nothing_in_them_was_measured_and_how_to_measure() {
     for name in EXAMPLES {
         let (text, _) = example(name);
         let said = text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
-        assert!(said.contains("Nothing here was measured") && said.contains("--write-machine"), "{name}: {said}");
+        assert!(
+            said.contains("Nothing here was measured") && said.contains("--write-machine"),
+            "{name}: {said}"
+        );
     }
 }
 
