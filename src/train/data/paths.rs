@@ -118,13 +118,16 @@ fn step(reached: Vec<PathBuf>, component: &str) -> std::result::Result<Vec<PathB
 }
 
 /// The folders among `reached` and all below them that are not hidden. One to which several links lead is entered once,
-/// so links in a circle have an end.
+/// under the first of its paths, so links in a circle have an end.
 fn folders_below(mut reached: Vec<PathBuf>) -> std::result::Result<Vec<PathBuf>, String> {
     let (mut entered, mut found) = (HashSet::new(), Vec::new());
+    // The next to enter is the last.
+    reached.reverse();
     while let Some(folder) = reached.pop() {
         let real = here(&folder).canonicalize();
         if real.is_ok_and(|real| real.is_dir() && entered.insert(real)) {
-            reached.extend(children(&folder)?.into_iter().filter(|path| !file_name(path).starts_with('.')));
+            let below = children(&folder)?.into_iter().rev();
+            reached.extend(below.filter(|path| !file_name(path).starts_with('.')));
             found.push(folder);
         }
     }
