@@ -15,9 +15,9 @@ train: setup-train
 test: setup-test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo check --locked --lib --no-default-features --target wasm32-unknown-unknown
-	cargo check --locked --bin polystage --target x86_64-pc-windows-gnu
-	cargo check --locked --bin polystage --target aarch64-apple-darwin
+	cargo clippy --locked --lib --no-default-features --target wasm32-unknown-unknown -- -D warnings
+	cargo clippy --locked --bin polystage --target x86_64-pc-windows-gnu -- -D warnings
+	cargo clippy --locked --bin polystage --target aarch64-apple-darwin -- -D warnings
 	VK_ICD_FILENAMES="$$(scripts/drivers.sh)" cargo test --locked
 
 bench: setup-train

@@ -25,15 +25,34 @@ if [ "$1" = test ]; then
     command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || missing+=(chromium)
 fi
 
+# apt-get, which gives up at once when another program holds one of its locks; a fresh machine updates itself for minutes.
+# Its own option to wait covers neither the lists nor the archives.
+apt() {
+    local root=() log
+    [ "$(id -u)" = 0 ] || root=(sudo)
+    log=$(mktemp)
+    for try in {1..180}; do
+        if "${root[@]}" env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get "$@" 2>"$log"; then
+            cat "$log" >&2
+            rm "$log"
+            return
+        fi
+        grep -q '^E: Could not get lock' "$log" || break
+        [ "$try" -gt 1 ] || echo "another program holds apt's lock; waiting for up to half an hour" >&2
+        sleep 10
+    done
+    cat "$log" >&2
+    rm "$log"
+    return 1
+}
+
 if [ ${#missing[@]} -gt 0 ]; then
     if ! command -v apt-get >/dev/null 2>&1; then
         echo "please install: ${missing[*]}" >&2
         exit 1
     fi
-    root=()
-    [ "$(id -u)" = 0 ] || root=(sudo)
-    "${root[@]}" apt-get update
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y "${missing[@]}"
+    apt update
+    apt install -y "${missing[@]}"
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then

@@ -1,6 +1,6 @@
 //! The native program: parse, run, report. The only place that reads the environment.
 
-use std::env::{args_os, current_exe, temp_dir, var, var_os};
+use std::env::{args_os, current_exe, var, var_os};
 use std::path::PathBuf;
 
 use polystage::cli::{Environment, leave, run};
@@ -17,7 +17,7 @@ fn main() {
     if var_os("XDG_RUNTIME_DIR").is_none() {
         // Mesa complains once for every instance without it, as in a session without a desktop.
         // SAFETY: no other thread runs yet.
-        unsafe { std::env::set_var("XDG_RUNTIME_DIR", temp_dir()) }
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) }
     }
     let folder = |name: &str, below: &str| var_os(name).map(|folder| PathBuf::from(folder).join(below));
     let cache = folder("POLYSTAGE_CACHE", "")

@@ -64,7 +64,7 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn start(&self, arguments: &[&str]) -> Child {
+    pub fn start(&self, arguments: &[&str]) -> Child {
         self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -75,7 +75,7 @@ impl Place {
         rows.map(|r| (r["step"].as_u64().unwrap(), r["loss"].as_f64().unwrap())).collect()
     }
 
-    fn wait_for_steps(&self, run: &str, steps: usize) {
+    pub fn wait_for_steps(&self, run: &str, steps: usize) {
         let start = Instant::now();
         while self.losses(run).len() < steps {
             assert!(start.elapsed() < Duration::from_secs(120), "no {steps} steps in two minutes");
@@ -399,6 +399,25 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
     );
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
     assert!(checkpoint::open(&kept).unwrap().step >= 4);
+}
+
+#[test]
+#[cfg(unix)]
+#[ignore = "takes 40 s; the arithmetic has a test of its own beside the code"]
+fn a_process_that_was_stopped_for_longer_than_a_stall_goes_on() {
+    let place = Place::new();
+    let mut child = place.start(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=1000"]);
+    place.wait_for_steps("run", 6);
+    // SAFETY: stops a child of this process and has it go on.
+    unsafe { libc::kill(child.id() as i32, libc::SIGSTOP) };
+    let stopped = place.losses("run").len();
+    std::thread::sleep(Duration::from_secs(35));
+    // SAFETY: as above.
+    unsafe { libc::kill(child.id() as i32, libc::SIGCONT) };
+    place.wait_for_steps("run", stopped + 10);
+    // SAFETY: interrupts a child of this process.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// A machine file whose second device is said to take `factor` times as long as was measured.

@@ -24,7 +24,7 @@ fn open(patterns: &[&str], bases: &[&Path]) -> polystage::Result<Corpus> {
 
 pub fn text(corpus: &Corpus) -> String {
     let mut tokens = vec![0; corpus.len()];
-    corpus.read(0, &mut tokens);
+    corpus.read(0, &mut tokens).expect("unchanged");
     tokens.into_iter().map(|t| char::from(u8::try_from(t).expect("a byte"))).collect()
 }
 
@@ -93,6 +93,53 @@ fn errors_name_the_pattern_and_what_to_do() {
     assert!(message(open(&[], &[folder.path()])).contains("name at least one file"));
 }
 
+#[test]
+fn a_pattern_reaches_hidden_files_only_where_it_names_their_dot() {
+    let files = [(".a.txt", "A"), ("b.txt", "B"), (".git/c.txt", "C"), ("d/.e.txt", "E"), ("d/f.txt", "F")];
+    let folder = folder(&files);
+    let read = |pattern: &str| text(&open(&[pattern], &[folder.path()]).expect("opened"));
+    assert_eq!(read("*.txt"), "B");
+    assert_eq!(read(".*.txt"), "A");
+    assert_eq!(read("**/*.txt"), "BF");
+    assert_eq!(read("**/.*.txt"), "AE");
+    assert_eq!(read(".g*/*.txt"), "C");
+    assert_eq!(read("./d/../[b-d]/?.txt"), "F");
+    assert_eq!(read("**/d/**/**/f.txt"), "F");
+    assert!(message(open(&["**"], &[folder.path()])).contains("only the folder"));
+    assert!(message(open(&["[bd]*/"], &[folder.path()])).contains("only the folder"));
+    assert!(message(open(&["b.txt/*"], &[folder.path()])).contains("matches no file"));
+    assert!(message(open(&["a**/b"], &[folder.path()])).contains("not a valid glob"));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_folders_are_followed_and_those_in_a_circle_have_an_end() {
+    use std::os::unix::fs::symlink;
+    let folder = folder(&[("real/a.txt", "A"), ("real/deep/b.txt", "B"), ("text/c.txt", "C")]);
+    let at = |name: &str| folder.path().join(name);
+    symlink(at("real"), at("text/link")).expect("linked");
+    symlink(at("text"), at("real/deep/back")).expect("linked");
+    symlink("itself", at("text/itself")).expect("linked");
+    assert_eq!(text(&open(&["text/**/*.txt"], &[folder.path()]).expect("opened")), "CAB");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_not_utf8_match_patterns_like_any_other() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder(&[("a.txt", "A"), ("z.md", "Z")]);
+    let odd = |bytes: &[u8]| folder.path().join(std::ffi::OsStr::from_bytes(bytes));
+    fs::write(odd(b"b\xff.txt"), "B").expect("written");
+    fs::create_dir(odd(b"c\xfe")).expect("created");
+    fs::write(odd(b"c\xfe/d.txt"), "D").expect("written");
+    let read = |pattern: &str, base: &Path| text(&open(&[pattern], &[base]).expect("opened"));
+    assert_eq!(read("*.txt", folder.path()), "AB");
+    assert_eq!(read("b?.txt", folder.path()), "B");
+    assert_eq!(read("**/*.txt", folder.path()), "ABD");
+    assert_eq!(read("*.txt", &odd(b"c\xfe")), "D");
+    assert_eq!(read("*.md", folder.path()), "Z");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_pipe_is_refused_instead_of_waited_for_and_a_dangling_link_is_named() {
@@ -117,16 +164,16 @@ fn tokens_are_read_across_the_borders_of_files() {
     for start in 0..=10 {
         for len in 0..=10 - start {
             let mut out = vec![0; len];
-            corpus.read(start, &mut out);
+            corpus.read(start, &mut out).expect("unchanged");
             assert_eq!(out, (start..start + len).map(|i| u32::from(b'0') + i as u32).collect::<Vec<_>>());
         }
     }
-    Corpus::from_bytes(Vec::new()).read(0, &mut []);
+    Corpus::from_bytes(Vec::new()).read(0, &mut []).expect("nothing to read");
 }
 
 #[test]
 fn the_entropy_is_that_of_the_byte_frequencies() {
-    let entropy = |text: &str| Corpus::from_bytes(text.into()).unigram_entropy();
+    let entropy = |text: &str| Corpus::from_bytes(text.into()).unigram_entropy().expect("unchanged");
     assert_eq!(entropy("aaaa"), 0.0);
     assert_eq!(entropy(""), 0.0);
     assert!((entropy("abab") - 2f64.ln()).abs() < 1e-12);
@@ -138,15 +185,15 @@ fn sequential_batches_match_the_definition_and_wrap() {
     let corpus = Corpus::from_bytes((0..=10).collect());
     let batches = Batches::new(corpus, 2, 3, Order::Sequential, 0).expect("long enough");
     assert_eq!(batches.sequences(), 3);
-    assert_eq!(batches.batch(0), [0, 1, 2, 3, 3, 4, 5, 6]);
-    assert_eq!(batches.batch(1), [6, 7, 8, 9, 0, 1, 2, 3]);
-    assert_eq!(batches.batch(u64::MAX).len(), 8);
+    assert_eq!(batches.batch(0).expect("read"), [0, 1, 2, 3, 3, 4, 5, 6]);
+    assert_eq!(batches.batch(1).expect("read"), [6, 7, 8, 9, 0, 1, 2, 3]);
+    assert_eq!(batches.batch(u64::MAX).expect("read").len(), 8);
 }
 
 #[test]
 fn a_batch_may_be_larger_than_the_text() {
     let batches = Batches::new(numbered(2), 5, 4, Order::Sequential, 0).expect("long enough");
-    assert_eq!(sequences(&batches.batch(0)), [0, 1, 0, 1, 0]);
+    assert_eq!(sequences(&batches.batch(0).expect("read")), [0, 1, 0, 1, 0]);
 }
 
 #[test]
@@ -170,7 +217,7 @@ fn the_order_is_spelt_in_lower_case() {
 fn shuffling_depends_on_seed_and_epoch_and_spreads_evenly() {
     let epoch = |seed, step| {
         let batches = Batches::new(numbered(1000), 1000, 4, Order::Shuffled, seed).expect("long enough");
-        sequences(&batches.batch(step))
+        sequences(&batches.batch(step).expect("read"))
     };
     assert_ne!(epoch(1, 0), epoch(2, 0));
     assert_ne!(epoch(1, 0), epoch(1, 1));
@@ -194,7 +241,7 @@ proptest! {
     ) {
         let order = if sequential { Order::Sequential } else { Order::Shuffled };
         let batches = Batches::new(numbered(n), n, 4, order, seed).expect("long enough");
-        let mut seen = sequences(&batches.batch(epoch));
+        let mut seen = sequences(&batches.batch(epoch).expect("read"));
         seen.sort();
         prop_assert!(seen.into_iter().eq(0..n));
     }
@@ -205,10 +252,10 @@ proptest! {
     ) {
         let new = |batch| Batches::new(numbered(n), batch, 4, Order::Shuffled, seed).expect("long enough");
         let (used, ones) = (new(batch), new(1));
-        used.batch(step + 1);
+        used.batch(step + 1).expect("read");
         let first = step * batch as u64;
-        let one_by_one: Vec<u32> = (first..first + batch as u64).flat_map(|s| ones.batch(s)).collect();
-        prop_assert_eq!(used.batch(step), new(batch).batch(step));
-        prop_assert_eq!(used.batch(step), one_by_one);
+        let one_by_one: Vec<u32> = (first..first + batch as u64).flat_map(|s| ones.batch(s).expect("read")).collect();
+        prop_assert_eq!(used.batch(step).expect("read"), new(batch).batch(step).expect("read"));
+        prop_assert_eq!(used.batch(step).expect("read"), one_by_one);
     }
 }

@@ -197,3 +197,14 @@ fn targets_that_do_not_count_change_neither_the_loss_nor_a_gradient() {
     assert!(nmse(&gradient, &wide) < 1e-10);
     assert_ne!(step(&whole, 3, 1).0.loss, alone.loss);
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_model_in_a_folder_that_a_config_cannot_name_is_refused() {
+    let place = Place::new();
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"model\xff");
+    std::fs::create_dir(place.path("").join::<&std::ffi::OsStr>(odd)).unwrap();
+    let output = place.command(&["finetune", "--data", "text.txt"]).arg(odd).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(one_line(&output).contains("not UTF-8"), "{}", one_line(&output));
+}

@@ -90,7 +90,7 @@ fn training_with_packed_weights_is_training_in_f32_with_weights_rounded_before_e
                 }
                 assert_eq!(bits(&all(packed.executor(), Part::Weight)), bits(&held), "weights, {what}");
                 set(plain.executor(), &seen);
-                let batch = packed.batches().examples(step as u64);
+                let batch = packed.batches().examples(step as u64).unwrap();
                 let got = watch.block_on(packed.executor().step(batch.clone())).unwrap();
                 let want = watch.block_on(plain.executor().step(batch)).unwrap();
                 assert_eq!(got.losses, want.losses, "{what}");

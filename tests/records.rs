@@ -22,7 +22,7 @@ fn read_with(reader: &Reader, files: &[(&str, &str)]) -> polystage::Result<Corpu
 
 fn tokens(corpus: &Corpus) -> Vec<u32> {
     let mut tokens = vec![0; corpus.len()];
-    corpus.read(0, &mut tokens);
+    corpus.read(0, &mut tokens).expect("unchanged");
     tokens
 }
 
@@ -39,7 +39,7 @@ fn shown(corpus: Corpus, sequence: usize) -> Vec<(String, String)> {
         tokens.iter().map(show).collect()
     };
     let row = |step| {
-        let Batch { inputs, targets } = batches.examples(step);
+        let Batch { inputs, targets } = batches.examples(step).expect("read");
         (show(&inputs), show(&targets))
     };
     (0..batches.sequences() as u64).map(row).collect()
@@ -68,7 +68,8 @@ fn text_of_bytes_is_read_as_it_is_and_its_examples_are_its_batches() {
     assert!(!corpus.is_masked());
     let batches = Batches::new(corpus, 2, 3, Order::Shuffled, 5).expect("long enough");
     for step in 0..9 {
-        let (rows, Batch { inputs, targets }) = (batches.batch(step), batches.examples(step));
+        let (rows, Batch { inputs, targets }) =
+            (batches.batch(step).expect("read"), batches.examples(step).expect("read"));
         let joined: Vec<u32> = inputs
             .chunks(3)
             .zip(targets.chunks(3))
@@ -153,7 +154,8 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
     let all = tokens(&corpus);
     assert_eq!(tokenizer.decode(&all).expect("decoded"), "user\nQ\nassistant\nhello\n");
     let sequence = all.len() - 1;
-    let batch = Batches::new(corpus, 1, sequence, Order::Sequential, 0).expect("long enough").examples(0);
+    let batches = Batches::new(corpus, 1, sequence, Order::Sequential, 0).expect("long enough");
+    let batch = batches.examples(0).expect("read");
     let counted: Vec<u32> = batch.targets.iter().copied().filter(|&t| t != IGNORE).collect();
     // he, ll, o, the mark, the line feed; no other end follows, because the mark is one.
     assert_eq!(counted, [256, 257, 111, 261, 10]);
@@ -271,7 +273,7 @@ fn the_last_part_is_cut_off_for_validation_at_a_document_where_documents_are_pac
 fn windows_follow_each_other_and_the_last_is_filled_up() {
     let corpus = Corpus::from_bytes((1..=8).collect());
     let windows = |length| -> Vec<(Vec<u32>, Vec<u32>)> {
-        corpus.windows(length).map(|Batch { inputs, targets }| (inputs, targets)).collect()
+        corpus.windows(length).map(|batch| batch.expect("read")).map(|b| (b.inputs, b.targets)).collect()
     };
     let no = IGNORE;
     assert_eq!(
@@ -283,7 +285,7 @@ fn windows_follow_each_other_and_the_last_is_filled_up() {
     assert_eq!(Corpus::from_bytes(vec![1]).windows(4).count(), 0);
     let lines = "{\"prompt\": \"ab\", \"completion\": \"c\"}";
     let masked = read(&Tokenizer::bytes(), &[("a.jsonl", lines)]).expect("read");
-    let targets: Vec<_> = masked.windows(4).map(|batch| batch.targets).collect();
+    let targets: Vec<_> = masked.windows(4).map(|batch| batch.expect("read").targets).collect();
     assert_eq!(targets, [[no, u32::from(b'c'), 0, no]]);
 }
 
@@ -302,8 +304,8 @@ proptest! {
         let batches = Batches::new(corpus, 1, sequence, Order::Sequential, 0).expect("something counts");
         let mut counted = 0;
         for step in 0..batches.sequences() as u64 {
-            let Batch { inputs, targets } = batches.examples(step);
-            let row = batches.batch(step);
+            let Batch { inputs, targets } = batches.examples(step).expect("read");
+            let row = batches.batch(step).expect("read");
             prop_assert_eq!(&row[..sequence], &inputs[..]);
             for (i, &target) in targets.iter().enumerate() {
                 prop_assert!(target == IGNORE || target == row[i + 1]);
@@ -334,7 +336,7 @@ proptest! {
             Ok(corpus) => {
                 prop_assert_eq!(tokens(&corpus).len(), corpus.len());
                 if let Ok(batches) = Batches::new(corpus, 1, 2, Order::Shuffled, 0) {
-                    prop_assert!(batches.examples(0).counted() > 0);
+                    prop_assert!(batches.examples(0).expect("read").counted() > 0);
                 }
             }
             Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1),

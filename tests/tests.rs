@@ -7,6 +7,8 @@ mod common;
 mod browser;
 // Checkpoints: complete or absent, damage named.
 mod checkpoint;
+// Files that change while they are in use.
+mod changed;
 // Whole checkpoints in memory.
 mod contents;
 // The program as a user runs it.
@@ -45,6 +47,8 @@ mod speaking;
 mod containment;
 // Tokenizers and chat templates.
 mod text;
+// The script that installs what `make` needs.
+mod setup;
 // Pictures and traces.
 mod timeline;
 // The verb trace, on a run and on damaged folders.

@@ -9,7 +9,7 @@ use super::planning::MachineArguments;
 use super::train::{Launch, start};
 use crate::error::{Error, Result};
 use crate::train::config::{Config, Described};
-use crate::train::source::describe;
+use crate::train::source::{describe, nameable};
 
 /// Tokens of a sequence unless another length is asked for and the model's context allows it.
 const SEQUENCE: usize = 512;
@@ -71,11 +71,13 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let bases = [PathBuf::from(".")];
     let name = arguments.model.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
+    let refuse = |what: &str| Error::config("MODEL", format!("{} {what}", arguments.model.display()));
+    if !arguments.model.exists() {
+        return Err(refuse("does not exist; give a model's folder"));
+    }
     // The run's own config can then be used from anywhere.
-    let model = arguments.model.canonicalize().map_err(|_| {
-        Error::config("MODEL", format!("{} does not exist; give a model's folder", arguments.model.display()))
-    })?;
-    let model = model.to_string_lossy().into_owned();
+    let unnamed = || refuse("has a name that is not UTF-8, which a config cannot hold; rename the folder");
+    let model = nameable(&arguments.model).ok_or_else(unnamed)?;
     let described = describe(&model, &bases)?;
     let text = toml::to_string(&experiment(arguments, &model, &described)?).unwrap_or_default();
     // Opening a model may mean reading all of it; another is named only by --set.

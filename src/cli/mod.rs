@@ -4,6 +4,8 @@ mod chat;
 mod devices;
 mod eval;
 mod export;
+#[cfg(unix)]
+mod fault;
 mod finetune;
 mod generate;
 mod merge;
@@ -70,6 +72,8 @@ pub struct Environment {
 /// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
 pub fn run(environment: &Environment) -> u8 {
     let arguments = Arguments::parse();
+    #[cfg(unix)]
+    fault::explain_lost_files();
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
         Verb::Train(a) => train::run(&a, environment),

@@ -1,7 +1,9 @@
-//! Files that are read in place and written whole: maps whose pages are let go of, hashes, and atomic replacement.
+//! Files that are read in place and written whole: maps that notice a change and whose pages are let go of, hashes, and
+//! atomic replacement.
 
+use std::cmp::Ordering;
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{BufWriter, Read, Write};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,9 @@ use crate::error::{Error, Result};
 
 /// Most bytes of a file that is read as a whole by [`read_text`]: texts that people write, and what this program writes.
 pub(crate) const TEXT: u64 = 64 << 20;
+/// Most bytes of a file that is read as a whole by [`read_whole`]: the tokenizers of the largest vocabularies have a
+/// quarter of it.
+pub(crate) const WHOLE: u64 = 256 << 20;
 
 /// Why a file cannot be read, as the end of a sentence that begins with its name.
 #[derive(Debug)]
@@ -66,6 +71,14 @@ impl Unreadable {
     pub(crate) fn config(self, path: &Path) -> Error {
         Error::config(path.to_string_lossy(), self.to_string())
     }
+
+    /// An [`Error::Checkpoint`] about a file that belongs to a folder.
+    pub(crate) fn broken(self, path: &Path) -> Error {
+        match self {
+            Unreadable::Missing => broken(path, "is missing, so the folder is not complete"),
+            other => broken(path, other),
+        }
+    }
 }
 
 /// Opens a regular file for reading. The only way in which this program opens files that it reads: whoever opens a pipe
@@ -111,9 +124,15 @@ pub(crate) const UNFINISHED: &str = ".tmp-";
 /// Bytes of a map that are used at a time before their pages are let go of.
 pub(crate) const PIECE: usize = 4 << 20;
 
-/// A file's bytes, read where they lie. The file must not be truncated while this lives; what is replaced by rename
-/// stays as it was.
+/// A file's bytes, read where they lie. Deleting the file, or replacing it by rename, leaves them as they are; who
+/// truncates or rewrites it changes them under the reader. [`Mapped::look`] and [`Mapped::pieces`] notice that, and who
+/// reads otherwise asks [`Mapped::unchanged`].
+///
+/// Nothing is kept open, since a text may have more files than a process may open: the file is found by its name again.
 pub(crate) struct Mapped {
+    path: PathBuf,
+    /// What the system said of the file when it was mapped.
+    opened: Metadata,
     #[cfg(not(target_arch = "wasm32"))]
     bytes: memmap2::Mmap,
     #[cfg(target_arch = "wasm32")]
@@ -123,30 +142,62 @@ pub(crate) struct Mapped {
 impl Mapped {
     /// Maps a regular file.
     pub(crate) fn open(path: &Path) -> Result<Mapped> {
-        let unreadable = |e: Unreadable| match e {
-            Unreadable::Missing => broken(path, "is missing, so the folder is not complete"),
-            other => broken(path, other),
+        let attempt = || {
+            let file = open_regular(path)?;
+            let opened = file.metadata()?;
+            Ok(Mapped { path: path.to_path_buf(), opened, bytes: Mapped::map(file)? })
         };
-        let file = open_regular(path).map_err(unreadable)?;
-        Mapped::map(file).map_err(|e| unreadable(e.into()))
+        attempt().map_err(|e: Unreadable| e.broken(path))
     }
 
     #[cfg(not(target_arch = "wasm32"))]
-    fn map(file: File) -> std::io::Result<Mapped> {
+    fn map(file: File) -> std::io::Result<memmap2::Mmap> {
         // SAFETY: the map is read-only and bytes have no invalid values. What can go wrong is another program that
-        // truncates the file, which is why the contract above excludes it.
+        // truncates the file: readers ask before they read, and who loses the race ends with a signal, not with memory
+        // that is not its own.
         let bytes = unsafe { memmap2::Mmap::map(&file) }?;
         // A hint: tensors are read from end to end.
         #[cfg(unix)]
         let _ = bytes.advise(memmap2::Advice::Sequential);
-        Ok(Mapped { bytes })
+        Ok(bytes)
     }
 
     #[cfg(target_arch = "wasm32")]
-    fn map(mut file: File) -> std::io::Result<Mapped> {
+    fn map(mut file: File) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        Ok(Mapped { bytes })
+        Ok(bytes)
+    }
+
+    /// Whether the bytes are still those that were mapped, as far as the file's length and time tell.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] that says what has happened to the file.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        // No file of this name, or another one, is no change of this one.
+        let Some(now) = fs::metadata(&self.path).ok().filter(|now| is_same(now, &self.opened)) else {
+            return Ok(());
+        };
+        let (before, after) = (self.opened.len(), now.len());
+        let what = match after.cmp(&before) {
+            Ordering::Less => format!("was truncated from {before} to {after} bytes"),
+            Ordering::Greater => format!("has grown from {before} to {after} bytes"),
+            Ordering::Equal if now.modified().ok() == self.opened.modified().ok() => return Ok(()),
+            Ordering::Equal => "was rewritten".into(),
+        };
+        let message = format!("{what} while it was in use; go on when nothing writes to it, or use a copy");
+        Err(Error::changed(&self.path, message))
+    }
+
+    /// What `look` makes of some of the bytes.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the file is, or meanwhile becomes, another than was mapped.
+    pub(crate) fn look<T>(&self, range: Range<usize>, look: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        self.unchanged()?;
+        let seen = look(&self.bytes[range]);
+        self.unchanged()?;
+        Ok(seen)
     }
 
     /// Has the system read these bytes while others are in use. A hint.
@@ -178,19 +229,40 @@ impl Mapped {
     }
 
     /// The bytes of a range, piece by piece; each piece's pages are let go of after use.
-    pub(crate) fn pieces(&self, range: Range<usize>, mut use_piece: impl FnMut(&[u8])) {
+    ///
+    /// # Errors
+    /// As [`Mapped::look`].
+    pub(crate) fn pieces(&self, range: Range<usize>, mut use_piece: impl FnMut(&[u8])) -> Result<()> {
         for start in range.clone().step_by(PIECE) {
             let piece = start..range.end.min(start + PIECE);
-            use_piece(&self.bytes[piece.clone()]);
+            self.look(piece.clone(), &mut use_piece)?;
             self.release(piece);
         }
+        Ok(())
     }
 
     /// The SHA-256 of the whole file in hexadecimal digits.
-    pub(crate) fn sha256(&self) -> String {
+    ///
+    /// # Errors
+    /// As [`Mapped::look`].
+    pub(crate) fn sha256(&self) -> Result<String> {
         let mut sha256 = Sha256::new();
-        self.pieces(0..self.len(), |piece| sha256.update(piece));
-        hex(&sha256.finalize())
+        self.pieces(0..self.len(), |piece| sha256.update(piece))?;
+        Ok(hex(&sha256.finalize()))
+    }
+}
+
+/// Whether both describe one file. Where the system has no number for that, it does not let go of a mapped file's name.
+fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (a, b);
+        true
     }
 }
 
@@ -202,15 +274,14 @@ impl Deref for Mapped {
     }
 }
 
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
+/// The bytes of a file of a folder that is used as a whole, such as a tokenizer.
+pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    read_bytes(path, WHOLE).map_err(|e| e.broken(path))
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file of a folder.
 pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&Mapped::open(path)?).map_err(|e| broken(path, format!("invalid JSON: {e}")))
+    serde_json::from_slice(&read_whole(path)?).map_err(|e| broken(path, format!("invalid JSON: {e}")))
 }
 
 /// An [`Error::Checkpoint`].
@@ -274,11 +345,11 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<Fingerpr
 /// Copies a file into a folder under its own name, and syncs the copy.
 pub(crate) fn copy_into(folder: &Path, from: &Path) -> Result<(String, Fingerprint)> {
     let name = file_name(from);
-    let source = Mapped::open(from)?;
+    let source = open_regular(from).map_err(|e| e.broken(from))?;
     let to = folder.join(&name);
     let attempt = || {
         let mut file = Hashed::create(&to)?;
-        file.write_all(&source)?;
+        std::io::copy(&mut &source, &mut file)?;
         file.finish()
     };
     Ok((name, attempt().map_err(Error::io(&to))?))

@@ -111,8 +111,11 @@ impl Tensors {
         let invalid = |e: &dyn fmt::Display| {
             broken(path, format!("invalid safetensors ({e}); copy or download it again"))
         };
-        let (length, metadata) = SafeTensors::read_metadata(&file).map_err(|e| invalid(&e))?;
-        check_keys(&file[8..8 + length]).map_err(|e| invalid(&e))?;
+        let (length, metadata) = file.look(0..file.len(), |bytes| {
+            let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| invalid(&e))?;
+            check_keys(&bytes[8..8 + length]).map_err(|e| invalid(&e))?;
+            Ok((length, metadata))
+        })??;
         let mut names = Vec::new();
         for (name, info) in metadata.tensors() {
             if is_harmless(&name) {
@@ -180,7 +183,8 @@ impl Tensors {
     /// `out` takes memory: the pages of the file are let go of on the way.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a tensor that is not there, or a range that it does not have or `out` does not fit.
+    /// [`Error::Checkpoint`] for a tensor that is not there, or a range that it does not have or `out` does not fit;
+    /// [`Error::Changed`] if the file is no longer the one that was opened.
     pub fn read(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.convert(name, elements, out, |dtype, piece, out| match dtype {
             Dtype::F32 => copy(piece, out, f32::from_le_bytes),
@@ -195,8 +199,7 @@ impl Tensors {
     /// As [`Tensors::read`].
     pub fn raw(&self, name: &str, elements: Range<usize>, each: impl FnMut(&[u8])) -> Result<()> {
         let (_, file, bytes) = self.locate(name, elements.clone(), elements.len())?;
-        file.pieces(bytes, each);
-        Ok(())
+        file.pieces(bytes, each)
     }
 
     /// Has the system read a tensor from its file while something else is done. A hint.
@@ -236,8 +239,7 @@ impl Tensors {
             let out = &mut out[at..][..piece.len() / dtype.size()];
             at += out.len();
             fill(dtype, piece, out);
-        });
-        Ok(())
+        })
     }
 
     /// A whole tensor as f32.

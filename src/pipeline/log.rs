@@ -122,11 +122,11 @@ impl Log {
         (inner.busy > 0.05).then(|| inner.flops / inner.busy)
     }
 
-    /// (state, seconds without progress, words for what is being done).
+    /// (state, time of the last sign of progress, words for what is being done).
     pub(super) fn standing(&self) -> (State, f64, String) {
         let inner = self.lock();
         let doing = inner.running.front().map_or_else(|| inner.doing.clone(), |r| r.label.clone());
         let state = if inner.running.is_empty() { inner.state } else { State::Working };
-        (state, now() - inner.beat, doing)
+        (state, inner.beat, doing)
     }
 }

@@ -12,7 +12,7 @@ use super::helper::Client;
 use super::template::Engine;
 use super::token_text;
 use crate::error::{Error, Result, one_line};
-use crate::folder::files::{Mapped, broken, read_json};
+use crate::folder::files::{broken, read_json, read_whole};
 
 /// The tokens that a template may name.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
@@ -47,7 +47,7 @@ impl ChatTemplate {
         let settings = if path.exists() { read_json(&path)? } else { Value::Null };
         let file = folder.join("chat_template.jinja");
         let (path, source) = if file.exists() {
-            let text = String::from_utf8(Mapped::open(&file)?.to_vec());
+            let text = String::from_utf8(read_whole(&file)?);
             (file.clone(), text.map_err(|_| broken(&file, "is not valid UTF-8"))?)
         } else {
             // One template, or several with names.

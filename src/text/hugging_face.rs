@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Located, Special, token_text};
 use crate::error::{Error, Result};
-use crate::folder::files::{Mapped, broken, read_json};
+use crate::folder::files::{broken, read_json, read_whole};
 
 /// An open `tokenizer.json`.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl HuggingFace {
             return Err(broken(file, message));
         }
         let invalid = |e: String| broken(&file, format!("is no tokenizer: {e}"));
-        let bytes = Mapped::open(&file)?;
+        let bytes = read_whole(&file)?;
         serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| invalid(e.to_string()))?;
         let parsed = guarded(|| {
             let mut tokenizer = tokenizers::Tokenizer::from_bytes(&*bytes)?;

@@ -146,7 +146,10 @@ impl Tokenizer {
             match run {
                 [long] if pieces::is_long(long) => {
                     let mut tokens = Vec::new();
-                    self.encode_pieces(long.as_bytes(), |_, own| tokens.extend(own))?;
+                    self.encode_pieces(long.as_bytes(), |_, own| {
+                        tokens.extend(own);
+                        Ok(())
+                    })?;
                     all.push(tokens);
                 }
                 short => all.extend(self.encode_whole(short)?),

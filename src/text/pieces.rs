@@ -40,17 +40,17 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Data`] for bytes that are not UTF-8, for what the tokenizer refuses, and for a text of which a piece can
-    /// neither be cut nor tokenised as it is.
+    /// neither be cut nor tokenised as it is; those of `each`.
     pub(crate) fn encode_pieces(
         &self,
         text: &[u8],
-        mut each: impl FnMut(Range<usize>, &[u32]),
+        mut each: impl FnMut(Range<usize>, &[u32]) -> Result<()>,
     ) -> Result<()> {
         self.pieces(text, |pieces| {
             let texts = pieces.iter().map(|piece| utf8(text, piece.from..piece.range.end));
             let texts = texts.collect::<Result<Vec<_>>>()?;
             for (piece, tokens) in pieces.iter().zip(self.encode_whole(&texts)?) {
-                each(piece.range.clone(), &tokens[piece.own(&tokens)?..]);
+                each(piece.range.clone(), &tokens[piece.own(&tokens)?..])?;
             }
             Ok(())
         })

@@ -381,7 +381,7 @@ fn check(folder: &Path, which: Files) -> Result<Manifest> {
         if is != should {
             return Err(broken(path, format!("has {is} bytes instead of {should}; it is damaged")));
         }
-        if which != Files::Sizes && bytes.sha256() != expected.sha256 {
+        if which != Files::Sizes && bytes.sha256()? != expected.sha256 {
             return Err(broken(path, "does not match its SHA-256 in manifest.json; it is damaged"));
         }
     }

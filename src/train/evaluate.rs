@@ -22,7 +22,7 @@ pub struct Evaluation {
 ///
 /// # Errors
 ///
-/// [`Error::Data`] where no token counts; those of [`Executor::evaluate`].
+/// [`Error::Data`] where no token counts; those of [`Corpus::read`] and [`Executor::evaluate`].
 pub async fn evaluate(
     executor: &mut Executor,
     corpus: &Corpus,
@@ -35,6 +35,7 @@ pub async fn evaluate(
     while windows.peek().is_some() {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         for window in windows.by_ref().take(sequences) {
+            let window = window?;
             inputs.extend(window.inputs);
             targets.extend(window.targets);
             done += 1;

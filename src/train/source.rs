@@ -309,10 +309,15 @@ impl Source {
     }
 }
 
+/// A path as a configuration, which is text, can name it: from anywhere, or at least from here.
+pub fn nameable(path: &Path) -> Option<String> {
+    let everywhere = path.canonicalize().ok().and_then(|path| path.to_str().map(String::from));
+    everywhere.or_else(|| path.to_str().map(String::from))
+}
+
 /// The `adapter_config.json` of an adapter that is trained: what a saved one said, and else what PEFT needs.
 fn peft(adapter: &AdapterConfig, model: &Model, pretrained: Option<&Pretrained>) -> PeftConfig {
-    let place = |p: &Pretrained| p.folder.path().canonicalize().unwrap_or(p.folder.path().to_path_buf());
-    let base = || pretrained.map(|p| place(p).to_string_lossy().into_owned());
+    let base = || pretrained.and_then(|p| nameable(p.folder.path()));
     let saved = pretrained.and_then(|p| p.adapter.as_ref()).map(|(saved, _)| saved.config.clone());
     let mut config = saved.unwrap_or_else(|| adapter.peft(model));
     config.base_model = config.base_model.or_else(base);

@@ -140,9 +140,13 @@ impl Trainer {
     }
 
     /// One step.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where a file of the data has: then the model is as it was before the step. [`Error::Diverged`];
+    /// those of a device.
     pub async fn step(&mut self) -> Result<Row> {
         let start = now();
-        let report = self.executor.step(self.batches.examples(self.step)).await?;
+        let report = self.executor.step(self.batches.examples(self.step)?).await?;
         if !report.gradient_norm.is_finite() || !report.loss.is_finite() {
             let message = format!(
                 "the loss ({}) or the gradient's norm ({}) is not finite; lower train.learning_rate or train.clip_norm",

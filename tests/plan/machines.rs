@@ -16,6 +16,18 @@ fn example(name: &str) -> (String, Machine) {
 const EXAMPLES: [&str; 3] = ["three-vendors.toml", "laptop.toml", "eight-cards.toml"];
 
 #[test]
+fn examples_say_that_nothing_in_them_was_measured_and_how_to_measure() {
+    for name in EXAMPLES {
+        let (text, _) = example(name);
+        let said = text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
+        assert!(
+            said.contains("Nothing here was measured") && said.contains("--write-machine"),
+            "{name}: {said}"
+        );
+    }
+}
+
+#[test]
 fn examples_lead_to_plans_that_fit_and_use_every_layer_once() {
     let small = Gpt { blocks: 12, width: 768, vocabulary: 256, sequence: 1024, batch: 16 };
     let large = Gpt { blocks: 24, width: 1024, vocabulary: 50257, sequence: 1024, batch: 32 };

@@ -68,7 +68,7 @@ pub(super) fn start(
     let job = prepare(config, out, machine, launch, bases, environment)?;
     if launch.dry_run {
         say(job.config.to_toml());
-        describe(&job);
+        describe(&job)?;
         return Ok(0);
     }
     train(job)

@@ -15,7 +15,9 @@ use crate::train::checkpoint;
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
-pub(super) fn describe(job: &Job) {
+/// Says what a run will be, and returns the entropy of its text.
+pub(super) fn describe(job: &Job) -> Result<f64> {
+    let entropy = job.batches.corpus().unigram_entropy()?;
     let (plan, config) = (&job.plan, &job.config);
     let p = &config.model;
     say(format!(
@@ -33,12 +35,11 @@ pub(super) fn describe(job: &Job) {
         p.vocabulary
     ));
     say(format!(
-        "data     {} {}, {} sequences of {}; unigram entropy {:.3} nats",
+        "data     {} {}, {} sequences of {}; unigram entropy {entropy:.3} nats",
         show_count(job.batches.corpus().len() as u64),
         if job.source.text.tokenizer.is_bytes() { "bytes" } else { "tokens" },
         show_count(job.batches.sequences() as u64),
-        config.train.sequence,
-        job.batches.corpus().unigram_entropy()
+        config.train.sequence
     ));
     if let Some(valid) = &job.source.valid {
         say(format!(
@@ -71,6 +72,7 @@ pub(super) fn describe(job: &Job) {
             show_bytes(rank.bytes)
         ));
     }
+    Ok(entropy)
 }
 
 pub(super) fn progress(steps: u64, done: u64) -> ProgressBar {

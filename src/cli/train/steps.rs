@@ -19,13 +19,12 @@ use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
 pub(super) fn train(job: Job) -> Result<u8> {
-    describe(&job);
-    let entropy = job.batches.corpus().unigram_entropy();
+    let entropy = describe(&job)?;
     let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume, warnings } = job;
     let checkpoint = resume.as_ref().map(|path| checkpoint::open(path)).transpose()?;
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
-    batches.corpus().read(0, &mut prompt);
+    batches.corpus().read(0, &mut prompt)?;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
@@ -57,16 +56,17 @@ pub(super) fn train(job: Job) -> Result<u8> {
             Ok(row) => row,
             Err(error) => {
                 bar.abandon();
-                let kept = checkpoint::latest(&out).ok().flatten();
-                let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
-                    format!("the last checkpoint is {}", p.display())
-                });
-                note(format!("step {} failed; {kept}", trainer.step_number() + 1));
-                return Err(error);
+                let failed = format!("step {}", trainer.step_number() + 1);
+                return Err(fail(error, &failed, &run, &mut trainer, saved));
             }
         };
-        evaluate(&mut trainer, &config, &mut row, &bar)?;
+        let evaluated = evaluate(&mut trainer, &config, &mut row, &bar);
         run.log(&row)?;
+        if let Err(error) = evaluated {
+            bar.abandon();
+            let failed = format!("the evaluation after step {}", row.step);
+            return Err(fail(error, &failed, &run, &mut trainer, saved));
+        }
         show(&bar, &row, config.train.steps, &mut shown);
         if let Some(replanner) = &mut replanner {
             let moved =
@@ -106,6 +106,23 @@ pub(super) fn train(job: Job) -> Result<u8> {
         sample(&run, &isolation, config.train.weights, &prompt, count, &devices, budgets)?;
     }
     Ok(0)
+}
+
+/// Says what has failed and what there is to go on from. When it was the data that changed, the model is as good as
+/// before, so it is saved first unless it is `saved` at this step.
+fn fail(error: Error, failed: &str, run: &Run, trainer: &mut Trainer, saved: Option<u64>) -> Error {
+    if matches!(error, Error::Changed { .. })
+        && saved != Some(trainer.step_number())
+        && let Err(unsaved) = run.save(trainer)
+    {
+        note(format!("warning: {unsaved}"));
+    }
+    let kept = checkpoint::latest(run.path()).ok().flatten();
+    let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
+        format!("the last checkpoint is {}; --resume continues from it", p.display())
+    });
+    note(format!("{failed} failed; {kept}"));
+    error
 }
 
 /// Evaluates where it is due, and puts the loss into the row.

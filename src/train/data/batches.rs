@@ -56,26 +56,32 @@ impl Batches {
 
     /// The tokens of step `step` (the first is 0): \[batch, sequence + 1\], row-major. Which of them count,
     /// [`Batches::examples`] says.
-    pub fn batch(&self, step: u64) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn batch(&self, step: u64) -> Result<Vec<u32>> {
         let mut tokens = vec![0; self.batch * (self.sequence + 1)];
         for (row, out) in tokens.chunks_exact_mut(self.sequence + 1).enumerate() {
-            self.rows.read(&self.corpus, self.at(step, row), out);
+            self.rows.read(&self.corpus, self.at(step, row), out)?;
         }
-        tokens
+        Ok(tokens)
     }
 
     /// The same tokens as inputs and targets, with [`IGNORE`](super::IGNORE) for those that do not count.
-    pub fn examples(&self, step: u64) -> Batch {
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn examples(&self, step: u64) -> Result<Batch> {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         let mut tokens = vec![0; self.sequence + 1];
         for row in 0..self.batch {
             let index = self.at(step, row);
-            self.rows.read(&self.corpus, index, &mut tokens);
+            self.rows.read(&self.corpus, index, &mut tokens)?;
             inputs.extend(&tokens[..self.sequence]);
             self.rows.mask(&self.corpus, index, &mut tokens);
             targets.extend(&tokens[1..]);
         }
-        Batch { inputs, targets }
+        Ok(Batch { inputs, targets })
     }
 
     /// The sequence that is row `row` of step `step`.

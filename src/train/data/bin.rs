@@ -19,14 +19,14 @@ const KINDS: [(u32, u32, usize); 2] = [(20_240_520, 1, 2), (20_240_801, 7, 4)];
 pub(super) fn append(corpus: &mut Corpus, path: &Path) -> Result<()> {
     let file = map(path)?;
     let refuse = |message: String| Err(Error::data(format!("{}: {message}", path.display())));
-    let word = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| file[4 * i + byte]));
     if file.len() < HEADER {
         return refuse(format!(
             "has {} bytes; a file of tokens begins with a header of {HEADER}",
             file.len()
         ));
     }
-    let (magic, version, count) = (word(0), word(1), word(2));
+    let word = |header: &[u8], i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[4 * i + byte]));
+    let [magic, version, count] = file.look(0..HEADER, |header| [0, 1, 2].map(|i| word(header, i)))?;
     let Some(&(_, _, width)) = KINDS.iter().find(|kind| (kind.0, kind.1) == (magic, version)) else {
         return refuse(format!(
             "is no file of tokens of llm.c: magic number {magic} and version {version}; known: 20240520 with 1, 20240801 with 7"
@@ -36,13 +36,13 @@ pub(super) fn append(corpus: &mut Corpus, path: &Path) -> Result<()> {
     if file.len() as u64 != wanted {
         return refuse(format!("has {} bytes; {count} tokens need {wanted}; it is damaged", file.len()));
     }
-    let largest = largest(&file, width);
+    let largest = largest(&file, width)?;
     corpus.push(Part::new(file, HEADER, width), largest);
     Ok(())
 }
 
 /// A token that no model has a row for would be found too late.
-fn largest(file: &Mapped, width: usize) -> u32 {
+fn largest(file: &Mapped, width: usize) -> Result<u32> {
     let mut largest = 0;
     file.pieces(HEADER..file.len(), |piece| {
         let of_piece = match width {
@@ -50,6 +50,6 @@ fn largest(file: &Mapped, width: usize) -> u32 {
             _ => piece.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).max(),
         };
         largest = largest.max(of_piece.unwrap_or(0));
-    });
-    largest
+    })?;
+    Ok(largest)
 }

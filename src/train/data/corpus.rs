@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::folder::files::Mapped;
 use crate::pipeline::{Batch, IGNORE};
 
 /// Tokens of one or more files, laid end to end.
@@ -48,10 +49,46 @@ pub(super) struct Skipped {
     pub(super) first: Vec<String>,
 }
 
+/// Where tokens lie.
+pub(super) enum Bytes {
+    /// In memory: nobody else can change them.
+    Memory(Vec<u8>),
+    /// In a file.
+    File(Mapped),
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes::Memory(bytes)
+    }
+}
+
+impl From<Mapped> for Bytes {
+    fn from(file: Mapped) -> Bytes {
+        Bytes::File(file)
+    }
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Bytes::Memory(bytes) => bytes.len(),
+            Bytes::File(file) => file.len(),
+        }
+    }
+
+    fn look(&self, range: Range<usize>, look: impl FnOnce(&[u8])) -> Result<()> {
+        match self {
+            Bytes::Memory(bytes) => Ok(look(&bytes[range])),
+            Bytes::File(file) => file.look(range, look),
+        }
+    }
+}
+
 /// Some of the tokens: little-endian numbers of 1, 2 or 4 bytes.
 #[derive(Clone)]
 pub(super) struct Part {
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    bytes: Arc<Bytes>,
     /// Where in `bytes` the first token is.
     offset: usize,
     width: usize,
@@ -61,14 +98,15 @@ pub(super) struct Part {
 
 impl Part {
     /// The tokens of `bytes` from `offset` on, `width` bytes each.
-    pub(super) fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static, offset: usize, width: usize) -> Part {
-        let len = bytes.as_ref().len().saturating_sub(offset) / width;
+    pub(super) fn new(bytes: impl Into<Bytes>, offset: usize, width: usize) -> Part {
+        let bytes = bytes.into();
+        let len = bytes.len().saturating_sub(offset) / width;
         Part { bytes: Arc::new(bytes), offset, width, len }
     }
 
-    fn read(&self, start: usize, out: &mut [u32]) {
-        let bytes = &(*self.bytes).as_ref()[self.offset + start * self.width..][..out.len() * self.width];
-        match self.width {
+    fn read(&self, start: usize, out: &mut [u32]) -> Result<()> {
+        let start = self.offset + start * self.width;
+        self.bytes.look(start..start + out.len() * self.width, |bytes| match self.width {
             1 => out.iter_mut().zip(bytes).for_each(|(token, &byte)| *token = byte.into()),
             2 => {
                 let tokens = bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
@@ -78,7 +116,7 @@ impl Part {
                 let tokens = bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
                 out.iter_mut().zip(tokens).for_each(|(out, token)| *out = token);
             }
-        }
+        })
     }
 }
 
@@ -87,7 +125,7 @@ impl Corpus {
     /// relative one is tried against each folder of `bases` in turn and the first where a file matches wins. The matches
     /// of one pattern are sorted by path, a file that matched before is left out, and folders are skipped.
     ///
-    /// The files are mapped, not copied: they must not be truncated while the run lasts.
+    /// The files are mapped, not copied: whoever reads tokens of one that has changed since gets an error.
     ///
     /// # Errors
     /// [`Error::Data`] naming the pattern: nothing matches, a match cannot be read or is no regular file, the glob is
@@ -173,9 +211,12 @@ impl Corpus {
 
     /// Copies the tokens `start..start + out.len()` to `out`, across the borders of files.
     ///
+    /// # Errors
+    /// [`Error::Changed`] with the file among those touched that is no longer as it was opened.
+    ///
     /// # Panics
     /// If that range reaches past [`Corpus::len`].
-    pub fn read(&self, start: usize, mut out: &mut [u32]) {
+    pub fn read(&self, start: usize, mut out: &mut [u32]) -> Result<()> {
         assert!(
             start <= self.len && out.len() <= self.len - start,
             "tokens {start}+{} of {}",
@@ -186,12 +227,13 @@ impl Corpus {
         let mut skip = start - self.starts.get(first).copied().unwrap_or(0);
         for part in &self.parts[first..] {
             let (now, later) = out.split_at_mut((part.len - skip).min(out.len()));
-            part.read(skip, now);
+            part.read(skip, now)?;
             if later.is_empty() {
-                return;
+                break;
             }
             (out, skip) = (later, 0);
         }
+        Ok(())
     }
 
     /// Whether any token of a range counts.
@@ -266,41 +308,45 @@ impl Corpus {
 
     /// The text in consecutive windows of `length` tokens that share none, for evaluation, in batches of one sequence.
     /// The first token of a window has nothing before it and is no target, so the last position of each has none. What
-    /// is left at the end, if it is more than one token, is a window too, filled up with padding.
-    pub fn windows(&self, length: usize) -> impl Iterator<Item = Batch> {
+    /// is left at the end, if it is more than one token, is a window too, filled up with padding. Each may fail as
+    /// [`Corpus::read`].
+    pub fn windows(&self, length: usize) -> impl Iterator<Item = Result<Batch>> {
         let length = length.max(1);
         (0..self.len.saturating_sub(1)).step_by(length).map(move |start| {
             let mut inputs = vec![self.padding; length];
             let count = (self.len - start).min(length);
-            self.read(start, &mut inputs[..count]);
+            self.read(start, &mut inputs[..count])?;
             let mut targets = inputs.clone();
             self.mask(start, &mut targets[..count]);
             targets[count..].fill(IGNORE);
             targets.remove(0);
             targets.push(IGNORE);
-            Batch { inputs, targets }
+            Ok(Batch { inputs, targets })
         })
     }
 
     /// Entropy of the token frequencies, in nats a token: the loss of a model that has learnt how common each token is
     /// and nothing else. Of a text above 64 Mi tokens, 64 pieces of 1 Mi tokens spread evenly stand for the whole.
-    pub fn unigram_entropy(&self) -> f64 {
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn unigram_entropy(&self) -> Result<f64> {
         const PIECE: usize = 1 << 20;
         const PIECES: usize = 64;
         let mut counts = vec![0u64; self.largest as usize + 1];
         let mut count = |start: usize, len: usize| {
             let mut tokens = vec![0; len];
-            self.read(start, &mut tokens);
+            self.read(start, &mut tokens)?;
             tokens.iter().for_each(|&t| counts[t as usize] += 1);
-            len as f64
+            Ok(len as f64)
         };
-        let seen: f64 = if self.len <= PIECE * PIECES {
-            (0..self.len).step_by(PIECE).map(|s| count(s, PIECE.min(self.len - s))).sum()
+        let seen = if self.len <= PIECE * PIECES {
+            (0..self.len).step_by(PIECE).map(|s| count(s, PIECE.min(self.len - s))).sum::<Result<f64>>()?
         } else {
-            (0..PIECES).map(|i| count((self.len - PIECE) / (PIECES - 1) * i, PIECE)).sum()
+            (0..PIECES).map(|i| count((self.len - PIECE) / (PIECES - 1) * i, PIECE)).sum::<Result<f64>>()?
         };
         let share = |count: u64| count as f64 / seen;
-        counts.iter().filter(|&&c| c > 0).map(|&c| -share(c) * share(c).ln()).sum()
+        Ok(counts.iter().filter(|&&c| c > 0).map(|&c| -share(c) * share(c).ln()).sum())
     }
 }
 
@@ -312,8 +358,8 @@ impl fmt::Debug for Corpus {
 
 /// Maps a file of data.
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) fn map(path: &Path) -> Result<crate::folder::files::Mapped> {
-    crate::folder::files::Mapped::open(path).map_err(|error| match error {
+pub(super) fn map(path: &Path) -> Result<Mapped> {
+    Mapped::open(path).map_err(|error| match error {
         Error::Checkpoint { path, message } => Error::data(format!("{} {message}", path.display())),
         other => other,
     })

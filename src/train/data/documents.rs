@@ -89,8 +89,10 @@ impl Reader<'_> {
         builder.begin();
         builder.push(self.tokenizer.start(), true);
         let encoded = self.tokenizer.encode_pieces(&file, |piece, tokens| {
+            file.unchanged()?;
             builder.push(tokens, true);
             file.release(piece);
+            Ok(())
         });
         encoded.map_err(|error| match error {
             Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
@@ -117,6 +119,7 @@ impl Reader<'_> {
             let start = at;
             at += line.len() + 1;
             if at / PIECE > start / PIECE {
+                file.unchanged()?;
                 file.release(start - start % PIECE..at.min(file.len()));
             }
             let line = if number == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
@@ -157,6 +160,7 @@ impl Reader<'_> {
                 skipped.first.push(described);
             }
         }
+        file.unchanged()?;
         self.flush(builder, &mut texts)
     }
 

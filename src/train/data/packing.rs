@@ -65,16 +65,17 @@ impl Rows {
     }
 
     /// The tokens of a row, padded.
-    pub(super) fn read(&self, corpus: &Corpus, row: usize, out: &mut [u32]) {
+    pub(super) fn read(&self, corpus: &Corpus, row: usize, out: &mut [u32]) -> Result<()> {
         match self {
             Rows::Even { sequence, .. } => corpus.read(row * sequence, out),
             Rows::Packed { pieces, rows } => {
                 let mut at = 0;
                 for piece in &pieces[rows[row]..rows[row + 1]] {
-                    corpus.read(piece.start, &mut out[at..at + piece.len()]);
+                    corpus.read(piece.start, &mut out[at..at + piece.len()])?;
                     at += piece.len();
                 }
                 out[at..].fill(corpus.padding);
+                Ok(())
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Which files a list of paths and globs names.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::folder::files::{file_name, here};
 
 /// The regular files that `patterns` name, in their order. A pattern is a path or a glob; a relative one is tried against
 /// each folder of `bases` in turn and the first where a file matches wins. The matches of one pattern are sorted by path,
@@ -79,14 +80,67 @@ fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
     if literal.symlink_metadata().is_ok() {
         return Ok(vec![literal]);
     }
-    let folder = base.to_str().ok_or_else(|| {
-        Error::data(format!("{pattern:?}: the folder {} is not valid UTF-8; rename it", base.display()))
-    })?;
-    let whole = Path::new(&glob::Pattern::escape(folder)).join(pattern);
+    let mut reached = vec![base.to_path_buf()];
+    for component in Path::new(pattern).components() {
+        reached = match component {
+            Component::Normal(name) => {
+                let found = step(reached, &name.to_string_lossy());
+                found.map_err(|problem| Error::data(format!("{pattern:?}: {problem}")))?
+            }
+            other => reached.into_iter().map(|path| path.join(other)).collect(),
+        };
+    }
+    if pattern.ends_with(std::path::is_separator) {
+        reached.retain(|path| path.is_dir());
+    }
+    Ok(reached)
+}
+
+/// What one component of a pattern matches in those of `reached` that are folders, or what is wrong. The name of a file
+/// may be any bytes; to a pattern those that are not UTF-8 are a character each.
+fn step(reached: Vec<PathBuf>, component: &str) -> std::result::Result<Vec<PathBuf>, String> {
+    if component == "**" {
+        return folders_below(reached);
+    }
+    let pattern = glob::Pattern::new(component).map_err(|e| format!("not a valid glob: {}", e.msg))?;
+    if glob::Pattern::escape(component) == component {
+        let there = reached.into_iter().map(|path| path.join(component));
+        return Ok(there.filter(|path| path.symlink_metadata().is_ok()).collect());
+    }
     // As in a shell, `*` leaves out hidden files: nobody means to train on .DS_Store.
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
-    glob::glob_with(&whole.to_string_lossy(), options)
-        .map_err(|e| Error::data(format!("{pattern:?} is not a valid glob: {}", e.msg)))?
-        .map(|path| path.map_err(|e| Error::data(format!("{pattern:?}: {e}"))))
-        .collect()
+    let mut found = Vec::new();
+    for folder in reached.into_iter().filter(|path| here(path).is_dir()) {
+        let matches = |path: &PathBuf| pattern.matches_with(&file_name(path), options);
+        found.extend(children(&folder)?.into_iter().filter(matches));
+    }
+    Ok(found)
+}
+
+/// The folders among `reached` and all below them that are not hidden. One to which several links lead is entered once,
+/// under the first of its paths, so links in a circle have an end.
+fn folders_below(mut reached: Vec<PathBuf>) -> std::result::Result<Vec<PathBuf>, String> {
+    let (mut entered, mut found) = (HashSet::new(), Vec::new());
+    // The next to enter is the last.
+    reached.reverse();
+    while let Some(folder) = reached.pop() {
+        let real = here(&folder).canonicalize();
+        if real.is_ok_and(|real| real.is_dir() && entered.insert(real)) {
+            let below = children(&folder)?.into_iter().rev();
+            reached.extend(below.filter(|path| !file_name(path).starts_with('.')));
+            found.push(folder);
+        }
+    }
+    Ok(found)
+}
+
+/// What lies in a folder.
+fn children(folder: &Path) -> std::result::Result<Vec<PathBuf>, String> {
+    // Not the entries' own paths, which begin with "./" in the folder that has no name.
+    let names = std::fs::read_dir(here(folder))
+        .and_then(|entries| entries.map(|entry| entry.map(|e| folder.join(e.file_name()))).collect());
+    let mut paths: Vec<PathBuf> =
+        names.map_err(|e| format!("the folder {} cannot be read: {e}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
 }
