@@ -43,8 +43,12 @@ mod shaders;
 mod speaking;
 // Tokenizers and chat templates.
 mod text;
+// The pages in docs/ against the code.
+mod docs;
 // Pictures and traces.
 mod timeline;
+// The picture of a run's losses.
+mod curve;
 // The verb trace, on a run and on damaged folders.
 mod trace;
 // p stages against one, unlike adapters, resuming.
