@@ -54,7 +54,7 @@ fn the_picture_of_a_very_long_run_is_small_and_shows_its_highest_loss() {
     assert!(svg.len() < 100_000, "{} bytes", svg.len());
     let usual = run(100_000, 10).to_svg("long", &[]);
     // The axis makes room for it.
-    assert!(svg.contains(">9<") && !usual.contains(">9<"));
+    assert!(svg.contains(">8<") && !usual.contains(">8<"));
 }
 
 proptest! {

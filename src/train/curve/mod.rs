@@ -87,10 +87,10 @@ impl Curve {
         &self.evaluations
     }
 
-    /// The best evaluation, the earliest of several.
+    /// The best evaluation whose loss is finite, the earliest of several.
     pub fn best(&self) -> Option<Evaluation> {
         let by_loss = |a: &Evaluation, b: &Evaluation| a.loss.total_cmp(&b.loss).then(a.step.cmp(&b.step));
-        self.evaluations.iter().copied().min_by(by_loss)
+        self.evaluations.iter().copied().filter(|evaluation| evaluation.loss.is_finite()).min_by(by_loss)
     }
 }
 

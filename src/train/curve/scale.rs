@@ -42,14 +42,14 @@ impl Scale {
         Scale { low, high, decades: false, ends }
     }
 
-    /// The place of a number.
+    /// The place of a number; of one far beyond the axis, a place beyond it.
     pub fn place(&self, number: f64) -> f64 {
         let part = match self.decades {
             true => (number.max(self.low) / self.low).log10() / (self.high / self.low).log10(),
             false => (number - self.low) / (self.high - self.low),
         };
         // An axis of one number has it in the middle.
-        let part = if part.is_finite() { part } else { 0.5 };
+        let part = if part.is_nan() { 0.5 } else { part.clamp(-1.0, 2.0) };
         self.ends.0 + part * (self.ends.1 - self.ends.0)
     }
 
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(labels(&of(&[1.2, 5.6]), 6), ["1", "2", "3", "4", "5"]);
         assert_eq!(labels(&of(&[2.41, 2.46]), 6), ["2.41", "2.42", "2.43", "2.44", "2.45", "2.46"]);
         assert_eq!(labels(&of(&[0.02, 6.0]), 6), ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]);
-        assert_eq!(labels(&of(&[1e-3, 1e300]), 6)[..2], ["1e0", "1e100"]);
+        assert_eq!(labels(&of(&[1e-3, 1e300]), 6)[..2], ["1", "1e100"]);
         for numbers in [
             &[][..], &[2.0], &[0.0], &[-1.0], &[1e300], &[-1e300, 1e300], &[0.0, 1e300], &[1e16, 1e16 + 2.0], &[5e-324],
             &[5e-324, 1e300], &[1.0, 1.0 + 1e-15], &[3e-7, 5e-7],

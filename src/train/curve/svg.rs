@@ -46,7 +46,7 @@ impl Curve {
         let marked = draw_checkpoints(&mut svg, checkpoints, &x);
         self.draw_evaluations(&mut svg, &evaluations, &x, &y);
         self.draw_rates(&mut svg, &x);
-        let best = self.best().filter(|best| best.loss.is_finite());
+        let best = self.best();
         if let Some(best) = best {
             draw_best(&mut svg, best, &x, &y);
         }
@@ -77,7 +77,8 @@ impl Curve {
             }
             None => {}
         }
-        if let (Some(last), Some(best)) = (self.evaluations.last(), self.best()) {
+        let last = self.evaluations.iter().rfind(|evaluation| evaluation.loss.is_finite());
+        if let (Some(last), Some(best)) = (last, self.best()) {
             parts.push(format!("evaluation {} at step {}", short(last.loss), last.step));
             if best.step != last.step {
                 parts.push(format!("best {} at step {}", short(best.loss), best.step));
