@@ -33,8 +33,9 @@ pub(crate) fn open(title: &str, height: f64) -> String {
 
 /// A square of a colour with its meaning; returns where the next one goes.
 pub(crate) fn swatch(svg: &mut String, x: f64, y: f64, fill: impl Display, name: &str) -> f64 {
-    let square =
-        format!("<rect x=\"{x:.1}\" y=\"{y}\" width=\"{SWATCH}\" height=\"{SWATCH}\" rx=\"3\" fill=\"{fill}\"/>");
+    let square = format!(
+        "<rect x=\"{x:.1}\" y=\"{y}\" width=\"{SWATCH}\" height=\"{SWATCH}\" rx=\"3\" fill=\"{fill}\"/>"
+    );
     entry(svg, x, y, &square, name)
 }
 

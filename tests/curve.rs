@@ -28,7 +28,17 @@ fn run(steps: u64, every: u64) -> Curve {
 fn the_picture_shows_what_a_run_has_and_names_nothing_else() {
     let svg = run(300, 25).to_svg("Losses up to step 300", &[100, 200, 250, 300]);
     assert_well_formed(&svg);
-    for words in ["Losses up to step 300", "loss of a step", "smoothed", ">evaluation<", "best evaluation", "checkpoint<", "learning rate", "checkpoint of step 250", ">step<"] {
+    for words in [
+        "Losses up to step 300",
+        "loss of a step",
+        "smoothed",
+        ">evaluation<",
+        "best evaluation",
+        "checkpoint<",
+        "learning rate",
+        "checkpoint of step 250",
+        ">step<",
+    ] {
         assert!(svg.contains(words), "{words}: {svg}");
     }
     let one = Point { step: 1, loss: Some(5.5), learning_rate: Some(1e-4), valid_loss: None };
@@ -102,13 +112,19 @@ fn three_rises_in_a_row_are_told_once_until_the_loss_falls_again() {
     assert_eq!(told(&twice), [50, 90], "again after it fell");
     assert_eq!(told(&[(1.5, 1.5), (1.6, 1.4), (1.7, 1.3)]), [0; 0], "two rises");
     assert_eq!(told(&[(1.5, 1.5), (1.6, 1.4), (1.6, 1.3), (1.7, 1.2)]), [0; 0], "one was no rise");
-    assert_eq!(told(&[(1.5, 1.5), (1.6, 1.6), (1.7, 1.7), (1.8, 1.8)]), [0; 0], "training does not fall either");
+    assert_eq!(
+        told(&[(1.5, 1.5), (1.6, 1.6), (1.7, 1.7), (1.8, 1.8)]),
+        [0; 0],
+        "training does not fall either"
+    );
     let late = [(1.5, 1.5), (1.6, 1.6), (1.7, 1.7), (1.8, 1.8), (1.9, 1.4), (2.0, 1.3)];
     assert_eq!(told(&late), [50], "as soon as training has fallen");
     assert_eq!(told(&[(1.5, f64::NAN), (f64::NAN, 1.5), (1.7, 1.3), (f64::INFINITY, 1.2)]), [0; 0]);
     let all = evaluations(&rising);
     let text = warn(overfitting(&all).unwrap(), Path::new("runs/x/checkpoints/000020"), false);
-    for words in ["from step 20 to 50", "3 times", "1.5000 to 1.8000", "runs/x/checkpoints/000020", "train.patience"] {
+    for words in
+        ["from step 20 to 50", "3 times", "1.5000 to 1.8000", "runs/x/checkpoints/000020", "train.patience"]
+    {
         assert!(text.contains(words), "{text}");
     }
     assert!(!text.contains('\n') && !warn(&all, Path::new("x"), true).contains("patience"), "{text}");
@@ -117,13 +133,12 @@ fn three_rises_in_a_row_are_told_once_until_the_loss_falls_again() {
 #[test]
 fn the_loss_of_training_beside_an_evaluation_is_that_of_the_steps_before_it() {
     let mut curve = Curve::default();
-    for (step, loss, valid_loss) in [(1, 4.0, None), (2, 2.0, Some(2.5)), (3, 1.0, Some(2.0)), (4, 0.5, None)] {
+    for (step, loss, valid_loss) in [(1, 4.0, None), (2, 2.0, Some(2.5)), (3, 1.0, Some(2.0)), (4, 0.5, None)]
+    {
         curve.push(Point { step, loss: Some(loss), valid_loss, learning_rate: None });
     }
-    let wanted = [
-        Evaluation { step: 2, loss: 2.5, training: 3.0 },
-        Evaluation { step: 3, loss: 2.0, training: 1.0 },
-    ];
+    let wanted =
+        [Evaluation { step: 2, loss: 2.5, training: 3.0 }, Evaluation { step: 3, loss: 2.0, training: 1.0 }];
     assert_eq!(curve.evaluations(), wanted);
     assert_eq!(curve.best(), Some(wanted[1]));
 }

@@ -198,7 +198,11 @@ pub fn assert_described(run: &Path, checkpoint: &str) {
     }
     for name in ["state.json", "manifest.json"] {
         let text = std::fs::read_to_string(checkpoint.join(name)).unwrap();
-        assert_eq!(of_run(&format!("field of {name}")), keys(&serde_json::from_str(&text).unwrap()), "{name}");
+        assert_eq!(
+            of_run(&format!("field of {name}")),
+            keys(&serde_json::from_str(&text).unwrap()),
+            "{name}"
+        );
     }
 }
 
@@ -206,7 +210,10 @@ pub fn assert_described(run: &Path, checkpoint: &str) {
 fn the_keys_of_a_config_are_printed_as_a_config_and_a_files_own_values_are_marked() {
     let place = crate::cli::Place::new();
     let printed = place.succeed(&["config"]);
-    assert_eq!(Config::parse(&printed, &[], "printed").unwrap(), Config::parse(&smallest(), &[], "").unwrap());
+    assert_eq!(
+        Config::parse(&printed, &[], "printed").unwrap(),
+        Config::parse(&smallest(), &[], "").unwrap()
+    );
     for table in TABLES {
         assert!(printed.contains(&format!("[{}]", table.name)));
         assert!(table.keys.iter().all(|key| printed.contains(key.about)));

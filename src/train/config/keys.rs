@@ -74,16 +74,21 @@ pub const TABLES: &[Table] = &[
                 "Family: gpt2, llama, qwen2, qwen3, mistral, or mlp (gpt2 without attention).",
             ),
             key("layers", "", Refused("4"), "Transformer blocks."),
-            key("width", "elements", Refused("128"), "Of the vector of a token between layers."),
+            key("width", "elements", Refused("128"), "Length of the vector that a token is between layers."),
             key("heads", "", Refused("4"), "Attention heads; they divide width unless head_dim is given."),
             key("context", "tokens", Refused("128"), "Longest sequence that the model can see."),
             key("vocabulary", "tokens", Refused("256"), "Different tokens; 256 for bytes."),
-            key("kv_heads", "", or("as heads", "2"), "Heads of keys and values; they divide heads. Not gpt2."),
+            key(
+                "kv_heads",
+                "",
+                or("as heads", "2"),
+                "Heads of keys and values; they divide heads. Not gpt2.",
+            ),
             key(
                 "head_dim",
                 "elements",
                 or("width / heads", "32"),
-                "Of the vector of a head; even. Not gpt2.",
+                "Length of the vector of a head; even. Not gpt2.",
             ),
             key(
                 "intermediate",
@@ -103,12 +108,7 @@ pub const TABLES: &[Table] = &[
                 or("gpt2: true; others: false", "true"),
                 "Whether the head's weight is the embedding's table.",
             ),
-            key(
-                "initializer_range",
-                "",
-                or("0.02", "0.02"),
-                "Standard deviation of the initial weights.",
-            ),
+            key("initializer_range", "", or("0.02", "0.02"), "Standard deviation of the initial weights."),
             key(
                 "sliding_window",
                 "tokens",
@@ -168,30 +168,40 @@ pub const TABLES: &[Table] = &[
                 Default,
                 "A line that is no record ends the run (refuse) or is counted and left out (skip).",
             ),
-            key("order", "", Default, "Sequences in a seeded permutation an epoch (shuffled) or as they come (sequential)."),
+            key(
+                "order",
+                "",
+                Default,
+                "Sequences in a seeded permutation an epoch (shuffled) or as they come (sequential).",
+            ),
         ],
     },
     Table {
         name: "train",
         about: "Optimisation: AdamW. A step sees batch sequences of sequence tokens.",
         keys: &[
-            key("steps", "steps", Refused("400"), "In all."),
-            key("batch", "sequences", Refused("8"), "Of a step."),
-            key("sequence", "tokens", Refused("128"), "Of a sequence; at most model.context."),
-            key("learning_rate", "", Default, "The highest: reached after warmup, then a cosine falls from it."),
+            key("steps", "steps", Refused("400"), "Steps in all."),
+            key("batch", "sequences", Refused("8"), "Sequences of a step."),
+            key("sequence", "tokens", Refused("128"), "Tokens of a sequence; at most model.context."),
+            key(
+                "learning_rate",
+                "",
+                Default,
+                "The highest one: reached after warmup, and then a cosine falls from it.",
+            ),
             key(
                 "minimum_learning_rate",
                 "",
                 or("a tenth of learning_rate", "1e-4"),
                 "Where the cosine ends.",
             ),
-            key("warmup", "steps", Default, "Over which the learning rate rises."),
+            key("warmup", "steps", Default, "Steps over which the learning rate rises."),
             key("weight_decay", "", Default, "Decay of matrices, times the learning rate, a step."),
             key("clip_norm", "", Default, "Largest norm of the whole gradient; 0 does not clip."),
             key("beta1", "", Default, "Decay of the first moment."),
             key("beta2", "", Default, "Decay of the second moment."),
             key("epsilon", "", Default, "What is added to the root of the second moment."),
-            key("seed", "", Default, "Of the initial weights and of the order of the data."),
+            key("seed", "", Default, "Seed of the initial weights and of the order of the data."),
             key(
                 "weights",
                 "",
@@ -202,13 +212,13 @@ pub const TABLES: &[Table] = &[
                 "evaluate_every",
                 "steps",
                 Default,
-                "Between evaluations, where there is text for them; the last step always has one.",
+                "Steps between evaluations, where there is text for them; the last step always has one.",
             ),
             key(
                 "patience",
                 "evaluations",
                 Default,
-                "Stop after so many in a row that were no better than the best; 0 never stops.",
+                "Stop after so many evaluations in a row that were no better than the best; 0 never stops.",
             ),
         ],
     },
@@ -232,7 +242,7 @@ pub const TABLES: &[Table] = &[
                 "microbatches",
                 "microbatches",
                 or("the planner's choice", "8"),
-                "Of a step; they divide train.batch.",
+                "Microbatches of a step; they divide train.batch.",
             ),
             key(
                 "cuts",
@@ -262,14 +272,14 @@ pub const TABLES: &[Table] = &[
                 "checkpoint_every",
                 "steps",
                 Default,
-                "Between checkpoints; the last step always has one; 0 for no others.",
+                "Steps between checkpoints; the last step always has one; 0 for no others.",
             ),
             key("checkpoint_at_start", "", Default, "Write the initial weights too."),
             key(
                 "keep",
                 "checkpoints",
                 Default,
-                "The newest that are kept; that of the best evaluation stays besides.",
+                "How many of the newest are kept; that of the best evaluation stays besides.",
             ),
         ],
     },
@@ -351,7 +361,8 @@ mod tests {
 
     /// The names that a struct reads, which serde lists when it meets another.
     fn read_by<T: DeserializeOwned>() -> BTreeSet<String> {
-        let error = toml::from_str::<T>("'no such key' = 0").err().expect("strangers are refused").to_string();
+        let error =
+            toml::from_str::<T>("'no such key' = 0").err().expect("strangers are refused").to_string();
         let list = error.split("expected").nth(1).expect("names what is known");
         list.split('`').skip(1).step_by(2).map(String::from).collect()
     }
@@ -407,7 +418,10 @@ mod tests {
     fn what_is_said_of_a_key_is_one_line_of_bearable_length() {
         for table in TABLES {
             for about in table.keys.iter().map(|key| key.about).chain([table.about]) {
-                assert!(about.ends_with('.') && !about.contains(['\n', '|']) && about.len() <= 118, "{about}");
+                assert!(
+                    about.ends_with('.') && !about.contains(['\n', '|']) && about.len() <= 118,
+                    "{about}"
+                );
             }
         }
     }

@@ -45,7 +45,8 @@ fn line(key: &Key, value: Option<&Value>, default: Option<&Value>) -> String {
         }
         Absent::Otherwise { words, example } => (example.to_string(), format!("default: {words}")),
     };
-    let is_default = matches!(key.absent, Absent::Default) && value.is_none_or(|value| Some(value) == default);
+    let is_default =
+        matches!(key.absent, Absent::Default) && value.is_none_or(|value| Some(value) == default);
     let said: Vec<&str> = match is_default {
         true => [key.unit].to_vec(),
         false => [key.unit, &usual].to_vec(),
@@ -98,12 +99,14 @@ mod tests {
         let listing = parse(&smallest()).unwrap().listing().unwrap();
         let commented = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
         let lines: Vec<&str> = listing.lines().filter(commented).collect();
-        let optional = TABLES.iter().flat_map(|t| t.keys).filter(|k| matches!(k.absent, Absent::Otherwise { .. }));
+        let optional =
+            TABLES.iter().flat_map(|t| t.keys).filter(|k| matches!(k.absent, Absent::Otherwise { .. }));
         // All of [adapter] is optional: its heading and three keys that have defaults.
         assert_eq!(lines.len(), optional.count() + 4, "{lines:?}");
         for line in lines.iter().filter(|line| !line.starts_with("#[")) {
             let is_adapters = TABLES[1].keys.iter().any(|key| line.starts_with(&format!("#{} ", key.name)));
-            let listing = if is_adapters { listing.replace("#[adapter]", "[adapter]") } else { listing.clone() };
+            let listing =
+                if is_adapters { listing.replace("#[adapter]", "[adapter]") } else { listing.clone() };
             let edited = listing.replace(line, &line[1..]);
             assert_ne!(edited, listing);
             parse(&edited).unwrap_or_else(|error| panic!("{line}: {error}"));

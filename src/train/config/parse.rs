@@ -191,8 +191,9 @@ fn take_path(
         let is_another = table.get("adapter").is_some_and(|given| says(given).as_ref() != Some(&adapter));
         let adapter = toml::Table::try_from(adapter).unwrap_or_default();
         if is_another {
-            let message = format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
-                .replace('\n', " ");
+            let message =
+                format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
+                    .replace('\n', " ");
             return Err(Error::config(place, message));
         }
         table.insert("adapter".into(), adapter.into());

@@ -53,7 +53,11 @@ impl Curve {
         let occurs = [
             (!self.training.buckets().is_empty(), line(TRAINING, 1.5), "loss of a step"),
             (smoothed.is_some(), line(SMOOTHED, 2.5), "smoothed"),
-            (!evaluations.buckets().is_empty(), line(EVALUATION, 2.0) + &circle(7.0, 7.0, "evaluation"), "evaluation"),
+            (
+                !evaluations.buckets().is_empty(),
+                line(EVALUATION, 2.0) + &circle(7.0, 7.0, "evaluation"),
+                "evaluation",
+            ),
             (best.is_some(), ring(7.0, 7.0), "best evaluation"),
             (marked, triangle(7.0, 2.0, "checkpoint"), "checkpoint"),
             (!self.rates.buckets().is_empty(), line(LEARNING_RATE, 2.0), "learning rate"),
@@ -98,7 +102,8 @@ impl Curve {
         let buckets = self.training.buckets().iter().chain(self.rates.buckets());
         let steps = buckets.flat_map(|bucket| [bucket.steps.0, bucket.steps.1]);
         let steps = steps.chain(self.evaluations.iter().map(|evaluation| evaluation.step));
-        let (first, last) = steps.fold((u64::MAX, 0), |(first, last), step| (first.min(step), last.max(step)));
+        let (first, last) =
+            steps.fold((u64::MAX, 0), |(first, last), step| (first.min(step), last.max(step)));
         Scale::between(first.min(last) as f64, last as f64, (LEFT + 10.0, RIGHT - 10.0))
     }
 
@@ -268,7 +273,9 @@ fn circle(x: f64, y: f64, tip: &str) -> String {
 }
 
 fn ring(x: f64, y: f64) -> String {
-    format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"6\" fill=\"none\" stroke=\"{INK}\" stroke-width=\"1.5\"/>")
+    format!(
+        "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"6\" fill=\"none\" stroke=\"{INK}\" stroke-width=\"1.5\"/>"
+    )
 }
 
 /// Ten high, its tip at the top; `tip` is shown under the pointer.
