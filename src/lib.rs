@@ -10,6 +10,7 @@
 //! is async, and the same code drives native threads and a browser's event loop.
 
 pub mod error;
+mod picture;
 
 pub mod gpu;
 pub mod graph;

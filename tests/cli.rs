@@ -104,6 +104,7 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         "config.toml",
         "timeline.svg",
         "trace.json",
+        "loss.svg",
         "prediction.json",
         "checkpoints/latest",
         "checkpoints/000012/manifest.json",
@@ -111,6 +112,9 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         assert!(run.join(name).exists(), "{name}");
     }
     assert!(!run.join("checkpoints/000004").exists(), "only the last two are kept");
+    crate::docs::assert_described(&run, "000012");
+    let picture = std::fs::read_to_string(run.join("loss.svg")).unwrap();
+    assert!(picture.contains("checkpoint of step 8") && picture.contains("checkpoint of step 12"));
     let row = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let row: serde_json::Value = serde_json::from_str(row.lines().last().unwrap()).unwrap();
     for key in [

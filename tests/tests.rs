@@ -49,8 +49,12 @@ mod containment;
 mod text;
 // The script that installs what `make` needs.
 mod setup;
+// The pages in docs/ against the code.
+mod docs;
 // Pictures and traces.
 mod timeline;
+// The picture of a run's losses.
+mod curve;
 // The verb trace, on a run and on damaged folders.
 mod trace;
 // p stages against one, unlike adapters, resuming.

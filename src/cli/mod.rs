@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
 
 mod chat;
+mod config;
 mod devices;
 mod eval;
 mod export;
@@ -55,6 +56,7 @@ enum Verb {
     Chat(chat::Arguments),
     Plan(plan::Arguments),
     Schedule(schedule::Arguments),
+    Config(config::Arguments),
 }
 
 /// What the program takes from its surroundings, read once.
@@ -87,6 +89,7 @@ pub fn run(environment: &Environment) -> u8 {
         Verb::Chat(a) => chat::run(&a, environment),
         Verb::Plan(a) => plan::run(&a, environment),
         Verb::Schedule(a) => schedule::run(&a),
+        Verb::Config(a) => config::run(&a),
     };
     match result {
         Ok(status) => status,

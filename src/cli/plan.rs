@@ -15,7 +15,7 @@ use crate::plan::Explanation;
 /// else was considered.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml"
+    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
 )]
 pub(super) struct Arguments {
     #[command(flatten)]

@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
 use crate::error::{Error, Result};
+use crate::folder::files::read_text;
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::profile::{Profiler, Progress};
@@ -17,7 +18,7 @@ use crate::train::source::describe;
 /// An experiment.
 #[derive(clap::Args)]
 pub(super) struct Experiment {
-    /// The experiment: a TOML file.
+    /// The experiment: a TOML file. `polystage config` lists its keys.
     pub(super) config: PathBuf,
     /// Override a key of the file; may be given several times.
     #[arg(long, value_name = "a.b=c")]
@@ -35,7 +36,7 @@ pub(super) struct MachineArguments {
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
     #[arg(long)]
     pub(super) memory: Option<String>,
-    /// Plan with the profiles in this file instead of measuring.
+    /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md.
     #[arg(long, value_name = "FILE")]
     pub(super) machine: Option<PathBuf>,
     /// Measure again what earlier runs have measured.
@@ -46,22 +47,26 @@ pub(super) struct MachineArguments {
 impl Experiment {
     /// Reads the file with its overrides.
     pub(super) fn read(&self) -> Result<Config> {
-        let place = self.config.display().to_string();
-        // A pipe would make the program wait for ever.
-        let text = match std::fs::metadata(&self.config) {
-            Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
-            _ => std::fs::read_to_string(&self.config)
-                .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
-        };
-        let mut config = Config::parse_with(&text, &self.set, &place, |path| describe(path, &self.bases()))?;
+        let mut config = read_config(&self.config, &self.set)?;
         self.machine.choose(&mut config)?;
         Ok(config)
     }
 
     /// The folders from which the file's paths count.
     pub(super) fn bases(&self) -> Vec<PathBuf> {
-        vec![self.config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
+        bases(&self.config)
     }
+}
+
+/// Reads a config with overrides.
+pub(super) fn read_config(path: &Path, set: &[String]) -> Result<Config> {
+    let text = read_text(path).map_err(|error| error.config(path))?;
+    Config::parse_with(&text, set, &path.display().to_string(), |model| describe(model, &bases(path)))
+}
+
+/// The folders from which the paths in a config count.
+fn bases(config: &Path) -> Vec<PathBuf> {
+    vec![config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
 }
 
 impl MachineArguments {

@@ -11,7 +11,7 @@ use crate::schedule::{self, AUTO, Costs, Effort, Schedule};
 /// Prints a schedule as a grid: a row a device, a column a unit of time (F, I and W take 1, B takes 2).
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage schedule 1f1b --stages 4 --microbatches 8\n  polystage schedule zb-v --text > mine.txt\n  polystage schedule mine.txt"
+    after_help = "Examples:\n  polystage schedule 1f1b --stages 4 --microbatches 8\n  polystage schedule zb-v --text > mine.txt\n  polystage schedule mine.txt\n\nThe text form, with an example: docs/schedules.md."
 )]
 pub(super) struct Arguments {
     /// gpipe, 1f1b, eager-1f1b, interleaved-1f1b, zb-h1, zb-h2, zb-v, auto (made for equal times here), or a file in

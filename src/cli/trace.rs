@@ -21,7 +21,7 @@ const SLOW: f64 = 1.1;
 /// Explains a run: predicted and measured time side by side, why devices were idle, what dominates and what to try.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage trace runs/tiny-1\n  polystage trace runs/tiny-1 --json\n\nAlso writes comparison.svg. trace.json of the same folder opens in ui.perfetto.dev."
+    after_help = "Examples:\n  polystage trace runs/tiny-1\n  polystage trace runs/tiny-1 --json\n\nAlso writes comparison.svg. trace.json of the same folder opens in ui.perfetto.dev. What else lies there: docs/run.md."
 )]
 pub(super) struct Arguments {
     /// The run's folder.

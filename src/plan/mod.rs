@@ -33,6 +33,7 @@ pub use costs::{Assignment, costs};
 pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
 pub use machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
+pub use read::MACHINE_KEYS;
 pub use workload::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
     Workload,

@@ -24,6 +24,37 @@ const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
 /// More devices than anyone plugs into one machine.
 const MAX_DEVICES: usize = 16;
 
+/// The keys of each table of a machine file, by the table's path.
+pub const MACHINE_KEYS: &[(&str, &[&str])] = &[
+    ("", ROOT),
+    ("link", LINK),
+    ("links", LINKS),
+    ("devices", DEVICE),
+    ("devices.jitter", JITTER),
+    ("devices.rates", RATES),
+    ("devices.shapes", SHAPE),
+    ("devices.shapes.layers", LAYER),
+];
+
+const ROOT: &[&str] = &["name", "cores", "slowdown", "link", "devices", "links"];
+const LINK: &[&str] = &["latency_us", "gb_s", "out_gb_s", "into_gb_s"];
+const LINKS: &[&str] = &["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"];
+const DEVICE: &[&str] =
+    &["name", "driver", "memory", "max_binding", "cores", "copy_engine", "jitter", "rates", "shapes"];
+const JITTER: &[&str] = &["part", "seconds"];
+const RATES: &[&str] = &[
+    "matmul_gflops",
+    "memory_gb_s",
+    "launch_us",
+    "submit_us",
+    "optimizer_gb_s",
+    "norm_gb_s",
+    "clear_gb_s",
+    "barrier_us",
+];
+const SHAPE: &[&str] = &["shape", "submit_us", "layers"];
+const LAYER: &[&str] = &["forward", "input", "weight", "backward"];
+
 type Value<'t> = Spanned<DeValue<'t>>;
 
 /// Reads a machine file.
@@ -32,7 +63,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     let root = DeTable::parse(text)
         .map_err(|error| file.error(error.span().unwrap_or(0..0), &error.message().replace('\n', ", ")))?;
     let root = Section::new(&file, root.get_ref(), root.span(), String::new());
-    root.known(&["name", "cores", "slowdown", "link", "devices", "links"])?;
+    root.known(ROOT)?;
     let devices = root.tables("devices")?.iter().map(device).collect::<Result<Vec<_>>>()?;
     if devices.is_empty() || devices.len() > MAX_DEVICES {
         let message = format!(
@@ -45,7 +76,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     let count = devices.len();
     let mut links: Vec<LinkProfile> = Vec::new();
     for section in root.tables("links")? {
-        section.known(&["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"])?;
+        section.known(LINKS)?;
         let end = |key| section.required(key, |v, path| file.index(v, path, count));
         let (from, to) = (end("from")?, end("to")?);
         if from == to {
@@ -59,7 +90,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
         links.push(LinkProfile { from, to, link: link(&section)? });
     }
     let usual = root.table("link")?;
-    usual.known(&["latency_us", "gb_s", "out_gb_s", "into_gb_s"])?;
+    usual.known(LINK)?;
     Ok(Machine {
         name: root.required("name", |v, path| file.text(v, path))?,
         cores,
@@ -72,17 +103,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
 
 fn device(section: &Section) -> Result<DeviceProfile> {
     let file = section.file;
-    section.known(&[
-        "name",
-        "driver",
-        "memory",
-        "max_binding",
-        "cores",
-        "copy_engine",
-        "jitter",
-        "rates",
-        "shapes",
-    ])?;
+    section.known(DEVICE)?;
     let mut shapes: Vec<ShapeProfile> = Vec::new();
     for part in section.tables("shapes")? {
         let profile = shape(&part)?;
@@ -111,16 +132,7 @@ fn device(section: &Section) -> Result<DeviceProfile> {
 
 fn rates(section: &Section) -> Result<Rates> {
     let file = section.file;
-    section.known(&[
-        "matmul_gflops",
-        "memory_gb_s",
-        "launch_us",
-        "submit_us",
-        "optimizer_gb_s",
-        "norm_gb_s",
-        "clear_gb_s",
-        "barrier_us",
-    ])?;
+    section.known(RATES)?;
     let rate = |key| section.required(key, |v, path| file.number(v, path, RATE));
     let time = |key| section.required(key, |v, path| file.number(v, path, MICROSECONDS));
     let maybe = |key| section.optional(key, |v, path| file.number(v, path, RATE));
@@ -137,7 +149,7 @@ fn rates(section: &Section) -> Result<Rates> {
 }
 
 fn jitter(section: &Section) -> Result<Jitter> {
-    section.known(&["part", "seconds"])?;
+    section.known(JITTER)?;
     let number = |key, range: RangeInclusive<f64>| {
         section.required(key, |v, path| section.file.number(v, path, range))
     };
@@ -146,12 +158,12 @@ fn jitter(section: &Section) -> Result<Jitter> {
 
 fn shape(section: &Section) -> Result<ShapeProfile> {
     let file = section.file;
-    section.known(&["shape", "submit_us", "layers"])?;
+    section.known(SHAPE)?;
     let layers = section.table("layers")?;
     let mut profiles = BTreeMap::new();
     for kind in layers.table.keys().map(|key| key.get_ref().to_string()) {
         let layer = layers.table(&kind)?;
-        layer.known(&["forward", "input", "weight", "backward"])?;
+        layer.known(LAYER)?;
         let time = |key| layer.required(key, |v, path| file.number(v, path, SECONDS));
         let profile = LayerProfile {
             forward: time("forward")?,

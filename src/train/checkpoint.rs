@@ -225,6 +225,21 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
     Ok(candidates.into_iter().map(|(_, folder)| folder).find(|folder| check(folder, Files::Sizes).is_ok()))
 }
 
+/// The folder of a step's checkpoint, which need not exist.
+pub fn folder(run: &Path, step: u64) -> PathBuf {
+    run.join("checkpoints").join(format!("{step:06}"))
+}
+
+/// The steps of the checkpoints that a run has, newest first; folders that are damaged count too.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be listed.
+pub fn steps(run: &Path) -> Result<Vec<u64>> {
+    let root = run.join("checkpoints");
+    let folders = if root.is_dir() { numbered(&root)? } else { Vec::new() };
+    Ok(folders.into_iter().map(|(step, _)| step).collect())
+}
+
 /// The folder that `path` means: a folder of a checkpoint, model or adapter is its own, and a run folder means its latest
 /// checkpoint.
 ///

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod curve;
 pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{mark_best, open, write_atomic};
+use super::checkpoint::{self, mark_best, open, write_atomic};
+use super::curve::{self, Curve, Point};
 use super::source::Origin;
 use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
@@ -18,8 +19,8 @@ pub struct Run {
     origin: Origin,
     /// Checkpoints that are kept.
     keep: usize,
-    /// Steps with an evaluation, and its loss.
-    evaluations: Vec<(u64, f64)>,
+    /// The losses of all its rows.
+    curve: Curve,
     /// Held while the run lives, so that two processes do not write into one folder; the system lets go of it even
     /// after `kill -9`.
     _lock: std::fs::File,
@@ -63,8 +64,9 @@ impl Run {
         };
         write_atomic(&file, kept.as_bytes())?;
         let metrics = std::fs::OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
-        let evaluations = kept.lines().filter_map(evaluation).collect();
-        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, evaluations, _lock: lock })
+        let mut curve = Curve::default();
+        kept.lines().filter_map(|line| serde_json::from_str(line).ok()).for_each(|point| curve.push(point));
+        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, curve, _lock: lock })
     }
 
     /// The folder.
@@ -74,7 +76,7 @@ impl Run {
 
     /// Appends a row to `metrics.jsonl`.
     pub fn log(&mut self, row: &Row) -> Result<()> {
-        self.evaluations.extend(row.valid_loss.map(|loss| (row.step, loss)));
+        self.curve.push(Point::from(row));
         let line = serde_json::to_string(row).unwrap_or_default();
         writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join("metrics.jsonl")))
     }
@@ -86,13 +88,20 @@ impl Run {
 
     /// The step and the loss of the best evaluation, the earliest of several.
     pub fn best(&self) -> Option<(u64, f64)> {
-        self.evaluations.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)))
+        self.curve.best().map(|best| (best.step, best.loss))
     }
 
     /// How many evaluations in a row were no better than the best.
     pub fn stale(&self) -> u64 {
         let best = self.best().map_or(0, |(step, _)| step);
-        self.evaluations.iter().filter(|(step, _)| *step > best).count() as u64
+        self.curve.evaluations().iter().filter(|evaluation| evaluation.step > best).count() as u64
+    }
+
+    /// What to say after an evaluation of a model that begins to learn its text by heart. `patience` is the config's.
+    pub fn overfitting(&self, patience: u64) -> Option<String> {
+        let rise = curve::overfitting(self.curve.evaluations())?;
+        let (best, _) = self.best()?;
+        Some(curve::warn(rise, &checkpoint::folder(&self.path, best), patience > 0))
     }
 
     /// Writes a checkpoint of the trainer. The one of the best evaluation stays whatever comes after it.
@@ -117,8 +126,11 @@ impl Run {
         })
     }
 
-    /// Writes `timeline.svg` and `trace.json` of the last step.
+    /// Writes `loss.svg` of all steps, and `timeline.svg` and `trace.json` of the last one.
     pub fn draw(&self, trainer: &Trainer) -> Result<()> {
+        let title = format!("Losses up to step {}", trainer.step_number());
+        let picture = self.curve.to_svg(&title, &checkpoint::steps(&self.path)?);
+        write_atomic(&self.path.join("loss.svg"), picture.as_bytes())?;
         let timeline = trainer.timeline();
         if timeline.events.is_empty() {
             return Ok(());
@@ -127,11 +139,6 @@ impl Run {
         write_atomic(&self.path.join("timeline.svg"), timeline.to_svg(&title).as_bytes())?;
         write_atomic(&self.path.join("trace.json"), timeline.to_chrome_trace().as_bytes())
     }
-}
-
-fn evaluation(line: &str) -> Option<(u64, f64)> {
-    let row: serde_json::Value = serde_json::from_str(line).ok()?;
-    Some((row["step"].as_u64()?, row["valid_loss"].as_f64()?))
 }
 
 fn is_before(line: &str, step: u64) -> bool {

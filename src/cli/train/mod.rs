@@ -18,7 +18,7 @@ use crate::train::config::Config;
 /// Trains a model whose layers are split over the machine's adapters.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage train configs/tiny.toml\n  polystage train configs/tiny.toml --devices 0,1 --set train.steps=500 --out runs/mine\n  polystage train configs/tiny.toml --out runs/mine --resume"
+    after_help = "Examples:\n  polystage train configs/tiny.toml\n  polystage train configs/tiny.toml --devices 0,1 --set train.steps=500 --out runs/mine\n  polystage train configs/tiny.toml --out runs/mine --resume\n\nThe keys of a config: `polystage config`, docs/config.md. What lies in a run's folder: docs/run.md."
 )]
 pub(super) struct Arguments {
     #[command(flatten)]

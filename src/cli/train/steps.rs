@@ -67,6 +67,9 @@ pub(super) fn train(job: Job) -> Result<u8> {
             let failed = format!("the evaluation after step {}", row.step);
             return Err(fail(error, &failed, &run, &mut trainer, saved));
         }
+        if let Some(warning) = row.valid_loss.and_then(|_| run.overfitting(config.train.patience)) {
+            if bar.is_hidden() { note(warning) } else { bar.println(warning) }
+        }
         show(&bar, &row, config.train.steps, &mut shown);
         if let Some(replanner) = &mut replanner {
             let moved =

@@ -1,5 +1,7 @@
 //! Round times for an axis, the same for pictures and terminals.
 
+use crate::picture::round_step;
+
 /// Places on a time axis with what stands there.
 pub(super) struct Axis {
     /// Seconds and the number beside the mark.
@@ -16,13 +18,11 @@ pub(super) fn axis(first: f64, last: f64, count: usize) -> Axis {
         _ => ("µs", 1e6),
     };
     let count = count.max(1);
-    let rough = (last - first) / count as f64;
     // Below a nanosecond there is nothing to see, and the divisions could overflow.
     if last - first < 1e-9 {
         return Axis { marks: Vec::new(), unit };
     }
-    let power = 10f64.powf(rough.log10().floor());
-    let step = power * [1.0, 2.0, 5.0, 10.0].into_iter().find(|m| m * power >= rough * 0.999).unwrap_or(10.0);
+    let step = round_step(last - first, count);
     let decimals = (-((step * factor).log10() + 1e-9).floor()).clamp(0.0, 9.0) as usize;
     let times = (0..=count).map(|i| ((first / step).ceil() + i as f64) * step);
     let marks = times.take_while(|&time| time <= last + step * 1e-6);

@@ -4,10 +4,9 @@ use std::fmt::Write;
 
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference};
-use super::svg::{
-    FAINT, GRID, INK, Labels, Lane, MARGIN, Scale, WIDTH, device, escape, legend, open, swatch,
-};
+use super::svg::{Labels, Lane, Scale, device, legend};
 use super::{EventKind, Timeline};
+use crate::picture::{FAINT, GRID, INK, MARGIN, WIDTH, escape, open, swatch};
 use crate::schedule::{Cause, Gap};
 
 /// Top of the first device's block: below the title, the summary and two rows of legend.

@@ -1,17 +1,13 @@
-//! A timeline as a picture, and the parts that all pictures share.
+//! A timeline as a picture, and the parts that pictures of steps share.
 
 use std::fmt::Write;
 
 use super::axis::{axis, duration};
 use super::{Event, EventKind, Timeline, Track};
+use crate::picture::{FAINT, GRID, MARGIN, WIDTH, escape, open, swatch};
 
-pub(super) const WIDTH: f64 = 1200.0;
-pub(super) const MARGIN: f64 = 28.0;
-pub(super) const INK: &str = "#1f2933";
-pub(super) const FAINT: &str = "#66717f";
-pub(super) const LANE: &str = "#eef1f5";
-pub(super) const GRID: &str = "#d3d9e1";
-
+/// Empty rows.
+const LANE: &str = "#eef1f5";
 /// Top of the first device's block: below the title and the legend.
 const HEADER: f64 = 88.0;
 /// A device's block: its name, compute, copies, and room to the next.
@@ -61,47 +57,11 @@ impl Timeline {
     }
 }
 
-/// The start of a picture of this height: background and title.
-pub(super) fn open(title: &str, height: f64) -> String {
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
-         height=\"{height}\" font-family=\"system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif\" \
-         font-size=\"13\" fill=\"{INK}\">\n<title>{0}</title>\n\
-         <rect x=\"0.5\" y=\"0.5\" width=\"{1}\" height=\"{2}\" rx=\"12\" fill=\"#ffffff\" stroke=\"{GRID}\"/>\n\
-         <text x=\"{MARGIN}\" y=\"38\" font-size=\"19\" font-weight=\"600\">{0}</text>\n",
-        escape(title),
-        WIDTH - 1.0,
-        height - 1.0,
-    )
-}
-
 /// Colours and names in a row at `y`.
 pub(super) fn legend(svg: &mut String, kinds: impl Iterator<Item = EventKind>, y: f64) {
     let mut x = MARGIN;
     for kind in kinds {
         x = swatch(svg, x, y, kind.colours().0, kind.name());
-    }
-}
-
-/// A square of a colour with its meaning; returns where the next one goes.
-pub(super) fn swatch(svg: &mut String, x: f64, y: f64, fill: impl std::fmt::Display, name: &str) -> f64 {
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{x:.1}\" y=\"{y}\" width=\"14\" height=\"14\" rx=\"3\" fill=\"{fill}\"/>\
-         <text x=\"{:.1}\" y=\"{}\" fill=\"{FAINT}\">{name}</text>",
-        x + 20.0,
-        y + 11.5,
-    );
-    x + 44.0 + name.chars().map(breadth).sum::<f64>()
-}
-
-/// Roughly what a character takes of a line; fonts differ.
-fn breadth(c: char) -> f64 {
-    match c {
-        'i' | 'j' | 'l' | ':' | ',' | '.' | '\'' => 3.6,
-        ' ' | '-' | 'f' | 'r' | 't' => 5.0,
-        'm' | 'w' | 'M' | 'W' => 11.5,
-        _ => 7.9,
     }
 }
 
@@ -286,20 +246,4 @@ fn tooltip(event: &Event) -> String {
         }
     }
     text
-}
-
-/// Text for XML; a control character, which XML cannot hold, becomes U+FFFD.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }

@@ -1,6 +1,11 @@
 //! The experiment as a file: TOML, every key checked, every default stated here.
 
+mod keys;
+mod listing;
 mod parse;
+
+pub use keys::{Absent, Key, TABLES, Table, defaults, smallest};
+pub use listing::literal;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +46,7 @@ pub struct DataConfig {
     /// tokens (`.bin`) or text.
     pub train: Vec<String>,
     /// As `train`, for evaluation.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub valid: Vec<String>,
     /// The last part of the text, this fraction of it, is for evaluation; 0 for none.
     #[serde(default)]
@@ -118,7 +123,7 @@ pub struct AdapterConfig {
     #[serde(default = "alpha")]
     pub alpha: f64,
     /// Scale by `alpha` over the root of `rank` instead (Kalajdzievski 2023, arXiv 2312.03732).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub rank_stabilised: bool,
     /// Which linear layers: the ends of their names, `"all-linear"`, or a regular expression. By default those that PEFT
     /// takes for the kind of model: the projections of queries and values.

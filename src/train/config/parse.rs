@@ -1,82 +1,12 @@
 //! Reading, checking and writing the file.
 
-use super::{Config, Described};
+use serde::Deserialize;
+
+use super::keys::{self, nearest};
+use super::{AdapterConfig, Config, Described};
 use crate::error::{Error, Result};
 use crate::model::{Lora, Model};
 use crate::schedule;
-
-/// Every key, for naming the nearest one.
-const KEYS: &[(&str, &[&str])] = &[
-    (
-        "model",
-        &[
-            "kind",
-            "layers",
-            "width",
-            "heads",
-            "context",
-            "vocabulary",
-            "kv_heads",
-            "head_dim",
-            "intermediate",
-            "norm_epsilon",
-            "tied_head",
-            "initializer_range",
-            "sliding_window",
-            "rope_theta",
-            "rope_scaling",
-            "path",
-        ],
-    ),
-    ("adapter", &["rank", "alpha", "rank_stabilised", "targets"]),
-    ("data", &["train", "valid", "split", "tokenizer", "bad_lines", "order"]),
-    (
-        "train",
-        &[
-            "steps",
-            "batch",
-            "sequence",
-            "learning_rate",
-            "minimum_learning_rate",
-            "warmup",
-            "weight_decay",
-            "clip_norm",
-            "beta1",
-            "beta2",
-            "epsilon",
-            "seed",
-            "evaluate_every",
-            "patience",
-            "weights",
-        ],
-    ),
-    ("pipeline", &["devices", "schedule", "microbatches", "cuts", "recompute", "replan"]),
-    ("output", &["checkpoint_every", "checkpoint_at_start", "keep"]),
-];
-
-fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let best = known.map(|k| (strsim::jaro_winkler(given, k), k)).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or(String::new(), |(_, key)| key.to_string())
-}
-
-/// The key as a user would write it in `--set`; unknown ones name the nearest known one.
-fn check_keys(table: &toml::Table, place: &str) -> Result<()> {
-    for (section, value) in table {
-        let Some((_, keys)) = KEYS.iter().find(|(name, _)| name == section) else {
-            let near = nearest(section, KEYS.iter().map(|k| k.0));
-            return Err(Error::config(place, format!("unknown table [{section}]; did you mean [{near}]?")));
-        };
-        let Some(inner) = value.as_table() else {
-            return Err(Error::config(place, format!("{section} must be a table: write [{section}]")));
-        };
-        if let Some(key) = inner.keys().find(|key| !keys.contains(&key.as_str())) {
-            let near = nearest(key, keys.iter().copied());
-            let message = format!("unknown key {section}.{key}; did you mean {section}.{near}?");
-            return Err(Error::config(place, message));
-        }
-    }
-    Ok(())
-}
 
 impl Config {
     /// Reads TOML with `key.sub=value` overrides applied, and checks every value that can be checked without a
@@ -104,7 +34,7 @@ impl Config {
         for item in overrides {
             set(&mut table, item)?;
         }
-        check_keys(&table, place)?;
+        keys::check(&table, place)?;
         let path = take_path(&mut table, place, describe)?;
         let mut config: Config = table
             .try_into()
@@ -216,11 +146,16 @@ impl Config {
 
     /// As TOML, with every default written out.
     pub fn to_toml(&self) -> String {
+        toml::to_string(&self.to_table()).unwrap_or_default()
+    }
+
+    /// The same as data.
+    pub(super) fn to_table(&self) -> toml::Table {
         let mut table = toml::Table::try_from(self).unwrap_or_default();
         if let (Some(path), Some(toml::Value::Table(model))) = (&self.path, table.get_mut("model")) {
             model.insert("path".into(), path.as_str().into());
         }
-        toml::to_string(&table).unwrap_or_default()
+        table
     }
 }
 
@@ -252,16 +187,16 @@ fn take_path(
     }
     *model = found;
     if let Some(adapter) = described.adapter {
+        let says = |given: &toml::Value| AdapterConfig::deserialize(given.clone()).ok();
+        let is_another = table.get("adapter").is_some_and(|given| says(given).as_ref() != Some(&adapter));
         let adapter = toml::Table::try_from(adapter).unwrap_or_default();
-        match table.get("adapter").and_then(toml::Value::as_table) {
-            Some(given) if *given != adapter => {
-                let message =
-                    format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
-                        .replace('\n', " ");
-                return Err(Error::config(place, message));
-            }
-            _ => drop(table.insert("adapter".into(), adapter.into())),
+        if is_another {
+            let message =
+                format!("{path} is an adapter ({adapter}), and [adapter] says otherwise; leave it out")
+                    .replace('\n', " ");
+            return Err(Error::config(place, message));
         }
+        table.insert("adapter".into(), adapter.into());
     }
     // What stays as it is loses nothing.
     if table.contains_key("adapter")
