@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{open_adapter, open_model, resolve};
@@ -11,7 +12,8 @@ use super::config::{AdapterConfig, Config, Described};
 use super::data::{BadLines, Corpus, Reader};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
-use crate::folder::{Dtype, Kind, ModelFolder, Tensors, companions};
+use crate::folder::files::read_text;
+use crate::folder::{Dtype, Fingerprint, Kind, ModelFolder, Tensors, companions};
 use crate::model::{Model, Parameter, Weights};
 use crate::pipeline::Executor;
 use crate::text::Tokenizer;
@@ -183,7 +185,7 @@ impl Text {
         if folder.join(TOKENIZER).exists() {
             return Text::open(folder);
         }
-        let state = std::fs::read_to_string(folder.join("state.json")).unwrap_or_default();
+        let state = read_text(&folder.join("state.json")).unwrap_or_default();
         let state: Value = serde_json::from_str(&state).unwrap_or_default();
         let bytes = vocabulary == 256 || state["tokenizer"] == BYTES;
         Ok(Text { lost: (!bytes).then(|| folder.to_path_buf()), ..Text::bytes() })
@@ -247,6 +249,19 @@ pub struct Origin {
     pub tokenizer: String,
     /// The model with whose weights the run began; from the seed if none.
     pub pretrained: Option<Pretrained>,
+    /// Tell whether a run that goes on still has what it began with.
+    pub fingerprints: Fingerprints,
+}
+
+/// What a run depends on and its checkpoints do not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// The text that is trained on ([`Corpus::fingerprint`]).
+    pub train: Fingerprint,
+    /// The text that is evaluated on.
+    pub valid: Option<Fingerprint>,
+    /// The weights under the adapter that is trained ([`Tensors::fingerprint`]).
+    pub base: Option<Fingerprint>,
 }
 
 /// What a config names outside itself.
@@ -296,6 +311,12 @@ impl Source {
         };
         let model = Model::new(&config.model)?;
         let whole = || pretrained.as_ref().map_or(model.hugging_face_config(), |p| p.folder.config().clone());
+        let base = pretrained.as_ref().filter(|_| config.adapter.is_some());
+        let fingerprints = Fingerprints {
+            train: train.fingerprint()?,
+            valid: valid.as_ref().map(Corpus::fingerprint).transpose()?,
+            base: base.map(|base| base.folder.tensors().fingerprint()),
+        };
         let origin = Origin {
             config: match &config.adapter {
                 Some(adapter) => peft(adapter, &model, pretrained.as_ref()).to_json(),
@@ -304,6 +325,7 @@ impl Source {
             companions,
             tokenizer: if text.tokenizer.is_bytes() { BYTES.into() } else { TOKENIZER.into() },
             pretrained,
+            fingerprints,
         };
         Ok(Source { origin, text, train, valid })
     }
