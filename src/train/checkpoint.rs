@@ -32,8 +32,8 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{
-    Fingerprint, Hidden, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden, is_taken,
-    read_bytes, read_json, remove, sync_folder, write_json,
+    Fingerprint, Hidden, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden,
+    is_taken, read_bytes, read_json, remove, sync_folder, write_json,
 };
 pub use crate::folder::write_atomic;
 use crate::folder::{Dtype, Kind, Layout, ModelFolder, TensorWriter, Tensors};
@@ -250,7 +250,9 @@ pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
     let reasons = reasons.join("; ");
     Err(broken(
         &root,
-        format!("holds no complete checkpoint: {reasons}{more}. Put back what is missing, or begin another run"),
+        format!(
+            "holds no complete checkpoint: {reasons}{more}. Put back what is missing, or begin another run"
+        ),
     ))
 }
 

@@ -117,11 +117,9 @@ fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
             let [before, now] = [old, new].map(|table| table.and_then(|table| table.get(key)));
             let name = format!("{section}.{key}");
             match (before, now) {
-                (Some(before), Some(now)) if before != now => warnings.push(format!(
-                    "resuming with {name} = {}, which was {}",
-                    show(now),
-                    show(before)
-                )),
+                (Some(before), Some(now)) if before != now => {
+                    warnings.push(format!("resuming with {name} = {}, which was {}", show(now), show(before)))
+                }
                 (None, Some(now)) => {
                     warnings.push(format!("resuming with {name} = {}, which was not set", show(now)));
                 }

@@ -160,7 +160,8 @@ impl Run {
 fn lock(run: &Path) -> Result<File> {
     let path = run.join(".lock");
     let irregular = || {
-        let message = format!("{} is not a regular file; remove it if nobody is training there", path.display());
+        let message =
+            format!("{} is not a regular file; remove it if nobody is training there", path.display());
         Error::config("--out", message)
     };
     if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {

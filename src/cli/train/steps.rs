@@ -41,7 +41,11 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let mut saved = checkpoint.map(|(_, checkpoint)| checkpoint.step);
     let keep = config.output.keep;
     let mut run = Run::open(&out, &config.to_toml(), source.origin, keep, trainer.step_number())?;
-    warnings.iter().map(String::as_str).chain(run.warning()).for_each(|text| note(format!("warning: {text}")));
+    warnings
+        .iter()
+        .map(String::as_str)
+        .chain(run.warning())
+        .for_each(|text| note(format!("warning: {text}")));
     say(format!("run      {}", run.path().display()));
     let stop = stop_flag()?;
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {

@@ -330,7 +330,10 @@ impl Corpus {
             sha256.update(bytemuck::cast_slice(&tokens));
         }
         let mut place = |at: usize| sha256.update((at as u64).to_le_bytes());
-        self.trained.iter().flatten().for_each(|range| [range.start, range.end].into_iter().for_each(&mut place));
+        self.trained
+            .iter()
+            .flatten()
+            .for_each(|range| [range.start, range.end].into_iter().for_each(&mut place));
         self.documents.iter().copied().for_each(&mut place);
         Ok(Fingerprint { bytes: 4 * self.len as u64, sha256: hex(&sha256.finalize()) })
     }
