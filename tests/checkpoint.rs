@@ -313,6 +313,92 @@ fn after_a_crash_the_newest_complete_checkpoint_is_found() {
     assert_eq!(names(run.path()), ["000007", "000008", "latest", "notes"]);
 }
 
+#[test]
+fn where_no_checkpoint_is_complete_it_is_said_what_is_wrong_with_each() {
+    let run = run();
+    save_all(run.path(), [1, 2]);
+    let root = run.path().join("checkpoints");
+    fs::remove_file(root.join("latest")).expect("removed");
+    fs::remove_file(root.join("000001/model.safetensors")).expect("removed");
+    fs::remove_file(root.join("000002/manifest.json")).expect("removed");
+    for line in [message(latest(run.path())), message(resolve(run.path()))] {
+        assert!(line.contains("checkpoints: holds no complete checkpoint: 000002/manifest.json is missing"));
+        assert!(line.contains("000001/model.safetensors is missing"), "{line}");
+    }
+    for step in 3..30 {
+        fs::create_dir(root.join(format!("{step:06}"))).expect("created");
+    }
+    let line = message(latest(run.path()));
+    assert!(line.contains("000029") && line.contains("and 24 more") && line.len() < 1000, "{line}");
+
+    // A pointer is left of what was there once; hidden folders are left of what never was.
+    fs::remove_dir_all(&root).expect("removed");
+    fs::create_dir_all(root.join(".tmp-000004-99")).expect("created");
+    fs::write(root.join("best"), "000004\n").expect("written");
+    assert_eq!(latest(run.path()).expect("listed"), None);
+    fs::write(root.join("latest"), "000004\n").expect("written");
+    assert!(message(latest(run.path())).contains("latest names 000004, which is gone"));
+    fs::remove_dir_all(&root).expect("removed");
+    fs::write(&root, "").expect("written");
+    assert!(message(latest(run.path())).contains("checkpoints: is not a folder"));
+}
+
+#[test]
+#[cfg(unix)]
+fn links_are_removed_or_replaced_and_what_they_lead_to_stays() {
+    use std::os::unix::fs::symlink;
+    let (run, outside) = (run(), run());
+    let root = run.path().join("checkpoints");
+    let moved = outside.path().join("000001");
+    fs::rename(save_all(run.path(), [1]), &moved).expect("moved");
+    symlink(&moved, root.join("000001")).expect("linked");
+    let precious = outside.path().join("precious");
+    fs::write(&precious, "precious").expect("written");
+    let process = std::process::id();
+    for name in [".tmp-7-99".into(), ".old-7-99".into(), format!(".tmp-000002-{process}")] {
+        symlink(outside.path(), root.join(name)).expect("linked");
+    }
+    symlink(&precious, root.join(format!(".tmp-latest-{process}"))).expect("linked");
+    symlink(outside.path().join("nowhere"), root.join("000002")).expect("linked");
+    assert_eq!(
+        latest(run.path()).expect("listed"),
+        Some(root.join("000001")),
+        "a link is as good as a folder"
+    );
+
+    assert_eq!(load(&save(run.path(), &contents(2), 1).expect("saved")).expect("loaded"), contents(2));
+    assert_eq!(names(run.path()), ["000002", "latest"]);
+    assert_eq!(load(&moved).expect("still there"), contents(1));
+    assert_eq!(fs::read_to_string(&precious).expect("still there"), "precious");
+
+    // Of a folder that is removed, the manifest goes first.
+    fs::remove_file(root.join("000002/manifest.json")).expect("removed");
+    symlink(&precious, root.join("000002/manifest.json")).expect("linked");
+    save(run.path(), &contents(3), 1).expect("saved");
+    assert_eq!(names(run.path()), ["000003", "latest"]);
+    assert_eq!(fs::read_to_string(&precious).expect("still there"), "precious");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_in_a_checkpoint_is_never_waited_for() {
+    use crate::resume::pipe;
+    let run = run();
+    let folder = save_all(run.path(), [1, 2]);
+    let root = run.path().join("checkpoints");
+    for pointer in ["latest", "best"] {
+        let _ = fs::remove_file(root.join(pointer));
+        pipe(&root.join(pointer));
+    }
+    assert_eq!(latest(run.path()).expect("listed"), Some(folder.clone()));
+    for name in ["state.json", "manifest.json"] {
+        fs::remove_file(folder.join(name)).expect("removed");
+        pipe(&folder.join(name));
+        assert!(message(open(&folder)).contains(&format!("{name}: is not a regular file")));
+        assert_eq!(latest(run.path()).expect("listed"), Some(root.join("000001")));
+    }
+}
+
 /// The process that the next test kills: saves steps, each twice, as fast as it can. Does nothing unless told where.
 #[test]
 fn child_saves_until_killed() {
@@ -441,7 +527,7 @@ fn damaged_and_foreign_models_give_one_clear_line() {
     fs::write(folder.path().join("config.json"), "[".repeat(100_000)).expect("written");
     assert!(message(load_model(folder.path())).contains("invalid JSON"));
     fs::write(folder.path().join("config.json"), "{}").expect("written");
-    assert!(message(load_model(folder.path())).contains("not a regular file"));
+    assert!(message(load_model(folder.path())).contains("is a folder, not a file"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use polystage::train::checkpoint;
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
 use polystage::train::run::Run;
-use polystage::train::source::Origin;
+use polystage::train::source::{Fingerprints, Origin};
 use polystage::train::trainer::Trainer;
 
 use crate::common::{adapters, open};
@@ -34,13 +34,16 @@ warmup = 3
 microbatches = 3
 ";
 
-fn origin() -> Origin {
+/// Of runs without files.
+pub fn origin() -> Origin {
+    let train = Corpus::from_bytes(text()).fingerprint().unwrap();
     let model = Model::new(&config(&[]).model).unwrap();
     Origin {
         config: model.hugging_face_config(),
         companions: Vec::new(),
         tokenizer: "bytes".into(),
         pretrained: None,
+        fingerprints: Fingerprints { train, valid: None, base: None },
     }
 }
 

@@ -67,5 +67,7 @@ mod packed;
 mod models;
 // Texts with and without caches, one and many, over one and two devices.
 mod generation;
+// Going on with runs that were damaged, or that no longer have what they began with.
+mod resume;
 // Steps against their prediction, and moving in mid-run.
 mod replan;

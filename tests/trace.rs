@@ -187,3 +187,24 @@ fn what_is_missing_or_damaged_is_named_with_what_to_do() {
     std::fs::write(folder.path().join("run/trace.json"), [0xff, 0xfe]).unwrap();
     assert!(refuse(folder.path(), &["trace", "run"]).contains("run/trace.json: is damaged: it is not text"));
 }
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_or_a_folder_where_a_file_should_be_is_named_and_never_waited_for() {
+    use crate::resume::pipe;
+    type Make = fn(&Path);
+    for name in ["metrics.jsonl", "trace.json", "prediction.json"] {
+        let kinds: [(Make, &str); 2] = [
+            (pipe, "is not a regular file"),
+            (|path| std::fs::create_dir(path).unwrap(), "is a folder, not a file"),
+        ];
+        for (make, words) in kinds {
+            let folder = folder();
+            let path = folder.path().join("run").join(name);
+            std::fs::remove_file(&path).unwrap();
+            make(&path);
+            let text = refuse(folder.path(), &["trace", "run"]);
+            assert!(text.contains(&format!("run/{name}: {words}")), "{text}");
+        }
+    }
+}

@@ -3,14 +3,16 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::json;
 
 use super::{note, say};
 use crate::error::{Error, Result};
+use crate::folder::files::{Unreadable, read_text};
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Comparison, Timeline, duration};
 use crate::train::checkpoint::write_atomic;
+use crate::train::metrics::{METRICS, Metrics};
+use crate::train::run::{PREDICTION, TRACE};
 
 /// Columns where the output is no terminal.
 const WIDTH: usize = 100;
@@ -32,12 +34,6 @@ pub(super) struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-/// What is read of a row of `metrics.jsonl`.
-#[derive(Deserialize)]
-struct Row {
-    step_seconds: f64,
 }
 
 pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
@@ -68,7 +64,7 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     if comparison.predicted.is_none() {
         note(format!(
             "note: {} does not exist, so there is nothing to compare with; runs that `polystage train` plans have one",
-            run.join("prediction.json").display()
+            run.join(PREDICTION).display()
         ));
     }
     let terminal = std::io::stdout().is_terminal();
@@ -152,14 +148,14 @@ fn compare(run: &Path) -> Result<Comparison> {
             other => other,
         }
     };
-    let trace = run.join("trace.json");
+    let trace = run.join(TRACE);
     let text = read(
         &trace,
         "a run writes it with every checkpoint and when it ends; continue the run with --resume",
     )?;
     let timeline = Timeline::from_chrome_trace(&text, &trace.display().to_string())?;
     let measured = Comparison::new(None, &timeline).map_err(at(&trace))?;
-    let prediction = run.join("prediction.json");
+    let prediction = run.join(PREDICTION);
     if !prediction.exists() {
         return Ok(measured);
     }
@@ -170,36 +166,32 @@ fn compare(run: &Path) -> Result<Comparison> {
 
 /// Seconds of every step that the run logged.
 fn step_seconds(run: &Path) -> Result<Vec<f64>> {
-    let path = run.join("metrics.jsonl");
-    let text = read(&path, "the folder holds no run; give one that `polystage train` has written")?;
-    let mut seconds = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        match serde_json::from_str::<Row>(line) {
-            Ok(row) => seconds.push(row.step_seconds),
-            // A run that was killed while it wrote leaves half a line.
-            Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
-            Err(error) => {
-                let message = format!("line {} is damaged ({error}); remove that line", number + 1);
-                return Err(Error::config(path.display().to_string(), message));
-            }
-        }
+    let path = run.join(METRICS);
+    if !path.exists() {
+        return Err(missing(&path, "the folder holds no run; give one that `polystage train` has written"));
     }
+    let metrics = Metrics::open(run).map_err(|error| error.config(&path))?;
+    let refuse = |message: String| Err(Error::config(path.to_string_lossy(), message));
+    if let Some(damage) = metrics.damage() {
+        return refuse(format!("{damage}; remove what is no row, as --resume does"));
+    }
+    let seconds: Vec<f64> = metrics.entries.iter().filter_map(|entry| entry.step_seconds).collect();
     if seconds.is_empty() {
-        let message = "holds no step yet; continue the run with --resume";
-        return Err(Error::config(path.display().to_string(), message));
+        return refuse("holds no step yet; continue the run with --resume".into());
     }
     Ok(seconds)
 }
 
 fn read(path: &Path, help: &str) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|error| {
-        let message = match error.kind() {
-            std::io::ErrorKind::NotFound => format!("does not exist: {help}"),
-            std::io::ErrorKind::InvalidData => "is damaged: it is not text".into(),
-            _ => format!("cannot be read: {error}"),
-        };
-        Error::config(path.display().to_string(), message)
+    read_text(path).map_err(|error| match error {
+        Unreadable::Missing => missing(path, help),
+        Unreadable::Binary { .. } => Error::config(path.to_string_lossy(), "is damaged: it is not text"),
+        other => other.config(path),
     })
+}
+
+fn missing(path: &Path, help: &str) -> Error {
+    Error::config(path.to_string_lossy(), format!("does not exist: {help}"))
 }
 
 /// Of ascending numbers, at least one.

@@ -1,5 +1,5 @@
 //! Files that are read in place and written whole: maps that notice a change and whose pages are let go of, hashes, and
-//! atomic replacement.
+//! atomic replacement. What is deleted or replaced is never followed where it is a link.
 
 use std::cmp::Ordering;
 use std::fmt::Display;
@@ -291,11 +291,24 @@ pub(crate) fn broken(path: impl AsRef<Path>, message: impl ToString) -> Error {
 
 // --- writing ----------------------------------------------------------------------------------------------------------
 
-/// What a file should hold.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Fingerprint {
-    pub(crate) bytes: u64,
-    pub(crate) sha256: String,
+/// What a file should hold, or data should be: equal ones are the same data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// How many bytes.
+    pub bytes: u64,
+    /// Their SHA-256, or that of [`sample`]s of them, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// What is looked at of `len` elements to tell them from others: all of them, `piece` at a time, or where that would be
+/// more than `most` pieces, so many spread evenly from the first element to the last.
+pub(crate) fn sample(len: usize, piece: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let all = len.div_ceil(piece);
+    let spread = move |i: usize| ((len - piece) as u128 * i as u128 / (most - 1) as u128) as usize;
+    (0..all.min(most)).map(move |i| {
+        let start = if all <= most { i * piece } else { spread(i) };
+        start..len.min(start + piece)
+    })
 }
 
 /// A new file that fingerprints what was meant to be written, not what the disk made of it.
@@ -361,14 +374,24 @@ pub(crate) fn copy_into(folder: &Path, from: &Path) -> Result<(String, Fingerpri
 /// # Errors
 /// [`Error::Io`] with the path.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = path.with_file_name(hidden(UNFINISHED, file_name(path)));
-    let write = || {
-        let mut file = File::create(&unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+    replace(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], for what is not in memory as a whole.
+pub(crate) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let unfinished = Hidden::prepare(path).map_err(Error::io(path))?;
+    let attempt = || {
+        // A new file, so that it is no link that another user has put there.
+        let mut file = BufWriter::new(File::create_new(&unfinished)?);
+        write(&mut file)?;
+        file.flush()?;
+        file.get_ref().sync_all()?;
         fs::rename(&unfinished, path)
     };
-    if let Err(error) = write() {
+    if let Err(error) = attempt() {
         let _ = fs::remove_file(&unfinished);
         return Err(Error::io(path)(error));
     }
@@ -382,12 +405,10 @@ pub(crate) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Creates the hidden folder for `name` in `parent`; what a process of the same id left there is removed.
+    /// Creates the hidden folder for `name` in `parent`.
     pub(crate) fn create(parent: &Path, name: impl Display) -> Result<Unfinished> {
-        let path = parent.join(hidden(UNFINISHED, name));
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-        }
+        let path = parent.join(name.to_string());
+        let path = Hidden::prepare(&path).map_err(Error::io(&path))?;
         fs::create_dir(&path).map_err(Error::io(&path))?;
         Ok(Unfinished { path, renamed: false })
     }
@@ -429,6 +450,76 @@ pub(crate) fn hidden(prefix: &str, what: impl Display) -> String {
     format!("{prefix}{what}-{process}")
 }
 
+/// Something in a folder that [`hidden`] has named.
+pub(crate) struct Hidden {
+    /// What it is or was to become.
+    pub(crate) what: String,
+    /// Who named it.
+    process: u32,
+    pub(crate) path: PathBuf,
+}
+
+impl Hidden {
+    /// Everything in a folder with this prefix; nothing where it cannot be listed.
+    pub(crate) fn find(folder: &Path, prefix: &str) -> Vec<Hidden> {
+        let entries = fs::read_dir(here(folder)).into_iter().flatten().flatten();
+        let read = |entry: fs::DirEntry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let (what, process) = name.strip_prefix(prefix)?.rsplit_once('-')?;
+            let digits = process.bytes().all(|b| b.is_ascii_digit());
+            let process = process.parse().ok().filter(|_| digits)?;
+            Some(Hidden { what: what.into(), process, path: entry.path() })
+        };
+        entries.filter_map(read).collect()
+    }
+
+    /// The path under which `target` is to be written, with nothing there. What processes that were killed have left of
+    /// the same target goes, because it may be just the space that is missing now.
+    fn prepare(target: &Path) -> std::io::Result<PathBuf> {
+        let (name, path) = (file_name(target), target.with_file_name(hidden(UNFINISHED, file_name(target))));
+        let left = Hidden::find(target.parent().unwrap_or(target), UNFINISHED).into_iter();
+        left.filter(|left| left.what == name && left.is_abandoned()).for_each(|left| left.remove());
+        remove(&path)?;
+        Ok(path)
+    }
+
+    /// Whether the process that named it is gone.
+    #[cfg(unix)]
+    fn is_abandoned(&self) -> bool {
+        // SAFETY: signal 0 is not sent; the system only says whether it could be.
+        let is_gone = |process| unsafe { libc::kill(process, 0) } != 0;
+        let error = std::io::Error::last_os_error;
+        i32::try_from(self.process).is_ok_and(|id| is_gone(id) && error().raw_os_error() == Some(libc::ESRCH))
+    }
+
+    /// Whether the process that named it must be gone: here the system is not asked, but nothing takes a day to write.
+    #[cfg(not(unix))]
+    fn is_abandoned(&self) -> bool {
+        let age = fs::symlink_metadata(&self.path).and_then(|found| found.modified()).map(|at| at.elapsed());
+        self.process != 0 && age.is_ok_and(|age| age.is_ok_and(|age| age.as_secs() > 24 * 3600))
+    }
+
+    /// Removes it. That it cannot be removed is not worth a failure: it stays hidden and named as unfinished.
+    pub(crate) fn remove(&self) {
+        let _ = remove(&self.path);
+    }
+}
+
+/// Removes a file, a folder with everything in it, or a link, whose target stays. There may be none.
+pub(crate) fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() || found.is_symlink() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether anything has this name, be it a link that leads nowhere.
+pub(crate) fn is_taken(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
 /// The parent of a bare file name is "", which the system does not take for the working directory.
 pub(crate) fn here(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
@@ -441,4 +532,19 @@ pub(crate) fn file_name(path: &Path) -> String {
 /// Two digits a byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample;
+
+    #[test]
+    fn a_sample_is_everything_or_begins_and_ends_where_the_whole_does() {
+        let of = |len| sample(len, 10, 4).collect::<Vec<_>>();
+        assert!(of(0).is_empty());
+        assert_eq!(of(7), [0..7]);
+        assert_eq!(of(40), [0..10, 10..20, 20..30, 30..40]);
+        assert_eq!(of(41), [0..10, 10..20, 20..30, 31..41]);
+        assert_eq!(of(1000), [0..10, 330..340, 660..670, 990..1000]);
+    }
 }

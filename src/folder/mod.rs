@@ -26,7 +26,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use files::hex;
-pub use files::write_atomic;
+pub use files::{Fingerprint, write_atomic};
 use files::{broken, file_name, here, read_json};
 pub use tensors::{Dtype, TensorInfo, Tensors};
 pub(crate) use write::TensorWriter;

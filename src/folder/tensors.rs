@@ -11,8 +11,9 @@ use half::{bf16, f16};
 use safetensors::SafeTensors;
 use serde::Deserializer as _;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
+use sha2::{Digest, Sha256};
 
-use super::files::{Mapped, broken};
+use super::files::{Fingerprint, Mapped, broken, hex, sample};
 use crate::error::{Error, Result, one_line};
 
 /// How a file stores the elements of a tensor.
@@ -296,6 +297,36 @@ impl Tensors {
         }
         let message = format!("does not hold the tensors of the model in config.json: {}", lists.join("; "));
         Err(Error::checkpoint(&self.path, message))
+    }
+}
+
+impl Tensors {
+    /// Tells these tensors from others, by their names, types and shapes and by their elements as they are stored, in
+    /// whatever files. Of more than 256 MiB of elements, 64 pieces of 4 MiB spread evenly stand for the whole.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] for a file that is no longer as it was opened.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        const PIECE: usize = 4 << 20;
+        const PIECES: usize = 64;
+        let bytes = |entry: &Entry| entry.info.len() * entry.info.dtype.size();
+        let total = self.entries.values().map(bytes).sum();
+        let pieces: Vec<Range<usize>> = sample(total, PIECE, PIECES).collect();
+        let (mut sha256, mut first) = (Sha256::new(), 0);
+        for entry in self.entries.values() {
+            let TensorInfo { name, dtype, shape } = &entry.info;
+            sha256.update(format!("{name:?} {dtype:?} {shape:?}\n"));
+            let last = first + bytes(entry);
+            for piece in &pieces {
+                let (start, end) = (piece.start.max(first), piece.end.min(last));
+                if start < end {
+                    let inside = entry.start + start - first..entry.start + end - first;
+                    self.files[entry.file].1.pieces(inside, |bytes| sha256.update(bytes))?;
+                }
+            }
+            first = last;
+        }
+        Ok(Fingerprint { bytes: total as u64, sha256: hex(&sha256.finalize()) })
     }
 }
 

@@ -13,6 +13,9 @@
 //!
 //! The checkpoint of an adapter has PEFT's adapter_config.json and adapter_model.safetensors in place of the first two.
 //!
+//! A folder under `checkpoints` may be a link to one elsewhere: it is read like any other, and where it is no longer wanted
+//! the link goes and what it leads to stays.
+//!
 //! A folder is written under a hidden name, synced and renamed, and only then does `latest` name it, so a process killed
 //! at any moment leaves a complete checkpoint behind. Nothing in it is executable, every byte is covered by a hash, and
 //! without its last three files it is a folder that any other tool opens.
@@ -29,11 +32,16 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{
-    Fingerprint, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden, read_json,
-    sync_folder, write_json,
+    Fingerprint, Hidden, Mapped, UNFINISHED, Unfinished, broken, copy_into, file_name, here, hidden,
+    is_taken, read_bytes, read_json, remove, sync_folder, write_json,
 };
 pub use crate::folder::write_atomic;
 use crate::folder::{Dtype, Kind, Layout, ModelFolder, TensorWriter, Tensors};
+
+/// Where a run's checkpoints are.
+pub(super) const CHECKPOINTS: &str = "checkpoints";
+/// The pointers beside them.
+pub(super) const POINTERS: [&str; 2] = [LATEST, BEST];
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
@@ -88,11 +96,10 @@ impl Writer {
         layout: &Layout,
         optimizer: &[(String, Vec<usize>)],
     ) -> Result<Writer> {
-        let root = run.join("checkpoints");
+        let root = run.join(CHECKPOINTS);
         fs::create_dir_all(&root).map_err(Error::io(&root))?;
         sync_folder(run)?;
-        // Before writing, because what a killed process left may be just the space that is missing now.
-        remove_hidden(&root, UNFINISHED)?;
+        remove_unfinished(run);
         let unfinished = Unfinished::create(&root, step)?;
         let folder = unfinished.path();
         let config_name = layout.kind.config_name();
@@ -133,17 +140,17 @@ impl Writer {
     /// untouched.
     pub fn finish(self, state: &Value, keep: usize) -> Result<PathBuf> {
         let Writer { run, step, unfinished, kind, weights, optimizer, mut files } = self;
-        let root = run.join("checkpoints");
+        let root = run.join(CHECKPOINTS);
         files.insert(kind.weights_name().into(), weights.finish()?);
         files.insert(OPTIMIZER.into(), optimizer.finish()?);
         files.insert(STATE.into(), write_json(&unfinished.path().join(STATE), state)?);
         write_json(&unfinished.path().join(MANIFEST), &Manifest { step, files })?;
 
-        let name = format!("{step:06}");
+        let name = folder_name(step);
         let folder = root.join(&name);
-        if folder.exists() {
+        if is_taken(&folder) {
             // Between these two renames `latest` names nothing, and readers fall back to the folder moved aside.
-            remove_hidden(&root, REPLACED)?;
+            remove_replaced(&root);
             sync_folder(unfinished.path())?;
             fs::rename(&folder, root.join(hidden(REPLACED, step))).map_err(Error::io(&folder))?;
         }
@@ -153,10 +160,10 @@ impl Writer {
         // After a resume from an older step there are folders of later steps; the one just written is no candidate.
         let best = named(&root, BEST);
         let others = numbered(&root)?.into_iter().filter(|(other, _)| *other != step && Some(*other) != best);
-        for (_, old) in others.skip(keep.saturating_sub(1)) {
+        for (_, old) in others.filter(|(_, path)| path.is_dir()).skip(keep.saturating_sub(1)) {
             remove_folder(&old)?;
         }
-        remove_hidden(&root, REPLACED)?;
+        remove_replaced(&root);
         Ok(folder)
     }
 }
@@ -166,68 +173,111 @@ impl Writer {
 /// # Errors
 /// [`Error::Io`].
 pub fn mark_best(run: &Path, step: u64) -> Result<()> {
-    let root = run.join("checkpoints");
+    let root = run.join(CHECKPOINTS);
     fs::create_dir_all(&root).map_err(Error::io(&root))?;
-    write_atomic(&root.join(BEST), format!("{step:06}\n").as_bytes())
+    write_atomic(&root.join(BEST), format!("{}\n", folder_name(step)).as_bytes())
 }
 
-/// The step that a pointer names. Only digits are followed, so a damaged one cannot lead out of the folder.
-fn named(root: &Path, pointer: &str) -> Option<u64> {
-    fs::read_to_string(root.join(pointer)).ok().and_then(|name| step_of(name.trim()))
+/// Removes what killed processes left of checkpoints that they were writing. For the process that holds the run's lock:
+/// that proves that nobody is writing any more.
+pub(super) fn remove_unfinished(run: &Path) {
+    let is_ours = |what: &str| step_of(what).is_some() || POINTERS.contains(&what);
+    let left = Hidden::find(&run.join(CHECKPOINTS), UNFINISHED).into_iter();
+    left.filter(|left| is_ours(&left.what)).for_each(|left| left.remove());
+}
+
+fn remove_replaced(root: &Path) {
+    replaced(root).iter().for_each(|(_, left)| left.remove());
+}
+
+/// Folders that were moved aside, and their steps.
+fn replaced(root: &Path) -> Vec<(u64, Hidden)> {
+    let hidden = Hidden::find(root, REPLACED).into_iter();
+    hidden.filter_map(|hidden| Some((step_of(&hidden.what)?, hidden))).collect()
 }
 
 /// Deletes a checkpoint, its manifest first: what is left if that is cut short does not look complete.
 fn remove_folder(folder: &Path) -> Result<()> {
-    let manifest = folder.join(MANIFEST);
-    if manifest.exists() {
-        fs::remove_file(&manifest).map_err(Error::io(&manifest))?;
+    if !folder.is_symlink() {
+        let manifest = folder.join(MANIFEST);
+        remove(&manifest).map_err(Error::io(&manifest))?;
     }
-    fs::remove_dir_all(folder).map_err(Error::io(folder))
-}
-
-fn remove_hidden(root: &Path, prefix: &str) -> Result<()> {
-    for path in entries(root)? {
-        if file_name(&path).starts_with(prefix) {
-            if path.is_dir() {
-                remove_folder(&path)?
-            } else {
-                fs::remove_file(&path).map_err(Error::io(&path))?
-            }
-        }
-    }
-    Ok(())
+    remove(folder).map_err(Error::io(folder))
 }
 
 // --- finding ----------------------------------------------------------------------------------------------------------
 
 /// The checkpoint to resume from: the one that `latest` names or, where that is missing or names nothing, the newest
-/// complete one. None if the run has no checkpoint.
+/// complete one. None if the run has never had a checkpoint.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be listed.
+/// [`Error::Checkpoint`] where the run has had checkpoints and none is complete, with what is wrong with each, or where
+/// `checkpoints` is no folder that can be listed.
 pub fn latest(run: &Path) -> Result<Option<PathBuf>> {
-    let root = run.join("checkpoints");
-    if !root.is_dir() {
+    let root = run.join(CHECKPOINTS);
+    if !is_taken(&root) {
         return Ok(None);
     }
-    let named = named(&root, LATEST).map(|step| root.join(format!("{step:06}")));
-    if let Some(folder) = named.filter(|folder| folder.join(MANIFEST).is_file()) {
-        return Ok(Some(folder));
+    let named = named_latest(run).map(|step| root.join(folder_name(step)));
+    if let Some(folder) = named.as_ref().filter(|folder| folder.join(MANIFEST).is_file()) {
+        return Ok(Some(folder.clone()));
     }
     let mut candidates = numbered(&root)?;
-    let replaced = entries(&root)?.into_iter().filter_map(|path| {
-        let step = file_name(&path).strip_prefix(REPLACED)?.split('-').next().and_then(step_of)?;
-        Some((step, path))
-    });
-    candidates.extend(replaced);
+    candidates.extend(replaced(&root).into_iter().map(|(step, hidden)| (step, hidden.path)));
     // Stable, so of the same step the folder that replaced another comes first.
     candidates.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-    Ok(candidates.into_iter().map(|(_, folder)| folder).find(|folder| check(folder, Files::Sizes).is_ok()))
+    let mut reasons = Vec::new();
+    for (_, folder) in candidates {
+        match check(&folder, Files::Sizes) {
+            Ok(_) => return Ok(Some(folder)),
+            Err(Error::Checkpoint { path, message }) => {
+                reasons.push(format!("{} {message}", path.strip_prefix(&root).unwrap_or(&path).display()));
+            }
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    if reasons.is_empty() && is_taken(&root.join(LATEST)) {
+        reasons.push(match named {
+            Some(folder) => format!("{LATEST} names {}, which is gone", file_name(&folder)),
+            None => format!("{LATEST} is left, and no folder"),
+        });
+    }
+    if reasons.is_empty() {
+        return Ok(None);
+    }
+    let more = reasons.split_off(reasons.len().min(LISTED)).len();
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    let reasons = reasons.join("; ");
+    Err(broken(
+        &root,
+        format!(
+            "holds no complete checkpoint: {reasons}{more}. Put back what is missing, or begin another run"
+        ),
+    ))
+}
+
+/// Incomplete checkpoints of which it is said what is wrong with them.
+const LISTED: usize = 5;
+
+/// The step of the checkpoint that `latest` names.
+pub fn named_latest(run: &Path) -> Option<u64> {
+    named(&run.join(CHECKPOINTS), LATEST)
+}
+
+/// The step that a pointer names. Only digits are followed, so a damaged one cannot lead out of the folder.
+fn named(root: &Path, pointer: &str) -> Option<u64> {
+    let bytes = read_bytes(&root.join(pointer), 64).ok()?;
+    step_of(std::str::from_utf8(&bytes).ok()?.trim())
+}
+
+/// The name of the folder of a step.
+pub fn folder_name(step: u64) -> String {
+    format!("{step:06}")
 }
 
 /// The folder of a step's checkpoint, which need not exist.
 pub fn folder(run: &Path, step: u64) -> PathBuf {
-    run.join("checkpoints").join(format!("{step:06}"))
+    run.join(CHECKPOINTS).join(folder_name(step))
 }
 
 /// The steps of the checkpoints that a run has, newest first; folders that are damaged count too.
@@ -235,7 +285,7 @@ pub fn folder(run: &Path, step: u64) -> PathBuf {
 /// # Errors
 /// [`Error::Io`] if the folder cannot be listed.
 pub fn steps(run: &Path) -> Result<Vec<u64>> {
-    let root = run.join("checkpoints");
+    let root = run.join(CHECKPOINTS);
     let folders = if root.is_dir() { numbered(&root)? } else { Vec::new() };
     Ok(folders.into_iter().map(|(step, _)| step).collect())
 }
@@ -271,17 +321,19 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     ))
 }
 
-/// The folders named by a step, newest first.
+/// Whatever is named by a step, newest first.
 fn numbered(root: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let folders = entries(root)?.into_iter().filter(|path| path.is_dir());
-    let mut folders: Vec<_> = folders.filter_map(|path| Some((step_of(&file_name(&path))?, path))).collect();
-    folders.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-    Ok(folders)
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !here(root).is_dir() {
+        return Err(broken(root, "is not a folder; move it away and put the run's checkpoints there"));
+    }
     let list = |entries: fs::ReadDir| entries.map(|entry| Ok(entry?.path())).collect();
-    fs::read_dir(here(folder)).and_then(list).map_err(Error::io(folder))
+    let entries: Vec<PathBuf> = fs::read_dir(here(root))
+        .and_then(list)
+        .map_err(|error| broken(root, format!("cannot be listed: {error}")))?;
+    let step = |path: PathBuf| Some((step_of(&file_name(&path))?, path));
+    let mut found: Vec<_> = entries.into_iter().filter_map(step).collect();
+    found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    Ok(found)
 }
 
 fn step_of(name: &str) -> Option<u64> {

@@ -7,6 +7,8 @@ pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod metrics;
 pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod planning;
@@ -14,6 +16,8 @@ pub mod planning;
 pub mod prove;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod replan;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod resume;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
 #[cfg(not(target_arch = "wasm32"))]

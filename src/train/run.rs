@@ -1,38 +1,57 @@
 //! A run's folder: resolved config, metrics, checkpoints, pictures.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{self, mark_best, open, write_atomic};
+use super::checkpoint::{self, CHECKPOINTS, POINTERS, mark_best, open, remove_unfinished, write_atomic};
 use super::curve::{self, Curve, Point};
+use super::metrics::{METRICS, Metrics};
 use super::source::Origin;
 use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
+use crate::folder::files::{Hidden, UNFINISHED, is_taken};
 use crate::gpu::Device;
 use crate::pipeline::{Plan, Prediction};
+
+/// The config with which the run was last trained.
+pub(super) const CONFIG: &str = "config.toml";
+/// What steps are said to take.
+pub const PREDICTION: &str = "prediction.json";
+/// The course of the losses, as a picture.
+pub const LOSSES: &str = "loss.svg";
+/// What every device did in a step, as a picture.
+pub const TIMELINE: &str = "timeline.svg";
+/// The same for ui.perfetto.dev.
+pub const TRACE: &str = "trace.json";
+
+/// The files that a run writes beside its checkpoints.
+const FILES: [&str; 6] = [CONFIG, METRICS, PREDICTION, LOSSES, TIMELINE, TRACE];
 
 /// An open run folder.
 pub struct Run {
     path: PathBuf,
-    metrics: std::fs::File,
+    metrics: File,
     /// What checkpoints take over.
     origin: Origin,
     /// Checkpoints that are kept.
     keep: usize,
     /// The losses of all its rows.
     curve: Curve,
+    /// What was damaged.
+    warning: Option<String>,
     /// Held while the run lives, so that two processes do not write into one folder; the system lets go of it even
     /// after `kill -9`.
-    _lock: std::fs::File,
+    _lock: File,
 }
 
 impl Run {
     /// Refuses a folder that already holds a run; creates nothing.
     pub fn check_new(path: &Path) -> Result<()> {
-        if path.exists() && !path.is_dir() {
+        if is_taken(path) && !path.is_dir() {
             return Err(Error::config("--out", format!("{} is not a folder", path.display())));
         }
-        if ["config.toml", "checkpoints", "metrics.jsonl"].iter().any(|name| path.join(name).exists()) {
+        if [CONFIG, CHECKPOINTS, METRICS].iter().any(|name| is_taken(&path.join(name))) {
             let message =
                 format!("{} already holds a run; add --resume or give another folder", path.display());
             return Err(Error::config("--out", message));
@@ -40,33 +59,43 @@ impl Run {
         Ok(())
     }
 
-    /// Opens a folder, creating it, for a run that has done `step` steps: later rows of its metrics are dropped. Of its
-    /// checkpoints the newest `keep` will stay.
+    /// Opens a folder, creating it, for a run that has done `step` steps: later rows of its metrics are dropped, and what
+    /// killed processes left half-written is removed. Of its checkpoints the newest `keep` will stay.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the folder cannot be used or another process trains in it; nothing is touched then.
     pub fn open(path: &Path, config: &str, origin: Origin, keep: usize, step: u64) -> Result<Run> {
-        let refuse =
-            |e: std::io::Error| Error::config("--out", format!("{} cannot be written: {e}", path.display()));
-        std::fs::create_dir_all(path).map_err(refuse)?;
-        let lock = std::fs::File::create(path.join(".lock")).map_err(refuse)?;
-        if lock.try_lock().is_err() {
-            let message = format!(
-                "another process is training in {}; wait for it or give another folder",
-                path.display()
-            );
-            return Err(Error::config("--out", message));
-        }
-        write_atomic(&path.join("config.toml"), config.as_bytes())?;
-        let file = path.join("metrics.jsonl");
-        let kept: String = match std::fs::read_to_string(&file) {
-            Ok(text) if step > 0 => {
-                text.lines().filter(|l| is_before(l, step)).map(|l| format!("{l}\n")).collect()
+        std::fs::create_dir_all(path).map_err(|error| unusable(path, error))?;
+        let pointers = POINTERS.iter().map(|name| path.join(CHECKPOINTS).join(name));
+        for file in FILES.iter().map(|name| path.join(name)).chain(pointers) {
+            // Anything else is replaced.
+            if file.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                let message =
+                    format!("{} is a folder where the run writes a file; move it away", file.display());
+                return Err(Error::config("--out", message));
             }
-            _ => String::new(),
-        };
-        write_atomic(&file, kept.as_bytes())?;
-        let metrics = std::fs::OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
+        }
+        let lock = lock(path)?;
+        // The lock proves that whoever wrote them is gone.
+        let left = Hidden::find(path, UNFINISHED).into_iter();
+        left.filter(|left| FILES.contains(&left.what.as_str())).for_each(|left| left.remove());
+        remove_unfinished(path);
+        let (metrics, aside) = Metrics::cut(path, step)?;
+        let file = path.join(METRICS);
+        let warning = metrics.damage().zip(aside).map(|(damage, aside)| {
+            let file = file.display();
+            format!("{file}: {damage} and left out; the file as it was is {}", aside.display())
+        });
         let mut curve = Curve::default();
-        kept.lines().filter_map(|line| serde_json::from_str(line).ok()).for_each(|point| curve.push(point));
-        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, curve, _lock: lock })
+        metrics.entries.iter().for_each(|entry| curve.push(Point::from(entry)));
+        let metrics = OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
+        write_atomic(&path.join(CONFIG), config.as_bytes())?;
+        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, curve, warning, _lock: lock })
+    }
+
+    /// What was found damaged when the folder was opened, and what became of it.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// The folder.
@@ -78,12 +107,12 @@ impl Run {
     pub fn log(&mut self, row: &Row) -> Result<()> {
         self.curve.push(Point::from(row));
         let line = serde_json::to_string(row).unwrap_or_default();
-        writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join("metrics.jsonl")))
+        writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join(METRICS)))
     }
 
     /// Writes what steps are said to take: `prediction.json`.
     pub fn predict(&self, prediction: &Prediction) -> Result<()> {
-        write_atomic(&self.path.join("prediction.json"), prediction.to_json().as_bytes())
+        write_atomic(&self.path.join(PREDICTION), prediction.to_json().as_bytes())
     }
 
     /// The step and the loss of the best evaluation, the earliest of several.
@@ -130,18 +159,50 @@ impl Run {
     pub fn draw(&self, trainer: &Trainer) -> Result<()> {
         let title = format!("Losses up to step {}", trainer.step_number());
         let picture = self.curve.to_svg(&title, &checkpoint::steps(&self.path)?);
-        write_atomic(&self.path.join("loss.svg"), picture.as_bytes())?;
+        write_atomic(&self.path.join(LOSSES), picture.as_bytes())?;
         let timeline = trainer.timeline();
         if timeline.events.is_empty() {
             return Ok(());
         }
         let title = format!("Step {}: what every device did, measured", trainer.step_number());
-        write_atomic(&self.path.join("timeline.svg"), timeline.to_svg(&title).as_bytes())?;
-        write_atomic(&self.path.join("trace.json"), timeline.to_chrome_trace().as_bytes())
+        write_atomic(&self.path.join(TIMELINE), timeline.to_svg(&title).as_bytes())?;
+        write_atomic(&self.path.join(TRACE), timeline.to_chrome_trace().as_bytes())
     }
 }
 
-fn is_before(line: &str, step: u64) -> bool {
-    let row: Option<serde_json::Value> = serde_json::from_str(line).ok();
-    row.and_then(|r| r["step"].as_u64()).is_some_and(|s| s <= step)
+/// Locks a run for this process. What lies where the lock is to be is neither followed nor changed.
+fn lock(run: &Path) -> Result<File> {
+    let path = run.join(".lock");
+    let irregular = || {
+        let message =
+            format!("{} is not a regular file; remove it if nobody is training there", path.display());
+        Error::config("--out", message)
+    };
+    if path.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(irregular());
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    // In case it has become a link or a pipe since.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(&path).map_err(|error| unusable(run, error))?;
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return Err(irregular());
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(unusable(&path, error)),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!(
+                "another process is training in {}; wait for it or give another folder",
+                run.display()
+            );
+            Err(Error::config("--out", message))
+        }
+    }
+}
+
+fn unusable(path: &Path, error: std::io::Error) -> Error {
+    Error::config("--out", format!("{} cannot be written: {error}", path.display()))
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoint::{open_adapter, open_model, resolve};
@@ -12,7 +13,7 @@ use super::data::{BadLines, Corpus, Reader};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
 use crate::folder::files::read_text;
-use crate::folder::{Dtype, Kind, ModelFolder, Tensors, companions};
+use crate::folder::{Dtype, Fingerprint, Kind, ModelFolder, Tensors, companions};
 use crate::model::{Model, Parameter, Weights};
 use crate::pipeline::Executor;
 use crate::text::chat::ChatTemplate;
@@ -246,6 +247,19 @@ pub struct Origin {
     pub tokenizer: String,
     /// The model with whose weights the run began; from the seed if none.
     pub pretrained: Option<Pretrained>,
+    /// Tell whether a run that goes on still has what it began with.
+    pub fingerprints: Fingerprints,
+}
+
+/// What a run depends on and its checkpoints do not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// The text that is trained on ([`Corpus::fingerprint`]).
+    pub train: Fingerprint,
+    /// The text that is evaluated on.
+    pub valid: Option<Fingerprint>,
+    /// The weights under the adapter that is trained ([`Tensors::fingerprint`]).
+    pub base: Option<Fingerprint>,
 }
 
 /// What a config names outside itself.
@@ -296,6 +310,12 @@ impl Source {
         };
         let model = Model::new(&config.model)?;
         let whole = || pretrained.as_ref().map_or(model.hugging_face_config(), |p| p.folder.config().clone());
+        let base = pretrained.as_ref().filter(|_| config.adapter.is_some());
+        let fingerprints = Fingerprints {
+            train: train.fingerprint()?,
+            valid: valid.as_ref().map(Corpus::fingerprint).transpose()?,
+            base: base.map(|base| base.folder.tensors().fingerprint()).transpose()?,
+        };
         let origin = Origin {
             config: match &config.adapter {
                 Some(adapter) => peft(adapter, &model, pretrained.as_ref()).to_json(),
@@ -304,6 +324,7 @@ impl Source {
             companions,
             tokenizer: if text.tokenizer.is_bytes() { BYTES.into() } else { TOKENIZER.into() },
             pretrained,
+            fingerprints,
         };
         Ok(Source { origin, text, train, valid })
     }

@@ -70,8 +70,13 @@ impl Trainer {
                 }
             }
         }
-        let (step, seed) = (self.step, self.config.train.seed);
-        writer.finish(&json!({ "step": step, "seed": seed, "tokenizer": origin.tokenizer }), keep)
+        let state = json!({
+            "step": self.step,
+            "seed": self.config.train.seed,
+            "tokenizer": origin.tokenizer,
+            "origin": origin.fingerprints,
+        });
+        writer.finish(&state, keep)
     }
 
     /// Takes up the state of a checkpoint, whatever number of devices wrote it. Where an adapter is trained, the weights

@@ -1,6 +1,6 @@
 //! What a run will be.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Launch;
 use crate::cli::planning::{MachineArguments, device_budgets, for_devices, settle};
@@ -10,10 +10,10 @@ use crate::gpu::Device;
 use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
-use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::data::Batches;
 use crate::train::planning::Planning;
+use crate::train::resume::Resume;
 use crate::train::run::Run;
 use crate::train::source::Source;
 use crate::train::trainer::Trainer;
@@ -32,9 +32,7 @@ pub(super) struct Job {
     pub(super) isolation: Isolation,
     pub(super) batches: Batches,
     pub(super) out: PathBuf,
-    pub(super) resume: Option<PathBuf>,
-    /// What a user who resumes may not expect, said once the checkpoint is found to be good.
-    pub(super) warnings: Vec<String>,
+    pub(super) resume: Resume,
 }
 
 pub(super) fn prepare(
@@ -48,14 +46,12 @@ pub(super) fn prepare(
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
-    let mut warnings = Vec::new();
-    let resume = match launch.resume {
-        true => resume_from(&out, launch.from.as_deref(), &mut config, &mut warnings)?,
-        false => None,
-    };
-    if !launch.resume {
+    let resume = if launch.resume {
+        Resume::open(&out, launch.from.as_deref(), &mut config, &source.origin)?
+    } else {
         Run::check_new(&out)?;
-    }
+        Resume::default()
+    };
     let (all, devices, plan, planned) = if launch.no_plan {
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
@@ -69,7 +65,7 @@ pub(super) fn prepare(
     };
     settle(&mut config, &devices, plan.schedule.microbatches);
     let isolation = environment.isolation.clone();
-    Ok(Job { config, all, devices, plan, planned, source, isolation, batches, out, resume, warnings })
+    Ok(Job { config, all, devices, plan, planned, source, isolation, batches, out, resume })
 }
 
 pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
@@ -93,56 +89,4 @@ pub(super) fn out_folder(launch: &Launch, name: &str) -> Result<PathBuf> {
         )),
         n => Ok(numbered(n - 1)),
     }
-}
-
-/// The checkpoint to continue from; warns about what a user may not expect.
-fn resume_from(
-    out: &Path,
-    from: Option<&Path>,
-    config: &mut Config,
-    warnings: &mut Vec<String>,
-) -> Result<Option<PathBuf>> {
-    let Ok(old) = std::fs::read_to_string(out.join("config.toml")) else {
-        let message = format!("{} does not exist or holds no run; there is nothing to resume", out.display());
-        return Err(Error::config("--resume", message));
-    };
-    let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
-    let (old, new) = (table(&old), table(&config.to_toml()));
-    // Rounding depends on the microbatches, so a choice that was left to the planner stays as it was.
-    let before = old.get("pipeline").and_then(|p| p.get("microbatches")).and_then(toml::Value::as_integer);
-    if config.pipeline.microbatches.is_none()
-        && config.train.batch.is_multiple_of(before.unwrap_or(1) as usize)
-    {
-        config.pipeline.microbatches = before.map(|count| count as usize);
-    }
-    for section in ["data", "train"] {
-        let (Some(old), Some(new)) = (old.get(section), new.get(section)) else { continue };
-        for (key, value) in new.as_table().into_iter().flatten() {
-            if let Some(before) = old.get(key)
-                && before != value
-            {
-                warnings
-                    .push(format!("warning: resuming with {section}.{key} = {value}, which was {before}"));
-            }
-        }
-    }
-    if let Some(from) = from {
-        return checkpoint::resolve(from).map(Some);
-    }
-    let found = checkpoint::latest(out)?;
-    let pointer = std::fs::read_to_string(out.join("checkpoints/latest")).unwrap_or_default();
-    match &found {
-        None => {
-            warnings.push(format!("warning: {} holds no checkpoint yet; starting at step 0", out.display()))
-        }
-        Some(path) if !path.ends_with(pointer.trim()) => {
-            let name = pointer.trim();
-            warnings.push(format!(
-                "warning: checkpoint {name:?} is incomplete; continuing from {}",
-                path.display()
-            ));
-        }
-        Some(_) => {}
-    }
-    Ok(found)
 }

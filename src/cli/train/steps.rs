@@ -15,13 +15,14 @@ use crate::pipeline::Prediction;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::replan::{Replanner, Verdict};
+use crate::train::resume::Resume;
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
 pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
-    let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume, warnings } = job;
-    let checkpoint = resume.as_ref().map(|path| checkpoint::open(path)).transpose()?;
+    let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume } = job;
+    let Resume { checkpoint, warnings } = resume;
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
     batches.corpus().read(0, &mut prompt)?;
@@ -32,14 +33,18 @@ pub(super) fn train(job: Job) -> Result<u8> {
     if checkpoint.is_none() || config.adapter.is_some() {
         watch.block_on(trainer.begin(&source.origin))?;
     }
-    if let (Some(checkpoint), Some(path)) = (&checkpoint, &resume) {
+    if let Some((path, checkpoint)) = &checkpoint {
         watch.block_on(trainer.restore(checkpoint, path))?;
         say(format!("resumed  from {} at step {}", path.display(), checkpoint.step));
     }
-    drop(checkpoint);
-    warnings.iter().for_each(note);
+    let mut saved = checkpoint.map(|(_, checkpoint)| checkpoint.step);
     let keep = config.output.keep;
     let mut run = Run::open(&out, &config.to_toml(), source.origin, keep, trainer.step_number())?;
+    warnings
+        .iter()
+        .map(String::as_str)
+        .chain(run.warning())
+        .for_each(|text| note(format!("warning: {text}")));
     say(format!("run      {}", run.path().display()));
     let stop = stop_flag()?;
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {
@@ -50,7 +55,6 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let bar = progress(config.train.steps, trainer.step_number());
     let mut shown = Instant::now();
     let mut last = None;
-    let mut saved = resume.as_ref().map(|_| trainer.step_number());
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
         let mut row = match watch.block_on(trainer.step()) {
             Ok(row) => row,

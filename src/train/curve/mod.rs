@@ -7,27 +7,23 @@ mod svg;
 
 use std::path::Path;
 
-use serde::Deserialize;
-
+use super::metrics::Entry;
 use super::trainer::Row;
 use series::Series;
 
 /// Evaluations in a row whose loss rises before anything is said.
 const RISES: usize = 3;
 
-/// What is drawn of a row of `metrics.jsonl`. A number that was not finite is none there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+/// What is drawn of a row of `metrics.jsonl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Point {
     /// Steps done.
     pub step: u64,
     /// Loss of the step's batch.
-    #[serde(default)]
     pub loss: Option<f64>,
     /// Loss on the text for evaluation.
-    #[serde(default)]
     pub valid_loss: Option<f64>,
     /// Learning rate of the step.
-    #[serde(default)]
     pub learning_rate: Option<f64>,
 }
 
@@ -39,6 +35,13 @@ impl From<&Row> for Point {
             valid_loss: row.valid_loss,
             learning_rate: Some(row.learning_rate),
         }
+    }
+}
+
+impl From<&Entry> for Point {
+    fn from(entry: &Entry) -> Point {
+        let Entry { step, loss, valid_loss, learning_rate, .. } = *entry;
+        Point { step, loss, valid_loss, learning_rate }
     }
 }
 

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::folder::files::Mapped;
+use crate::folder::Fingerprint;
+use crate::folder::files::{Mapped, hex, sample};
 use crate::pipeline::{Batch, IGNORE};
 
 /// Tokens of one or more files, laid end to end.
@@ -353,6 +355,32 @@ impl Corpus {
 impl fmt::Debug for Corpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Corpus").field("parts", &self.parts.len()).field("len", &self.len).finish()
+    }
+}
+
+impl Corpus {
+    /// Tells this text from others, by its tokens as little-endian numbers of four bytes each, and by which of them count
+    /// and where documents begin. Of more than 64 Mi tokens, 64 pieces of 1 Mi tokens spread evenly stand for the whole.
+    ///
+    /// # Errors
+    /// Those of reading the text.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        const PIECE: usize = 1 << 20;
+        const PIECES: usize = 64;
+        let (mut sha256, mut tokens) = (Sha256::new(), Vec::new());
+        for piece in sample(self.len, PIECE, PIECES) {
+            tokens.resize(piece.len(), 0);
+            self.read(piece.start, &mut tokens)?;
+            tokens.iter_mut().for_each(|token| *token = token.to_le());
+            sha256.update(bytemuck::cast_slice(&tokens));
+        }
+        let mut place = |at: usize| sha256.update((at as u64).to_le_bytes());
+        self.trained
+            .iter()
+            .flatten()
+            .for_each(|range| [range.start, range.end].into_iter().for_each(&mut place));
+        self.documents.iter().copied().for_each(&mut place);
+        Ok(Fingerprint { bytes: 4 * self.len as u64, sha256: hex(&sha256.finalize()) })
     }
 }
 
