@@ -46,7 +46,8 @@ fn names(rows: &[Vec<String>]) -> BTreeSet<String> {
 
 /// The fenced blocks of a kind.
 fn blocks<'a>(page: &'a str, kind: &str) -> Vec<&'a str> {
-    let parts = page.split(&format!("```{kind}\n")).skip(1);
+    let fence = format!("```{kind}\n");
+    let parts = page.split(fence.as_str()).skip(1);
     parts.map(|part| &part[..part.find("```").unwrap()]).collect()
 }
 
@@ -88,12 +89,15 @@ fn the_page_of_configs_has_every_key_with_its_default_and_unit_and_no_other() {
 /// A table of a machine file by its path; of lists the first entry.
 fn at<'a>(mut table: &'a mut toml::Table, path: &str) -> &'a mut toml::Table {
     for part in path.split('.').filter(|part| !part.is_empty()) {
-        table = match &mut table[part] {
-            toml::Value::Array(list) => list[0].as_table_mut().unwrap(),
-            // Times are a table for each kind of layer.
-            toml::Value::Table(kinds) if part == "layers" => kinds["block"].as_table_mut().unwrap(),
-            other => other.as_table_mut().unwrap(),
-        };
+        let mut entry = table.get_mut(part).unwrap();
+        if entry.is_array() {
+            entry = entry.get_mut(0).unwrap();
+        }
+        // Times are a table for each kind of layer.
+        if part == "layers" {
+            entry = entry.get_mut("block").unwrap();
+        }
+        table = entry.as_table_mut().unwrap();
     }
     table
 }

@@ -10,16 +10,16 @@ use crate::error::Result;
 const COLUMN: usize = 40;
 
 impl Config {
-    /// Every key with its value, as a config: above it what it means, behind it its unit, and its default where the value
-    /// is another. What the config leaves to the program is there as a comment.
+    /// Every key with its value, as a config: above it what it means, behind it its unit, and its default where it was
+    /// changed. What the config leaves to the program is there as a comment.
     ///
     /// # Errors
     /// Those of [`defaults`].
     pub fn listing(&self) -> Result<String> {
         let (values, defaults) = (self.to_table(), defaults()?);
         let mut text = String::from(
-            "# Every key of a config. Behind a value stand its unit and, where the value is another, its default. A key\n\
-             # behind `#` is not set: what stands there is its default or, where that is said in words, an example.\n",
+            "# Every key of a config. Behind a value stand its unit and, where it was changed, its default. A key behind `#`\n\
+             # is not set: what stands there is its default or, where that is said in words, an example.\n",
         );
         for table in TABLES {
             let set = values.get(table.name).and_then(Value::as_table);
@@ -45,13 +45,11 @@ fn line(key: &Key, value: Option<&Value>, default: Option<&Value>) -> String {
         }
         Absent::Otherwise { words, example } => (example.to_string(), format!("default: {words}")),
     };
-    let is_default =
-        matches!(key.absent, Absent::Default) && value.is_none_or(|value| Some(value) == default);
-    let said: Vec<&str> = match is_default {
-        true => [key.unit].to_vec(),
-        false => [key.unit, &usual].to_vec(),
-    };
-    let said: Vec<&str> = said.into_iter().filter(|word| !word.is_empty()).collect();
+    let is_changed = value.is_some() && value != default && !matches!(key.absent, Absent::Refused(_));
+    let is_default = matches!(key.absent, Absent::Default) && !is_changed;
+    let changed = if is_changed { "changed" } else { "" };
+    let usual = if is_default { "" } else { usual.as_str() };
+    let said: Vec<&str> = [key.unit, changed, usual].into_iter().filter(|word| !word.is_empty()).collect();
     let setting = match value {
         Some(value) => format!("{} = {}", key.name, literal(value)),
         None => format!("#{} = {example}", key.name),
@@ -118,8 +116,8 @@ mod tests {
         let text = smallest() + "learning_rate = 3e-3\nwarmup = 10\n[output]\nkeep = 5\n";
         let listing = parse(&text).unwrap().listing().unwrap();
         let of = |name: &str| listing.lines().find(|line| line.starts_with(&format!("{name} = "))).unwrap();
-        assert!(of("learning_rate").ends_with("# default: 0.001"), "{listing}");
-        assert!(of("keep").ends_with("# checkpoints; default: 3"), "{listing}");
+        assert!(of("learning_rate").ends_with("# changed; default: 0.001"), "{listing}");
+        assert!(of("keep").ends_with("# checkpoints; changed; default: 3"), "{listing}");
         assert!(of("warmup").ends_with("# steps"), "{listing}");
         assert!(of("steps").ends_with("# steps; required"), "{listing}");
         assert_eq!(of("epsilon"), "epsilon = 1e-8");
