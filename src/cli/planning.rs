@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::folder::files::read_text;
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::profile::{Profiler, Progress};
 use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
-use crate::train::planning::{Planning, given_schedule, microbatches};
+use crate::train::planning::{Planning, given_schedule};
 use crate::train::source::describe;
 
 /// An experiment.
@@ -47,12 +48,7 @@ impl Experiment {
     /// Reads the file with its overrides.
     pub(super) fn read(&self) -> Result<Config> {
         let place = self.config.display().to_string();
-        // A pipe would make the program wait for ever.
-        let text = match std::fs::metadata(&self.config) {
-            Ok(found) if !found.is_file() => return Err(Error::config(place, "is not a file")),
-            _ => std::fs::read_to_string(&self.config)
-                .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?,
-        };
+        let text = read_text(&self.config).map_err(|e| e.config(&self.config))?;
         let mut config = Config::parse_with(&text, &self.set, &place, |path| describe(path, &self.bases()))?;
         self.machine.choose(&mut config)?;
         Ok(config)
@@ -75,10 +71,8 @@ impl MachineArguments {
 }
 
 fn read_machine(path: &Path) -> Result<Machine> {
-    let place = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?;
-    Machine::parse(&text, &place)
+    let text = read_text(path).map_err(|e| e.config(path))?;
+    Machine::parse(&text, &path.to_string_lossy())
 }
 
 /// For a machine file alone: no device is opened.
@@ -136,7 +130,7 @@ fn measure(
         fresh,
         patience: PATIENCE,
     };
-    let sizes: Vec<usize> = microbatches(config).iter().map(|m| config.train.batch / m).collect();
+    let sizes: Vec<usize> = config.microbatches().iter().map(|m| config.train.batch / m).collect();
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let machine = profiler.machine(&sizes, &mut |progress| {
