@@ -319,3 +319,20 @@ pub fn leave(status: u8) -> ! {
     #[cfg(not(unix))]
     std::process::exit(status as i32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_as_a_clock_shows_them() {
+        let shown = [0.4, 9.0, 94.2, 3599.6, 3723.0].map(clock);
+        assert_eq!(shown, ["0:00", "0:09", "1:34", "1:00:00", "1:02:03"]);
+    }
+
+    #[test]
+    fn lines_for_people_are_harmless_and_of_bearable_length() {
+        assert_eq!(harmless("a\x1b[31m\nb\r"), "a\\u{1b}[31m\nb\\r");
+        assert!(harmless("x".repeat(100_000)).len() < 2 * LINE);
+    }
+}

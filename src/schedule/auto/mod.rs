@@ -22,9 +22,10 @@ use super::random::Random;
 use super::{AUTO, Costs, NAMES, Schedule, generate_chunked, stage_ranks};
 use crate::error::{Error, Result};
 
-/// The most microbatches × stages² for which [`synthesise`] searches: every order that it looks at takes time in
-/// proportion.
-const MOST_WORK: usize = 1 << 19;
+/// The most stages, and stages × microbatches, for which [`synthesise`] searches: every order that it looks at takes time
+/// in proportion.
+const MOST_STAGES: usize = 64;
+const MOST_CELLS: usize = 1 << 13;
 
 /// How long [`synthesise`] may search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,7 +56,7 @@ pub fn synthesise(
     effort: Effort,
 ) -> Result<Schedule> {
     let stages = stage_ranks.len();
-    if stages.saturating_pow(2).saturating_mul(microbatches) > MOST_WORK {
+    if stages > MOST_STAGES || stages.saturating_mul(microbatches) > MOST_CELLS {
         let message = format!(
             "{stages} stages and {microbatches} microbatches are more than `{AUTO}` can be made for; use fewer, or a schedule with another name"
         );
