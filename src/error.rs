@@ -184,6 +184,11 @@ impl Error {
         Error::Checkpoint { path: path.as_ref().to_path_buf(), message: one_line(&message.into(), LONGEST) }
     }
 
+    /// A [`Error::Schedule`].
+    pub fn schedule(message: impl Into<String>, grid: impl Into<String>) -> Self {
+        Error::Schedule { message: one_line(&message.into(), LONGEST), grid: grid.into() }
+    }
+
     /// A [`Error::Changed`].
     pub fn changed(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Changed { path: path.as_ref().to_path_buf(), message: one_line(&message.into(), LONGEST) }
@@ -242,4 +247,12 @@ impl fmt::Display for Plain {
             c => write!(f, "{c}"),
         }
     }
+}
+
+/// The most likely meaning of a name that is not known. Of a long one the beginning is compared.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> &'a str {
+    let name: String = name.chars().take(64).collect();
+    let likeness = |known: &str| strsim::jaro_winkler(&name, known);
+    let best = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    best.unwrap_or_default()
 }

@@ -484,3 +484,265 @@ fn a_machine_file_that_is_wrong_is_noticed_and_replanning_changes_no_loss() {
     place.succeed(&[&["train", "tiny.toml", "--no-plan", "--out", "plain"], &size[..]].concat());
     assert_eq!(place.losses("moved"), place.losses("plain"));
 }
+
+/// What a run with this standard output says, and its status.
+#[cfg(target_os = "linux")]
+fn with_output(place: &Place, arguments: &[&str], output: &str) -> (Option<i32>, String) {
+    let file = std::fs::OpenOptions::new().write(true).open(output).unwrap();
+    let child = place.command(arguments).stdout(file).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+const MACHINE: &str = "
+name = 'two'
+link = { latency_us = 100.0, gb_s = 10.0 }
+[[devices]]
+name = 'first'
+rates = { matmul_gflops = 1000.0, memory_gb_s = 100.0, launch_us = 2.0, submit_us = 50.0, barrier_us = 200.0 }
+[[devices]]
+name = 'second'
+rates = { matmul_gflops = 1000.0, memory_gb_s = 100.0, launch_us = 2.0, submit_us = 50.0, barrier_us = 200.0 }
+";
+
+/// A place with the file of a machine.
+fn imagined() -> Place {
+    let place = Place::new();
+    std::fs::write(place.path("two.toml"), MACHINE).unwrap();
+    place
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn only_a_reader_that_has_gone_may_be_ignored_by_what_is_printed() {
+    let place = imagined();
+    for arguments in [
+        &["schedule", "1f1b"][..],
+        &["schedule", "1f1b", "--json"],
+        &["plan", "tiny.toml", "--machine", "two.toml"],
+        &["plan", "tiny.toml", "--machine", "two.toml", "--json"],
+        &["--help"],
+        &["train", "--help"],
+        &["--version"],
+    ] {
+        let (status, said) = with_output(&place, arguments, "/dev/full");
+        assert_eq!((status, said.lines().count()), (Some(1), 1), "{arguments:?}: {said}");
+        assert!(said.contains("standard output"), "{said}");
+        let mut child = place.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_behind_standard_output_ends_a_run_before_it_begins() {
+    let place = Place::new();
+    let (status, said) = with_output(&place, &["train", "tiny.toml", "--out", "run"], "/dev/full");
+    assert_eq!((status, said.lines().count()), (Some(1), 1), "{said}");
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn what_is_no_order_gets_one_line_that_does_nothing_to_a_terminal() {
+    let place = Place::new();
+    let long = "x".repeat(100_000);
+    let hostile = "\u{1b}[31mred\u{202e}\u{7}";
+    let key = format!("train.{long}=1");
+    for (arguments, expected) in [
+        (&["train"][..], "<CONFIG>; see polystage train --help"),
+        (&["plan", "tiny.toml", "--machin", "two.toml"], "'--machine'; see polystage plan --help"),
+        (&["trian"], "'train'; see polystage --help"),
+        (&["schedule", "1f1b", "--stages", hostile], "--stages"),
+        (&["schedule", hostile], "no schedule"),
+        (&["schedule", &long], "no schedule"),
+        (&["train", hostile], "does not exist"),
+        (&["plan", "tiny.toml", "--set", &key], "unknown key"),
+        (&["plan", "tiny.toml", "--set", hostile], "key.sub=value"),
+    ] {
+        let output = place.run(arguments);
+        let line = one_line(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(line.contains(expected), "{line}");
+        assert!(line.len() < 3000 && !line.contains(['\u{1b}', '\u{202e}', '\u{7}']), "{line}");
+    }
+    let help = place.run(&[]);
+    assert!(help.status.code() == Some(2) && String::from_utf8_lossy(&help.stderr).contains("Usage"));
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_text_file_is_named_as_such_wherever_one_is_read() {
+    let place = imagined();
+    let path = place.path("pipe");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: a path that ends in 0.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    std::fs::create_dir(place.path("folder")).unwrap();
+    std::fs::write(place.path("binary"), b"0F0 \xff").unwrap();
+    let huge = std::fs::File::create(place.path("huge")).unwrap();
+    huge.set_len(100 << 20).unwrap();
+    for (file, expected) in [
+        ("./pipe", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
+        ("./folder", "is a folder"),
+        ("./binary", "line 1 is not valid UTF-8"),
+        ("./huge", "bytes"),
+        ("./missing", ""),
+    ] {
+        let schedule = format!("pipeline.schedule='{file}'");
+        for arguments in [
+            &["plan", "tiny.toml", "--machine", file][..],
+            &["plan", file],
+            &["train", file, "--out", "out"],
+            &["schedule", file],
+            &["plan", "tiny.toml", "--machine", "two.toml", "--set", &schedule],
+            &["generate", ".", "--prompt-file", file],
+        ] {
+            let output = place.run(arguments);
+            let line = one_line(&output);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {line}");
+            let joined = line.contains("/dev/zero, and no schedule");
+            assert!(line.contains(expected) || joined, "{arguments:?}: {line}");
+            assert!(line.contains(file.trim_start_matches("./")), "{arguments:?}: {line}");
+        }
+    }
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn an_override_is_one_key_and_one_value_or_refused_whole() {
+    let place = imagined();
+    let plan = |set: &str| place.run(&["plan", "tiny.toml", "--machine", "two.toml", "--set", set]);
+    for (set, expected) in [
+        ("train.steps=5\n[model]\nlayers=9", "not a TOML value"),
+        ("train.steps=5\ntrain.batch=8", "not a TOML value"),
+        ("pipeline.schedule=1f1b\n[model]", "not a TOML value"),
+        ("train.steps=1, train.batch=2", "train.steps"),
+        ("train.steps=", "not a TOML value"),
+        ("train.steps.more=5", "not table.key"),
+        ("'train'.steps=5", "not table.key"),
+        ("train. steps=5", "not table.key"),
+        ("train.=5", "not table.key"),
+        (".steps=5", "not table.key"),
+        ("train={steps=5}", "not table.key"),
+        ("model.rope_scaling={factor=1,factor=2}", "not a TOML value"),
+    ] {
+        let output = plan(set);
+        assert_eq!(output.status.code(), Some(2), "{set}");
+        assert!(one_line(&output).contains(expected), "{set}: {}", one_line(&output));
+    }
+    for set in ["train.steps=5", "train.steps = 5", "pipeline.schedule=1f1b", "data.train=['a', 'b']"] {
+        assert!(plan(set).status.success(), "{set}");
+    }
+}
+
+#[test]
+fn counts_beyond_reason_are_refused_in_one_line_at_once() {
+    let place = imagined();
+    let header = format!("# name: x, stages: {0}, microbatches: {0}\n0F0 0B0\n", u64::MAX);
+    std::fs::write(place.path("header.txt"), header).unwrap();
+    std::fs::write(place.path("ranks.txt"), "0F0 0B0\n".repeat(100_000)).unwrap();
+    std::fs::write(place.path("actions.txt"), "0F0 ".repeat(9_000_000)).unwrap();
+    let plan = |sets: &[&'static str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        ["plan", "tiny.toml", "--machine", "two.toml"].into_iter().chain(sets).collect::<Vec<_>>()
+    };
+    let long = ["model.context=4194304", "train.sequence=4194304"];
+    for arguments in [
+        vec!["schedule", "1f1b", "--stages", "100000"],
+        vec!["schedule", "zb-v", "--stages", "500000", "--microbatches", "1"],
+        vec!["schedule", "interleaved-1f1b", "--chunks", "4611686018427387905"],
+        vec!["schedule", "gpipe", "--microbatches", "18446744073709551615"],
+        vec!["schedule", "auto", "--stages", "1000"],
+        vec!["schedule", "auto", "--stages", "1", "--microbatches", "500000"],
+        vec!["schedule", "auto", "--chunks", "9223372036854775807"],
+        vec!["schedule", "header.txt"],
+        vec!["schedule", "ranks.txt"],
+        vec!["schedule", "actions.txt"],
+        plan(&["pipeline.microbatches=1000000000000000000"]),
+        plan(&["train.batch=1000000000000000000"]),
+        plan(&[long[0], long[1], "train.batch=1048576"]),
+        plan(&[long[0], long[1], "model.vocabulary=16777216", "model.width=131072"]),
+        plan(&[long[0], long[1], "model.kind='llama'", "model.head_dim=4096"]),
+        plan(&["model.kind='llama'", "model.head_dim=4096", "model.heads=131072", "model.width=131072"]),
+        plan(&["model.layers=1000000000"]),
+        plan(&["model.layers=1024", "model.width=65536"]),
+        plan(&["adapter.rank=1000000000000000000"]),
+    ] {
+        let output = place.run(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.starts_with("error: ") && said.len() < 4000, "{arguments:?}: {said}");
+    }
+    // Large, and meant: the planner looks at as many microbatches as make sense.
+    let large = plan(&["train.batch=1048576", "pipeline.microbatches=64", "model.layers=32"]);
+    assert!(place.run(&large).status.success());
+}
+
+#[test]
+fn a_schedule_by_hand_runs_without_a_planner_and_disagrees_with_no_key() {
+    let place = imagined();
+    let text = place.succeed(&["schedule", "gpipe", "--stages", "2", "--microbatches", "2", "--text"]);
+    std::fs::write(place.path("mine.txt"), text).unwrap();
+    let by_hand = ["--set", "pipeline.schedule='mine.txt'"];
+    let plain = ["train", "tiny.toml", "--no-plan", "--set", "train.steps=2"];
+    place.succeed(&[&plain[..], &by_hand, &["--out", "by-hand"]].concat());
+    place.succeed(&[&plain[..], &["--out", "usual"]].concat());
+    assert_eq!(place.losses("by-hand"), place.losses("usual"));
+    let refused = |arguments: &[&str], expected: &[&str]| {
+        let output = place.run(arguments);
+        let line = one_line(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(expected.iter().all(|word| line.contains(word)), "{line}");
+    };
+    let more = ["--set", "pipeline.microbatches=4", "--out", "out"];
+    refused(&[&plain[..], &by_hand, &more].concat(), &["for 2 microbatches", "pipeline.microbatches = 4"]);
+    let plan = ["plan", "tiny.toml", "--machine", "two.toml"];
+    refused(
+        &[&plan[..], &by_hand, &more[..2]].concat(),
+        &["for 2 microbatches", "pipeline.microbatches = 4"],
+    );
+    let auto = ["--set", "pipeline.schedule=auto", "--out", "out"];
+    refused(&[&plain[..], &auto].concat(), &["\"auto\" is made by the planner"]);
+    let three = [&plain[..], &by_hand, &["--devices", "0,0,0", "--out", "out"]].concat();
+    refused(&three, &["for 2 devices", "the run has 3"]);
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn a_model_that_sees_few_tokens_is_trained_and_continues_a_short_prompt() {
+    let place = Place::new();
+    for context in ["8", "1"] {
+        let sizes = [format!("model.context={context}"), format!("train.sequence={context}")];
+        let out = format!("run-{context}");
+        let train = ["train", "tiny.toml", "--no-plan", "--set", "train.steps=2", "--out", &out];
+        let shown = place.succeed(&[&train[..], &["--set", &sizes[0], "--set", &sizes[1]]].concat());
+        assert!(shown.contains("sample   "), "{shown}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_a_failure_and_not_bad_input() {
+    let place = Place::new();
+    let rate = ["--set", "train.learning_rate=1000", "--set", "train.clip_norm=0", "--set", "train.warmup=0"];
+    let train = ["train", "tiny.toml", "--no-plan", "--out", "run", "--set", "model.initializer_range=1000"];
+    let output = place.run(&[&train[..], &rate].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("not finite"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_where_it_was_named_is_bad_input() {
+    let place = imagined();
+    let plan = ["plan", "tiny.toml", "--machine", "two.toml"];
+    for flag in ["--svg", "--write-schedule", "--write-machine"] {
+        for path in ["nowhere/file", "two.toml/file", ".", "/dev/full"] {
+            let output = place.run(&[&plan[..], &[flag, path]].concat());
+            let line = one_line(&output);
+            assert_eq!(output.status.code(), Some(2), "{flag} {path}: {line}");
+            assert!(line.contains("cannot be written"), "{line}");
+        }
+    }
+}

@@ -173,3 +173,15 @@ fn what_cannot_be_continued_is_one_line_and_status_2() {
         assert!(error.contains(words), "{arguments:?} says {error:?}, not {words:?}");
     }
 }
+
+#[test]
+fn an_answer_of_no_tokens_is_refused_by_its_own_flag() {
+    let place = chatty();
+    for (flags, expected) in
+        [(["--max-tokens", "0"], "--max-tokens: 0"), (["--context", "1"], "--context: 1")]
+    {
+        let output = run(&place, &[&["chat", "."], &flags[..]].concat(), "hello\n");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(expected), "{said}");
+    }
+}

@@ -208,3 +208,18 @@ fn a_pipe_or_a_folder_where_a_file_should_be_is_named_and_never_waited_for() {
         }
     }
 }
+
+#[test]
+fn a_run_whose_picture_cannot_be_written_is_explained_without_one() {
+    let folder = folder();
+    // A folder in its place refuses every user.
+    std::fs::create_dir_all(folder.path().join("run/comparison.svg/in the way")).unwrap();
+    let output = run(folder.path(), &["trace", "run", "--json"]);
+    let note = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && note.contains("there is no picture"), "{note}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((report["steps"].as_u64(), &report["picture"]), (Some(3), &Value::Null));
+    assert!(!succeed(folder.path(), &["trace", "run"]).contains("picture    "));
+    let named = run(folder.path(), &["trace", "run", "--json", "--out", "run/metrics.jsonl"]);
+    assert_eq!(named.status.code(), Some(2));
+}

@@ -1,11 +1,11 @@
 //! `polystage chat`.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use serde_json::{Value, json};
 
 use super::speaking::{Speaker, speak};
-use super::{Environment, note};
+use super::{Environment, note, write};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Language};
 use crate::text::chat::ChatTemplate;
@@ -37,11 +37,14 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
             "has no chat template (chat_template.jinja, or in tokenizer_config.json); use `polystage generate`",
         ));
     };
+    if arguments.max_tokens == 0 {
+        return Err(Error::config("--max-tokens", "0 leaves no room for an answer; it must be at least 1"));
+    }
     let tokens = arguments.context.min(language.config().longest_sequence());
     let answer = arguments.max_tokens.min(tokens / 2);
     if answer == 0 {
-        let message = format!("a context of {tokens} tokens leaves no room for an answer of {answer}");
-        return Err(Error::config("--context, --max-tokens", message));
+        let message = format!("{tokens} tokens have no room for a question and an answer; give at least 2");
+        return Err(Error::config("--context", message));
     }
     let extent = Extent { texts: 1, prompt: tokens - answer, tokens };
     let mut conversation = Conversation::new(&language, template, arguments.system.as_deref(), extent.prompt);
@@ -49,12 +52,11 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let (mut generator, _) = language.launch(extent, &devices, budgets)?;
 
     let input = std::io::stdin();
-    let mut out = std::io::stdout();
     // A terminal shows what is typed; what comes from a pipe is not shown.
     let ask = input.is_terminal();
     loop {
         if ask {
-            let _ = write!(out, "> ").and_then(|()| out.flush());
+            write("> ")?;
         }
         let mut line = String::new();
         let read = input.lock().read_line(&mut line);
@@ -75,10 +77,10 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         let mut open = true;
         let (said, _) =
             speak(&language, &mut generator, &[prompt], arguments.max_tokens, sampling, |_, piece| {
-                open = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_ok();
-                open
+                open = write(piece)?;
+                Ok(open)
             })?;
-        if !open || writeln!(out).and_then(|()| out.flush()).is_err() {
+        if !open || !write("\n")? {
             return Ok(0);
         }
         if !said[0].ended && said[0].tokens.len() < arguments.max_tokens {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::planning::read_config;
-use super::say;
+use super::print;
 use crate::error::Result;
 use crate::train::config::{Config, smallest};
 
@@ -25,6 +25,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         Some(path) => read_config(path, &arguments.set)?,
         None => Config::parse(&smallest(), &arguments.set, "the smallest config")?,
     };
-    say(config.listing()?.trim_end());
+    print(config.listing()?.trim_end())?;
     Ok(0)
 }

@@ -1,6 +1,6 @@
 //! `polystage devices`.
 
-use super::{adapters, say, show_bytes};
+use super::{adapters, print, say, show_bytes};
 use crate::error::Result;
 use crate::gpu::{AdapterInfo, Device, OpenOptions};
 use crate::ops::bench;
@@ -28,12 +28,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
             None
         };
         if !arguments.json {
-            say(describe(adapter));
+            say(describe(adapter))?;
             if let Some(s) = &speed {
                 say(format!(
                     "   measured: f32 matmul {:.1} GFLOP/s, memory {:.2} GB/s, upload {:.2} GB/s, read-back {:.2} GB/s, read-back latency {:.3} ms",
                     s.matmul_gflops, s.memory_gb_s, s.upload_gb_s, s.readback_gb_s, s.readback_latency_ms
-                ));
+                ))?;
             }
         }
         let mut value = serde_json::to_value(adapter).unwrap_or_default();
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         list.push(value);
     }
     if arguments.json {
-        say(serde_json::to_string_pretty(&list).unwrap_or_default());
+        print(serde_json::to_string_pretty(&list).unwrap_or_default())?;
     }
     Ok(0)
 }

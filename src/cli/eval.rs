@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::placement::Placement;
-use super::{Environment, progress_bar, say, show_count};
+use super::{Environment, print, progress_bar, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
@@ -67,7 +67,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
-        say(serde_json::to_string(&found).unwrap_or_default());
+        print(serde_json::to_string(&found).unwrap_or_default())?;
         return Ok(0);
     }
     say(format!(
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         found.loss,
         found.perplexity,
         show_count(found.tokens as u64)
-    ));
+    ))?;
     Ok(0)
 }
 
@@ -102,7 +102,7 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
 fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpus) -> Result<Evaluation> {
     let (sequences, sequence) = (plan.setup.batch * plan.schedule.microbatches, plan.setup.sequence);
     let windows = corpus.len().div_ceil(sequence) as u64;
-    let bar = progress_bar(windows, "{bar:30.cyan/dim} window {pos}/{len}  {eta} left");
+    let bar = progress_bar(windows, "{bar:30.cyan/dim} window {pos}/{len}  {left}");
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
     watch.block_on(pretrained.load(&mut executor))?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{parse_bytes, progress_bar, say, show_bytes, show_count};
+use super::{in_the_way, parse_bytes, progress_bar, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::folder::Dtype;
 use crate::train::export::{self, Output, Written};
@@ -53,14 +53,14 @@ impl OutputArguments {
             "f16" => Dtype::F16,
             _ => Dtype::F32,
         });
-        let bar = progress_bar(0, "{bar:30} {percent} %  {eta} left");
+        let bar = progress_bar(0, "{bar:30} {percent} %  {left}");
         let output = Output { path: &self.out, dtype, shard_bytes };
         let written = work(&output, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         });
         bar.finish_and_clear();
-        let written = written?;
+        let written = written.map_err(in_the_way)?;
         say(format!(
             "wrote {}: {} tensors, {} parameters as {}, {}",
             self.out.display(),
@@ -68,7 +68,7 @@ impl OutputArguments {
             show_count(written.elements),
             written.dtype.torch_name(),
             show_bytes(written.elements * written.dtype.size() as u64)
-        ));
+        ))?;
         Ok(0)
     }
 }

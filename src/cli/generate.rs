@@ -1,13 +1,13 @@
 //! `polystage generate`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::speaking::{Pace, Said, Speaker, speak};
-use super::{Environment, note, say};
+use super::{Environment, note, print, write};
 use crate::error::{Error, Result};
+use crate::folder::files::read_text;
 use crate::generate::{Extent, Loading};
 
 /// Continues texts with a trained model.
@@ -48,27 +48,24 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let (devices, budgets) = arguments.speaker.devices(&language)?;
     let (mut generator, loading) = language.launch(extent, &devices, budgets)?;
 
-    let mut out = std::io::stdout().lock();
     let streams = prompts.len() == 1 && !arguments.json;
     // A closed pipe ends the text; there is nobody left to tell.
-    let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
-    if streams && !write(&texts[0]) {
+    if streams && !write(&texts[0])? {
         return Ok(0);
     }
     let (said, pace) =
         speak(&language, &mut generator, &prompts, arguments.max_tokens, sampling, |_, piece| {
-            !streams || write(piece)
+            if streams { write(piece) } else { Ok(true) }
         })?;
     if streams {
-        write("\n");
+        print("")?;
     }
-    drop(out);
     let tokens = prompts.iter().map(Vec::len).sum();
     if arguments.json {
-        say(report(&texts, &prompts, &said, &pace, &loading));
+        print(report(&texts, &prompts, &said, &pace, &loading))?;
     } else if !streams {
         for (at, (text, said)) in texts.iter().zip(&said).enumerate() {
-            say(format!("=== text {} of {} ===\n{text}{}", at + 1, texts.len(), said.text));
+            print(format!("=== text {} of {} ===\n{text}{}", at + 1, texts.len(), said.text))?;
         }
     }
     note(pace_line(tokens, &pace, &loading));
@@ -78,8 +75,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 fn prompts(arguments: &Arguments) -> Result<Vec<String>> {
     let mut texts = arguments.prompt.clone();
     if let Some(path) = &arguments.prompt_file {
-        let mut text = std::fs::read_to_string(path)
-            .map_err(|e| Error::config("--prompt-file", format!("{} cannot be read: {e}", path.display())))?;
+        let mut text = read_text(path).map_err(|e| e.config(path))?;
         if text.ends_with('\n') {
             text.pop();
         }

@@ -1,4 +1,7 @@
 //! The command line: one file a verb. Parses, calls the library, prints.
+//!
+//! What reaches the terminal passes through here: [`say`] and [`note`] are lines for people, in which names and paths
+//! from anywhere do no harm; [`print`] and [`write`] are for what must stay as it is.
 
 mod chat;
 mod config;
@@ -20,11 +23,14 @@ mod train;
 mod verify;
 
 use std::io::Write;
+use std::path::Path;
 
-use clap::{Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
+use crate::folder::write_atomic;
 use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
 use crate::text::Isolation;
 use crate::train::config::Devices;
@@ -73,7 +79,10 @@ pub struct Environment {
 
 /// Runs the program; the status is 0, 1 (something failed) or 2 (bad input).
 pub fn run(environment: &Environment) -> u8 {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return answer(&error),
+    };
     #[cfg(unix)]
     fault::explain_lost_files();
     let result = match arguments.verb {
@@ -93,10 +102,67 @@ pub fn run(environment: &Environment) -> u8 {
     };
     match result {
         Ok(status) => status,
-        Err(error) => {
-            note(format!("error: {error}"));
-            if error.is_input() { 2 } else { 1 }
+        Err(error) => fail(&error),
+    }
+}
+
+/// Says why the program ends, and gives its status.
+fn fail(error: &Error) -> u8 {
+    note(format!("error: {error}"));
+    if error.is_input() { 2 } else { 1 }
+}
+
+/// Arguments that are no order to do something: help and version as clap prints them, a mistake in one line.
+fn answer(error: &clap::Error) -> u8 {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return 2;
+    }
+    if !error.use_stderr() {
+        let printed = error.print().and_then(|()| std::io::stdout().flush());
+        return heard(printed).map_or_else(|error| fail(&error), |_| 0);
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let own =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let message = own.collect::<Vec<_>>().join("; ").replace(":;", ":");
+    let program = Arguments::command();
+    let verb = std::env::args().nth(1).filter(|verb| program.find_subcommand(verb).is_some());
+    let verb = verb.map_or(String::new(), |verb| format!(" {verb}"));
+    note(format!("{message}; see polystage{verb} --help"));
+    2
+}
+
+/// Writes a file that the user named.
+fn save(path: &Path, text: &str) -> Result<()> {
+    // What takes its place would end a device or a pipe.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::config(path.to_string_lossy(), "cannot be written: it is not a regular file"));
+    }
+    write_atomic(path, text.as_bytes()).map_err(in_the_way)
+}
+
+/// An error about a path that the user has just named for something to be written there: a mistake if nothing can be,
+/// unlike a disk that is full.
+fn in_the_way(error: Error) -> Error {
+    use std::io::ErrorKind::*;
+    match error {
+        Error::Io { path, source }
+            if matches!(
+                source.kind(),
+                NotFound
+                    | NotADirectory
+                    | IsADirectory
+                    | AlreadyExists
+                    | PermissionDenied
+                    | ReadOnlyFilesystem
+                    | InvalidFilename
+            ) =>
+        {
+            Error::config(path.to_string_lossy(), format!("cannot be written: {source}"))
         }
+        other => other,
     }
 }
 
@@ -190,23 +256,64 @@ fn show_count(n: u64) -> String {
     text
 }
 
-/// A bar on standard error, where that is a terminal.
+/// Seconds for people: `1:34`, `1:02:03`.
+fn clock(seconds: f64) -> String {
+    let all = seconds.round() as u64;
+    let (hours, minutes, seconds) = (all / 3600, all / 60 % 60, all % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+/// A bar on standard error, where that is a terminal. In its style `{left}` is the time that is still needed.
 fn progress_bar(length: u64, style: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
+        bar.set_style(style.with_key("left", |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+            if state.pos() > 0 {
+                let _ = write!(line, "{} left", clock(state.eta().as_secs_f64()));
+            }
+        }));
     }
     bar
 }
 
-/// Prints a line. A reader that has gone (as with `| head`) must not end the work.
-fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+/// Most characters of a line for people.
+const LINE: usize = 2000;
+
+/// A text for people in which no line does anything to a terminal or fills it.
+fn harmless(text: impl std::fmt::Display) -> String {
+    let lines: Vec<String> = text.to_string().split('\n').map(|line| one_line(line, LINE)).collect();
+    lines.join("\n")
+}
+
+/// Prints a line for people, or several.
+fn say(text: impl std::fmt::Display) -> Result<()> {
+    print(harmless(text))
+}
+
+/// Prints a line, or several, as they are.
+fn print(text: impl std::fmt::Display) -> Result<()> {
+    write(&format!("{text}\n")).map(drop)
+}
+
+/// Writes a text as it is; false once nobody reads it any more.
+fn write(text: &str) -> Result<bool> {
+    let mut out = std::io::stdout();
+    heard(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// What came of writing to standard output. A reader that has gone (as with `| head`) must not end the work; a disk that
+/// is full must.
+fn heard(written: std::io::Result<()>) -> Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("standard output")(error)),
+    }
 }
 
 /// Says something beside the results, on standard error.
 fn note(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(text));
 }
 
 /// Ends the process without the drivers' own clean-up at exit, which hangs after a stall and crashes with some of them
@@ -221,4 +328,21 @@ pub fn leave(status: u8) -> ! {
     }
     #[cfg(not(unix))]
     std::process::exit(status as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_as_a_clock_shows_them() {
+        let shown = [0.4, 9.0, 94.2, 3599.6, 3723.0].map(clock);
+        assert_eq!(shown, ["0:00", "0:09", "1:34", "1:00:00", "1:02:03"]);
+    }
+
+    #[test]
+    fn lines_for_people_are_harmless_and_of_bearable_length() {
+        assert_eq!(harmless("a\x1b[31m\nb\r"), "a\\u{1b}[31m\nb\\r");
+        assert!(harmless("x".repeat(100_000)).len() < 2 * LINE);
+    }
 }

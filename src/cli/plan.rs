@@ -4,9 +4,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use super::planning::{Experiment, for_devices, for_file};
-use super::{Environment, say};
+use super::{Environment, print, save, say};
 use crate::error::Result;
-use crate::folder::write_atomic;
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Step, duration};
 use crate::plan::Explanation;
@@ -52,20 +51,20 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         (&arguments.svg, prediction.timeline()?.to_svg(&title(&explanation))),
     ] {
         if let Some(path) = path {
-            write_atomic(path, text.as_bytes())?;
+            save(path, &text)?;
         }
     }
     if arguments.json {
         let mut value = serde_json::to_value(&explanation).unwrap_or_default();
         value["schedule_text"] = best.schedule.to_string().into();
         value["cuts"] = best.cuts().into();
-        say(serde_json::to_string_pretty(&value).unwrap_or_default());
+        print(serde_json::to_string_pretty(&value).unwrap_or_default())?;
         return Ok(0);
     }
-    say(&explanation);
+    say(&explanation)?;
     let width = usize::from(console::Term::stdout().size().1).clamp(60, 160);
     let colour = !environment.plain && std::io::stdout().is_terminal();
-    say(Step::predicted(&prediction)?.to_terminal(width, colour).trim_end());
+    print(Step::predicted(&prediction)?.to_terminal(width, colour).trim_end())?;
     Ok(0)
 }
 

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::folder::files::read_text;
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::profile::{Profiler, Progress};
 use crate::plan::Machine;
 use crate::train::config::{Config, Devices};
-use crate::train::planning::{Planning, given_schedule, microbatches};
+use crate::train::planning::{Planning, given_schedule};
 use crate::train::source::describe;
 
 /// An experiment.
@@ -80,10 +80,8 @@ impl MachineArguments {
 }
 
 fn read_machine(path: &Path) -> Result<Machine> {
-    let place = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::config(place.as_str(), format!("cannot be read: {e}")))?;
-    Machine::parse(&text, &place)
+    let text = read_text(path).map_err(|e| e.config(path))?;
+    Machine::parse(&text, &path.to_string_lossy())
 }
 
 /// For a machine file alone: no device is opened.
@@ -141,7 +139,7 @@ fn measure(
         fresh,
         patience: PATIENCE,
     };
-    let sizes: Vec<usize> = microbatches(config).iter().map(|m| config.train.batch / m).collect();
+    let sizes: Vec<usize> = config.microbatches().iter().map(|m| config.train.batch / m).collect();
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let machine = profiler.machine(&sizes, &mut |progress| {

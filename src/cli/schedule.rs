@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::say;
+use super::print;
 use crate::error::{Error, Result};
+use crate::folder::files::read_text;
 use crate::schedule::{self, AUTO, Costs, Effort, Schedule};
 
 /// Prints a schedule as a grid: a row a device, a column a unit of time (F, I and W take 1, B takes 2).
@@ -38,12 +39,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let schedule = find(arguments)?;
     if arguments.text {
-        say(schedule.lowered()?.to_string().trim_end());
+        print(schedule.lowered()?.to_string().trim_end())?;
     } else if arguments.json {
-        say(serde_json::to_string_pretty(&as_json(&schedule)?).unwrap_or_default());
+        print(serde_json::to_string_pretty(&as_json(&schedule)?).unwrap_or_default())?;
     } else {
         schedule.validate()?;
-        say(schedule::grid(&schedule).trim_end());
+        print(schedule::grid(&schedule).trim_end())?;
     }
     Ok(0)
 }
@@ -52,14 +53,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
 fn find(arguments: &Arguments) -> Result<Schedule> {
     let Arguments { name, stages, microbatches, chunks, .. } = arguments;
     let path = Path::new(name);
-    if !schedule::ALL_NAMES.contains(&name.as_str()) && path.is_file() {
+    if !schedule::ALL_NAMES.contains(&name.as_str()) && path.exists() {
         for (flag, value) in [("--stages", stages), ("--microbatches", microbatches), ("--chunks", chunks)] {
             if value.is_some() {
                 let message = format!("{name} is a file, which says that itself; leave {flag} out");
                 return Err(Error::config(flag, message));
             }
         }
-        return std::fs::read_to_string(path).map_err(Error::io(path))?.parse();
+        return read_text(path).map_err(|e| e.config(path))?.parse();
     }
     if name.contains(['/', '\\', '.']) {
         return Err(Error::config("schedule", format!("there is no file {name}")));

@@ -80,22 +80,22 @@ pub(super) fn speak(
     prompts: &[Vec<u32>],
     count: usize,
     sampling: Sampling,
-    mut each: impl FnMut(usize, &str) -> bool,
+    mut each: impl FnMut(usize, &str) -> Result<bool>,
 ) -> Result<(Vec<Said>, Pace)> {
     let tokenizer = language.tokenizer();
     let mut said: Vec<Said> =
         prompts.iter().map(|_| Said { text: String::new(), tokens: Vec::new(), ended: false }).collect();
     let mut streams: Vec<Stream> = prompts.iter().map(|_| tokenizer.stream()).collect();
     let mut failure = None;
-    let mut hear = |at: usize, piece: Result<String>, said: &mut Said| match piece {
-        Ok(piece) => {
+    let mut hear = |at: usize, piece: Result<String>, said: &mut Said| {
+        let goes_on = piece.and_then(|piece| {
             said.text.push_str(&piece);
-            piece.is_empty() || each(at, &piece)
-        }
-        Err(error) => {
+            if piece.is_empty() { Ok(true) } else { each(at, &piece) }
+        });
+        goes_on.unwrap_or_else(|error| {
             failure.get_or_insert(error);
             false
-        }
+        })
     };
     let started = Instant::now();
     let mut first = None;
@@ -136,6 +136,6 @@ pub(super) fn sample(
     let language = Language::new(Pretrained::open(folder)?, isolation)?.with_weights(weights);
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
-    let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
+    let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{note, say};
+use super::{in_the_way, note, print, save, say};
 use crate::error::{Error, Result};
 use crate::folder::files::{Unreadable, read_text};
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Comparison, Timeline, duration};
-use crate::train::checkpoint::write_atomic;
 use crate::train::metrics::{METRICS, Metrics};
 use crate::train::run::{PREDICTION, TRACE};
 
@@ -48,17 +47,19 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     let name = std::path::absolute(run).unwrap_or_else(|_| run.clone());
     let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
     let what = if comparison.predicted.is_some() { "predicted and measured" } else { "measured" };
-    let out = arguments.out.as_ref().unwrap_or(run);
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let picture = out.join("comparison.svg");
-    write_atomic(&picture, comparison.to_svg(&format!("A step of {name}, {what}")).as_bytes())?;
+    let svg = comparison.to_svg(&format!("A step of {name}, {what}"));
+    let picture = match &arguments.out {
+        Some(out) => Some(draw(out, &svg)?),
+        // A run that may only be read can still be explained.
+        None => draw(run, &svg).map_err(|error| note(format!("note: there is no picture: {error}"))).ok(),
+    };
     if arguments.json {
         let mut report = comparison.to_json();
         report["run"] = json!(run);
         report["steps"] = json!(seconds.len());
         report["median_step_seconds"] = json!(median(&seconds));
         report["picture"] = json!(picture);
-        say(serde_json::to_string_pretty(&report).unwrap_or_default());
+        print(serde_json::to_string_pretty(&report).unwrap_or_default())?;
         return Ok(0);
     }
     if comparison.predicted.is_none() {
@@ -70,50 +71,58 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     let terminal = std::io::stdout().is_terminal();
     let size = console::Term::stdout().size_checked().filter(|_| terminal);
     let width = size.map_or(WIDTH, |(_, columns)| usize::from(columns));
-    report(&comparison, &seconds, width, terminal && !plain);
-    say(format!("picture    {}", picture.display()));
+    report(&comparison, &seconds, width, terminal && !plain)?;
+    picture.map_or(Ok(()), |picture| say(format!("picture    {}", picture.display())))?;
     Ok(0)
 }
 
-fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) {
-    let (Some(least), Some(most)) = (seconds.first(), seconds.last()) else { return };
+/// Writes the picture into a folder, creating it.
+fn draw(folder: &Path, svg: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder)).map_err(in_the_way)?;
+    let picture = folder.join("comparison.svg");
+    save(&picture, svg)?;
+    Ok(picture)
+}
+
+fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) -> Result<()> {
+    let (Some(least), Some(most)) = (seconds.first(), seconds.last()) else { return Ok(()) };
     let median = median(seconds);
     let [least, middle, most] = [*least, median, *most].map(duration);
-    say(format!("steps      {}: {middle} (median), {least} to {most}", seconds.len()));
+    say(format!("steps      {}: {middle} (median), {least} to {most}", seconds.len()))?;
     if let Some(predicted) = &comparison.predicted {
         let error = 100.0 * (median / predicted.expected - 1.0);
-        say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.expected)));
+        say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.expected)))?;
     }
     let traced = duration(comparison.measured.seconds);
     let error = comparison.error().map_or(String::new(), |error| format!(", {:+.1} % off", 100.0 * error));
-    say(format!("traced     {traced}{error}: the last step that was traced, shown here"));
-    say("");
-    say(comparison.to_terminal(width, colour));
-    say("Where the time goes, in % of the step");
-    say(comparison.shares_to_terminal(width, colour));
-    say("Mean time of an action");
-    say(comparison.actions_to_terminal(width, colour));
-    say("Slowest single actions");
+    say(format!("traced     {traced}{error}: the last step that was traced, shown here"))?;
+    say("")?;
+    print(comparison.to_terminal(width, colour))?;
+    say("Where the time goes, in % of the step")?;
+    print(comparison.shares_to_terminal(width, colour))?;
+    say("Mean time of an action")?;
+    print(comparison.actions_to_terminal(width, colour))?;
+    say("Slowest single actions")?;
     let mut slowest = comparison.slowest();
     slowest.retain(|(_, times)| *times >= SLOW);
     for (cell, times) in slowest.iter().take(SLOWEST) {
         let (action, took) = (cell.action.to_string(), duration(cell.end - cell.start));
-        say(format!("  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind", cell.rank));
+        say(format!("  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind", cell.rank))?;
     }
     if slowest.is_empty() {
-        say(format!("  none took {SLOW} times the mean of its kind"));
+        say(format!("  none took {SLOW} times the mean of its kind"))?;
     }
-    say("");
-    say("What dominates");
-    comparison.findings().iter().for_each(|finding| say(wrap(finding, width)));
-    say("");
-    say("What to try");
+    say("")?;
+    say("What dominates")?;
+    comparison.findings().iter().try_for_each(|finding| say(wrap(finding, width)))?;
+    say("")?;
+    say("What to try")?;
     let advice = comparison.advice();
-    advice.iter().for_each(|advice| say(wrap(advice, width)));
+    advice.iter().try_for_each(|advice| say(wrap(advice, width)))?;
     if advice.is_empty() {
-        say(wrap("nothing stands out that would make the step more than 2 % shorter", width));
+        say(wrap("nothing stands out that would make the step more than 2 % shorter", width))?;
     }
-    say("");
+    say("")
 }
 
 /// A sentence as an entry of a list, in lines of at most `width` columns where its words allow it.
@@ -185,7 +194,7 @@ fn step_seconds(run: &Path) -> Result<Vec<f64>> {
 fn read(path: &Path, help: &str) -> Result<String> {
     read_text(path).map_err(|error| match error {
         Unreadable::Missing => missing(path, help),
-        Unreadable::Binary { .. } => Error::config(path.to_string_lossy(), "is damaged: it is not text"),
+        Unreadable::Binary { .. } => Error::config(path.to_string_lossy(), format!("is damaged: it {error}")),
         other => other.config(path),
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::{adapters, open, parse_devices, say};
+use super::{adapters, open, parse_devices, print, say};
 use crate::error::Result;
 use crate::gpu::Device;
 use crate::ops::verify::{self, Outcome};
@@ -42,21 +42,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         }
         seen.push(index);
         if !arguments.json {
-            say(format!("adapter {index}: {}", device.info().name));
+            say(format!("adapter {index}: {}", device.info().name))?;
             say(format!(
                 "   {:<26} {:>6} {:>9} {:>9} {:>7}  {:<7} {}",
                 "op", "cases", "NMSE", "allowed", "ULP", "result", "kernels"
-            ));
+            ))?;
         }
         let bar = ProgressBar::new_spinner();
+        let mut cases = 0;
         let outcomes = device.block_on(verify::verify(device, |outcome| {
-            bar.inc(1);
-            bar.set_message(format!("{} cases, {} {}", bar.position(), outcome.op, outcome.case));
+            cases += 1;
+            bar.set_message(format!("{cases} cases, {} {}", outcome.op, outcome.case));
         }))?;
         bar.finish_and_clear();
         passed &= outcomes.iter().all(|o| o.passed);
         if !arguments.json {
-            table(&outcomes);
+            table(&outcomes)?;
         }
         reports.push(json!({ "adapter": index, "name": device.info().name, "ops": outcomes }));
     }
@@ -64,14 +65,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     passed &= proofs.iter().all(|p| p.passed);
     if arguments.json {
         let report = json!({ "passed": passed, "adapters": reports, "pipelines": proofs });
-        say(serde_json::to_string_pretty(&report).unwrap_or_default());
+        print(serde_json::to_string_pretty(&report).unwrap_or_default())?;
     } else {
-        say("one stage against several, five training steps:");
+        say("one stage against several, five training steps:")?;
         for proof in &proofs {
             let mark = if proof.passed { "ok" } else { "FAILED" };
-            say(format!("   {:<44} {:<52} {mark}", proof.what, proof.found));
+            say(format!("   {:<44} {:<52} {mark}", proof.what, proof.found))?;
         }
-        say(if passed { "everything passed" } else { "FAILED" });
+        say(if passed { "everything passed" } else { "FAILED" })?;
     }
     Ok(if passed { 0 } else { 1 })
 }
@@ -99,7 +100,7 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
 }
 
 /// The worst case of each op and kernel.
-fn table(outcomes: &[Outcome]) {
+fn table(outcomes: &[Outcome]) -> Result<()> {
     let mut rows: BTreeMap<(&str, &str), Vec<&Outcome>> = BTreeMap::new();
     for outcome in outcomes {
         rows.entry((&outcome.op, &outcome.variant)).or_default().push(outcome);
@@ -115,6 +116,7 @@ fn table(outcomes: &[Outcome]) {
             cases.len(),
             worst.nmse,
             worst.tolerance
-        ));
+        ))?;
     }
+    Ok(())
 }

@@ -31,6 +31,11 @@ impl Kind {
     }
 }
 
+/// Most elements of a matrix, and about as many of all blocks: several times those of models that are known. The host
+/// keeps lists of their pieces.
+const MOST_OF_A_MATRIX: usize = 1 << 32;
+const MOST_OF_ALL: usize = 1 << 38;
+
 /// Extents of a model: the `[model]` table of a config file. What is none has the family's value, given by the method
 /// of the same name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -151,7 +156,7 @@ impl ModelConfig {
         let refuse = |key: &str, message: String| Err(Error::config(format!("model.{key}"), message));
         // Far above any model that is known, far below what overflows a size in bytes.
         for (key, value, most) in [
-            ("layers", self.layers, 4096),
+            ("layers", self.layers, 1024),
             ("width", self.width, 1 << 17),
             ("heads", self.heads, 1 << 17),
             ("context", self.context, 1 << 22),
@@ -168,6 +173,25 @@ impl ModelConfig {
         if self.head_dim.is_none() && !self.width.is_multiple_of(self.heads) {
             let message = format!("{} heads do not divide the width {}", self.heads, self.width);
             return refuse("heads", message);
+        }
+        let attention = self.heads * self.head_dim();
+        for (key, rows) in [
+            ("vocabulary", self.vocabulary),
+            ("context", if self.kind.is_llama() { 1 } else { self.context }),
+            ("heads", attention),
+            ("intermediate", self.intermediate()),
+        ] {
+            if rows * self.width > MOST_OF_A_MATRIX {
+                let message = format!(
+                    "{rows} rows of model.width = {} are more than the {MOST_OF_A_MATRIX} elements that a matrix may have",
+                    self.width
+                );
+                return refuse(key, message);
+            }
+        }
+        if self.layers * self.width * (4 * attention + 3 * self.intermediate()) > MOST_OF_ALL {
+            let message = format!("{} of this size have more than {MOST_OF_ALL} parameters", self.layers);
+            return refuse("layers", message);
         }
         for (key, value, least, most) in [
             ("norm_epsilon", self.norm_epsilon(), 1e-30, 1.0),

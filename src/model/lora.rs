@@ -103,9 +103,13 @@ pub(super) fn adapt(
     weight: ValueId,
     y: ValueId,
 ) -> Result<ValueId> {
+    let Some(lora) = lora else { return Ok(y) };
     let module = g.value(weight).name.strip_suffix(".weight").unwrap_or_default();
-    let find = |end: &str| g.parameters().find(|&id| g.value(id).name == format!("{module}{end}"));
-    let (Some(lora), Some(a), Some(b)) = (lora, find(A), find(B)) else { return Ok(y) };
+    let find = |end: &str| {
+        let name = format!("{module}{end}");
+        g.parameters().find(|&id| g.value(id).name == name)
+    };
+    let (Some(a), Some(b)) = (find(A), find(B)) else { return Ok(y) };
     let product = Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None };
     let h = g.forward(product.clone(), &[x, a])?;
     let h = g.forward(Op::Scale { factor: lora.scale as f32 }, &[h])?;

@@ -21,6 +21,9 @@ pub use weights::Weights;
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 
+/// Most angles of rotary positions: a table that every stage has, of 64 MiB.
+const MOST_ANGLES: usize = 1 << 24;
+
 /// What the last layer is followed by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Purpose {
@@ -210,6 +213,12 @@ impl Model {
         if longest > most {
             let key = if most < self.config.context { "model.sliding_window" } else { "model.context" };
             return Err(Error::config(key, format!("a sequence of {longest} tokens is longer than {most}")));
+        }
+        if self.config.kind.is_llama() && longest * self.config.head_dim() > MOST_ANGLES {
+            let most = MOST_ANGLES / self.config.head_dim();
+            let message =
+                format!("{longest} tokens are more than the {most} for which rotary positions are made");
+            return Err(Error::config("sequence", message));
         }
         let mut graph = Graph::default();
         let width = self.config.width;

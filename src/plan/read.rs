@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::schedule::Jitter;
 
 /// Rates: from a hundred thousand times below a slow adapter to a thousand times above a fast one.
@@ -308,12 +308,10 @@ impl<'a, 't> Section<'a, 't> {
         let Some(stranger) = self.table.keys().find(|key| !keys.contains(&key.get_ref().as_ref())) else {
             return Ok(());
         };
-        let likeness = |known: &&&str| strsim::jaro_winkler(stranger.get_ref(), known);
-        let nearest = keys.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
         let message = format!(
             "unknown key {}; did you mean {}?",
             self.path_to(stranger.get_ref()),
-            self.path_to(nearest.unwrap_or_default())
+            self.path_to(nearest(stranger.get_ref(), keys.iter().copied()))
         );
         Err(self.file.error(stranger.span(), &message))
     }

@@ -12,6 +12,9 @@ use crate::schedule::{AUTO, Schedule};
 const MOST_SETS: usize = 1 << 10;
 /// A model of more layers is cut only between so many groups of them, or fewer where there are many sets of devices.
 const MOST_PARTS: usize = 160;
+/// Cells (stages × microbatches) of all forms together: they are kept, and each takes about two kilobytes. Divisions into
+/// more microbatches are left out.
+const MOST_CELLS: usize = 1 << 18;
 /// Ranges of layers, for every set of devices and class, that are looked at when the search starts.
 const MOST_RANGES: usize = 40_000_000;
 
@@ -194,6 +197,7 @@ impl<'a> Space<'a> {
         let most = self.pool.len().min(layers);
         let least = if self.pool.order.is_some() { self.pool.len() } else { 1 };
         let mut refused = None;
+        let mut room = MOST_CELLS;
         for (batching, prices) in self.prices.iter().enumerate() {
             if let Some(given) = given {
                 if (least..=most).contains(&given.ranks.len()) && given.stages <= layers {
@@ -201,8 +205,19 @@ impl<'a> Space<'a> {
                 }
                 continue;
             }
+            let microbatches = prices.batching.microbatches;
+            let cells = (least..=most).sum::<usize>().saturating_mul(microbatches);
+            if cells > room {
+                let message = format!(
+                    "{microbatches} over {} devices are more than can be planned; use fewer of either",
+                    self.pool.len()
+                );
+                refused = Some(Error::config("microbatches", message));
+                continue;
+            }
+            room -= cells;
             for ranks in least..=most {
-                match forms(name, ranks, layers, batching, prices.batching.microbatches) {
+                match forms(name, ranks, layers, batching, microbatches) {
                     Ok(forms) => self.forms.extend(forms),
                     Err(error) => refused = Some(error),
                 }

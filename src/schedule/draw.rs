@@ -4,11 +4,15 @@ use std::fmt::Display;
 
 use super::index::Place;
 use super::{Action, Cell, Costs, Schedule, Simulation, Simulator};
+use crate::error::one_line;
 
 /// Written behind an offending cell.
 const MARK: &str = "<-- ";
 /// How many cells an error shows on each side of the offending one.
 const CONTEXT: usize = 5;
+/// How many ranks, and how many characters of a word, an error shows at most.
+const RANKS: usize = 32;
+const WORD: usize = 40;
 
 /// Columns of a terminal that a line of the grid fills at most.
 const WIDTH: usize = 110;
@@ -91,9 +95,13 @@ fn line(label: &str, label_width: usize, cells: impl IntoIterator<Item: Display>
     text + "\n"
 }
 
-/// The list of every rank near the marks, each marked cell with an arrow behind it.
+/// The list of every rank near the marks, each marked cell with an arrow behind it. Of very many ranks only those next
+/// to the first marks.
 pub(super) fn marked(schedule: &Schedule, marks: &[Place]) -> String {
-    let lines = schedule.ranks.iter().enumerate().map(|(rank, actions)| {
+    let all = schedule.ranks.len() <= RANKS;
+    let near = |rank: usize| all || marks.iter().any(|mark| mark.0.abs_diff(rank) <= 1);
+    let shown = schedule.ranks.iter().enumerate().filter(|(rank, _)| near(*rank)).take(RANKS);
+    let lines = shown.map(|(rank, actions)| {
         let mark = marks.iter().find(|mark| mark.0 == rank).map(|mark| mark.1);
         let centre = mark.or(marks.first().map(|mark| mark.1)).unwrap_or(0);
         format!("rank {rank}: {}", window(actions, centre, mark))
@@ -103,7 +111,17 @@ pub(super) fn marked(schedule: &Schedule, marks: &[Place]) -> String {
 
 /// The words of one line near the one at `mark`, which has an arrow behind it.
 pub(super) fn marked_line(words: &[&str], mark: usize) -> String {
-    window(words, mark, Some(mark))
+    let words: Vec<Word> = words.iter().map(|word| Word(word)).collect();
+    window(&words, mark, Some(mark))
+}
+
+/// A word of a text that may be anything.
+struct Word<'t>(&'t str);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&one_line(self.0, WORD))
+    }
 }
 
 fn window(cells: &[impl Display], centre: usize, mark: Option<usize>) -> String {

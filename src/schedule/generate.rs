@@ -1,7 +1,7 @@
 //! The schedules that can be asked for by name. Each recipe says, for one rank, in which order it computes.
 
 use super::{Action, Kind, Schedule, zero_bubble};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// The names that [`generate`] knows.
 pub const NAMES: &[&str] = &["gpipe", "1f1b", "eager-1f1b", "interleaved-1f1b", "zb-h1", "zb-h2", "zb-v"];
@@ -15,7 +15,9 @@ pub const ALL_NAMES: &[&str] =
 
 /// The most cells (stages × microbatches) a schedule may have: four times 64 stages of 4096 microbatches. It keeps a
 /// slip of the finger from taking all of the machine's memory.
-const MAX_CELLS: usize = 1 << 20;
+pub(super) const MAX_CELLS: usize = 1 << 20;
+/// The most stages: simulations keep a link for every pair of ranks.
+pub(super) const MAX_STAGES: usize = 1 << 10;
 
 /// Makes the schedule called `name` for `ranks` ranks and `microbatches` microbatches a step, with as many chunks a rank
 /// as [`default_chunks`] says: [`generate_chunked`].
@@ -161,11 +163,11 @@ fn interleaved(rank: usize, ranks: usize, chunks: usize, microbatches: usize) ->
 }
 
 fn unknown(name: &str) -> Error {
-    let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
-    let nearest =
-        NAMES.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied().unwrap_or_default();
-    let message =
-        format!("there is no schedule `{name}`; did you mean `{nearest}`? Known are: {}", NAMES.join(", "));
+    let message = format!(
+        "there is no schedule `{name}`; did you mean `{}`? Known are: {}",
+        nearest(name, NAMES.iter().copied()),
+        NAMES.join(", ")
+    );
     Error::config("schedule", message)
 }
 
@@ -175,6 +177,9 @@ pub(super) fn check_size(stages: usize, microbatches: usize) -> Result<()> {
         if count == 0 {
             return Err(Error::config(what, "a schedule needs at least 1"));
         }
+    }
+    if stages > MAX_STAGES {
+        return Err(Error::config("stages", format!("{stages} are more than {MAX_STAGES}; use fewer")));
     }
     if stages.checked_mul(microbatches).is_none_or(|cells| cells > MAX_CELLS) {
         let message =

@@ -122,5 +122,5 @@ fn cell(schedule: &Schedule, action: Action) -> usize {
 }
 
 fn reject(schedule: &Schedule, place: Place, message: String) -> Error {
-    Error::Schedule { message, grid: draw::marked(schedule, &[place]) }
+    Error::schedule(message, draw::marked(schedule, &[place]))
 }

@@ -62,8 +62,6 @@ fn deadlock(index: &Index, done: &[usize], stuck: usize) -> Error {
     };
     let sentences: Vec<&str> = circle.iter().map(|(_, sentence)| sentence.as_str()).collect();
     let marks: Vec<_> = circle.iter().map(|&(rank, _)| (rank, done[rank])).collect();
-    Error::Schedule {
-        message: format!("deadlock: {}", sentences.join("; ")),
-        grid: draw::marked(index.schedule, &marks),
-    }
+    let message = format!("deadlock: {}", sentences.join("; "));
+    Error::schedule(message, draw::marked(index.schedule, &marks))
 }

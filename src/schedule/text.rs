@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::draw::marked_line;
+use super::generate::{MAX_CELLS, MAX_STAGES};
 use super::{Action, Kind, Schedule};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 
 /// Stands for a rank that does nothing, whose line would be blank and so be overlooked; ignored between actions, so
 /// that a schedule written by hand may align its columns with it.
@@ -13,6 +14,9 @@ const IDLE: &str = ".";
 
 /// What a schedule without a header is called.
 const UNNAMED: &str = "custom";
+
+/// Most characters of a name that are kept.
+const NAME: usize = 100;
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -96,42 +100,52 @@ impl FromStr for Schedule {
     ///
     /// # Errors
     ///
-    /// [`Error::Schedule`] with line and word for what is not an action, and for a text without any rank. A schedule
-    /// that can be read may still be wrong: call [`Schedule::validate`].
+    /// [`Error::Schedule`] with line and word for what is not an action, for a text without any rank, and for one with
+    /// absurdly many ranks or actions. A schedule that can be read may still be wrong: call [`Schedule::validate`].
     fn from_str(text: &str) -> Result<Self> {
         let mut header = None;
         let mut ranks = Vec::new();
+        let mut room = Kind::ALL.len() * MAX_CELLS;
         for (number, line) in text.lines().enumerate() {
+            let refuse =
+                |message: &str, grid| Err(Error::schedule(format!("line {}: {message}", number + 1), grid));
             if let Some(fields) = line.strip_prefix("# name: ")
                 && header.is_none()
             {
-                header = Some(parse_header(fields).ok_or_else(|| Error::Schedule {
-                    message: format!("line {}: the header's counts are not numbers", number + 1),
-                    grid: marked_line(&[line], 0),
-                })?);
+                header = parse_header(fields);
+                if header.is_none() {
+                    return refuse("the header's counts are not numbers", marked_line(&[line], 0));
+                }
                 continue;
             }
             let code = line.split('#').next().unwrap_or_default();
-            let words: Vec<&str> =
-                code.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty()).collect();
-            if words.is_empty() {
+            let words =
+                || code.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty());
+            if words().next().is_none() {
                 continue;
             }
-            let mut actions = Vec::with_capacity(words.len());
-            for (at, word) in words.iter().enumerate().filter(|(_, word)| **word != IDLE) {
-                actions.push(word.parse().map_err(|error| Error::Schedule {
-                    message: format!("line {}: {error}", number + 1),
-                    grid: marked_line(&words, at),
-                })?);
+            if ranks.len() == MAX_STAGES {
+                return refuse(&format!("more than {MAX_STAGES} ranks"), String::new());
             }
+            let mut actions = Vec::new();
+            for (at, word) in words().enumerate().filter(|(_, word)| *word != IDLE) {
+                if actions.len() == room {
+                    return refuse("more actions than a schedule may have", String::new());
+                }
+                match word.parse::<Action>() {
+                    Ok(action) => actions.push(action),
+                    Err(error) => {
+                        let grid = marked_line(&words().collect::<Vec<_>>(), at);
+                        return refuse(&error.to_string(), grid);
+                    }
+                }
+            }
+            room -= actions.len();
             ranks.push(actions);
         }
         if header.is_none() && ranks.is_empty() {
-            return Err(Error::Schedule {
-                message: "the text holds no actions; write one line for each rank, such as 0F0 0F1 0B0 0B1"
-                    .into(),
-                grid: String::new(),
-            });
+            let message = "the text holds no actions; write one line for each rank, such as 0F0 0F1 0B0 0B1";
+            return Err(Error::schedule(message, String::new()));
         }
         let count = |of: fn(&Action) -> usize| {
             ranks.iter().flatten().map(of).max().map_or(0, |highest| highest.saturating_add(1))
@@ -139,7 +153,7 @@ impl FromStr for Schedule {
         let Header { name, counts } = header.unwrap_or(Header { name: UNNAMED, counts: None });
         let (stages, microbatches) =
             counts.unwrap_or_else(|| (count(|action| action.stage), count(|action| action.microbatch)));
-        Ok(Schedule { name: name.to_string(), stages, microbatches, ranks })
+        Ok(Schedule { name: one_line(name, NAME), stages, microbatches, ranks })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::config::{Config, Devices, Recompute};
 use crate::error::{Error, Result};
+use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::{Lora, Model};
 use crate::pipeline::timeline::{Event, Track};
@@ -32,27 +33,35 @@ pub struct Planning {
     adapters: Vec<(AdapterInfo, Capabilities)>,
 }
 
-/// The microbatch counts that a config leaves to choose from: the one it names, or the divisors of its batch.
-pub fn microbatches(config: &Config) -> Vec<usize> {
-    match config.pipeline.microbatches {
-        Some(count) => vec![count],
-        None => (1..=config.train.batch).filter(|m| config.train.batch.is_multiple_of(*m)).collect(),
-    }
-}
-
 /// A schedule written by hand, from the first of `bases` that has the file; none if the config names another kind.
+///
+/// # Errors
+///
+/// [`Error::Config`] for a file that cannot be read or is for another number of microbatches than the config asks for,
+/// [`Error::Schedule`] for one that holds no schedule that can run.
 pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<Option<Schedule>> {
     let Some(name) = config.pipeline.schedule.as_deref().filter(|name| !ALL_NAMES.contains(name)) else {
         return Ok(None);
     };
     let place = "pipeline.schedule";
-    let Some(path) = bases.iter().map(|base| base.join(name)).find(|path| path.is_file()) else {
+    let Some(path) = bases.iter().map(|base| base.join(name)).find(|path| path.exists()) else {
         return Err(Error::config(place, format!("there is no file {name}, and no schedule of that name")));
     };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| Error::config(path.display().to_string(), format!("cannot be read: {e}")))?;
-    let schedule: Schedule = text.parse()?;
+    let schedule: Schedule = read_text(&path).map_err(|e| e.config(&path))?.parse()?;
     schedule.validate()?;
+    let (count, batch) = (schedule.microbatches, config.train.batch);
+    if let Some(wanted) = config.pipeline.microbatches.filter(|&wanted| wanted != count) {
+        let message = format!(
+            "{name} is for {count} microbatches, but pipeline.microbatches = {wanted}; leave that out, or make the schedule for {wanted}"
+        );
+        return Err(Error::config(place, message));
+    }
+    if !batch.is_multiple_of(count) {
+        let message = format!(
+            "{name} is for {count} microbatches, which do not divide train.batch = {batch}; change one of them"
+        );
+        return Err(Error::config(place, message));
+    }
     Ok(Some(schedule))
 }
 
@@ -93,13 +102,9 @@ impl Planning {
         let model = Model::with_adapter(&config.model, lora.as_ref())?.with_weights(config.train.weights);
         let counts = match &given {
             Some(schedule) => vec![schedule.microbatches],
-            None => microbatches(config),
+            None => config.microbatches(),
         };
         let t = &config.train;
-        if let Some(count) = counts.iter().find(|&&count| !t.batch.is_multiple_of(count)) {
-            let message = format!("{count} microbatches do not divide train.batch = {}", t.batch);
-            return Err(Error::config("pipeline.schedule", message));
-        }
         let workload = workload(&model, t.batch, t.sequence, &counts, &adapters[0].1)?;
         let fixed = config.pipeline.devices != Devices::default() || adapters.len() == 1;
         let options = Options {

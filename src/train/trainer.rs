@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::pipeline::timeline::{Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
-use crate::schedule;
+use crate::schedule::{self, Schedule};
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -62,12 +62,34 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// The setup that a config asks for without a planner, on devices with these budgets: what is left open is 1f1b, as
-    /// many microbatches as sequences, and stages balanced by floating-point operations.
+    /// The setup that a config asks for without a planner, on devices with these budgets: what is left open is 1f1b, the
+    /// most microbatches that the config leaves to choose from, and stages balanced by floating-point operations.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a schedule that only a planner can make, and those of [`schedule::generate`].
     pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Result<Setup> {
-        let microbatches = config.microbatches();
         let name = config.pipeline.schedule.as_deref().unwrap_or("1f1b");
-        let schedule = schedule::generate(name, budgets.len(), microbatches)?;
+        if name == schedule::AUTO {
+            let message = "\"auto\" is made by the planner, for times that it measures; let it plan, or name another schedule";
+            return Err(Error::config("pipeline.schedule", message));
+        }
+        let microbatches = config.microbatches().last().copied().unwrap_or(1);
+        Trainer::setup_in(config, schedule::generate(name, budgets.len(), microbatches)?, budgets)
+    }
+
+    /// The same in this schedule, whatever the config says of schedule and microbatches.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a schedule for another number of devices.
+    pub fn setup_in(config: &Config, schedule: Schedule, budgets: Vec<Option<u64>>) -> Result<Setup> {
+        let (ranks, devices) = (schedule.ranks.len(), budgets.len());
+        if ranks != devices {
+            let message = format!("it is for {ranks} devices, and the run has {devices}");
+            return Err(Error::config("pipeline.schedule", message));
+        }
+        let microbatches = schedule.microbatches;
         Ok(Setup {
             model: config.model.clone(),
             adapter: config.lora()?,

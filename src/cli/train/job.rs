@@ -12,7 +12,7 @@ use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::train::config::Config;
 use crate::train::data::Batches;
-use crate::train::planning::Planning;
+use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
 use crate::train::run::Run;
 use crate::train::source::Source;
@@ -53,9 +53,14 @@ pub(super) fn prepare(
         Resume::default()
     };
     let (all, devices, plan, planned) = if launch.no_plan {
+        let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
-        let plan = Plan::within(Trainer::setup(&config, budgets)?, &devices)?;
+        let setup = match given {
+            Some(schedule) => Trainer::setup_in(&config, schedule, budgets)?,
+            None => Trainer::setup(&config, budgets)?,
+        };
+        let plan = Plan::within(setup, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
         let (planning, all) = for_devices(&config, machine, environment, bases)?;

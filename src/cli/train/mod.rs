@@ -11,7 +11,7 @@ use report::describe;
 use steps::train;
 
 use super::planning::{Experiment, MachineArguments};
-use super::{Environment, say};
+use super::{Environment, print};
 use crate::error::Result;
 use crate::train::config::Config;
 
@@ -67,7 +67,7 @@ pub(super) fn start(
     let out = out_folder(launch, name)?;
     let job = prepare(config, out, machine, launch, bases, environment)?;
     if launch.dry_run {
-        say(job.config.to_toml());
+        print(job.config.to_toml())?;
         describe(&job)?;
         return Ok(0);
     }

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
-
-use indicatif::ProgressBar;
 
 use super::job::{Job, pick};
-use super::report::{describe, finish, progress, sample, show};
+use super::report::{Beginning, Progress, describe, finish, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -21,11 +18,9 @@ use crate::train::trainer::{Row, Trainer};
 
 pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
+    let beginning = Beginning::new(&job)?;
     let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume } = job;
     let Resume { checkpoint, warnings } = resume;
-    let bytes = source.text.tokenizer.is_bytes();
-    let mut prompt = vec![0u32; batches.corpus().len().min(32)];
-    batches.corpus().read(0, &mut prompt)?;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
@@ -35,7 +30,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     }
     if let Some((path, checkpoint)) = &checkpoint {
         watch.block_on(trainer.restore(checkpoint, path))?;
-        say(format!("resumed  from {} at step {}", path.display(), checkpoint.step));
+        say(format!("resumed  from {} at step {}", path.display(), checkpoint.step))?;
     }
     let mut saved = checkpoint.map(|(_, checkpoint)| checkpoint.step);
     let keep = config.output.keep;
@@ -45,15 +40,14 @@ pub(super) fn train(job: Job) -> Result<u8> {
         .map(String::as_str)
         .chain(run.warning())
         .for_each(|text| note(format!("warning: {text}")));
-    say(format!("run      {}", run.path().display()));
+    say(format!("run      {}", run.path().display()))?;
     let stop = stop_flag()?;
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {
         run.save(&mut trainer)?;
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
     promise(&run, &mut trainer, replanner.as_ref())?;
-    let bar = progress(config.train.steps, trainer.step_number());
-    let mut shown = Instant::now();
+    let mut bar = Progress::new(config.train.steps, trainer.step_number());
     let mut last = None;
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
         let mut row = match watch.block_on(trainer.step()) {
@@ -71,10 +65,10 @@ pub(super) fn train(job: Job) -> Result<u8> {
             let failed = format!("the evaluation after step {}", row.step);
             return Err(fail(error, &failed, &run, &mut trainer, saved));
         }
+        bar.step(&row);
         if let Some(warning) = row.valid_loss.and_then(|_| run.overfitting(config.train.patience)) {
-            if bar.is_hidden() { note(warning) } else { bar.println(warning) }
+            bar.note(warning);
         }
-        show(&bar, &row, config.train.steps, &mut shown);
         if let Some(replanner) = &mut replanner {
             let moved =
                 compare(replanner, &mut trainer, &row, config.pipeline.replan.then_some(&run), &all, &bar)?;
@@ -86,31 +80,30 @@ pub(super) fn train(job: Job) -> Result<u8> {
         let best = row.valid_loss.is_some() && run.best().is_some_and(|(step, _)| step == row.step);
         if best || every > 0 && row.step.is_multiple_of(every) {
             run.save(&mut trainer)?;
-            draw(&run, &trainer);
+            draw(&run, &trainer, &bar);
             saved = Some(row.step);
         }
         last = Some(row);
         if config.train.patience > 0 && run.stale() >= config.train.patience {
-            note(format!("the last {} evaluations were no better than the best; stopping", run.stale()));
+            bar.note(format!("the last {} evaluations were no better than the best; stopping", run.stale()));
             break;
         }
     }
-    bar.finish_and_clear();
     if saved != Some(trainer.step_number()) {
         run.save(&mut trainer)?;
     }
-    draw(&run, &trainer);
+    draw(&run, &trainer, &bar);
+    bar.end();
     let interrupted = stop.load(Ordering::SeqCst) > 0 && trainer.step_number() < config.train.steps;
-    finish(&run, &trainer, last.as_ref(), entropy);
+    finish(&run, &trainer, last.as_ref(), entropy)?;
     drop(trainer);
     if interrupted {
-        say("stopped on request; continue with --resume");
+        say("stopped on request; continue with --resume")?;
     } else if last.is_some() {
         if let Some((step, loss)) = run.best() {
-            say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"));
+            say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"))?;
         }
-        let count = if bytes { 200 } else { 32 };
-        sample(&run, &isolation, config.train.weights, &prompt, count, &devices, budgets)?;
+        sample(&run, &isolation, &config, &beginning, &devices, budgets)?;
     }
     Ok(0)
 }
@@ -133,24 +126,19 @@ fn fail(error: Error, failed: &str, run: &Run, trainer: &mut Trainer, saved: Opt
 }
 
 /// Evaluates where it is due, and puts the loss into the row.
-fn evaluate(trainer: &mut Trainer, config: &Config, row: &mut Row, bar: &ProgressBar) -> Result<()> {
+fn evaluate(trainer: &mut Trainer, config: &Config, row: &mut Row, bar: &Progress) -> Result<()> {
     if !row.step.is_multiple_of(config.train.evaluate_every) && row.step != config.train.steps {
         return Ok(());
     }
     let watch = trainer.watch();
-    let found = watch
-        .block_on(trainer.evaluate(|windows| bar.set_message(format!("evaluating, window {windows}"))))?;
+    let step = row.step;
+    let found = watch.block_on(trainer.evaluate(|windows| bar.evaluating(step, windows)))?;
     let Some(found) = found else { return Ok(()) };
     row.valid_loss = Some(found.loss);
-    let text = format!(
-        "step {}: {:.4} nats a token on the text for evaluation, perplexity {:.2}",
-        row.step, found.loss, found.perplexity
-    );
-    if bar.is_hidden() {
-        note(text)
-    } else {
-        bar.println(text)
-    }
+    bar.note(format!(
+        "step {step}: {:.4} nats a token on the text for evaluation, perplexity {:.2}",
+        found.loss, found.perplexity
+    ));
     Ok(())
 }
 
@@ -169,7 +157,7 @@ fn compare(
     row: &Row,
     may_move: Option<&Run>,
     all: &[Device],
-    bar: &ProgressBar,
+    bar: &Progress,
 ) -> Result<bool> {
     let known = replanner.residual().is_some();
     let promised = replanner.current().simulation.expected;
@@ -177,10 +165,9 @@ fn compare(
         Some(_) => replanner.step(row.step_seconds, trainer.events())?,
         None => replanner.listen(row.step_seconds),
     };
-    let tell = |text: String| if bar.is_hidden() { note(text) } else { bar.println(text) };
     if let Some(off) = replanner.residual().filter(|_| !known) {
         let (promised, measured) = (1e3 * promised, 1e3 * promised * (1.0 + off));
-        tell(format!(
+        bar.note(format!(
             "a step was predicted to take {promised:.1} ms and takes {measured:.1} ms ({:+.1} %)",
             100.0 * off
         ));
@@ -188,7 +175,7 @@ fn compare(
     match verdict {
         Verdict::Keep => Ok(false),
         Verdict::Corrected { seconds, off } => {
-            tell(format!(
+            bar.note(format!(
                 "steps are {:+.1} % off their prediction; no other plan is better, so {:.1} ms are predicted from here",
                 100.0 * off,
                 1e3 * seconds
@@ -200,7 +187,7 @@ fn compare(
                 run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
             }
             let cuts = to.cuts();
-            tell(format!(
+            bar.note(format!(
                 "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts:?}, {}: {:.1} ms predicted instead of {:.1} ms",
                 100.0 * off,
                 to.devices,
@@ -214,9 +201,9 @@ fn compare(
 }
 
 /// A picture that cannot be written must not end a run.
-fn draw(run: &Run, trainer: &Trainer) {
+fn draw(run: &Run, trainer: &Trainer, bar: &Progress) {
     if let Err(error) = run.draw(trainer) {
-        note(format!("warning: {error}"));
+        bar.note(format!("warning: {error}"));
     }
 }
 

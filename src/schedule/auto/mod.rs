@@ -22,6 +22,11 @@ use super::random::Random;
 use super::{AUTO, Costs, NAMES, Schedule, generate_chunked, stage_ranks};
 use crate::error::{Error, Result};
 
+/// The most stages, and stages × microbatches, for which [`synthesise`] searches: every order that it looks at takes time
+/// in proportion.
+const MOST_STAGES: usize = 64;
+const MOST_CELLS: usize = 1 << 13;
+
 /// How long [`synthesise`] may search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Effort {
@@ -41,14 +46,22 @@ pub enum Effort {
 ///
 /// # Errors
 ///
-/// [`Error::Config`](crate::error::Error::Config) for costs or a placement that do not fit each other, and for ranks
-/// whose budget holds no microbatch: it says how many bytes each lacks.
+/// [`Error::Config`](crate::error::Error::Config) for costs or a placement that do not fit each other, for more stages
+/// and microbatches than can be searched, and for ranks whose budget holds no microbatch: it says how many bytes each
+/// lacks.
 pub fn synthesise(
     costs: &Costs,
     stage_ranks: &[usize],
     microbatches: usize,
     effort: Effort,
 ) -> Result<Schedule> {
+    let stages = stage_ranks.len();
+    if stages > MOST_STAGES || stages.saturating_mul(microbatches) > MOST_CELLS {
+        let message = format!(
+            "{stages} stages and {microbatches} microbatches are more than `{AUTO}` can be made for; use fewer, or a schedule with another name"
+        );
+        return Err(Error::config("microbatches", message));
+    }
     let problem = Problem::new(costs, stage_ranks, microbatches)?;
     let mut evaluator = Evaluator::new(&problem);
     let mut found = Found::default();

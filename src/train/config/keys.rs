@@ -5,7 +5,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::{AdapterConfig, Config};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// A table of the file.
 pub struct Table {
@@ -284,12 +284,6 @@ pub const TABLES: &[Table] = &[
         ],
     },
 ];
-
-/// The name that is most like the given one.
-pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let best = known.map(|k| (strsim::jaro_winkler(given, k), k)).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or(String::new(), |(_, key)| key.to_string())
-}
 
 /// Refuses a table or a key that is not known, and names the nearest one.
 pub(super) fn check(file: &toml::Table, place: &str) -> Result<()> {

@@ -2,11 +2,17 @@
 
 use serde::Deserialize;
 
-use super::keys::{self, nearest};
+use super::keys;
 use super::{AdapterConfig, Config, Described};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 use crate::model::{Lora, Model};
 use crate::schedule;
+
+/// The most microbatches of a step: the bubble is long gone, and every one costs a device submissions.
+const MOST_MICROBATCHES: usize = 4096;
+/// The most tokens of a step, far above any that is known: with the extents that a model may have, sizes in bytes then
+/// do not overflow.
+const MOST_TOKENS: usize = 1 << 26;
 
 impl Config {
     /// Reads TOML with `key.sub=value` overrides applied, and checks every value that can be checked without a
@@ -54,9 +60,14 @@ impl Config {
         adapter.peft(&model).adapt(&model).map(Some)
     }
 
-    /// Microbatches of a step where no planner chooses: as many as sequences.
-    pub fn microbatches(&self) -> usize {
-        self.pipeline.microbatches.unwrap_or(self.train.batch)
+    /// The numbers of microbatches that are left to choose from, rising: the one that is named, or the divisors of the
+    /// batch up to [`MOST_MICROBATCHES`]. Where no planner chooses, it is the last.
+    pub fn microbatches(&self) -> Vec<usize> {
+        let batch = self.train.batch;
+        match self.pipeline.microbatches {
+            Some(count) => vec![count],
+            None => (1..=batch.min(MOST_MICROBATCHES)).filter(|m| batch.is_multiple_of(*m)).collect(),
+        }
     }
 
     fn check(&self, place: &str) -> Result<()> {
@@ -86,8 +97,22 @@ impl Config {
                 return refuse(format!("train.{key} = {value} must be between {low} and {high}"));
             }
         }
-        let m = self.microbatches();
-        if m == 0 || !t.batch.is_multiple_of(m) {
+        if t.batch * t.sequence > MOST_TOKENS {
+            return refuse(format!(
+                "train.batch = {} sequences of {} tokens are more than the {MOST_TOKENS} tokens that a step may have; lower one",
+                t.batch, t.sequence
+            ));
+        }
+        if let Some(m) = self.pipeline.microbatches
+            && m > MOST_MICROBATCHES
+        {
+            return refuse(format!(
+                "pipeline.microbatches = {m} is out of range; it must be at most {MOST_MICROBATCHES}"
+            ));
+        }
+        if let Some(m) = self.pipeline.microbatches
+            && (m == 0 || !t.batch.is_multiple_of(m))
+        {
             let divides = |d: &usize| t.batch.is_multiple_of(*d);
             let below = (1..m.clamp(2, t.batch)).rev().find(divides).unwrap_or(1);
             let above = (m.max(1)..=t.batch).find(divides).unwrap_or(t.batch);
@@ -207,22 +232,27 @@ fn take_path(
     Ok(Some(path))
 }
 
-/// Applies one `a.b=c`; c is TOML, or else a string.
+/// Applies one `a.b=c`; c is one TOML value, or else a name without quotes.
 fn set(table: &mut toml::Table, item: &str) -> Result<()> {
-    let refuse = |message: String| Error::config("--set", message);
-    let (path, value) =
-        item.split_once('=').ok_or_else(|| refuse(format!("{item:?} is not key.sub=value")))?;
-    let (section, key) = path
-        .trim()
-        .split_once('.')
-        .ok_or_else(|| refuse(format!("{path:?} is not table.key, such as train.steps")))?;
+    let refuse = |message: String| Err(Error::config("--set", message));
+    let Some((path, value)) = item.split_once('=') else {
+        return refuse(format!("{item:?} is not key.sub=value"));
+    };
+    let path = path.trim();
+    let is_key =
+        |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let Some((section, key)) = path.split_once('.').filter(|(table, key)| is_key(table) && is_key(key))
+    else {
+        return refuse(format!("{path:?} is not table.key, such as train.steps"));
+    };
     let value = value.trim();
-    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+    let parsed = value.parse::<toml::Value>().ok();
     // 1f1b is a name, 1.2.3 a slip.
     let number = value.starts_with(|c: char| "-+.0123456789".contains(c))
         && value.chars().all(|c| c.is_ascii_digit() || "+-._eE".contains(c));
-    if parsed.is_none() && (number || value.starts_with(['[', '{', '"', '\''])) {
-        return Err(refuse(format!("{value:?} is not a TOML value (in {item:?})")));
+    let is_name = !value.is_empty() && !number && !value.starts_with(['[', '{', '"', '\'']);
+    if parsed.is_none() && (!is_name || value.contains(char::is_control)) {
+        return refuse(format!("{value:?} is not a TOML value (in {item:?})"));
     }
     let value = parsed.unwrap_or_else(|| toml::Value::String(value.into()));
     let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
@@ -231,6 +261,6 @@ fn set(table: &mut toml::Table, item: &str) -> Result<()> {
             inner.insert(key.into(), value);
             Ok(())
         }
-        None => Err(refuse(format!("{section} is not a table"))),
+        None => refuse(format!("{section} is not a table")),
     }
 }
