@@ -181,10 +181,7 @@ impl Error {
 
     /// A [`Error::Checkpoint`].
     pub fn checkpoint(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::Checkpoint {
-            path: path.as_ref().to_path_buf(),
-            message: one_line(&message.into(), LONGEST),
-        }
+        Error::Checkpoint { path: path.as_ref().to_path_buf(), message: one_line(&message.into(), LONGEST) }
     }
 
     /// A [`Error::Changed`].

@@ -7,7 +7,9 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+use super::machine::{
+    DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
+};
 use crate::error::{Error, Result};
 use crate::schedule::Jitter;
 
@@ -21,6 +23,12 @@ const SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
 const CORES: RangeInclusive<f64> = 0.0..=65536.0;
 /// How many times slower.
 const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
+/// Steps of a measurement.
+const STEPS: RangeInclusive<f64> = 1.0..=1e12;
+/// Seconds since 1970, to the year 9999.
+const UNIX_SECONDS: RangeInclusive<f64> = 0.0..=253_402_300_799.0;
+/// Standard deviations as a part of a mean.
+const SPREAD: RangeInclusive<f64> = 0.0..=1000.0;
 /// More devices than anyone plugs into one machine.
 const MAX_DEVICES: usize = 16;
 
@@ -32,7 +40,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     let root = DeTable::parse(text)
         .map_err(|error| file.error(error.span().unwrap_or(0..0), &error.message().replace('\n', ", ")))?;
     let root = Section::new(&file, root.get_ref(), root.span(), String::new());
-    root.known(&["name", "cores", "slowdown", "link", "devices", "links"])?;
+    root.known(&["name", "cores", "slowdown", "measured", "link", "devices", "links"])?;
     let devices = root.tables("devices")?.iter().map(device).collect::<Result<Vec<_>>>()?;
     if devices.is_empty() || devices.len() > MAX_DEVICES {
         let message = format!(
@@ -64,6 +72,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
         name: root.required("name", |v, path| file.text(v, path))?,
         cores,
         slowdown: root.optional("slowdown", |v, path| file.matrix(v, path, count))?.unwrap_or_default(),
+        measured: evidence(&root)?,
         link: link(&usual)?,
         devices,
         links,
@@ -80,6 +89,7 @@ fn device(section: &Section) -> Result<DeviceProfile> {
         "cores",
         "copy_engine",
         "jitter",
+        "measured",
         "rates",
         "shapes",
     ])?;
@@ -104,6 +114,7 @@ fn device(section: &Section) -> Result<DeviceProfile> {
             .contains_key("jitter")
             .then(|| jitter(&section.table("jitter")?))
             .transpose()?,
+        measured: evidence(section)?,
         rates: rates(&section.table("rates")?)?,
         shapes,
     })
@@ -146,7 +157,7 @@ fn jitter(section: &Section) -> Result<Jitter> {
 
 fn shape(section: &Section) -> Result<ShapeProfile> {
     let file = section.file;
-    section.known(&["shape", "submit_us", "layers"])?;
+    section.known(&["shape", "submit_us", "measured", "layers"])?;
     let layers = section.table("layers")?;
     let mut profiles = BTreeMap::new();
     for kind in layers.table.keys().map(|key| key.get_ref().to_string()) {
@@ -164,8 +175,27 @@ fn shape(section: &Section) -> Result<ShapeProfile> {
     Ok(ShapeProfile {
         shape: section.required("shape", |v, path| file.text(v, path))?,
         submit_us: section.optional("submit_us", |v, path| file.number(v, path, MICROSECONDS))?,
+        measured: evidence(section)?,
         layers: profiles,
     })
+}
+
+/// The section's `measured`, if it has it.
+fn evidence(section: &Section) -> Result<Option<Evidence>> {
+    if !section.table.contains_key("measured") {
+        return Ok(None);
+    }
+    let (section, file) = (section.table("measured")?, section.file);
+    section.known(&["unix_seconds", "steps", "spread", "others", "trained"])?;
+    let number =
+        |key, range: RangeInclusive<f64>| section.required(key, |v, path| file.number(v, path, range));
+    Ok(Some(Evidence {
+        unix_seconds: number("unix_seconds", UNIX_SECONDS)? as u64,
+        steps: number("steps", STEPS)? as u64,
+        spread: number("spread", SPREAD)?,
+        others: section.optional("others", |v, path| file.number(v, path, 0.0..=1.0))?,
+        trained: section.required("trained", |v, path| file.flag(v, path))?,
+    }))
 }
 
 fn link(section: &Section) -> Result<Link> {

@@ -231,10 +231,7 @@ impl Tokenizer {
 
 #[cfg(not(target_arch = "wasm32"))]
 fn refused(error: &tokenizers::Error) -> Error {
-    Error::data(format!(
-        "the tokenizer refuses a text: {}",
-        crate::error::one_line(&error.to_string(), 200)
-    ))
+    Error::data(format!("the tokenizer refuses a text: {}", crate::error::one_line(&error.to_string(), 200)))
 }
 
 /// The text of a token in tokenizer_config.json: a string, or an object that has it as `content`.

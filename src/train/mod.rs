@@ -6,6 +6,8 @@ pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod lessons;
 pub mod optimizer;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod planning;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Launch;
-use crate::cli::planning::{MachineArguments, device_budgets, for_devices, settle};
+use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -12,6 +12,7 @@ use crate::plan::Planned;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::data::Batches;
+use crate::train::lessons::Lessons;
 use crate::train::planning::Planning;
 use crate::train::run::Run;
 use crate::train::source::Source;
@@ -26,6 +27,8 @@ pub(super) struct Job {
     pub(super) devices: Vec<Device>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
+    /// For the profiles that it was planned with, if they come from the cache.
+    pub(super) lessons: Option<Lessons>,
     pub(super) source: Source,
     pub(super) batches: Batches,
     pub(super) out: PathBuf,
@@ -64,8 +67,13 @@ pub(super) fn prepare(
         let plan = planning.plan(&planned.best)?;
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
     };
+    let measured = planned.as_ref().filter(|_| machine.machine.is_none());
+    warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
+    let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
+        Lessons::new(cache, planning.clone(), all.clone(), planned.best.clone())
+    });
     settle(&mut config, &devices, plan.schedule.microbatches);
-    Ok(Job { config, all, devices, plan, planned, source, batches, out, resume, warnings })
+    Ok(Job { config, all, devices, plan, planned, lessons, source, batches, out, resume, warnings })
 }
 
 pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {

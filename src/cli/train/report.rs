@@ -11,6 +11,7 @@ use crate::generate::Sampling;
 use crate::gpu::Device;
 use crate::model::Weights;
 use crate::train::checkpoint;
+use crate::train::lessons::{Lesson, Outcome};
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
@@ -115,6 +116,34 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
     if let Ok(Some(folder)) = checkpoint::latest(run.path()) {
         say(format!("folder   {}", folder.display()));
     }
+}
+
+/// How much longer or shorter than assumed a device's work must take to be worth a word.
+const WORTH_SAYING: f64 = 0.1;
+
+/// A device that is not what the plan took it for, and what follows.
+pub(super) fn compared(lesson: &Lesson) -> Option<String> {
+    let off = lesson.ratio - 1.0;
+    if off.abs() <= WORTH_SAYING {
+        return None;
+    }
+    let beside = |others: f64| format!("while other programs took {:.0} % of the cores", 100.0 * others);
+    let follows = match (lesson.outcome, lesson.others) {
+        (Outcome::Learnt, _) => "the next run plans with that".to_string(),
+        (Outcome::MeasuredAgain(then), _) => {
+            format!("it was measured {}, so the next run measures it again", beside(then))
+        }
+        (Outcome::Kept, Some(others)) => {
+            format!("it ran {}, so the next run plans with what was measured before", beside(others))
+        }
+        (Outcome::Kept, None) => "the next run plans with what was measured before".to_string(),
+    };
+    Some(format!(
+        "{} takes {:.0} % {} for its work than the plan assumed; {follows}",
+        lesson.name,
+        100.0 * off.abs(),
+        if off > 0.0 { "longer" } else { "less time" }
+    ))
 }
 
 pub(super) fn sample(

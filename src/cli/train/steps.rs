@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use super::job::{Job, pick};
-use super::report::{describe, finish, progress, sample, show};
+use super::report::{compared, describe, finish, progress, sample, show};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -21,7 +21,8 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) fn train(job: Job) -> Result<u8> {
     describe(&job);
     let entropy = job.batches.corpus().unigram_entropy();
-    let Job { config, all, devices, plan, planned, source, batches, out, resume, warnings } = job;
+    let Job { config, all, devices, plan, planned, mut lessons, source, batches, out, resume, warnings } =
+        job;
     let checkpoint = resume.as_ref().map(|path| checkpoint::open(path)).transpose()?;
     let bytes = source.text.tokenizer.is_bytes();
     let mut prompt = vec![0u32; batches.corpus().len().min(32)];
@@ -65,6 +66,9 @@ pub(super) fn train(job: Job) -> Result<u8> {
                 return Err(error);
             }
         };
+        if let Some(lessons) = &mut lessons {
+            lessons.step(trainer.events());
+        }
         evaluate(&mut trainer, &config, &mut row, &bar)?;
         run.log(&row)?;
         show(&bar, &row, config.train.steps, &mut shown);
@@ -73,6 +77,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
                 compare(replanner, &mut trainer, &row, config.pipeline.replan.then_some(&run), &all, &bar)?;
             if moved {
                 promise(&run, &mut trainer, Some(replanner))?;
+                lessons.iter_mut().for_each(|lessons| lessons.change(replanner.current()));
             }
         }
         let every = config.output.checkpoint_every;
@@ -80,6 +85,8 @@ pub(super) fn train(job: Job) -> Result<u8> {
         if best || every > 0 && row.step.is_multiple_of(every) {
             run.save(&mut trainer)?;
             draw(&run, &trainer);
+            // A run that is killed has learnt something too.
+            lessons.iter_mut().for_each(|lessons| drop(lessons.teach()));
             saved = Some(row.step);
         }
         last = Some(row);
@@ -93,8 +100,10 @@ pub(super) fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer)?;
     }
     draw(&run, &trainer);
+    let learnt = lessons.map(|mut lessons| lessons.teach()).unwrap_or_default();
     let interrupted = stop.load(Ordering::SeqCst) > 0 && trainer.step_number() < config.train.steps;
     finish(&run, &trainer, last.as_ref(), entropy);
+    learnt.iter().filter_map(compared).for_each(note);
     drop(trainer);
     if interrupted {
         say("stopped on request; continue with --resume");
