@@ -59,3 +59,5 @@ mod models;
 mod generation;
 // Steps against their prediction, and moving in mid-run.
 mod replan;
+// Profiles in the cache, and what runs make of them.
+mod profiles;

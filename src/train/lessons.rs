@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use super::planning::Planning;
 use crate::gpu::Device;
-use crate::pipeline::profile::noise::{Moment, beside, is_clearly_quieter, limit};
-use crate::pipeline::profile::{Cache, Finding, KINDS_OF_WORK, Work, first_of_adapter};
+use crate::pipeline::profile::noise::{Moment, beside, limit};
+use crate::pipeline::profile::{Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
 use crate::pipeline::timeline::{Event, Track};
 use crate::plan::{Candidate, Machine};
 use crate::schedule::{Action, Kind};
@@ -37,6 +37,7 @@ pub struct Lessons {
 }
 
 /// An adapter of the plan.
+#[derive(Default)]
 struct Student {
     /// The first of the machine's devices that is this adapter.
     device: usize,
@@ -68,18 +69,6 @@ pub struct Lesson {
     pub outcome: Outcome,
 }
 
-/// What becomes of a lesson.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outcome {
-    /// The profile is corrected.
-    Learnt,
-    /// The profile was measured beside other programs that took this part of the cores and are gone: it is measured
-    /// again.
-    MeasuredAgain(f64),
-    /// The profile stays, as the better evidence or because it cannot be written.
-    Kept,
-}
-
 impl Lessons {
     /// For a run of the plan `best`, made by `planning` with profiles from the cache.
     pub fn new(cache: Cache, planning: Planning, devices: Vec<Device>, best: Candidate) -> Lessons {
@@ -104,14 +93,7 @@ impl Lessons {
     fn begin(&mut self) {
         for device in self.plan.devices.iter().map(|&device| first_of_adapter(&self.devices, device)) {
             if !self.students.iter().any(|student| student.device == device) {
-                let (quiet, loud) = Default::default();
-                self.students.push(Student {
-                    device,
-                    assumed: Seconds::default(),
-                    pending: Vec::new(),
-                    quiet,
-                    loud,
-                });
+                self.students.push(Student { device, ..Student::default() });
             }
         }
         for student in &mut self.students {
@@ -157,7 +139,8 @@ impl Lessons {
         for student in &mut self.students {
             let is_loud = others.is_some_and(|others| others > limit(&self.devices[student.device]));
             let steps = if is_loud { &mut student.loud } else { &mut student.quiet };
-            steps.extend(student.pending.drain(..).map(|step| Step { others, ..step }));
+            let known = student.pending.drain(..).filter(|step| step.off().is_finite());
+            steps.extend(known.map(|step| Step { others, ..step }));
             steps.drain(..steps.len().saturating_sub(MOST));
         }
         self.span = Moment::now();
@@ -172,15 +155,8 @@ impl Lessons {
             let (device, profile) =
                 (&self.devices[student.device], &self.planning.machine.devices[student.device]);
             let shape = &self.planning.workload.batchings[self.plan.batching].shape;
-            let then = loudest(&self.plan, &self.planning, &self.devices);
-            let outcome = match then {
-                // It cannot be told how much of it was theirs in each of the figures that the plan rests on.
-                Some(then) if is_clearly_quieter(finding.others, Some(then), limit(device)) => {
-                    Outcome::MeasuredAgain(then)
-                }
-                _ if self.cache.learn(device, profile, shape, &finding) => Outcome::Learnt,
-                _ => Outcome::Kept,
-            };
+            let loudest = loudest(&self.plan, &self.planning, &self.devices);
+            let outcome = self.cache.learn(device, profile, shape, &finding, loudest);
             let (name, ratio) = (profile.name.clone(), finding.ratio());
             lessons.push(Lesson { name, ratio, others: finding.others, outcome });
         }
@@ -247,8 +223,7 @@ fn measured(events: &[Event], ranks: usize) -> Vec<Seconds> {
 /// What an adapter's steps say: those in quiet if there are enough, else all. Of many, the longest are left out: accidents.
 fn finding(quiet: &VecDeque<Step>, loud: &VecDeque<Step>) -> Option<Finding> {
     let loud = loud.iter().filter(|_| quiet.len() < FEW);
-    let mut steps: Vec<Step> =
-        quiet.iter().chain(loud).filter(|step| step.off().is_finite()).copied().collect();
+    let mut steps: Vec<Step> = quiet.iter().chain(loud).copied().collect();
     steps.sort_by(|a, b| a.off().total_cmp(&b.off()));
     steps.truncate(steps.len() - steps.len() / PER_ACCIDENT);
     if steps.len() < FEW {
@@ -272,5 +247,61 @@ impl Step {
     fn off(&self) -> f64 {
         let (measured, assumed): (f64, f64) = (self.measured.iter().sum(), self.assumed.iter().sum());
         if measured > 0.0 && assumed > 0.0 { measured / assumed } else { f64::INFINITY }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::timeline::EventKind;
+
+    fn event(rank: usize, label: &str, start: f64, end: f64) -> Event {
+        let (track, kind) = match label.contains("RECV") {
+            true => (Track::Copy, EventKind::Copy),
+            false => (Track::Compute, EventKind::Forward),
+        };
+        Event { rank, track, label: label.into(), kind, microbatch: None, start, end, bytes: 0 }
+    }
+
+    #[test]
+    fn an_action_takes_from_the_end_of_the_one_before_unless_it_waits_for_another_device() {
+        let events = [
+            event(0, "clear", 0.0, 1.0),
+            event(0, "0F0", 1.5, 3.0),
+            // Arrived before its device was free.
+            event(0, "0RECV_B0", 2.0, 2.5),
+            event(0, "0B0", 3.25, 7.0),
+            event(1, "clear", 0.0, 1.0),
+            event(1, "1RECV_F0", 3.0, 4.0),
+            event(1, "1F0", 4.5, 6.0),
+            event(1, "1W0", 6.5, 8.0),
+            event(1, "norm", 9.0, 9.5),
+        ];
+        let [first, second] = measured(&events, 2)[..] else { panic!("two ranks") };
+        assert_eq!(first, [2.0, 0.0, 0.0, 4.0, 1.0]);
+        assert_eq!(second, [1.5, 0.0, 2.0, 0.0, 1.5]);
+    }
+
+    fn steps(count: usize, measured: f64, others: Option<f64>) -> VecDeque<Step> {
+        let of = |seconds| [seconds, 0.0, 0.0, 2.0 * seconds, 0.0];
+        vec![Step { measured: of(measured), assumed: of(1.0), others }; count].into()
+    }
+
+    #[test]
+    fn ten_quiet_steps_are_enough_else_loud_ones_count_too() {
+        let (quiet, loud) = (steps(10, 1.2, Some(0.0)), steps(30, 3.0, Some(0.5)));
+        let found = finding(&quiet, &loud).unwrap();
+        assert!((found.ratio() - 1.2).abs() < 1e-9 && found.steps == 10 && found.others == Some(0.0));
+        let found = finding(&steps(9, 1.2, Some(0.0)), &loud).unwrap();
+        assert!(found.ratio() > 2.0 && found.others.unwrap() > 0.3, "{found:?}");
+        assert_eq!(finding(&steps(5, 1.2, None), &steps(4, 3.0, None)), None);
+    }
+
+    #[test]
+    fn the_longest_of_twenty_steps_is_an_accident() {
+        let mut quiet = steps(19, 1.0, None);
+        quiet.extend(steps(1, 100.0, None));
+        let found = finding(&quiet, &VecDeque::new()).unwrap();
+        assert!((found.ratio() - 1.0).abs() < 1e-9 && found.spread < 1e-9 && found.others.is_none());
     }
 }

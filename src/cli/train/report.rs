@@ -10,8 +10,9 @@ use crate::error::Result;
 use crate::generate::Sampling;
 use crate::gpu::Device;
 use crate::model::Weights;
+use crate::pipeline::profile::Outcome;
 use crate::train::checkpoint;
-use crate::train::lessons::{Lesson, Outcome};
+use crate::train::lessons::Lesson;
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
@@ -128,15 +129,16 @@ pub(super) fn compared(lesson: &Lesson) -> Option<String> {
         return None;
     }
     let beside = |others: f64| format!("while other programs took {:.0} % of the cores", 100.0 * others);
-    let follows = match (lesson.outcome, lesson.others) {
-        (Outcome::Learnt, _) => "the next run plans with that".to_string(),
-        (Outcome::MeasuredAgain(then), _) => {
+    let loud = lesson.others.unwrap_or_default();
+    let follows = match lesson.outcome {
+        Outcome::Learnt => "the next run plans with that".to_string(),
+        Outcome::MeasuredAgain(then) => {
             format!("it was measured {}, so the next run measures it again", beside(then))
         }
-        (Outcome::Kept, Some(others)) => {
-            format!("it ran {}, so the next run plans with what was measured before", beside(others))
+        Outcome::Louder => {
+            format!("it worked {}, so the next run plans with what was measured before", beside(loud))
         }
-        (Outcome::Kept, None) => "the next run plans with what was measured before".to_string(),
+        Outcome::Unwritten => "the next run plans with what was measured before".to_string(),
     };
     Some(format!(
         "{} takes {:.0} % {} for its work than the plan assumed; {follows}",

@@ -4,7 +4,7 @@
 //! what a finding says of a device takes the place of all but [`OLD`] steps of that. Noise has the last word: what was
 //! found beside other programs never touches what was measured in quiet.
 
-use super::noise::{beside, is_as_good, limit};
+use super::noise::{beside, is_as_good, is_clearly_quieter, limit};
 use super::{Cache, unix_seconds};
 use crate::gpu::Device;
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, ShapeProfile};
@@ -65,6 +65,19 @@ pub struct Finding {
     pub others: Option<f64>,
 }
 
+/// What becomes of a finding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Outcome {
+    /// The profile in the cache is corrected.
+    Learnt,
+    /// The next run measures again: what was there was measured beside other programs, which took this part of the cores.
+    MeasuredAgain(f64),
+    /// The profile stays, because it rests on less noise.
+    Louder,
+    /// The profile stays, because the cache cannot be written or has nothing to correct.
+    Unwritten,
+}
+
 impl Finding {
     /// Seconds of all layers, measured ÷ assumed.
     pub fn ratio(&self) -> f64 {
@@ -105,16 +118,30 @@ fn ratio(measured: f64, assumed: f64) -> Option<f64> {
 
 impl Cache {
     /// Corrects what there is of a device by what a run found, which planned with the profile `assumed` and microbatches
-    /// of the shape `shape`. Whether that is kept: not if it was loud and what there is was not, nor if the folder cannot
-    /// be written. May be done several times in a run, with what it has found by then.
-    pub fn learn(&self, device: &Device, assumed: &DeviceProfile, shape: &str, finding: &Finding) -> bool {
+    /// of the shape `shape`. `loudest` is the part of the cores that others took while its plan's times were measured, if
+    /// they disturbed that. May be done several times in a run, with what it has found by then.
+    pub fn learn(
+        &self,
+        device: &Device,
+        assumed: &DeviceProfile,
+        shape: &str,
+        finding: &Finding,
+        loudest: Option<f64>,
+    ) -> Outcome {
+        // How much was their fault in a device's times, and how much in its neighbours' slowdown, nobody can tell.
+        if let Some(then) = loudest.filter(|&then| is_clearly_quieter(finding.others, then)) {
+            return Outcome::MeasuredAgain(then);
+        }
         // The newest, because other runs learn too.
         let mut profile = self.read_device(device).unwrap_or_else(|| assumed.clone());
-        corrected(&mut profile, assumed, shape, finding, limit(device)) && self.write_device(device, profile)
+        match corrected(&mut profile, assumed, shape, finding, limit(device)) {
+            Outcome::Learnt if !self.write_device(device, profile) => Outcome::Unwritten,
+            outcome => outcome,
+        }
     }
 }
 
-/// Corrects `profile`, which may be newer than what the run assumed; whether it did.
+/// Corrects `profile`, which may be newer than what the run assumed.
 ///
 /// Where several devices run at once, their mutual slowdown may be to blame as well as their own times. The correction
 /// goes to their own times, which makes the next prediction of the same plan right whichever it was; a plan of other
@@ -125,11 +152,11 @@ fn corrected(
     shape: &str,
     finding: &Finding,
     limit: f64,
-) -> bool {
-    let Some(planned) = assumed.shape(shape) else { return false };
+) -> Outcome {
+    let Some(planned) = assumed.shape(shape) else { return Outcome::Unwritten };
     let mut own = profile.shape(shape).unwrap_or(planned).clone();
     if !is_as_good(finding.others, beside(own.measured), limit) {
-        return false;
+        return Outcome::Louder;
     }
     let old_steps = own.measured.map_or(OLD, |evidence| OLD.min(evidence.steps as f64));
     finding.correct(&mut own, old_steps, planned);
@@ -163,7 +190,7 @@ fn corrected(
                 both.map(|(rate, planned)| 1.0 / finding.mixed(1.0 / rate, old_steps, 1.0 / planned, ratio));
         }
     }
-    true
+    Outcome::Learnt
 }
 
 /// Whether `other` was measured in the same session as `own`, beside as much noise, and no run knows either.
@@ -175,4 +202,111 @@ fn is_mate(own: &ShapeProfile, other: &ShapeProfile, limit: f64) -> bool {
         && !b.trained
         && a.unix_seconds.abs_diff(b.unix_seconds) <= SESSION
         && is_loud(a) == is_loud(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Rates;
+
+    const LIMIT: f64 = 0.05;
+
+    fn evidence(unix_seconds: u64, others: Option<f64>) -> Option<Evidence> {
+        Some(Evidence { unix_seconds, steps: 24, spread: 0.02, others, trained: false })
+    }
+
+    fn shape(name: &str, seconds: f64, measured: Option<Evidence>) -> ShapeProfile {
+        let layer = LayerProfile {
+            forward: seconds,
+            input: 2.0 * seconds,
+            weight: seconds,
+            backward: Some(3.0 * seconds),
+        };
+        let layers = [("block".to_string(), layer)].into();
+        ShapeProfile { shape: name.into(), submit_us: Some(100.0), measured, layers }
+    }
+
+    fn profile(shapes: Vec<ShapeProfile>) -> DeviceProfile {
+        let rates = Rates { optimizer_gb_s: Some(4.0), norm_gb_s: Some(8.0), ..Rates::default() };
+        DeviceProfile { shapes, rates, ..DeviceProfile::default() }
+    }
+
+    /// All work takes `ratio` times as long as assumed.
+    fn finding(ratio: f64, others: Option<f64>) -> Finding {
+        let assumed = [1.0, 0.0, 0.0, 3.0, 0.5];
+        Finding { measured: assumed.map(|s| s * ratio), assumed, steps: 18, spread: 0.04, others }
+    }
+
+    fn forward(profile: &DeviceProfile, name: &str) -> f64 {
+        profile.shape(name).unwrap().layers["block"].forward
+    }
+
+    #[test]
+    fn a_run_moves_a_profile_nine_tenths_of_the_way_and_says_what_it_rests_on_now() {
+        let before = profile(vec![shape("s", 1.8, evidence(1000, None))]);
+        let mut after = before.clone();
+        assert_eq!(corrected(&mut after, &before, "s", &finding(1.0 / 1.8, None), LIMIT), Outcome::Learnt);
+        let block = after.shape("s").unwrap().layers["block"];
+        let want = (2.0 * 1.8 + 18.0) / 20.0;
+        for (is, times) in
+            [(block.forward, 1.0), (block.input, 2.0), (block.weight, 1.0), (block.backward.unwrap(), 3.0)]
+        {
+            assert!((is - times * want).abs() < 1e-9, "{block:?}");
+        }
+        let rests_on = after.shape("s").unwrap().measured.unwrap();
+        assert!(rests_on.trained && rests_on.steps == 20 && rests_on.spread == 0.04, "{rests_on:?}");
+        assert!(rests_on.unix_seconds > 1000);
+        let rate = after.rates.optimizer_gb_s.unwrap();
+        assert!((rate - 4.0 * 1.8 / want).abs() < 1e-9 && after.rates.clear_gb_s.is_none(), "{rate}");
+    }
+
+    #[test]
+    fn what_is_learnt_at_every_checkpoint_is_not_learnt_twice() {
+        let before =
+            profile(vec![shape("s", 1.0, evidence(1000, None)), shape("t", 5.0, evidence(1060, None))]);
+        let mut after = before.clone();
+        for _ in 0..20 {
+            corrected(&mut after, &before, "s", &finding(2.0, None), LIMIT);
+        }
+        assert!((forward(&after, "s") - 2.0).abs() < 1e-6, "{after:?}");
+        assert!((forward(&after, "t") - 10.0).abs() < 1e-5, "{after:?}");
+    }
+
+    #[test]
+    fn shapes_of_the_same_session_follow_and_no_others() {
+        let trained = Evidence { trained: true, ..evidence(1000, None).unwrap() };
+        let shapes = vec![
+            shape("s", 1.0, evidence(1000, Some(0.0))),
+            shape("same session", 1.0, evidence(1300, Some(0.02))),
+            shape("another day", 1.0, evidence(90_000, Some(0.0))),
+            shape("loud", 1.0, evidence(1000, Some(0.5))),
+            shape("trained", 1.0, Some(trained)),
+            shape("unknown", 1.0, None),
+        ];
+        let before = profile(shapes);
+        let mut after = before.clone();
+        // Another program has measured it meanwhile.
+        after.put(shape("newer", 1.0, evidence(1200, Some(0.0))));
+        corrected(&mut after, &before, "s", &finding(2.0, Some(0.01)), LIMIT);
+        for (name, seconds) in [("s", 1.9), ("same session", 1.9)] {
+            assert!((forward(&after, name) - seconds).abs() < 1e-9, "{name}");
+        }
+        for name in ["another day", "loud", "trained", "unknown", "newer"] {
+            assert_eq!(forward(&after, name), 1.0, "{name}");
+        }
+        assert_eq!(
+            after.shape("same session").unwrap().measured,
+            before.shape("same session").unwrap().measured
+        );
+    }
+
+    #[test]
+    fn noise_never_touches_what_was_measured_in_quiet() {
+        let before = profile(vec![shape("s", 1.0, evidence(1000, Some(0.01)))]);
+        let mut after = before.clone();
+        assert_eq!(corrected(&mut after, &before, "s", &finding(1.5, Some(0.4)), LIMIT), Outcome::Louder);
+        assert_eq!(after, before);
+        assert_eq!(corrected(&mut after, &before, "t", &finding(1.5, None), LIMIT), Outcome::Unwritten);
+        assert_eq!(after, before);
+    }
 }
