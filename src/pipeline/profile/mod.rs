@@ -103,8 +103,8 @@ impl Profiler<'_> {
                 machine.links.push(LinkProfile { from: j, to: i, link: pair.back });
                 machine.link = pair.there;
                 // The whole rests on the weakest.
-                if machine.measured.is_none_or(|before| before.others < pair.measured.others) {
-                    machine.measured = Some(pair.measured);
+                if machine.measured.is_none() || beside(machine.measured) < beside(pair.measured) {
+                    machine.measured = pair.measured;
                 }
             }
         }
@@ -148,8 +148,10 @@ impl Profiler<'_> {
                 continue;
             }
             let what = format!("measuring {}: microbatches of {size} sequences", profile.name);
-            (quiet.say)(Progress::Measuring(&what));
-            let (sample, others) = quiet.measure(limit, |say| self.measure(device, size, say))?;
+            let (sample, others) = quiet.measure(limit, |say| {
+                say(Progress::Measuring(&what));
+                self.measure(device, size, say)
+            })?;
             let Some(sample) = sample else { break };
             let sample = sample.beside(others, shape(size));
             sample.put(&mut profile, limit);

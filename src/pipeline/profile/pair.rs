@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::noise::{Quiet, is_as_good, limit};
+use super::noise::{Quiet, beside, is_as_good, limit};
 use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, unix_seconds};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -24,8 +24,8 @@ pub(super) struct Pair {
     pub(super) back: Link,
     /// How many times longer the first takes while the second is busy, and the other way round.
     pub(super) slowdown: (f64, f64),
-    /// What all of it rests on.
-    pub(super) measured: Evidence,
+    /// What all of it rests on, if that is known.
+    pub(super) measured: Option<Evidence>,
 }
 
 impl Profiler<'_> {
@@ -48,24 +48,25 @@ impl Profiler<'_> {
             there: known.link(0, 1),
             back: known.link(1, 0),
             slowdown: (known.slowdown(0, 1), known.slowdown(1, 0)),
-            measured: known.measured.unwrap_or_default(),
+            measured: known.measured,
         });
         if let Some(known) = known
-            && !quiet.is_worth(known.measured.others, limit)
+            && !quiet.is_worth(beside(known.measured), limit)
         {
             return Ok(known);
         }
         let what = format!("measuring {} beside {}", a.info().name, b.info().name);
-        (quiet.say)(Progress::Measuring(&what));
         let (pair, others) = quiet.measure(limit, |say| {
+            say(Progress::Measuring(&what));
             let (there, back) = self.links(a, b, size)?;
             let (slowdown, measured) = self.disturbance(a, b, size, shared, say)?;
-            Ok(Pair { there, back, slowdown, measured })
+            Ok(Pair { there, back, slowdown, measured: Some(measured) })
         })?;
-        let pair = Pair { measured: Evidence { others, ..pair.measured }, ..pair };
+        let measured = pair.measured.map(|evidence| Evidence { others, ..evidence });
+        let pair = Pair { measured, ..pair };
         // Noise may have come back.
         if let Some(known) = known
-            && !is_as_good(others, known.measured.others, limit)
+            && !is_as_good(others, beside(known.measured), limit)
         {
             return Ok(known);
         }
@@ -76,7 +77,7 @@ impl Profiler<'_> {
         };
         let machine = Machine {
             slowdown: vec![vec![1.0, pair.slowdown.0], vec![pair.slowdown.1, 1.0]],
-            measured: Some(pair.measured),
+            measured: pair.measured,
             link: pair.there,
             devices: vec![bare(a), bare(b)],
             links: vec![LinkProfile { from: 1, to: 0, link: pair.back }],
