@@ -144,7 +144,6 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
         devices: probed,
         budgets: &vec![None; devices.len()],
         cache: None,
-        environment: String::new(),
         fresh: true,
         patience: 0.0,
     };

@@ -277,7 +277,6 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
         devices: &devices,
         budgets: &budgets,
         cache: None,
-        environment: String::new(),
         fresh: true,
         patience: 0.0,
     };

@@ -71,3 +71,5 @@ mod generation;
 mod resume;
 // Steps against their prediction, and moving in mid-run.
 mod replan;
+// Profiles in the cache, and what runs make of them.
+mod profiles;

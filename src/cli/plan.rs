@@ -3,8 +3,8 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use super::planning::{Experiment, for_devices, for_file};
-use super::{Environment, print, save, say};
+use super::planning::{Experiment, caution, for_devices, for_file};
+use super::{Environment, note, print, save, say};
 use crate::error::Result;
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Step, duration};
@@ -36,11 +36,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let experiment = &arguments.experiment;
     let config = experiment.read()?;
-    let planning = match &experiment.machine.machine {
-        Some(file) => for_file(&config, file, experiment)?,
-        None => for_devices(&config, &experiment.machine, environment, &experiment.bases())?.0,
+    let (planning, devices) = match &experiment.machine.machine {
+        Some(file) => (for_file(&config, file, experiment)?, None),
+        None => {
+            let (planning, devices) =
+                for_devices(&config, &experiment.machine, environment, &experiment.bases())?;
+            (planning, Some(devices))
+        }
     };
     let planned = planning.search()?;
+    if let Some(text) = devices.and_then(|devices| caution(&planning, &planned.best, &devices)) {
+        note(format!("warning: {text}"));
+    }
     let best = &planned.best;
     let explanation = planned.explain(&planning.workload, &planning.machine);
     let names = best.devices.iter().map(|&device| planning.machine.devices[device].name.clone());

@@ -9,9 +9,10 @@ use crate::error::Result;
 use crate::folder::files::read_text;
 use crate::gpu::Device;
 use crate::model::Model;
-use crate::pipeline::profile::{Profiler, Progress};
-use crate::plan::Machine;
+use crate::pipeline::profile::{Cache, Profiler, Progress};
+use crate::plan::{Candidate, Machine};
 use crate::train::config::{Config, Devices};
+use crate::train::lessons::loudest;
 use crate::train::planning::{Planning, given_schedule};
 use crate::train::source::describe;
 
@@ -117,6 +118,22 @@ pub(super) fn for_devices(
     Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
 }
 
+/// Where measurements are kept.
+pub(super) fn cache(environment: &Environment) -> Option<Cache> {
+    let folder = environment.cache.clone()?;
+    Some(Cache { folder, environment: environment.drivers.clone() })
+}
+
+/// What to say of a plan whose profiles were measured beside other programs.
+pub(super) fn caution(planning: &Planning, plan: &Candidate, devices: &[Device]) -> Option<String> {
+    let others = loudest(plan, planning, devices)?;
+    Some(format!(
+        "the devices were measured while other programs took up to {:.0} % of the cores; a run on a quieter \
+         machine measures them again",
+        100.0 * others
+    ))
+}
+
 /// Seconds for which a measurement is repeated while the machine's speed wanders.
 const PATIENCE: f64 = 3.0;
 
@@ -134,8 +151,7 @@ fn measure(
         sequence: config.train.sequence,
         devices,
         budgets,
-        cache: environment.cache.clone(),
-        environment: environment.drivers.clone(),
+        cache: cache(environment),
         fresh,
         patience: PATIENCE,
     };
@@ -143,9 +159,14 @@ fn measure(
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let machine = profiler.machine(&sizes, &mut |progress| {
-        if let Progress::Measuring(what) = progress {
-            spinner.set_message(what.to_string());
-        }
+        let message = match progress {
+            Progress::Measuring(what) => what.to_string(),
+            Progress::Waiting(others) => {
+                format!("waiting for quiet: other programs take {:.0} % of the cores", 100.0 * others)
+            }
+            Progress::Step => return,
+        };
+        spinner.set_message(message);
     });
     spinner.finish_and_clear();
     machine

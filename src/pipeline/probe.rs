@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::profile::noise::cpu_seconds;
 use super::timeline::{Event, Track};
 use super::{Batch, Executor, Plan, Setup, Use};
 use crate::error::Result;
@@ -64,6 +65,8 @@ pub(super) struct Times {
     pub(super) busy: f64,
     /// How that varies from step to step.
     pub(super) jitter: Jitter,
+    /// Steps of which all of these are means.
+    pub(super) steps: usize,
     /// Host cores in use while the device worked.
     pub(super) cores: f64,
 }
@@ -154,7 +157,7 @@ impl Probe {
             }
             step += 1;
         }
-        let mut times = Times { submit: submit(&taken, self.adapted), ..Times::default() };
+        let mut times = Times { submit: submit(&taken, self.adapted), steps: step - 1, ..Times::default() };
         for (key, seconds) in taken {
             let (seconds, part) = match key {
                 // Whatever delays a hop beside the hop itself, it is not there in every step.
@@ -276,21 +279,6 @@ pub(super) fn layers_schedule(split: bool) -> (Schedule, Vec<usize>) {
 
 /// Layers of each stage of [`layers_schedule`].
 pub(super) const LAYERS: [Range<usize>; 4] = [0..1, 1..2, 2..4, 4..5];
-
-/// Seconds of processor time that all threads of this process have taken.
-fn cpu_seconds() -> f64 {
-    #[cfg(unix)]
-    {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the call only writes `time`.
-        let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-        if failed == 0 { time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9 } else { 0.0 }
-    }
-    #[cfg(not(unix))]
-    {
-        0.0
-    }
-}
 
 /// Two blocks against one: what is left of the one is what an action costs beside its layers. Neighbouring stages of one
 /// microbatch run right after one another, and so at about the same speed of the machine.

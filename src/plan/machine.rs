@@ -24,6 +24,9 @@ pub struct Machine {
     /// `cores` explains. Empty for 1 throughout.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slowdown: Vec<Vec<f64>>,
+    /// What `slowdown` and links rest on; none if nobody measured them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Evidence>,
     /// The way between two devices that `links` does not name.
     pub link: Link,
     /// Its devices. A position in this list is a device's number.
@@ -54,6 +57,9 @@ pub struct DeviceProfile {
     /// How its speed wanders; not at all if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Jitter>,
+    /// What `cores`, `jitter` and `rates` rest on; none if nobody measured them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Evidence>,
     /// How fast it is where nothing was measured.
     pub rates: Rates,
     /// What was measured on it.
@@ -94,8 +100,27 @@ pub struct ShapeProfile {
     /// Microseconds that an action costs beside its layers; [`Rates::submit_us`] if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub submit_us: Option<f64>,
+    /// What the times rest on; none if nobody measured them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Evidence>,
     /// Times by kind of layer.
     pub layers: BTreeMap<String, LayerProfile>,
+}
+
+/// What measured times rest on, so that better ones can take their place.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Evidence {
+    /// When: seconds since the beginning of 1970, UTC.
+    pub unix_seconds: u64,
+    /// Steps of which the times are the mean.
+    pub steps: u64,
+    /// Standard deviation of a step's seconds as a part of their mean.
+    pub spread: f64,
+    /// The part of the host's cores that other programs took meanwhile, 0 to 1; none where the system cannot tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub others: Option<f64>,
+    /// Whether the steps were those of a training run; else a probe's.
+    pub trained: bool,
 }
 
 /// Seconds of one layer for one microbatch.
@@ -191,5 +216,13 @@ impl DeviceProfile {
     /// What was measured for microbatches of this shape.
     pub fn shape(&self, shape: &str) -> Option<&ShapeProfile> {
         self.shapes.iter().find(|profile| profile.shape == shape)
+    }
+
+    /// Adds a shape, or puts it in the place of what was measured for it before.
+    pub fn put(&mut self, shape: ShapeProfile) {
+        match self.shapes.iter_mut().find(|profile| profile.shape == shape.shape) {
+            Some(profile) => *profile = shape,
+            None => self.shapes.push(shape),
+        }
     }
 }

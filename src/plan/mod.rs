@@ -31,7 +31,7 @@ mod workload;
 
 pub use costs::{Assignment, costs};
 pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
-pub use machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
 pub use read::MACHINE_KEYS;
 pub use workload::{

@@ -7,7 +7,9 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+use super::machine::{
+    DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
+};
 use crate::error::{Error, Result, nearest};
 use crate::schedule::Jitter;
 
@@ -21,26 +23,46 @@ const SECONDS: RangeInclusive<f64> = 0.0..=3600.0;
 const CORES: RangeInclusive<f64> = 0.0..=65536.0;
 /// How many times slower.
 const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
+/// Steps of a measurement.
+const STEPS: RangeInclusive<f64> = 1.0..=1e12;
+/// Seconds since 1970, to the year 9999.
+const UNIX_SECONDS: RangeInclusive<f64> = 0.0..=253_402_300_799.0;
+/// Standard deviations as a part of a mean.
+const SPREAD: RangeInclusive<f64> = 0.0..=1000.0;
 /// More devices than anyone plugs into one machine.
 const MAX_DEVICES: usize = 16;
 
 /// The keys of each table of a machine file, by the table's path.
 pub const MACHINE_KEYS: &[(&str, &[&str])] = &[
     ("", ROOT),
+    ("measured", MEASURED),
     ("link", LINK),
     ("links", LINKS),
     ("devices", DEVICE),
     ("devices.jitter", JITTER),
+    ("devices.measured", MEASURED),
     ("devices.rates", RATES),
     ("devices.shapes", SHAPE),
+    ("devices.shapes.measured", MEASURED),
     ("devices.shapes.layers", LAYER),
 ];
 
-const ROOT: &[&str] = &["name", "cores", "slowdown", "link", "devices", "links"];
+const ROOT: &[&str] = &["name", "cores", "slowdown", "measured", "link", "devices", "links"];
 const LINK: &[&str] = &["latency_us", "gb_s", "out_gb_s", "into_gb_s"];
 const LINKS: &[&str] = &["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"];
-const DEVICE: &[&str] =
-    &["name", "driver", "memory", "max_binding", "cores", "copy_engine", "jitter", "rates", "shapes"];
+const DEVICE: &[&str] = &[
+    "name",
+    "driver",
+    "memory",
+    "max_binding",
+    "cores",
+    "copy_engine",
+    "jitter",
+    "measured",
+    "rates",
+    "shapes",
+];
+const MEASURED: &[&str] = &["unix_seconds", "steps", "spread", "others", "trained"];
 const JITTER: &[&str] = &["part", "seconds"];
 const RATES: &[&str] = &[
     "matmul_gflops",
@@ -52,7 +74,7 @@ const RATES: &[&str] = &[
     "clear_gb_s",
     "barrier_us",
 ];
-const SHAPE: &[&str] = &["shape", "submit_us", "layers"];
+const SHAPE: &[&str] = &["shape", "submit_us", "measured", "layers"];
 const LAYER: &[&str] = &["forward", "input", "weight", "backward"];
 
 type Value<'t> = Spanned<DeValue<'t>>;
@@ -95,6 +117,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
         name: root.required("name", |v, path| file.text(v, path))?,
         cores,
         slowdown: root.optional("slowdown", |v, path| file.matrix(v, path, count))?.unwrap_or_default(),
+        measured: evidence(&root)?,
         link: link(&usual)?,
         devices,
         links,
@@ -125,6 +148,7 @@ fn device(section: &Section) -> Result<DeviceProfile> {
             .contains_key("jitter")
             .then(|| jitter(&section.table("jitter")?))
             .transpose()?,
+        measured: evidence(section)?,
         rates: rates(&section.table("rates")?)?,
         shapes,
     })
@@ -176,8 +200,27 @@ fn shape(section: &Section) -> Result<ShapeProfile> {
     Ok(ShapeProfile {
         shape: section.required("shape", |v, path| file.text(v, path))?,
         submit_us: section.optional("submit_us", |v, path| file.number(v, path, MICROSECONDS))?,
+        measured: evidence(section)?,
         layers: profiles,
     })
+}
+
+/// The section's `measured`, if it has it.
+fn evidence(section: &Section) -> Result<Option<Evidence>> {
+    if !section.table.contains_key("measured") {
+        return Ok(None);
+    }
+    let (section, file) = (section.table("measured")?, section.file);
+    section.known(MEASURED)?;
+    let number =
+        |key, range: RangeInclusive<f64>| section.required(key, |v, path| file.number(v, path, range));
+    Ok(Some(Evidence {
+        unix_seconds: number("unix_seconds", UNIX_SECONDS)? as u64,
+        steps: number("steps", STEPS)? as u64,
+        spread: number("spread", SPREAD)?,
+        others: section.optional("others", |v, path| file.number(v, path, 0.0..=1.0))?,
+        trained: section.required("trained", |v, path| file.flag(v, path))?,
+    }))
 }
 
 fn link(section: &Section) -> Result<Link> {

@@ -7,6 +7,7 @@ pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
+pub mod lessons;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod metrics;
 pub mod optimizer;

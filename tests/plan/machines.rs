@@ -85,11 +85,21 @@ fn a_machine_written_and_read_again_is_the_same() {
     full.devices[1].rates.optimizer_gb_s = Some(3.0);
     full.devices[1].rates.norm_gb_s = Some(4.0);
     full.devices[1].rates.clear_gb_s = Some(5.0);
+    let rests_on = |others| polystage::plan::Evidence {
+        unix_seconds: 1_790_000_000,
+        steps: 24,
+        spread: 0.03,
+        others,
+        trained: true,
+    };
+    full.measured = Some(rests_on(None));
+    full.devices[0].measured = Some(rests_on(Some(0.5)));
     let layer =
         polystage::plan::LayerProfile { forward: 1.0 / 3.0, input: 0.2, weight: 1e-9, backward: Some(0.1) };
     full.devices[1].shapes.push(polystage::plan::ShapeProfile {
         shape: "gpt2 b4".into(),
         submit_us: Some(12.5),
+        measured: Some(rests_on(Some(0.0))),
         layers: [("block".to_string(), layer), ("the head".to_string(), layer)].into(),
     });
     assert_eq!(Machine::parse(&full.to_toml(), "full").unwrap(), full);
@@ -139,6 +149,26 @@ fn a_tampered_file_is_refused_with_its_line() {
             "copy_engine = false",
             "jitter = { part = 0.5 }\ncopy_engine = false",
             "devices[0].jitter.seconds is missing",
+        ),
+        (
+            "copy_engine = false",
+            "measured = { unix_seconds = 0, steps = 1, spread = 0, others = 1.5, trained = true }\ncopy_engine = false",
+            "devices[0].measured.others = 1.5 must be between 0 and 1",
+        ),
+        (
+            "copy_engine = false",
+            "measured = { unix_seconds = 0, steps = 0, spread = 0, trained = true }\ncopy_engine = false",
+            "devices[0].measured.steps = 0 must be between 1 and",
+        ),
+        (
+            "copy_engine = false",
+            "measured = { unix_seconds = 0, steps = 1, spread = 0 }\ncopy_engine = false",
+            "devices[0].measured.trained is missing",
+        ),
+        (
+            "copy_engine = false",
+            "measured = { unix_second = 0, steps = 1, spread = 0, trained = false }\ncopy_engine = false",
+            "unknown key devices[0].measured.unix_second; did you mean devices[0].measured.unix_seconds?",
         ),
         ("copy_engine = false", "copy_engine = 0", "devices[0].copy_engine must be true or false"),
         (
@@ -212,6 +242,7 @@ fn a_measured_layer_counts_before_the_estimate() {
     machine.devices[1].shapes.push(polystage::plan::ShapeProfile {
         shape: batching.shape.clone(),
         submit_us: Some(5e5),
+        measured: None,
         layers: [("block".to_string(), layer)].into(),
     });
     let assignment = Assignment {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Launch;
-use crate::cli::planning::{MachineArguments, device_budgets, for_devices, settle};
+use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -12,6 +12,7 @@ use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::train::config::Config;
 use crate::train::data::Batches;
+use crate::train::lessons::Lessons;
 use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
 use crate::train::run::Run;
@@ -27,6 +28,8 @@ pub(super) struct Job {
     pub(super) devices: Vec<Device>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
+    /// For the profiles that it was planned with, if they come from the cache.
+    pub(super) lessons: Option<Lessons>,
     pub(super) source: Source,
     /// Where the source's tokenizer runs.
     pub(super) isolation: Isolation,
@@ -46,7 +49,7 @@ pub(super) fn prepare(
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
-    let resume = if launch.resume {
+    let mut resume = if launch.resume {
         Resume::open(&out, launch.from.as_deref(), &mut config, &source.origin)?
     } else {
         Run::check_new(&out)?;
@@ -68,9 +71,14 @@ pub(super) fn prepare(
         let plan = planning.plan(&planned.best)?;
         (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
     };
+    let measured = planned.as_ref().filter(|_| machine.machine.is_none());
+    resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
+    let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
+        Lessons::new(cache, planning.clone(), all.clone(), planned.best.clone())
+    });
     settle(&mut config, &devices, plan.schedule.microbatches);
     let isolation = environment.isolation.clone();
-    Ok(Job { config, all, devices, plan, planned, source, isolation, batches, out, resume })
+    Ok(Job { config, all, devices, plan, planned, lessons, source, isolation, batches, out, resume })
 }
 
 pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {

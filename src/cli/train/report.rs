@@ -11,9 +11,11 @@ use crate::cli::{clock, note, print, say, show_bytes, show_count, speaking};
 use crate::error::Result;
 use crate::generate::Sampling;
 use crate::gpu::Device;
+use crate::pipeline::profile::Outcome;
 use crate::text::Isolation;
 use crate::train::checkpoint;
 use crate::train::config::Config;
+use crate::train::lessons::Lesson;
 use crate::train::run::Run;
 use crate::train::trainer::{Row, Trainer};
 
@@ -193,6 +195,35 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
         Ok(Some(folder)) => say(format!("folder   {}", folder.display())),
         _ => Ok(()),
     }
+}
+
+/// How much longer or shorter than assumed a device's work must take to be worth a word.
+const WORTH_SAYING: f64 = 0.1;
+
+/// A device that is not what the plan took it for, and what follows.
+pub(super) fn compared(lesson: &Lesson) -> Option<String> {
+    let off = lesson.ratio - 1.0;
+    if off.abs() <= WORTH_SAYING {
+        return None;
+    }
+    let beside = |others: f64| format!("while other programs took {:.0} % of the cores", 100.0 * others);
+    let loud = lesson.others.unwrap_or_default();
+    let follows = match lesson.outcome {
+        Outcome::Learnt => "the next run plans with that".to_string(),
+        Outcome::MeasuredAgain(then) => {
+            format!("it was measured {}, so the next run measures it again", beside(then))
+        }
+        Outcome::Louder => {
+            format!("it worked {}, so the next run plans with what was measured before", beside(loud))
+        }
+        Outcome::Unwritten => "the next run plans with what was measured before".to_string(),
+    };
+    Some(format!(
+        "{} takes {:.0} % {} for its work than the plan assumed; {follows}",
+        lesson.name,
+        100.0 * off.abs(),
+        if off > 0.0 { "longer" } else { "less time" }
+    ))
 }
 
 /// Tokens of the text that the sample continues, and by how many at most.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::job::{Job, pick};
-use super::report::{Beginning, Progress, describe, finish, sample};
+use super::report::{Beginning, Progress, compared, describe, finish, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -19,7 +19,8 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
     let beginning = Beginning::new(&job)?;
-    let Job { config, all, devices, plan, planned, source, isolation, batches, out, resume } = job;
+    let Job { config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume } =
+        job;
     let Resume { checkpoint, warnings } = resume;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
@@ -58,6 +59,9 @@ pub(super) fn train(job: Job) -> Result<u8> {
                 return Err(fail(error, &failed, &run, &mut trainer, saved));
             }
         };
+        if let Some(lessons) = &mut lessons {
+            lessons.step(trainer.events());
+        }
         let evaluated = evaluate(&mut trainer, &config, &mut row, &bar);
         run.log(&row)?;
         if let Err(error) = evaluated {
@@ -74,6 +78,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
                 compare(replanner, &mut trainer, &row, config.pipeline.replan.then_some(&run), &all, &bar)?;
             if moved {
                 promise(&run, &mut trainer, Some(replanner))?;
+                lessons.iter_mut().for_each(|lessons| lessons.change(replanner.current()));
             }
         }
         let every = config.output.checkpoint_every;
@@ -81,6 +86,8 @@ pub(super) fn train(job: Job) -> Result<u8> {
         if best || every > 0 && row.step.is_multiple_of(every) {
             run.save(&mut trainer)?;
             draw(&run, &trainer, &bar);
+            // A run that is killed has learnt something too.
+            lessons.iter_mut().for_each(|lessons| drop(lessons.teach()));
             saved = Some(row.step);
         }
         last = Some(row);
@@ -94,8 +101,10 @@ pub(super) fn train(job: Job) -> Result<u8> {
     }
     draw(&run, &trainer, &bar);
     bar.end();
+    let learnt = lessons.map(|mut lessons| lessons.teach()).unwrap_or_default();
     let interrupted = stop.load(Ordering::SeqCst) > 0 && trainer.step_number() < config.train.steps;
     finish(&run, &trainer, last.as_ref(), entropy)?;
+    learnt.iter().filter_map(compared).for_each(note);
     drop(trainer);
     if interrupted {
         say("stopped on request; continue with --resume")?;

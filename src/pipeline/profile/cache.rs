@@ -4,15 +4,24 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::Profiler;
+use crate::folder::files::read_text;
 use crate::folder::{hex, write_atomic};
 use crate::gpu::{Device, KERNELS};
-use crate::plan::Machine;
+use crate::plan::{DeviceProfile, Link, Machine};
 
 /// Counts the ways in which times have been measured: those of another way are measured again.
-const WAY: u32 = 2;
+const WAY: u32 = 3;
 
-impl Profiler<'_> {
+/// A folder of measurements.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// The folder; it need not exist.
+    pub folder: PathBuf,
+    /// Whatever else the times depend on, such as the settings of a driver.
+    pub environment: String,
+}
+
+impl Cache {
     /// Everything that measured times depend on.
     pub(super) fn key(&self, devices: &[&Device]) -> String {
         let mut shaders = Sha256::new();
@@ -28,23 +37,33 @@ impl Profiler<'_> {
         format!("{} / shaders {shaders} / way {WAY} / {}", adapters.join(" + "), self.environment)
     }
 
-    fn file(&self, key: &str) -> Option<PathBuf> {
-        let name = hex(&Sha256::digest(key)[..12]);
-        self.cache.as_ref().map(|folder| folder.join(format!("{name}.toml")))
+    /// The adapter's profile; a damaged file counts as none.
+    pub(super) fn read_device(&self, device: &Device) -> Option<DeviceProfile> {
+        self.read(&self.key(&[device]))?.devices.into_iter().next()
     }
 
-    /// What the cache has under this key; a damaged file counts as none.
+    /// Keeps the adapter's profile; whether that worked.
+    pub(super) fn write_device(&self, device: &Device, profile: DeviceProfile) -> bool {
+        let link = Link { gb_s: 1.0, ..Link::default() };
+        self.write(&self.key(&[device]), Machine { link, devices: vec![profile], ..Machine::default() })
+    }
+
+    fn file(&self, key: &str) -> PathBuf {
+        self.folder.join(format!("{}.toml", hex(&Sha256::digest(key)[..12])))
+    }
+
+    /// What there is under this key; a damaged file counts as none.
     pub(super) fn read(&self, key: &str) -> Option<Machine> {
-        let path = self.file(key).filter(|_| !self.fresh)?;
-        let text = std::fs::read_to_string(&path).ok()?;
+        let path = self.file(key);
+        let text = read_text(&path).ok()?;
         Machine::parse(&text, &path.to_string_lossy()).ok().filter(|machine| machine.name == key)
     }
 
-    /// Keeps a measurement. A cache that cannot be written costs seconds next time, nothing else.
-    pub(super) fn write(&self, key: &str, machine: &Machine) {
-        let (Some(folder), Some(path)) = (&self.cache, self.file(key)) else { return };
-        if std::fs::create_dir_all(folder).is_ok() {
-            let _ = write_atomic(&path, machine.to_toml().as_bytes());
-        }
+    /// Keeps a measurement; whether that worked. A cache that cannot be written costs seconds next time, nothing else.
+    /// Several programs may do so at once: a reader sees a whole file, and the last writer wins.
+    pub(super) fn write(&self, key: &str, machine: Machine) -> bool {
+        let machine = Machine { name: key.into(), ..machine };
+        std::fs::create_dir_all(&self.folder).is_ok()
+            && write_atomic(&self.file(key), machine.to_toml().as_bytes()).is_ok()
     }
 }

@@ -1,13 +1,19 @@
 //! Measures this machine for a model: layers on each adapter, links between each pair, how much two disturb each other.
-//! Every figure comes from [real steps](super::probe) and takes seconds; a cache keeps them.
+//! Every figure comes from [real steps](super::probe) and takes seconds; a [`Cache`] keeps them, with what they rest on:
+//! what was measured beside other programs is measured again when they are gone, and training runs correct the rest.
 
 mod cache;
+mod learn;
+pub mod noise;
 mod pair;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use cache::Cache;
+pub use learn::{Finding, KINDS_OF_WORK, Outcome, Work};
+use noise::{Quiet, beside, is_as_good, limit};
 use pair::Pair;
 
 use super::probe::{LAYERS, MICROBATCHES, Probe, Times, layers_schedule};
@@ -16,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::graph::Phase;
 use crate::model::{Model, Purpose};
-use crate::plan::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};
 
 const GIGA: f64 = 1e9;
@@ -38,10 +44,8 @@ pub struct Profiler<'a> {
     pub devices: &'a [Device],
     /// Bytes that each device may use.
     pub budgets: &'a [Option<u64>],
-    /// Folder of measurements.
-    pub cache: Option<PathBuf>,
-    /// Whatever else the times depend on, such as the settings of a driver; part of the cache's key.
-    pub environment: String,
+    /// Earlier measurements.
+    pub cache: Option<Cache>,
     /// Measure again what the cache has.
     pub fresh: bool,
     /// Seconds that one measurement may take on a machine whose speed wanders, until the mean is steady.
@@ -49,10 +53,12 @@ pub struct Profiler<'a> {
 }
 
 /// What a profiler says while it measures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Progress<'a> {
     /// It begins to measure something: what.
     Measuring(&'a str),
+    /// It waits, because other programs take this part of the cores.
+    Waiting(f64),
     /// One or more steps of a probe have ended; nothing runs at the moment.
     Step,
 }
@@ -66,13 +72,13 @@ impl Profiler<'_> {
     /// Those of a device that fails. A model of which not even three layers fit a device has no measured times, only
     /// rates.
     pub fn machine(&self, sizes: &[usize], say: &mut dyn FnMut(Progress)) -> Result<Machine> {
-        let adapter = |device: usize| self.devices[device].info().index;
-        let first = |device: usize| (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device);
+        let first = |device: usize| first_of_adapter(self.devices, device);
+        let quiet = &mut Quiet::new(say);
         let mut profiles: HashMap<usize, DeviceProfile> = HashMap::new();
         let mut pairs: HashMap<(usize, usize), Pair> = HashMap::new();
         let count = self.devices.len();
         for device in (0..count).filter(|&d| first(d) == d) {
-            profiles.insert(device, self.device(device, sizes, say)?);
+            profiles.insert(device, self.device(device, sizes, quiet)?);
         }
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         for i in 0..count {
@@ -80,7 +86,7 @@ impl Profiler<'_> {
                 let key = (first(i), first(j));
                 if let Entry::Vacant(entry) = pairs.entry(key) {
                     let demand = profiles[&key.0].cores + profiles[&key.1].cores;
-                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), say)?);
+                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), quiet)?);
                 }
             }
         }
@@ -96,6 +102,10 @@ impl Profiler<'_> {
                 machine.links.push(LinkProfile { from: i, to: j, link: pair.there });
                 machine.links.push(LinkProfile { from: j, to: i, link: pair.back });
                 machine.link = pair.there;
+                // The whole rests on the weakest.
+                if machine.measured.is_none() || beside(machine.measured) < beside(pair.measured) {
+                    machine.measured = pair.measured;
+                }
             }
         }
         if count == 1 {
@@ -105,69 +115,83 @@ impl Profiler<'_> {
     }
 
     /// One adapter, from the cache as far as it has the shapes.
-    fn device(&self, index: usize, sizes: &[usize], say: &mut dyn FnMut(Progress)) -> Result<DeviceProfile> {
+    fn device(&self, index: usize, sizes: &[usize], quiet: &mut Quiet) -> Result<DeviceProfile> {
         let device = &self.devices[index];
-        let key = self.key(&[device]);
-        let known = self.read(&key).and_then(|machine| machine.devices.into_iter().next());
-        let mut profile = known.unwrap_or_else(|| DeviceProfile {
+        let limit = limit(device);
+        let bare = || DeviceProfile {
             name: device.info().name.clone(),
             driver: device.info().driver.clone(),
             max_binding: Some(device.capabilities().max_binding),
             ..DeviceProfile::default()
-        });
+        };
+        let cached = || self.cache.as_ref().and_then(|cache| cache.read_device(device));
+        let mut profile = cached().filter(|_| !self.fresh).unwrap_or_else(bare);
         let shape = |size: usize| shape_key(self.model, size, self.sequence);
         let mut sorted = sizes.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
         let mut samples: BTreeMap<usize, ShapeProfile> = BTreeMap::new();
+        let mut measured = Vec::new();
         let mut seconds_per_sequence = 0.0;
         for size in chosen(&sorted) {
-            if let Some(known) = profile.shape(&shape(size)) {
-                seconds_per_sequence = step_seconds(known) / size as f64;
-                samples.insert(size, known.clone());
+            let known = profile.shape(&shape(size)).cloned();
+            let is_good = |known: &ShapeProfile, quiet: &mut Quiet| {
+                let loudest = beside(known.measured).into_iter().chain(beside(profile.measured));
+                !quiet.is_worth(loudest.reduce(f64::max), limit)
+            };
+            if let Some(known) = known.filter(|known| is_good(known, quiet)) {
+                seconds_per_sequence = step_seconds(&known) / size as f64;
+                samples.insert(size, known);
                 continue;
             }
             if seconds_per_sequence * size as f64 * STEPS_OF_A_MEASUREMENT > LONGEST {
                 continue;
             }
             let what = format!("measuring {}: microbatches of {size} sequences", profile.name);
-            say(Progress::Measuring(&what));
-            let Some(measured) = self.measure(device, size, &mut profile, say)? else { break };
-            seconds_per_sequence = step_seconds(&measured) / size as f64;
-            profile.shapes.push(ShapeProfile { shape: shape(size), ..measured.clone() });
-            samples.insert(size, measured);
+            let (sample, others) = quiet.measure(limit, |say| {
+                say(Progress::Measuring(&what));
+                self.measure(device, size, say)
+            })?;
+            let Some(sample) = sample else { break };
+            let sample = sample.beside(others, shape(size));
+            sample.put(&mut profile, limit);
+            // The one before, if noise has come back.
+            let Some(best) = profile.shape(&sample.shape.shape) else { break };
+            seconds_per_sequence = step_seconds(best) / size as f64;
+            samples.insert(size, best.clone());
+            measured.push(sample);
         }
+        let mut is_new = !measured.is_empty();
         if profile.rates.matmul_gflops == 0.0 {
             let what = format!("measuring {}: rates, because no three layers fit", profile.name);
-            say(Progress::Measuring(&what));
+            (quiet.say)(Progress::Measuring(&what));
             profile.rates = rates_alone(device)?;
+            is_new = true;
         }
-        let machine = Machine {
-            name: key.clone(),
-            link: Link { gb_s: 1.0, ..Link::default() },
-            devices: vec![profile.clone()],
-            ..Machine::default()
-        };
-        self.write(&key, &machine);
-        for &size in &sorted {
-            if profile.shape(&shape(size)).is_none()
-                && let Some(between) = interpolated(&samples, size)
-            {
-                profile.shapes.push(ShapeProfile { shape: shape(size), ..between });
+        if let Some(cache) = self.cache.as_ref().filter(|_| is_new) {
+            // Other programs may have added to the file meanwhile.
+            let mut newest = cached().unwrap_or_else(bare);
+            // Whoever asks for new measurements gets them, however loud it is.
+            let limit = if self.fresh { 1.0 } else { limit };
+            measured.iter().for_each(|sample| sample.put(&mut newest, limit));
+            if newest.rates.matmul_gflops == 0.0 {
+                newest.rates = profile.rates;
+            }
+            cache.write_device(device, newest);
+        }
+        for &size in sorted.iter().filter(|size| !samples.contains_key(size)) {
+            // Training runs have added sizes between those that are measured.
+            let good =
+                profile.shape(&shape(size)).is_some_and(|s| !quiet.is_worth(beside(s.measured), limit));
+            if !good && let Some(between) = interpolated(&samples, size) {
+                profile.put(ShapeProfile { shape: shape(size), ..between });
             }
         }
         Ok(profile)
     }
 
-    /// Measures the layers for microbatches of `size` sequences, and the rates of `profile` with them. None where the
-    /// layers do not fit.
-    fn measure(
-        &self,
-        device: &Device,
-        size: usize,
-        profile: &mut DeviceProfile,
-        say: &mut dyn FnMut(Progress),
-    ) -> Result<Option<ShapeProfile>> {
+    /// Measures the layers for microbatches of `size` sequences, and rates with them. None where the layers do not fit.
+    fn measure(&self, device: &Device, size: usize, say: &mut dyn FnMut(Progress)) -> Result<Option<Sample>> {
         let mut by_split = Vec::new();
         let mut weights = 0;
         for split in [true, false] {
@@ -182,7 +206,6 @@ impl Profiler<'_> {
         }
         let (apart, joined) = (&by_split[0], &by_split[1]);
         let part = (apart.jitter.part + joined.jitter.part) / 2.0;
-        profile.jitter = Some(Jitter { part, ..joined.jitter });
         let adapted = self.model.adapter().is_some();
         let submit = (apart.submit + joined.submit) / 2.0;
         let mut layers = BTreeMap::new();
@@ -202,8 +225,6 @@ impl Profiler<'_> {
             layers.insert(name.to_string(), profile);
         }
         let software = device.capabilities().software;
-        // A software adapter's demand is its number of threads; what goes beyond is this program's own.
-        profile.cores = if software { joined.cores.round().max(1.0) } else { joined.cores.min(1.0) };
         let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
         let rates = Rates {
             matmul_gflops: self.block_flops(size)? / GIGA / layers["block"].sum().max(1e-9),
@@ -215,11 +236,25 @@ impl Profiler<'_> {
             clear_gb_s: Some(rate(weights, joined.clear)),
             barrier_us: joined.barrier / MICRO,
         };
-        // An adapter's few weights say little about how fast many are updated.
-        if !adapted || profile.rates.matmul_gflops == 0.0 {
-            profile.rates = rates;
-        }
-        Ok(Some(ShapeProfile { shape: String::new(), submit_us: Some(submit / MICRO), layers }))
+        let evidence = Evidence {
+            unix_seconds: unix_seconds(),
+            steps: (apart.steps + joined.steps) as u64,
+            spread: part,
+            ..Evidence::default()
+        };
+        Ok(Some(Sample {
+            shape: ShapeProfile {
+                submit_us: Some(submit / MICRO),
+                measured: Some(evidence),
+                layers,
+                ..ShapeProfile::default()
+            },
+            // A software adapter's demand is its number of threads; what goes beyond is this program's own.
+            cores: if software { joined.cores.round().max(1.0) } else { joined.cores.min(1.0) },
+            jitter: Jitter { part, ..joined.jitter },
+            rates,
+            adapted,
+        }))
     }
 
     fn block_flops(&self, size: usize) -> Result<f64> {
@@ -240,6 +275,53 @@ impl Profiler<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What one measurement of a device shows.
+struct Sample {
+    shape: ShapeProfile,
+    cores: f64,
+    jitter: Jitter,
+    rates: Rates,
+    /// Whether an adapter is trained: its few weights say little about how fast many are updated.
+    adapted: bool,
+}
+
+impl Sample {
+    /// Notes for which shape, and what others took meanwhile.
+    fn beside(mut self, others: Option<f64>, shape: String) -> Sample {
+        self.shape.shape = shape;
+        self.shape.measured = self.shape.measured.map(|evidence| Evidence { others, ..evidence });
+        self
+    }
+
+    /// Puts it into a profile, except where that rests on less noise.
+    fn put(&self, profile: &mut DeviceProfile, limit: f64) {
+        let others = beside(self.shape.measured);
+        let is_better = |before: Option<Evidence>| is_as_good(others, beside(before), limit);
+        if profile.shape(&self.shape.shape).is_none_or(|before| is_better(before.measured)) {
+            profile.put(self.shape.clone());
+        }
+        if is_better(profile.measured) {
+            (profile.cores, profile.jitter) = (self.cores, Some(self.jitter));
+            let is_loud = beside(profile.measured).is_some_and(|others| others > limit);
+            if !self.adapted || is_loud || profile.rates.matmul_gflops == 0.0 {
+                profile.rates = self.rates;
+            }
+            profile.measured = self.shape.measured;
+        }
+    }
+}
+
+/// Of the devices that are the same adapter as this one, the first.
+pub fn first_of_adapter(devices: &[Device], device: usize) -> usize {
+    let adapter = |device: usize| devices[device].info().index;
+    (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device)
+}
+
+/// Seconds since the beginning of 1970; 0 on a machine whose clock stands before it.
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// About how long a probe's step takes with this shape.
@@ -282,7 +364,9 @@ fn interpolated(samples: &BTreeMap<usize, ShapeProfile>, size: usize) -> Option<
         };
         layers.insert(kind.clone(), profile);
     }
-    Some(ShapeProfile { shape: String::new(), submit_us: below.1.submit_us, layers })
+    // It rests on both; what is known of the one stands for them.
+    let ShapeProfile { submit_us, measured, .. } = *below.1;
+    Some(ShapeProfile { shape: String::new(), submit_us, measured, layers })
 }
 
 /// Rates of a device on which no layers could be measured.

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{GIGA, MICRO, Profiler, Progress, SECONDS};
+use super::noise::{Quiet, beside, is_as_good, limit};
+use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, unix_seconds};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::{Model, ModelConfig};
 use crate::pipeline::probe::Probe;
 use crate::pipeline::workload::shape_key;
-use crate::plan::{DeviceProfile, Link, LinkProfile, Machine, Rates};
+use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
 use crate::schedule::generate;
 
 /// Turns in which two devices work, each of them alone and then both, so that a change of the machine's speed …
@@ -23,6 +24,8 @@ pub(super) struct Pair {
     pub(super) back: Link,
     /// How many times longer the first takes while the second is busy, and the other way round.
     pub(super) slowdown: (f64, f64),
+    /// What all of it rests on, if that is known.
+    pub(super) measured: Option<Evidence>,
 }
 
 impl Profiler<'_> {
@@ -33,35 +36,56 @@ impl Profiler<'_> {
         (i, j): (usize, usize),
         sizes: &[usize],
         shared: f64,
-        say: &mut dyn FnMut(Progress),
+        quiet: &mut Quiet,
     ) -> Result<Pair> {
         let (a, b) = (&self.devices[i], &self.devices[j]);
         let size = sizes.iter().copied().min().unwrap_or(1);
-        let key = format!("{} {}", self.key(&[a, b]), shape_key(self.model, size, self.sequence));
-        if let Some(known) = self.read(&key)
-            && known.devices.len() == 2
+        let limit = limit(a).min(limit(b));
+        let key =
+            |cache: &Cache| format!("{} {}", cache.key(&[a, b]), shape_key(self.model, size, self.sequence));
+        let known = self.cache.as_ref().filter(|_| !self.fresh).and_then(|cache| cache.read(&key(cache)));
+        let known = known.filter(|known| known.devices.len() == 2).map(|known| Pair {
+            there: known.link(0, 1),
+            back: known.link(1, 0),
+            slowdown: (known.slowdown(0, 1), known.slowdown(1, 0)),
+            measured: known.measured,
+        });
+        if let Some(known) = known
+            && !quiet.is_worth(beside(known.measured), limit)
         {
-            let slowdown = (known.slowdown(0, 1), known.slowdown(1, 0));
-            return Ok(Pair { there: known.link(0, 1), back: known.link(1, 0), slowdown });
+            return Ok(known);
         }
-        say(Progress::Measuring(&format!("measuring {} beside {}", a.info().name, b.info().name)));
-        let (there, back) = self.links(a, b, size)?;
-        let slowdown = self.disturbance(a, b, size, shared, say)?;
-        let pair = Pair { there, back, slowdown };
+        let what = format!("measuring {} beside {}", a.info().name, b.info().name);
+        let (pair, others) = quiet.measure(limit, |say| {
+            say(Progress::Measuring(&what));
+            let (there, back) = self.links(a, b, size)?;
+            let (slowdown, measured) = self.disturbance(a, b, size, shared, say)?;
+            Ok(Pair { there, back, slowdown, measured: Some(measured) })
+        })?;
+        let measured = pair.measured.map(|evidence| Evidence { others, ..evidence });
+        let pair = Pair { measured, ..pair };
+        // Noise may have come back.
+        if let Some(known) = known
+            && !is_as_good(others, beside(known.measured), limit)
+        {
+            return Ok(known);
+        }
         let bare = |device: &Device| DeviceProfile {
             name: device.info().name.clone(),
             rates: Rates { matmul_gflops: 1.0, memory_gb_s: 1.0, ..Rates::default() },
             ..DeviceProfile::default()
         };
         let machine = Machine {
-            name: key.clone(),
-            slowdown: vec![vec![1.0, slowdown.0], vec![slowdown.1, 1.0]],
-            link: there,
+            slowdown: vec![vec![1.0, pair.slowdown.0], vec![pair.slowdown.1, 1.0]],
+            measured: pair.measured,
+            link: pair.there,
             devices: vec![bare(a), bare(b)],
-            links: vec![LinkProfile { from: 1, to: 0, link: back }],
+            links: vec![LinkProfile { from: 1, to: 0, link: pair.back }],
             ..Machine::default()
         };
-        self.write(&key, &machine);
+        if let Some(cache) = &self.cache {
+            cache.write(&key(cache), machine);
+        }
         Ok(pair)
     }
 
@@ -87,7 +111,7 @@ impl Profiler<'_> {
     }
 
     /// How many times longer each device's actions take while the other repeats steps of its own than alone, beyond the
-    /// factor `shared`.
+    /// factor `shared`, and what that rests on.
     fn disturbance(
         &self,
         a: &Device,
@@ -95,13 +119,20 @@ impl Profiler<'_> {
         size: usize,
         shared: f64,
         say: &mut dyn FnMut(Progress),
-    ) -> Result<(f64, f64)> {
+    ) -> Result<((f64, f64), Evidence)> {
         let probe = |device| self.probe(device, size, false);
-        let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else { return Ok((1.0, 1.0)) };
+        let mut measured = Evidence { unix_seconds: unix_seconds(), steps: 1, ..Evidence::default() };
+        let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else {
+            return Ok(((1.0, 1.0), measured));
+        };
         let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
+        let mut spreads = Vec::new();
         for _ in 0..TURNS {
             for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
-                *sum += probe.measure(TURN, 0.0, |enough| !enough)?.busy;
+                let times = probe.measure(TURN, 0.0, |enough| !enough)?;
+                *sum += times.busy;
+                measured.steps += times.steps as u64;
+                spreads.push(times.jitter.part);
             }
             say(Progress::Step);
             let seconds = together(&mut first, &mut second)?;
@@ -115,7 +146,8 @@ impl Profiler<'_> {
             (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
         }
         let factor = |i: usize| (beside[i] / alone[i].max(1e-9) / shared).clamp(1.0, 100.0);
-        Ok((factor(0), factor(1)))
+        measured.spread = spreads.iter().sum::<f64>() / spreads.len() as f64;
+        Ok(((factor(0), factor(1)), measured))
     }
 }
 
