@@ -7,61 +7,11 @@ use std::ops::Range;
 const MOST: usize = 256 << 10;
 
 /// Numbers at which something ends or begins.
-const NUMBERS: &[&str] = &[
-    "0",
-    "1",
-    "-1",
-    "2",
-    "3",
-    "7",
-    "16",
-    "127",
-    "128",
-    "255",
-    "256",
-    "1000",
-    "4096",
-    "32768",
-    "65535",
-    "65536",
-    "100000",
-    "1048576",
-    "16777216",
-    "1000000000",
-    "2147483647",
-    "2147483648",
-    "-2147483648",
-    "4294967295",
-    "4294967296",
-    "9007199254740993",
-    "9223372036854775807",
-    "-9223372036854775808",
-    "9223372036854775808",
-    "18446744073709551615",
-    "18446744073709551616",
-    "340282366920938463463374607431768211456",
-    "0.0",
-    "-0.0",
-    "0.5",
-    "1e-9",
-    "1e-300",
-    "1e-400",
-    "1e9",
-    "1e18",
-    "1e300",
-    "1e400",
-    "-1e308",
-    "nan",
-    "inf",
-    "-inf",
-    "NaN",
-    "null",
-    "true",
-    "0x10",
-    "1_000",
-    "00",
-    "1.",
-];
+const NUMBERS: &str = "
+    0 1 -1 2 3 7 16 127 128 255 256 1000 4096 32768 65535 65536 100000 1048576 16777216 1000000000 2147483647
+    2147483648 -2147483648 4294967295 4294967296 9007199254740993 9223372036854775807 -9223372036854775808
+    9223372036854775808 18446744073709551615 18446744073709551616 340282366920938463463374607431768211456 0.0 -0.0
+    0.5 1e-9 1e-300 1e-400 1e9 1e18 1e300 1e400 -1e308 nan inf -inf NaN null true 0x10 1_000 00 1.";
 /// The beginnings of nestings, and how each ends.
 const NESTS: &[(&str, &str)] = &[
     ("[", "]"),
@@ -132,13 +82,15 @@ impl Random {
 
 pub struct Mutator {
     random: Random,
-    words: &'static [&'static str],
+    numbers: Vec<&'static str>,
+    words: Vec<&'static str>,
 }
 
 impl Mutator {
     /// `words` mean something in the format.
-    pub fn new(seed: u64, words: &'static [&'static str]) -> Mutator {
-        Mutator { random: Random(seed), words }
+    pub fn new(seed: u64, words: &'static str) -> Mutator {
+        let (numbers, words) = (NUMBERS.split_whitespace().collect(), words.split_whitespace().collect());
+        Mutator { random: Random(seed), numbers, words }
     }
 
     /// One of the pool, changed a few times.
@@ -239,11 +191,11 @@ impl Mutator {
                     .filter(|token| input[token.start].is_ascii_digit() || input[token.start] == b'-');
                 let numbers: Vec<_> = numbers.cloned().collect();
                 let place = if numbers.is_empty() { token } else { self.random.pick(&numbers).clone() };
-                let number = *self.random.pick(NUMBERS);
+                let number = *self.random.pick(&self.numbers);
                 replace(input, place, number.as_bytes());
             }
             3 | 4 if !self.words.is_empty() => {
-                let word = *self.random.pick(self.words);
+                let word = *self.random.pick(&self.words);
                 let inside = self.random.below(3) == 0;
                 replace(input, if inside { token.start..token.start } else { token }, word.as_bytes());
             }

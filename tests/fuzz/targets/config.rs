@@ -4,89 +4,19 @@ use polystage::folder::adapter::Targets;
 use polystage::model::{Model, ModelConfig, Weights};
 use polystage::train::config::{AdapterConfig, Config, Described};
 
-use super::{Target, outcome, parts, whole};
+use super::{Target, outcome, pieces, whole};
 
-/// A file, and behind the seam a line for each `--set`.
+/// A file, and then what `--set` says, once or several times.
 pub static EXPERIMENT: Target = Target {
     name: "experiment",
-    words: &[
-        "[model]",
-        "[adapter]",
-        "[data]",
-        "[train]",
-        "[pipeline]",
-        "[output]",
-        "kind",
-        "layers",
-        "width",
-        "heads",
-        "context",
-        "vocabulary",
-        "kv_heads",
-        "head_dim",
-        "intermediate",
-        "norm_epsilon",
-        "tied_head",
-        "initializer_range",
-        "sliding_window",
-        "rope_theta",
-        "rope_scaling",
-        "path",
-        "rank",
-        "alpha",
-        "rank_stabilised",
-        "targets",
-        "train",
-        "valid",
-        "split",
-        "tokenizer",
-        "bad_lines",
-        "order",
-        "steps",
-        "batch",
-        "sequence",
-        "learning_rate",
-        "minimum_learning_rate",
-        "warmup",
-        "clip_norm",
-        "beta1",
-        "epsilon",
-        "seed",
-        "evaluate_every",
-        "patience",
-        "weights",
-        "devices",
-        "schedule",
-        "microbatches",
-        "cuts",
-        "recompute",
-        "replan",
-        "checkpoint_every",
-        "keep",
-        "\"llama\"",
-        "\"gpt2\"",
-        "\"qwen3\"",
-        "\"mistral\"",
-        "\"mlp\"",
-        "\"all-linear\"",
-        "\"auto\"",
-        "\"bf16\"",
-        "\"bytes\"",
-        "\"zb-v\"",
-        "'''",
-        "\"\"\"",
-        "model.path=\"x\"",
-        "train.batch=",
-        "=",
-        "[",
-        "]",
-        "{",
-        "}",
-        "2026-01-01T00:00:00Z",
-        "\"(?=a)*\"",
-        "\"(a{1000}){1000}\"",
-        "\"(.*)\\\\1\"",
-    ],
+    words: r#"
+        [model] [adapter] [data] [train] [pipeline] [output] kind layers width heads context vocabulary
+        kv_heads head_dim intermediate norm_epsilon tied_head initializer_range sliding_window rope_theta
+        rope_scaling path rank alpha rank_stabilised targets train valid split tokenizer bad_lines order
+        steps batch sequence learning_rate minimum_learning_rate warmup clip_norm beta1 epsilon seed
+        evaluate_every patience weights devices schedule microbatches cuts recompute replan checkpoint_every
+        keep "llama" "gpt2" "qwen3" "mistral" "mlp" "all-linear" "auto" "bf16" "bytes" "zb-v" ''' """
+        model.path="x" train.batch= = [ ] { } 2026-01-01T00:00:00Z "(?=a)*" "(a{1000}){1000}" "(.*)\\1""#,
     seeds: |_| {
         let adapter = concat!(
             "[adapter]\nrank = 4\nalpha = 8.0\nrank_stabilised = true\ntargets = [\"q_proj\", \"v_proj\"]\n",
@@ -99,22 +29,20 @@ pub static EXPERIMENT: Target = Target {
             "replan = true\n[output]\ncheckpoint_every = 5\ncheckpoint_at_start = true\nkeep = 2\n",
         );
         let tuned = "[model]\npath = \"there\"\n[data]\ntrain = [\"x\"]\n[train]\nsteps = 1\nbatch = 1\nsequence = 8\n";
-        let overrides =
-            "train.steps=5\npipeline.schedule=zb-v\ndata.train=[\"y\"]\nadapter.targets=\"all-linear\"";
         vec![
-            whole(&[include_str!("../../../configs/tiny.toml"), "train.batch=16\npipeline.devices=2"]),
+            whole(&[include_str!("../../../configs/tiny.toml"), "train.batch=16", "pipeline.devices=2"]),
             whole(&[include_str!("../../../configs/llama.toml")]),
             whole(&[include_str!("../../../configs/mixed-gpus.toml")]),
             whole(&[adapter]),
-            whole(&[adapter, overrides]),
+            whole(&[adapter, "train.steps=5", "pipeline.schedule=zb-v", "data.train=[\"y\"]"]),
             whole(&[tuned]),
         ]
     },
     run: |_, input| {
-        let [text, overrides] = parts(input);
-        let Ok(text) = std::str::from_utf8(text) else { return "not text".into() };
-        let overrides = String::from_utf8_lossy(overrides);
-        let overrides: Vec<String> = overrides.lines().map(String::from).collect();
+        let pieces = pieces(input);
+        let Ok(text) = std::str::from_utf8(pieces[0]) else { return "not text".into() };
+        let overrides = pieces[1..].iter().map(|text| String::from_utf8_lossy(text).into_owned());
+        let overrides: Vec<String> = overrides.collect();
         outcome(Config::parse_with(text, &overrides, "fuzz.toml", |_| Ok(described())).map(|config| {
             // What a run writes down must be what it read.
             let written = config.to_toml();
@@ -138,55 +66,14 @@ fn described() -> Described {
 /// Hugging Face's config.json.
 pub static MODEL: Target = Target {
     name: "model-config",
-    words: &[
-        "\"model_type\"",
-        "\"gpt2\"",
-        "\"llama\"",
-        "\"mistral\"",
-        "\"qwen2\"",
-        "\"qwen3\"",
-        "\"polystage-mlp\"",
-        "\"n_layer\"",
-        "\"n_embd\"",
-        "\"n_head\"",
-        "\"n_positions\"",
-        "\"vocab_size\"",
-        "\"n_inner\"",
-        "\"num_hidden_layers\"",
-        "\"hidden_size\"",
-        "\"num_attention_heads\"",
-        "\"num_key_value_heads\"",
-        "\"head_dim\"",
-        "\"max_position_embeddings\"",
-        "\"intermediate_size\"",
-        "\"rope_scaling\"",
-        "\"rope_parameters\"",
-        "\"rope_theta\"",
-        "\"rope_type\"",
-        "\"llama3\"",
-        "\"linear\"",
-        "\"factor\"",
-        "\"low_freq_factor\"",
-        "\"high_freq_factor\"",
-        "\"original_max_position_embeddings\"",
-        "\"sliding_window\"",
-        "\"layer_types\"",
-        "\"use_sliding_window\"",
-        "\"max_window_layers\"",
-        "\"quantization_config\"",
-        "\"architectures\"",
-        "\"tie_word_embeddings\"",
-        "\"rms_norm_eps\"",
-        "null",
-        "true",
-        "false",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "model_type" "gpt2" "llama" "mistral" "qwen2" "qwen3" "polystage-mlp" "n_layer" "n_embd" "n_head"
+        "n_positions" "vocab_size" "n_inner" "num_hidden_layers" "hidden_size" "num_attention_heads"
+        "num_key_value_heads" "head_dim" "max_position_embeddings" "intermediate_size" "rope_scaling"
+        "rope_parameters" "rope_theta" "rope_type" "llama3" "linear" "factor" "low_freq_factor"
+        "high_freq_factor" "original_max_position_embeddings" "sliding_window" "layer_types"
+        "use_sliding_window" "max_window_layers" "quantization_config" "architectures" "tie_word_embeddings"
+        "rms_norm_eps" null true false { } [ ] : ,"#,
     seeds: |_| {
         let scaled = r#"{"model_type":"llama","vocab_size":64,"max_position_embeddings":64,"hidden_size":16,
             "intermediate_size":32,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,

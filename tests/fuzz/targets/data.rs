@@ -15,29 +15,9 @@ use super::{Target, outcome};
 /// JSON, one record a line.
 pub static RECORDS: Target = Target {
     name: "records",
-    words: &[
-        "\"text\"",
-        "\"prompt\"",
-        "\"completion\"",
-        "\"messages\"",
-        "\"tools\"",
-        "\"role\"",
-        "\"content\"",
-        "\"user\"",
-        "\"assistant\"",
-        "\"system\"",
-        "\"</think>\"",
-        "null",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-        "\n",
-        "\r\n",
-        "{\"text\":\"\"}\n",
-    ],
+    words: r#"
+        "text" "prompt" "completion" "messages" "tools" "role" "content" "user" "assistant" "system"
+        "</think>" null { } [ ] : , {"text":""}"#,
     seeds: |_| {
         vec![
             b"{\"text\":\"one line of text that is long enough\"}\n{\"text\":\"\"}\n\n{\"text\":\"another\"}\n".to_vec(),
@@ -89,7 +69,7 @@ fn use_up(corpus: Corpus) -> String {
 /// llm.c's tokens.
 pub static TOKENS: Target = Target {
     name: "tokens",
-    words: &[],
+    words: "",
     seeds: |_| vec![tokens(20_240_520, 1, 2), tokens(20_240_801, 7, 4)],
     run: |folder, input| {
         fs::write(folder.join("tokens.bin"), input).expect("written");
@@ -112,10 +92,7 @@ fn tokens(magic: u32, version: u32, width: usize) -> Vec<u8> {
 /// A pattern a line.
 pub static PATHS: Target = Target {
     name: "paths",
-    words: &[
-        "*", "**", "**/", "?", "[a-z]", "[!a]", "[", "]", "/", "./", "//", ".", "folder", "a.txt", "{a,b}",
-        "\\", "\n",
-    ],
+    words: r#"* ** **/ ? [a-z] [!a] [ ] / ./ // . folder a.txt {a,b} \"#,
     seeds: |folder| {
         for name in ["folder/deep/er", "folder/empty"] {
             fs::create_dir_all(folder.join(name)).expect("a folder");

@@ -10,28 +10,9 @@ use serde_json::{Value, json};
 
 use super::{Target, outcome, parts, whole};
 
-const DTYPES: &[&str] = &[
-    "\"dtype\"",
-    "\"shape\"",
-    "\"data_offsets\"",
-    "\"__metadata__\"",
-    "\"F32\"",
-    "\"F16\"",
-    "\"BF16\"",
-    "\"F64\"",
-    "\"I8\"",
-    "\"F4\"",
-    "\"BOOL\"",
-    "[0,0]",
-    "[0]",
-    "[]",
-    "{",
-    "}",
-    "[",
-    "]",
-    ":",
-    ",",
-];
+const DTYPES: &str = r#"
+        "dtype" "shape" "data_offsets" "__metadata__" "F32" "F16" "BF16" "F64" "I8" "F4" "BOOL" [0,0] [0] []
+        { } [ ] : ,"#;
 
 /// A file of tensors: its bytes, or the text of its header, for which the rest is made.
 pub static SAFETENSORS: Target = Target {
@@ -79,31 +60,10 @@ pub fn read(tensors: &Tensors) -> polystage::Result<String> {
 /// `config.json`, the index, and the headers of two files; without an index, of the only one.
 pub static MODEL_FOLDER: Target = Target {
     name: "model-folder",
-    words: &[
-        "\"weight_map\"",
-        "\"metadata\"",
-        "\"total_size\"",
-        "\"a.safetensors\"",
-        "\"b.safetensors\"",
-        "\"../a.safetensors\"",
-        "\"/dev/zero\"",
-        "\".\"",
-        "\"transformer.wte.weight\"",
-        "\"wte.weight\"",
-        "\"lm_head.weight\"",
-        "\"n_layer\"",
-        "\"dtype\"",
-        "\"shape\"",
-        "\"data_offsets\"",
-        "\"F32\"",
-        "\"BF16\"",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "weight_map" "metadata" "total_size" "a.safetensors" "b.safetensors" "../a.safetensors" "/dev/zero"
+        "." "transformer.wte.weight" "wte.weight" "lm_head.weight" "n_layer" "dtype" "shape" "data_offsets"
+        "F32" "BF16" { } [ ] : ,"#,
     seeds: |_| {
         let model = tiny();
         let all = headers(&model, 1);
@@ -194,43 +154,11 @@ fn half(header: &str) -> String {
 /// PEFT's configuration, and the header of its tensors; the base model is there.
 pub static ADAPTER: Target = Target {
     name: "adapter",
-    words: &[
-        "\"peft_type\"",
-        "\"LORA\"",
-        "\"r\"",
-        "\"lora_alpha\"",
-        "\"lora_dropout\"",
-        "\"target_modules\"",
-        "\"bias\"",
-        "\"none\"",
-        "\"fan_in_fan_out\"",
-        "\"use_rslora\"",
-        "\"use_dora\"",
-        "\"modules_to_save\"",
-        "\"rank_pattern\"",
-        "\"base_model_name_or_path\"",
-        "\"base\"",
-        "\"c_attn\"",
-        "\"all-linear\"",
-        "\".*\"",
-        "\"(a|b)*\\\\1\"",
-        "\"(?=(.*)*x)\"",
-        "\"(x{900}){900}\"",
-        "\".lora_A.weight\"",
-        ".lora_B.weight",
-        "base_model.model.",
-        "\"dtype\"",
-        "\"shape\"",
-        "\"data_offsets\"",
-        "null",
-        "true",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "peft_type" "LORA" "r" "lora_alpha" "lora_dropout" "target_modules" "bias" "none" "fan_in_fan_out"
+        "use_rslora" "use_dora" "modules_to_save" "rank_pattern" "base_model_name_or_path" "base" "c_attn"
+        "all-linear" ".*" "(a|b)*\\1" "(?=(.*)*x)" "(x{900}){900}" ".lora_A.weight" .lora_B.weight
+        base_model.model. "dtype" "shape" "data_offsets" null true { } [ ] : ,"#,
     seeds: |folder| {
         let model = tiny();
         let parameters = model.parameters();

@@ -13,7 +13,7 @@ use std::path::Path;
 pub struct Target {
     pub name: &'static str,
     /// Words that mean something in the format.
-    pub words: &'static [&'static str],
+    pub words: &'static str,
     /// Writes what all inputs need to an empty folder, and makes valid inputs.
     pub seeds: fn(&Path) -> Vec<Vec<u8>>,
     /// Reads an input, with that folder to write to. What came of it: `ok` and more, or why it is refused.
@@ -47,19 +47,21 @@ pub fn find(name: &str) -> Option<&'static Target> {
 /// Parts of an input, each of which becomes a file: what stands between lines of this kind.
 pub const SEAM: &str = "\n-----8<-----\n";
 
-/// The parts of an input; those that it does not have are empty.
+/// All parts of an input, at least one.
+fn pieces(input: &[u8]) -> Vec<&[u8]> {
+    let (mut pieces, mut rest) = (Vec::new(), input);
+    while let Some(at) = rest.windows(SEAM.len()).position(|window| window == SEAM.as_bytes()) {
+        pieces.push(&rest[..at]);
+        rest = &rest[at + SEAM.len()..];
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// The first parts of an input; those that it does not have are empty.
 fn parts<const N: usize>(input: &[u8]) -> [&[u8]; N] {
-    let mut rest = Some(input);
-    std::array::from_fn(|_| {
-        let whole = rest.take().unwrap_or_default();
-        match whole.windows(SEAM.len()).position(|window| window == SEAM.as_bytes()) {
-            Some(at) => {
-                rest = Some(&whole[at + SEAM.len()..]);
-                &whole[..at]
-            }
-            None => whole,
-        }
-    })
+    let pieces = pieces(input);
+    std::array::from_fn(|at| pieces.get(at).copied().unwrap_or_default())
 }
 
 /// An input of these parts.
@@ -95,7 +97,7 @@ pub const KINDS_OF_FAULT: [(&str, &str); 5] = [
 /// Does what its input says, so that the runner can be tried.
 pub static FAULTS: Target = Target {
     name: "faults",
-    words: &[],
+    words: "",
     seeds: |_| Vec::new(),
     run: |_, input| {
         match input {

@@ -8,7 +8,7 @@ use polystage::pipeline::timeline::{Comparison, Timeline};
 use polystage::schedule::{Costs, generate};
 use polystage::train::checkpoint::{latest, open, open_model, resolve};
 use polystage::train::run::Run;
-use polystage::train::source::{Origin, Text};
+use polystage::train::source::Origin;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -18,19 +18,7 @@ use super::{Target, outcome, parts, whole};
 /// The rows of a run that is continued.
 pub static METRICS: Target = Target {
     name: "metrics",
-    words: &[
-        "\"step\"",
-        "\"loss\"",
-        "\"valid_loss\"",
-        "\"step_seconds\"",
-        "\"tokens\"",
-        "null",
-        "{",
-        "}",
-        ":",
-        ",",
-        "\n",
-    ],
+    words: r#""step" "loss" "valid_loss" "step_seconds" "tokens" null { } : ,"#,
     seeds: |_| {
         let row = |step: u64| {
             format!("{{\"step\":{step},\"loss\":2.5,\"valid_loss\":2.{step},\"step_seconds\":0.1}}\n")
@@ -53,20 +41,7 @@ pub static METRICS: Target = Target {
 /// optimizer.
 pub static STATE: Target = Target {
     name: "state",
-    words: &[
-        "\"step\"",
-        "\"seed\"",
-        "\"tokenizer\"",
-        "\"bytes\"",
-        "null",
-        "true",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#""step" "seed" "tokenizer" "bytes" null true { } [ ] : ,"#,
     seeds: |_| {
         let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
         vec![whole(&[
@@ -80,8 +55,7 @@ pub static STATE: Target = Target {
         let [state, config, weights, optimizer] = parts(input);
         let folder = checkpoint(run, [state, config, &file(weights), &file(optimizer)]);
         outcome(open(&folder).and_then(|checkpoint| {
-            let read = format!("{} {}", read(&checkpoint.weights)?, read(&checkpoint.optimizer)?);
-            Ok(format!("{read} {:?}", Text::of_model(&folder, 100).map(|text| text.needed().is_ok())))
+            Ok(format!("{} {}", read(&checkpoint.weights)?, read(&checkpoint.optimizer)?))
         }))
     },
 };
@@ -106,26 +80,9 @@ fn checkpoint(run: &Path, files: [&[u8]; 4]) -> PathBuf {
 /// A manifest beside files that stay, and the two pointers.
 pub static MANIFEST: Target = Target {
     name: "manifest",
-    words: &[
-        "\"step\"",
-        "\"files\"",
-        "\"bytes\"",
-        "\"sha256\"",
-        "\"state.json\"",
-        "\"config.json\"",
-        "\"model.safetensors\"",
-        "\"adapter_config.json\"",
-        "\"../config.json\"",
-        "\"/dev/zero\"",
-        "\".\"",
-        "\"\"",
-        "000007",
-        "000009",
-        "{",
-        "}",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "step" "files" "bytes" "sha256" "state.json" "config.json" "model.safetensors" "adapter_config.json"
+        "../config.json" "/dev/zero" "." "" 000007 000009 { } : ,"#,
     seeds: |run| {
         let header = file(br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#);
         let folder = checkpoint(run, [b"{}", b"{}", &header, &header]);
@@ -154,35 +111,9 @@ pub static MANIFEST: Target = Target {
 /// What a plan promised.
 pub static PREDICTION: Target = Target {
     name: "prediction",
-    words: &[
-        "\"devices\"",
-        "\"schedule\"",
-        "\"costs\"",
-        "\"stages\"",
-        "\"hops\"",
-        "\"ranks\"",
-        "\"ties\"",
-        "\"cores\"",
-        "\"slowdown\"",
-        "\"jitter\"",
-        "\"part\"",
-        "\"seconds\"",
-        "\"budget\"",
-        "\"user\"",
-        "\"owner\"",
-        "\"copy_engine\"",
-        "0F0",
-        "1B1",
-        "\\n",
-        "null",
-        "true",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "devices" "schedule" "costs" "stages" "hops" "ranks" "ties" "cores" "slowdown" "jitter" "part"
+        "seconds" "budget" "user" "owner" "copy_engine" 0F0 1B1 \n null true { } [ ] : ,"#,
     seeds: |_| {
         vec![promise("1f1b", 2, 2).to_json().into_bytes(), promise("zb-v", 2, 2).to_json().into_bytes()]
     },
@@ -199,35 +130,9 @@ pub static PREDICTION: Target = Target {
 /// What was measured, beside a prediction that stays.
 pub static TRACE: Target = Target {
     name: "trace",
-    words: &[
-        "\"otherData\"",
-        "\"polystage\"",
-        "\"devices\"",
-        "\"traceEvents\"",
-        "\"name\"",
-        "\"cat\"",
-        "\"ph\"",
-        "\"X\"",
-        "\"tid\"",
-        "\"args\"",
-        "\"start_seconds\"",
-        "\"end_seconds\"",
-        "\"microbatch\"",
-        "\"bytes\"",
-        "\"0F0\"",
-        "\"1B1\"",
-        "\"forward\"",
-        "\"copy\"",
-        "\"host\"",
-        "\"step\"",
-        "null",
-        "{",
-        "}",
-        "[",
-        "]",
-        ":",
-        ",",
-    ],
+    words: r#"
+        "otherData" "polystage" "devices" "traceEvents" "name" "cat" "ph" "X" "tid" "args" "start_seconds"
+        "end_seconds" "microbatch" "bytes" "0F0" "1B1" "forward" "copy" "host" "step" null { } [ ] : ,"#,
     seeds: |_| {
         let traces = [promise("1f1b", 2, 2), promise("zb-h1", 2, 3)];
         traces.map(|promise| promise.timeline().expect("a timeline").to_chrome_trace().into_bytes()).to_vec()

@@ -12,28 +12,7 @@ use super::{Target, outcome};
 /// The text form.
 pub static SCHEDULE: Target = Target {
     name: "schedule",
-    words: &[
-        "0F0",
-        "0B0",
-        "1F0",
-        "1B1",
-        "2I0",
-        "2W0",
-        "0SEND_F0",
-        "1RECV_F0",
-        "1SEND_B0",
-        "0RECV_B0",
-        ".",
-        ",",
-        "#",
-        "\n",
-        " ",
-        "# name: x, stages: 2, microbatches: 2\n",
-        ", stages: ",
-        ", microbatches: ",
-        "4096F4096",
-        "1048576B0",
-    ],
+    words: r#"0F0 0B0 1F0 1B1 2I0 2W0 0SEND_F0 1RECV_F0 1SEND_B0 0RECV_B0 . , # 4096F4096 1048576B0"#,
     seeds: |_| {
         let texts =
             include_str!("../../golden/schedules/texts.txt").split("\n\n").map(|text| format!("{text}\n"));
@@ -66,53 +45,11 @@ pub static SCHEDULE: Target = Target {
 /// A machine file, and a plan for the machine.
 pub static MACHINE: Target = Target {
     name: "machine",
-    words: &[
-        "[[devices]]",
-        "[devices.rates]",
-        "[link]",
-        "[[links]]",
-        "[[devices.shapes]]",
-        "[devices.shapes.layers.block]",
-        "name",
-        "driver",
-        "memory",
-        "max_binding",
-        "cores",
-        "copy_engine",
-        "jitter",
-        "matmul_gflops",
-        "memory_gb_s",
-        "launch_us",
-        "submit_us",
-        "optimizer_gb_s",
-        "norm_gb_s",
-        "clear_gb_s",
-        "barrier_us",
-        "latency_us",
-        "gb_s",
-        "out_gb_s",
-        "into_gb_s",
-        "from",
-        "to",
-        "slowdown",
-        "shape",
-        "forward",
-        "input",
-        "weight",
-        "backward",
-        "\"24GiB\"",
-        "\"1KiB\"",
-        "\"1e999GiB\"",
-        "{ part = 0.5, seconds = 1 }",
-        "true",
-        "false",
-        "=",
-        "1e-4",
-        "1e9",
-        "6e7",
-        "3600",
-        "1000",
-    ],
+    words: r#"
+        [[devices]] [devices.rates] [link] [[links]] [[devices.shapes]] [devices.shapes.layers.block] name
+        driver memory max_binding cores copy_engine jitter matmul_gflops memory_gb_s launch_us submit_us
+        optimizer_gb_s norm_gb_s clear_gb_s barrier_us latency_us gb_s out_gb_s into_gb_s from to slowdown
+        shape forward input weight backward "24GiB" "1KiB" "1e999GiB" true false = 1e-4 1e9 6e7 3600 1000"#,
     seeds: |_| {
         vec![
             include_bytes!("../../../configs/machines/laptop.toml").to_vec(),
