@@ -129,6 +129,13 @@ fn targets_are_whole_names_behind_a_dot_or_patterns_of_whole_names() {
 }
 
 #[test]
+fn a_pattern_that_goes_back_over_and_over_is_refused_at_the_first_name() {
+    let layer = Linear { name: "a".repeat(24), inputs: 2, outputs: 3, inputs_first: false };
+    let targets = Targets::Pattern(r"(?:(?=a)a|(?=a)aa)*b".into());
+    assert!(message(targets.select(&[layer])).contains("nor a regular expression: "));
+}
+
+#[test]
 fn adapter_tensors_that_are_no_pair_of_lora_matrices_are_refused() {
     let open = |tensors: &[(&str, &[usize])]| {
         let folder = folder();

@@ -11,6 +11,9 @@ const ALL: &str = "all-linear";
 /// The head's name, in every architecture.
 const HEAD: &str = "lm_head";
 
+/// Most steps back in matching one name, which is short; there are thousands of names.
+const MOST_STEPS: usize = 10_000;
+
 /// Which modules an adapter belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -53,7 +56,10 @@ impl Targets {
                 let invalid = |e: fancy_regex::Error| {
                     refuse(format!("{pattern:?} is neither {ALL} nor a regular expression: {e}"))
                 };
-                let whole = fancy_regex::Regex::new(&format!(r"\A(?:{pattern})\z")).map_err(invalid)?;
+                let whole = fancy_regex::RegexBuilder::new(&format!(r"\A(?:{pattern})\z"))
+                    .backtrack_limit(MOST_STEPS)
+                    .build()
+                    .map_err(invalid)?;
                 let mut picked = Vec::new();
                 for name in names {
                     if whole.is_match(name).map_err(invalid)? {

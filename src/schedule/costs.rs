@@ -189,7 +189,8 @@ impl Costs {
         }
     }
 
-    /// Refuses costs that do not belong to a schedule of so many stages and ranks, and times that are none.
+    /// Refuses costs that do not belong to a schedule of so many stages and ranks, times that are none, and bytes that no
+    /// machine has.
     pub(super) fn check(&self, stages: usize, ranks: usize) -> Result<()> {
         let count = |what: &str, is: usize, should: usize| {
             if is == should {
@@ -204,16 +205,19 @@ impl Costs {
         count("hops", self.hops.len(), stages.saturating_sub(1))?;
         count("ranks", self.ranks.len(), ranks)?;
         for (at, stage) in self.stages.iter().enumerate() {
-            let StageCost { forward, input, weight, backward, .. } = *stage;
-            check_times(&[forward, input, weight, backward], || format!("costs.stages[{at}]"))?;
+            let StageCost { forward, input, weight, backward, stash, gradient } = *stage;
+            let place = || format!("costs.stages[{at}]");
+            check_times(&[forward, input, weight, backward], place)?;
+            check_bytes(&[stash, gradient], place)?;
         }
         for (at, hops) in self.hops.iter().enumerate() {
             hops.forward.check(|| format!("costs.hops[{at}].forward"))?;
             hops.backward.check(|| format!("costs.hops[{at}].backward"))?;
         }
         for (at, rank) in self.ranks.iter().enumerate() {
-            let RankCost { begin, end, update, cores, jitter, .. } = *rank;
+            let RankCost { begin, end, update, cores, jitter, fixed, .. } = *rank;
             let place = || format!("costs.ranks[{at}]");
+            check_bytes(&[fixed], place)?;
             check_times(&[begin, end, update, cores, jitter.part, jitter.seconds], place)?;
             if jitter.part > 1.0 {
                 return Err(Error::config(place(), format!("a jitter of {} is more than 1", jitter.part)));
@@ -242,6 +246,17 @@ impl Costs {
             }
         }
         Ok(())
+    }
+}
+
+/// The most bytes that a stage or a rank may have of one kind: those of as many microbatches as a schedule may have can
+/// still be added up.
+const MOST_BYTES: u64 = 1 << 42;
+
+fn check_bytes(bytes: &[u64], place: impl Fn() -> String) -> Result<()> {
+    match bytes.iter().find(|bytes| **bytes > MOST_BYTES) {
+        None => Ok(()),
+        Some(bytes) => Err(Error::config(place(), format!("{bytes} bytes are more than {MOST_BYTES}"))),
     }
 }
 
