@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 /// are to see.
 pub const HELPER: &str = "--text-helper";
 /// Seconds for one answer. The longest request takes a fraction of one.
-const SECONDS: usize = 10;
+const SECONDS: usize = 8;
 /// Looks for an answer, a second.
 const LOOKS: usize = 10;
 /// Bytes of memory of a helper, and how many for each byte of the tokenizer's file, whose words it keeps in tables.

@@ -49,9 +49,10 @@ pub static RECORDS: Target = Target {
 
 /// Everything that training and evaluation ask of a text.
 fn use_up(corpus: Corpus) -> String {
-    let entropy = corpus.unigram_entropy();
+    let entropy = corpus.unigram_entropy().expect("nobody changes it");
     assert!(entropy >= 0.0, "{entropy}");
-    let windows = corpus.windows(8).map(|batch| batch.inputs.len()).sum::<usize>();
+    let windows =
+        corpus.windows(8).map(|batch| batch.expect("nobody changes it").inputs.len()).sum::<usize>();
     let split = corpus.split(0.25).map(|(train, valid)| train.len() + valid.len());
     assert!(split.is_err() || split.is_ok_and(|sum| sum == corpus.len()));
     let skipped = corpus.skipped().0;
@@ -59,6 +60,7 @@ fn use_up(corpus: Corpus) -> String {
         let batches = Batches::new(corpus.clone(), batch, sequence, order, 7);
         outcome(batches.map(|batches| {
             let (tokens, examples) = (batches.batch(5), batches.examples(u64::MAX));
+            let (tokens, examples) = (tokens.expect("unchanged"), examples.expect("unchanged"));
             assert_eq!((tokens.len(), examples.targets.len()), (batch * (sequence + 1), batch * sequence));
             batches.sequences().to_string()
         }))

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use polystage::text::Tokenizer;
 use polystage::text::chat::ChatTemplate;
+use polystage::text::{self, Isolation, Tokenizer};
 use serde_json::{Value, json};
 
 use super::{Target, outcome, parts, whole};
@@ -32,7 +32,7 @@ pub static TOKENIZER: Target = Target {
         let [tokenizer, settings, text] = parts(input);
         fs::write(folder.join("tokenizer.json"), tokenizer).expect("written");
         fs::write(folder.join("tokenizer_config.json"), settings).expect("written");
-        outcome(open_tokenizer(folder).and_then(|tokenizer| {
+        outcome(contained(folder).and_then(|(tokenizer, _)| {
             let tokens = tokenizer.encode(&String::from_utf8_lossy(text), true)?;
             let decoded = tokenizer.decode(&tokens)?;
             let mut stream = tokenizer.stream();
@@ -46,8 +46,10 @@ pub static TOKENIZER: Target = Target {
     },
 };
 
-fn open_tokenizer(folder: &Path) -> polystage::Result<Tokenizer> {
-    Tokenizer::open(folder)
+/// As the program opens them: in a helper process.
+fn contained(folder: &Path) -> polystage::Result<(Tokenizer, Option<ChatTemplate>)> {
+    let isolation = Isolation::Process(env!("CARGO_BIN_EXE_polystage").into());
+    text::open(folder, SystemTime::UNIX_EPOCH, &isolation)
 }
 
 /// A small tokenizer of each kind, with different parts around it.
@@ -141,20 +143,18 @@ pub static CHAT_TEMPLATE: Target = Target {
             .flat_map(|source| [messages, tools].map(|said| whole(&[source, said])))
             .collect()
     },
-    run: |_, input| {
+    run: |folder, input| {
         let [source, messages] = parts(input);
-        let Ok(source) = std::str::from_utf8(source) else { return "not text".into() };
+        fs::write(folder.join("tokenizer.json"), tokenizers()[4].to_string()).expect("written");
+        fs::write(folder.join("chat_template.jinja"), source).expect("written");
         let json: Value = serde_json::from_slice(messages).unwrap_or_default();
         let messages = json[0].as_array().cloned().unwrap_or_default();
-        outcome(open_template(source).and_then(|template| {
-            let asked = template.render(&messages, &json[1], true).map(|text| text.len());
+        outcome(contained(folder).and_then(|(_, template)| {
+            let template = template.expect("there is one");
+            let asked = template.render(&messages, &json[1], true)?.len();
             let said = template.render_with_spans(&messages, &json[1])?;
             assert!(said.spans.iter().all(|span| said.text.get(span.clone()).is_some()));
-            Ok(format!("{asked:?} {}", said.spans.len()))
+            Ok(format!("{asked} {}", said.spans.len()))
         }))
     },
 };
-
-fn open_template(source: &str) -> polystage::Result<ChatTemplate> {
-    ChatTemplate::new(source, &[("bos_token", "<s>"), ("eos_token", "</s>")], SystemTime::UNIX_EPOCH)
-}
