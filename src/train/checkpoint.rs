@@ -149,21 +149,24 @@ impl Writer {
         let name = folder_name(step);
         let folder = root.join(&name);
         if is_taken(&folder) {
-            // Between these two renames `latest` names nothing, and readers fall back to the folder moved aside.
-            remove_replaced(&root);
+            // Between these two renames `latest` names nothing, and readers fall back to the folder moved aside. What
+            // others have moved aside stays until then: it may be all that is complete.
+            let aside = root.join(hidden(REPLACED, step));
+            remove(&aside).map_err(Error::io(&aside))?;
             sync_folder(unfinished.path())?;
-            fs::rename(&folder, root.join(hidden(REPLACED, step))).map_err(Error::io(&folder))?;
+            fs::rename(&folder, &aside).map_err(Error::io(&folder))?;
         }
         unfinished.rename(&folder)?;
         write_atomic(&root.join(LATEST), format!("{name}\n").as_bytes())?;
 
         // After a resume from an older step there are folders of later steps; the one just written is no candidate.
         let best = named(&root, BEST);
-        let others = numbered(&root)?.into_iter().filter(|(other, _)| *other != step && Some(*other) != best);
-        for (_, old) in others.filter(|(_, path)| path.is_dir()).skip(keep.saturating_sub(1)) {
+        let is_other = |other: u64| other != step && Some(other) != best;
+        let others = numbered(&root)?.into_iter().filter(|(other, path)| is_other(*other) && path.is_dir());
+        for (_, old) in others.skip(keep.saturating_sub(1)) {
             remove_folder(&old)?;
         }
-        remove_replaced(&root);
+        replaced(&root).iter().for_each(|(_, left)| left.remove());
         Ok(folder)
     }
 }
@@ -184,10 +187,6 @@ pub(super) fn remove_unfinished(run: &Path) {
     let is_ours = |what: &str| step_of(what).is_some() || POINTERS.contains(&what);
     let left = Hidden::find(&run.join(CHECKPOINTS), UNFINISHED).into_iter();
     left.filter(|left| is_ours(&left.what)).for_each(|left| left.remove());
-}
-
-fn remove_replaced(root: &Path) {
-    replaced(root).iter().for_each(|(_, left)| left.remove());
 }
 
 /// Folders that were moved aside, and their steps.
