@@ -60,15 +60,14 @@ fn a_text_that_was_truncated_rewritten_or_added_to_is_not_read_any_more() {
     }
 }
 
+// Windows lets nobody replace or delete what is mapped.
+#[cfg(not(windows))]
 #[test]
 fn a_text_that_was_replaced_or_deleted_is_read_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = texts(folder.path());
     fs::write(folder.path().join("new"), "x").unwrap();
-    if fs::rename(folder.path().join("new"), folder.path().join("a")).is_err() {
-        assert!(cfg!(windows), "only Windows protects what is mapped");
-        return;
-    }
+    fs::rename(folder.path().join("new"), folder.path().join("a")).unwrap();
     fs::remove_file(folder.path().join("b")).unwrap();
     let mut tokens = [0; 4];
     corpus.read(98, &mut tokens).unwrap();

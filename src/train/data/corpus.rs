@@ -79,7 +79,7 @@ impl Bytes {
         }
     }
 
-    fn look(&self, range: Range<usize>, look: impl FnOnce(&[u8])) -> Result<()> {
+    fn look<T>(&self, range: Range<usize>, look: impl FnOnce(&[u8]) -> T) -> Result<T> {
         match self {
             Bytes::Memory(bytes) => Ok(look(&bytes[range])),
             Bytes::File(file) => file.look(range, look),
