@@ -111,6 +111,7 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
             show_bytes(device.bytes_moved)
         ));
     }
+    say(format!("losses   {}", run.path().join("loss.svg").display()));
     say(format!("timeline {}", run.path().join("timeline.svg").display()));
     if let Ok(Some(folder)) = checkpoint::latest(run.path()) {
         say(format!("folder   {}", folder.display()));
