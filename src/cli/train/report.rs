@@ -16,7 +16,7 @@ use crate::text::Isolation;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::lessons::Lesson;
-use crate::train::run::Run;
+use crate::train::run::{LOSSES, Run, TIMELINE};
 use crate::train::trainer::{Row, Trainer};
 
 /// Says what a run will be, and returns the entropy of its text.
@@ -190,7 +190,8 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
             show_bytes(device.bytes_moved)
         ))?;
     }
-    say(format!("timeline {}", run.path().join("timeline.svg").display()))?;
+    say(format!("losses   {}", run.path().join(LOSSES).display()))?;
+    say(format!("timeline {}", run.path().join(TIMELINE).display()))?;
     match checkpoint::latest(run.path()) {
         Ok(Some(folder)) => say(format!("folder   {}", folder.display())),
         _ => Ok(()),
