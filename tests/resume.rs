@@ -235,6 +235,11 @@ fn rows_are_read_whatever_lies_between_them() {
     assert_eq!(read(b""), (vec![], None));
     assert_eq!(read(b"{\"step\":1}\r\n\n  \n{\"step\":2,\"valid_loss\":null}"), (vec![1, 2], None));
     assert_eq!(read(b"{\"step\":1}\n{\"step\":2"), (vec![1], None));
+    assert_eq!(
+        read("{\"step\":1}\n{\"adapter\":\"\u{e9}".as_bytes().strip_suffix(b"\xa9").unwrap()),
+        (vec![1], None)
+    );
+    assert_eq!(read(b"{\"step\":1}\n{\"step\":2}\xff"), (vec![1], Some("line 2 is damaged".into())));
     assert_eq!(read(b"[1]\n{\"step\":2}\n"), (vec![2], Some("line 1 is damaged".into())));
     let long = [b"{\"step\":1}".as_slice(), &vec![b' '; 3 << 20], b"\n{\"step\":2}\n"].concat();
     assert_eq!(read(&long), (vec![2], Some("line 1 is damaged".into())));

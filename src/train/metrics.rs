@@ -1,6 +1,6 @@
 //! `metrics.jsonl` read again: a JSON object a line for every step that a run has done.
 //!
-//! A process that is killed while it writes leaves half a line at the end, which counts as nothing. Any other line that
+//! A process that is killed while it writes leaves half a row at the end, which counts as nothing. Any other line that
 //! is no row has been damaged by somebody else: it costs that row alone, its number is kept, and so is the whole file
 //! when a run that goes on leaves it out.
 
@@ -37,11 +37,27 @@ pub struct Entry {
     pub valid_loss: Option<f64>,
 }
 
-impl Entry {
-    fn parse(line: &[u8]) -> Option<Entry> {
-        // An array would do for a struct, and bytes that are no text for a name that nobody asks for.
-        let text = std::str::from_utf8(line).ok().filter(|text| text.starts_with('{'))?;
-        serde_json::from_str(text).ok()
+/// What a line turns out to be.
+enum Line {
+    Row(Entry),
+    /// The beginning of a row.
+    Half,
+    Damaged,
+}
+
+impl Line {
+    fn parse(line: &[u8]) -> Line {
+        // What serde lets pass: bytes that are no text, in a name that nobody asks for, and an array for a struct.
+        let text = match std::str::from_utf8(line) {
+            Ok(text) if text.starts_with('{') => text,
+            Err(error) if error.error_len().is_none() && line.starts_with(b"{") => return Line::Half,
+            _ => return Line::Damaged,
+        };
+        match serde_json::from_str(text) {
+            Ok(entry) => Line::Row(entry),
+            Err(error) if error.is_eof() => Line::Half,
+            Err(_) => Line::Damaged,
+        }
     }
 }
 
@@ -114,15 +130,17 @@ impl Metrics {
                 reader.skip_until(b'\n')?;
             }
             let text = line.trim_ascii();
-            match Entry::parse(text).filter(|_| !long) {
-                Some(entry) if wanted(&entry) => {
-                    out.write_all(text)?;
-                    out.write_all(b"\n")?;
-                    metrics.entries.push(entry);
+            match Line::parse(text) {
+                Line::Row(entry) if !long => {
+                    if wanted(&entry) {
+                        out.write_all(text)?;
+                        out.write_all(b"\n")?;
+                        metrics.entries.push(entry);
+                    }
                 }
-                Some(_) => {}
-                None if text.is_empty() || !ended && !long => {}
-                None => {
+                Line::Half if !ended && !long => {}
+                _ if text.is_empty() => {}
+                _ => {
                     metrics.damaged += 1;
                     metrics.numbers.extend((metrics.numbers.len() < NUMBERED).then_some(number));
                 }
