@@ -97,9 +97,9 @@ fn token_files_and_tensors_that_have_changed_are_not_read_any_more() {
 fn change_while_training(name: &str, change: impl Fn(&Path), words: &str) {
     let place = Place::new();
     let text = fs::read(place.path("text.txt")).unwrap();
-    fs::write(place.path("valid.txt"), &text[..300]).unwrap();
+    fs::write(place.path("valid.txt"), &text[..100]).unwrap();
     let set =
-        ["--set", "train.steps=100", "--set", "data.valid=['valid.txt']", "--set", "train.evaluate_every=1"];
+        ["--set", "train.steps=60", "--set", "data.valid=['valid.txt']", "--set", "train.evaluate_every=1"];
     let train = |more: &[&'static str]| [&["train", "tiny.toml", "--no-plan"], &set[..], more].concat();
     let mut child = place.start(&train(&["--out", "run"]));
     place.wait_for_steps("run", 3);
@@ -122,11 +122,11 @@ fn change_while_training(name: &str, change: impl Fn(&Path), words: &str) {
 fn training_on_a_text_that_is_truncated_saves_what_it_has_learnt_and_ends_with_the_reason() {
     // By less than a page: the bytes stay readable even where the change wins the race against a look at the file.
     let truncate = |path: &Path| OpenOptions::new().write(true).open(path).unwrap().set_len(5000).unwrap();
-    change_while_training("text.txt", truncate, "was truncated from 6600 to 5000 bytes");
+    change_while_training("text.txt", truncate, "was truncated from 6800 to 5000 bytes");
 }
 
 #[test]
 fn training_saves_and_ends_too_when_the_text_for_evaluation_is_rewritten() {
-    let overwrite = |path: &Path| rewrite(path, &[b'x'; 300]);
+    let overwrite = |path: &Path| rewrite(path, &[b'x'; 100]);
     change_while_training("valid.txt", overwrite, "was rewritten while it was in use");
 }
