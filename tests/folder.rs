@@ -231,6 +231,24 @@ fn a_folder_is_copied_to_another_type_with_its_tokenizer() {
 }
 
 #[test]
+fn headers_and_configurations_of_a_size_that_nobody_writes_are_refused_before_they_take_memory() {
+    let place = folder();
+    let path = place.path().join("model.safetensors");
+    let long = (33u64 << 20).to_le_bytes();
+    fs::write(&path, long).expect("written");
+    // Holes.
+    fs::File::options().write(true).open(&path).and_then(|file| file.set_len(34 << 20)).expect("longer");
+    assert!(message(Tensors::open(&path)).contains("its header has more than"));
+    let path = place.path().join("config.json");
+    fs::File::create(&path).and_then(|file| file.set_len(17 << 20)).expect("written");
+    assert!(message(ModelFolder::open(place.path())).contains("has more than"));
+    let long = "#".repeat(3 << 20);
+    assert!(message(polystage::plan::Machine::parse(&long, "m.toml")).contains("m.toml: has more than"));
+    let config = polystage::train::config::Config::parse(&long, &[], "c.toml");
+    assert!(message(config).contains("c.toml: has more than"));
+}
+
+#[test]
 fn headers_that_do_not_describe_their_file_exactly_are_refused() {
     let open = |header: &str, data: &[u8]| {
         let folder = model(&[("model.safetensors", &safetensors(header, data))]);

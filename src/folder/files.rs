@@ -16,7 +16,10 @@ use crate::error::{Error, Result};
 // --- reading ----------------------------------------------------------------------------------------------------------
 
 /// Most bytes of a file that is read as a whole by [`read_text`]: texts that people write, and what this program writes.
-pub(crate) const TEXT: u64 = 64 << 20;
+/// As data a list of nothing in JSON takes up to forty times as much memory.
+pub(crate) const TEXT: u64 = 16 << 20;
+/// Most bytes of a text in TOML, which takes above sixty times as much while it is parsed.
+const TOML: u64 = 2 << 20;
 /// Most bytes of a file that is read as a whole by [`read_whole`]: the tokenizers of the largest vocabularies have a
 /// quarter of it.
 pub(crate) const WHOLE: u64 = 256 << 20;
@@ -279,9 +282,18 @@ pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
     read_bytes(path, WHOLE).map_err(|e| e.broken(path))
 }
 
-/// Reads a JSON file of a folder.
+/// Refuses a text that is too long to be parsed as TOML; `place` is what the error names.
+pub(crate) fn check_toml(text: &str, place: &str) -> Result<()> {
+    match text.len() as u64 > TOML {
+        true => Err(Unreadable::Large { most: TOML }.config(Path::new(place))),
+        false => Ok(()),
+    }
+}
+
+/// Reads a JSON file of a folder, of at most [`TEXT`] bytes.
 pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read_whole(path)?).map_err(|e| broken(path, format!("invalid JSON: {e}")))
+    let bytes = read_bytes(path, TEXT).map_err(|e| e.broken(path))?;
+    serde_json::from_slice(&bytes).map_err(|e| broken(path, format!("invalid JSON: {e}")))
 }
 
 /// An [`Error::Checkpoint`].

@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 use super::files::{Fingerprint, Mapped, broken, hex, sample};
 use crate::error::{Error, Result, one_line};
 
+/// Most bytes of a header. Those of models have some hundred for each tensor; as data they take ten times as much.
+const HEADER: u64 = 32 << 20;
+
 /// How a file stores the elements of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
@@ -113,6 +116,9 @@ impl Tensors {
             broken(path, format!("invalid safetensors ({e}); copy or download it again"))
         };
         let (length, metadata) = file.look(0..file.len(), |bytes| {
+            if bytes.first_chunk().is_some_and(|&length| u64::from_le_bytes(length) > HEADER) {
+                return Err(invalid(&format_args!("its header has more than {HEADER} bytes")));
+            }
             let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| invalid(&e))?;
             check_keys(&bytes[8..8 + length]).map_err(|e| invalid(&e))?;
             Ok((length, metadata))

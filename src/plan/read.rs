@@ -11,6 +11,7 @@ use super::machine::{
     DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
 };
 use crate::error::{Error, Result, nearest};
+use crate::folder::files::check_toml;
 use crate::schedule::Jitter;
 
 /// Rates: from a hundred thousand times below a slow adapter to a thousand times above a fast one.
@@ -81,6 +82,7 @@ type Value<'t> = Spanned<DeValue<'t>>;
 
 /// Reads a machine file.
 pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
+    check_toml(text, place)?;
     let file = File { text, place };
     let root = DeTable::parse(text)
         .map_err(|error| file.error(error.span().unwrap_or(0..0), &error.message().replace('\n', ", ")))?;

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::keys;
 use super::{AdapterConfig, Config, Described};
 use crate::error::{Error, Result, nearest};
+use crate::folder::files::check_toml;
 use crate::model::{Lora, Model};
 use crate::schedule;
 
@@ -36,6 +37,7 @@ impl Config {
             });
             Error::config(place, format!("{line}{}", e.message().replace('\n', ", ")))
         };
+        check_toml(text, place)?;
         let mut table: toml::Table = text.parse().map_err(error)?;
         for item in overrides {
             set(&mut table, item)?;

@@ -106,8 +106,14 @@ pub static PATHS: Target = Target {
             fs::write(folder.join(name), "text").expect("written");
         }
         #[cfg(unix)]
-        for (to, name) in [("nowhere", "dangling"), ("a.txt", "link.txt")] {
-            std::os::unix::fs::symlink(to, folder.join(name)).expect("a link");
+        {
+            use std::os::unix::ffi::OsStrExt;
+            for (to, name) in [("..", "folder/up"), ("nowhere", "dangling"), ("a.txt", "link.txt")] {
+                std::os::unix::fs::symlink(to, folder.join(name)).expect("a link");
+            }
+            let name = std::ffi::OsStr::from_bytes(b"no\xffutf8.txt");
+            // Some systems have no such names.
+            let _ = fs::write(folder.join(name), "text");
         }
         ["a.txt", "*.txt", "folder/**/*.txt", "b[1].txt\nfolder/c.txt", "folder/[a-d].*\n?.txt", "*a*a*a*a*"]
             .map(|patterns| patterns.as_bytes().to_vec())
