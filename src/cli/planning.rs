@@ -20,7 +20,7 @@ use crate::train::source::describe;
 pub(super) struct Experiment {
     /// The experiment: a TOML file.
     pub(super) config: PathBuf,
-    /// Override a key of the file; may be given several times.
+    /// Override a key of the file; may be given several times, and of the same key the last counts.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
     #[command(flatten)]
