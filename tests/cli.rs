@@ -559,6 +559,8 @@ fn what_is_no_text_file_is_named_as_such_wherever_one_is_read() {
     std::fs::write(place.path("binary"), b"0F0 \xff").unwrap();
     let huge = std::fs::File::create(place.path("huge")).unwrap();
     huge.set_len(100 << 20).unwrap();
+    // Of few bytes many values.
+    std::fs::write(place.path("many"), "a = [".to_string() + &"1,".repeat(3 << 20) + "]").unwrap();
     for (file, expected) in [
         ("./pipe", "is not a regular file"),
         ("/dev/zero", "is not a regular file"),
@@ -583,6 +585,9 @@ fn what_is_no_text_file_is_named_as_such_wherever_one_is_read() {
             assert!(line.contains(expected) || joined, "{arguments:?}: {line}");
             assert!(line.contains(file.trim_start_matches("./")), "{arguments:?}: {line}");
         }
+    }
+    for arguments in [&["plan", "many"][..], &["plan", "tiny.toml", "--machine", "many"]] {
+        assert!(one_line(&place.run(arguments)).contains("more than 4194304 bytes"));
     }
     assert!(!place.path("out").exists());
 }

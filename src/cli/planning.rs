@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
 use crate::error::Result;
-use crate::folder::files::read_text;
+use crate::folder::files::read_toml;
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::profile::{Profiler, Progress};
@@ -48,7 +48,7 @@ impl Experiment {
     /// Reads the file with its overrides.
     pub(super) fn read(&self) -> Result<Config> {
         let place = self.config.display().to_string();
-        let text = read_text(&self.config).map_err(|e| e.config(&self.config))?;
+        let text = read_toml(&self.config).map_err(|e| e.config(&self.config))?;
         let mut config = Config::parse_with(&text, &self.set, &place, |path| describe(path, &self.bases()))?;
         self.machine.choose(&mut config)?;
         Ok(config)
@@ -71,7 +71,7 @@ impl MachineArguments {
 }
 
 fn read_machine(path: &Path) -> Result<Machine> {
-    let text = read_text(path).map_err(|e| e.config(path))?;
+    let text = read_toml(path).map_err(|e| e.config(path))?;
     Machine::parse(&text, &path.to_string_lossy())
 }
 

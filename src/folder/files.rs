@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// Most bytes of a file that is read as a whole by [`read_text`]: texts that people write, and what this program writes.
 pub(crate) const TEXT: u64 = 64 << 20;
 
+/// Most bytes of a TOML file: parsed, it takes some sixty times as many.
+const TOML: u64 = 4 << 20;
+
 /// Why a file cannot be read, as the end of a sentence that begins with its name.
 #[derive(Debug)]
 pub(crate) enum Unreadable {
@@ -99,7 +102,16 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> std::result::Result<Vec<u8>,
 
 /// The text of a regular file of at most [`TEXT`] bytes.
 pub(crate) fn read_text(path: &Path) -> std::result::Result<String, Unreadable> {
-    String::from_utf8(read_bytes(path, TEXT)?).map_err(|error| {
+    utf8(read_bytes(path, TEXT)?)
+}
+
+/// The text of a regular file that is to be parsed as TOML.
+pub(crate) fn read_toml(path: &Path) -> std::result::Result<String, Unreadable> {
+    utf8(read_bytes(path, TOML)?)
+}
+
+fn utf8(bytes: Vec<u8>) -> std::result::Result<String, Unreadable> {
+    String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         Unreadable::Binary { line: 1 + before.iter().filter(|&&byte| byte == b'\n').count() }
     })
