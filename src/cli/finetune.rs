@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     /// (default: f32 with --full, else bf16 where the model's files store that).
     #[arg(long, value_parser = ["f32", "bf16", "bf16-only"])]
     weights: Option<String>,
-    /// Set any other key of a config file; may be given several times.
+    /// Set any other key of a config file; may be given several times, and of the same key the last counts.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
     #[command(flatten)]

@@ -21,7 +21,7 @@ use crate::train::source::describe;
 pub(super) struct Experiment {
     /// The experiment: a TOML file. `polystage config` lists its keys.
     pub(super) config: PathBuf,
-    /// Override a key of the file; may be given several times.
+    /// Override a key of the file; may be given several times, and of the same key the last counts.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
     #[command(flatten)]

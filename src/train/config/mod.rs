@@ -172,7 +172,7 @@ pub struct PipelineConfig {
     /// config's folder or the working directory. The planner chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
-    /// Microbatches of a step; they divide `train.batch`. The planner chooses by default.
+    /// Microbatches of a step; they divide `train.batch`, and are at most 4096. The planner chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub microbatches: Option<usize>,
     /// First layers of the stages after the first. The planner chooses by default.
