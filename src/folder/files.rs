@@ -24,7 +24,6 @@ const TOML: u64 = 2 << 20;
 /// quarter of it.
 pub(crate) const WHOLE: u64 = 256 << 20;
 
-
 /// Why a file cannot be read, as the end of a sentence that begins with its name.
 #[derive(Debug)]
 pub(crate) enum Unreadable {
