@@ -1,6 +1,6 @@
 //! What `generate`, `chat` and the sample of `train` share: a model with its tokenizer, devices, and text as it comes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Environment;
@@ -8,8 +8,7 @@ use super::placement::Placement;
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Language, Sampling};
 use crate::gpu::Device;
-use crate::model::Weights;
-use crate::text::{Isolation, Stream};
+use crate::text::Stream;
 use crate::train::source::Pretrained;
 
 /// A model, where it runs, and how it chooses its words.
@@ -124,18 +123,15 @@ pub(super) fn speak(
 
 /// As [`speak`] once, with a generator of its own.
 pub(super) fn sample(
-    folder: &Path,
-    isolation: &Isolation,
-    weights: Weights,
+    language: &Language,
     prompt: &[u32],
     count: usize,
     sampling: Sampling,
     devices: &[Device],
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
-    let language = Language::new(Pretrained::open(folder)?, isolation)?.with_weights(weights);
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
-    let (said, _) = speak(&language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
+    let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }

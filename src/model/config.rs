@@ -33,8 +33,8 @@ impl Kind {
 
 /// Most elements of a matrix, and about as many of all blocks: several times those of models that are known. The host
 /// keeps lists of their pieces.
-const MOST_OF_A_MATRIX: usize = 1 << 32;
-const MOST_OF_ALL: usize = 1 << 38;
+const MOST_OF_A_MATRIX: u64 = 1 << 32;
+const MOST_OF_ALL: u64 = 1 << 38;
 
 /// Extents of a model: the `[model]` table of a config file. What is none has the family's value, given by the method
 /// of the same name.
@@ -181,7 +181,7 @@ impl ModelConfig {
             ("heads", attention),
             ("intermediate", self.intermediate()),
         ] {
-            if rows * self.width > MOST_OF_A_MATRIX {
+            if rows as u64 * self.width as u64 > MOST_OF_A_MATRIX {
                 let message = format!(
                     "{rows} rows of model.width = {} are more than the {MOST_OF_A_MATRIX} elements that a matrix may have",
                     self.width
@@ -189,7 +189,8 @@ impl ModelConfig {
                 return refuse(key, message);
             }
         }
-        if self.layers * self.width * (4 * attention + 3 * self.intermediate()) > MOST_OF_ALL {
+        let block = self.width as u64 * (4 * attention as u64 + 3 * self.intermediate() as u64);
+        if self.layers as u64 * block > MOST_OF_ALL {
             let message = format!("{} of this size have more than {MOST_OF_ALL} parameters", self.layers);
             return refuse("layers", message);
         }

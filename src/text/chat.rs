@@ -23,7 +23,7 @@ pub struct ChatTemplate(Place);
 
 #[derive(Clone, Debug)]
 enum Place {
-    Here(Engine),
+    Here(Box<Engine>),
     There(Arc<Client>),
 }
 
@@ -68,7 +68,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Data`] with the line of a mistake.
     pub fn new(source: &str, tokens: &[(&'static str, &str)], now: SystemTime) -> Result<ChatTemplate> {
-        Ok(ChatTemplate(Place::Here(Engine::new(source, tokens, now)?)))
+        Ok(ChatTemplate(Place::Here(Box::new(Engine::new(source, tokens, now)?))))
     }
 
     /// The template that a helper has open.

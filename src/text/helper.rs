@@ -177,7 +177,7 @@ impl Client {
         let _ = process.requests.send(line);
         let answer = process.answer().map_err(lost)?;
         *place = Some(process);
-        Ok(read::<T>(&answer)?)
+        read(&answer)
     }
 
     /// Starts a helper, and what it says of the files.
@@ -226,7 +226,7 @@ impl Client {
     }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(answer: &[u8]) -> std::result::Result<T, Error> {
+fn read<T: for<'a> Deserialize<'a>>(answer: &[u8]) -> Result<T> {
     let answer: std::result::Result<T, Refusal> =
         serde_json::from_slice(answer).map_err(|e| Error::failed("helper", e.to_string()))?;
     answer.map_err(Refusal::error)

@@ -2,11 +2,13 @@
 
 pub mod checkpoint;
 pub mod config;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod curve;
 pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod lessons;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod metrics;

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use super::job::Job;
 use crate::cli::{clock, note, print, say, show_bytes, show_count, speaking};
 use crate::error::Result;
-use crate::generate::Sampling;
+use crate::generate::{Language, Sampling};
 use crate::gpu::Device;
 use crate::pipeline::profile::Outcome;
 use crate::text::Isolation;
@@ -17,6 +17,7 @@ use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::lessons::Lesson;
 use crate::train::run::{LOSSES, Run, TIMELINE};
+use crate::train::source::Pretrained;
 use crate::train::trainer::{Row, Trainer};
 
 /// Says what a run will be, and returns the entropy of its text.
@@ -245,8 +246,10 @@ pub(super) fn sample(
     let made = checkpoint::latest(run.path()).and_then(|path| {
         let Some(path) = path else { return Ok(None) };
         let sampling = Sampling { temperature: 0.8, top_k: 40, top_p: 1.0, seed: 1 };
-        let (prompt, count, weights) = (&beginning.tokens, beginning.more, config.train.weights);
-        speaking::sample(&path, isolation, weights, prompt, count, sampling, devices, budgets).map(Some)
+        let language = Language::new(Pretrained::open(&path)?, isolation)?;
+        let language = language.with_weights(config.train.weights);
+        let (prompt, count) = (&beginning.tokens, beginning.more);
+        speaking::sample(&language, prompt, count, sampling, devices, budgets).map(Some)
     });
     match made {
         Ok(Some(text)) => print(format!("sample   {}", text.replace('\n', "\n         "))),
