@@ -132,6 +132,6 @@ pub(super) fn sample(
 ) -> Result<String> {
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
-    let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| true)?;
+    let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
     Ok(language.tokenizer().decode(prompt)? + &said[0].text)
 }

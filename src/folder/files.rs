@@ -559,7 +559,7 @@ mod tests {
     fn a_sample_is_everything_or_begins_and_ends_where_the_whole_does() {
         let of = |len| sample(len, 10, 4).collect::<Vec<_>>();
         assert!(of(0).is_empty());
-        assert_eq!(of(7), vec![Range { start: 0, end: 7 }]);
+        assert_eq!((of(7).len(), of(7)[0].clone()), (1, 0..7));
         assert_eq!(of(40), [0..10, 10..20, 20..30, 30..40]);
         assert_eq!(of(41), [0..10, 10..20, 20..30, 31..41]);
         assert_eq!(of(1000), [0..10, 330..340, 660..670, 990..1000]);
