@@ -255,7 +255,8 @@ fn a_lock_is_neither_followed_nor_truncated_nor_waited_for() {
     let place = tempfile::tempdir().unwrap();
     let precious = place.path().join("precious");
     fs::write(&precious, "precious").unwrap();
-    let makes: [(&str, &dyn Fn(&Path)); 4] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let makes: [(&str, Make); 4] = [
         ("link", &|lock| symlink(&precious, lock).unwrap()),
         ("dangling", &|lock| symlink(place.path().join("nowhere"), lock).unwrap()),
         ("pipe", &pipe),
