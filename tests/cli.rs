@@ -610,7 +610,7 @@ fn what_is_no_text_file_is_named_as_such_wherever_one_is_read() {
         }
     }
     for arguments in [&["plan", "many"][..], &["plan", "tiny.toml", "--machine", "many"]] {
-        assert!(one_line(&place.run(arguments)).contains("more than 4194304 bytes"));
+        assert!(one_line(&place.run(arguments)).contains("more than 2097152 bytes"));
     }
     assert!(!place.path("out").exists());
 }
