@@ -230,6 +230,7 @@ fn a_measured_layer_counts_before_the_estimate() {
     machine.devices[1].shapes.push(polystage::plan::ShapeProfile {
         shape: batching.shape.clone(),
         submit_us: Some(5e5),
+        measured: None,
         layers: [("block".to_string(), layer)].into(),
     });
     let assignment = Assignment {
