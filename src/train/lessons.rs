@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use super::planning::Planning;
 use crate::gpu::Device;
 use crate::pipeline::profile::noise::{Moment, beside, limit};
-use crate::pipeline::profile::{Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
+use crate::pipeline::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
 use crate::pipeline::timeline::{Event, Track};
-use crate::plan::{Candidate, Machine};
+use crate::plan::{Candidate, Evidence, Machine};
 use crate::schedule::{Action, Kind};
 
 /// Steps after a start that still compile, or touch fresh memory.
@@ -47,6 +47,8 @@ struct Student {
     pending: Vec<Step>,
     quiet: VecDeque<Step>,
     loud: VecDeque<Step>,
+    /// What its last correction rests on.
+    taught: Option<Evidence>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -150,13 +152,16 @@ impl Lessons {
     pub fn teach(&mut self) -> Vec<Lesson> {
         self.end_span();
         let mut lessons = Vec::new();
-        for student in &self.students {
+        let loudest = loudest(&self.plan, &self.planning, &self.devices);
+        let shape = &self.planning.workload.batchings[self.plan.batching].shape;
+        for student in &mut self.students {
             let Some(finding) = finding(&student.quiet, &student.loud) else { continue };
-            let (device, profile) =
-                (&self.devices[student.device], &self.planning.machine.devices[student.device]);
-            let shape = &self.planning.workload.batchings[self.plan.batching].shape;
-            let loudest = loudest(&self.plan, &self.planning, &self.devices);
-            let outcome = self.cache.learn(device, profile, shape, &finding, loudest);
+            let profile = &self.planning.machine.devices[student.device];
+            let basis = Basis { profile, shape, loudest, taught: student.taught };
+            let outcome = self.cache.learn(&self.devices[student.device], &basis, &finding);
+            if let Outcome::Learnt(rests_on) = outcome {
+                student.taught = Some(rests_on);
+            }
             let (name, ratio) = (profile.name.clone(), finding.ratio());
             lessons.push(Lesson { name, ratio, others: finding.others, outcome });
         }

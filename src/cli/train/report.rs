@@ -211,7 +211,7 @@ pub(super) fn compared(lesson: &Lesson) -> Option<String> {
     let beside = |others: f64| format!("while other programs took {:.0} % of the cores", 100.0 * others);
     let loud = lesson.others.unwrap_or_default();
     let follows = match lesson.outcome {
-        Outcome::Learnt => "the next run plans with that".to_string(),
+        Outcome::Learnt(_) => "the next run plans with that".to_string(),
         Outcome::MeasuredAgain(then) => {
             format!("it was measured {}, so the next run measures it again", beside(then))
         }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use cache::Cache;
-pub use learn::{Finding, KINDS_OF_WORK, Outcome, Work};
+pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
 use noise::{Quiet, beside, is_as_good, limit};
 use pair::Pair;
 
