@@ -185,3 +185,9 @@ fn an_answer_of_no_tokens_is_refused_by_its_own_flag() {
         assert!(output.status.code() == Some(2) && said.contains(expected), "{said}");
     }
 }
+
+#[test]
+fn a_message_without_end_is_refused_before_it_takes_the_memory() {
+    let (_, error) = fail(&chatty(), &["chat", ".", "--devices", "0"], &"a".repeat(17 << 20));
+    assert!(error.contains("standard input: has a line of more than 16777216 bytes"), "{error}");
+}

@@ -9,6 +9,8 @@ mod browser;
 mod checkpoint;
 // Files that change while they are in use.
 mod changed;
+// What must stay absent from the code.
+mod invariants;
 // Whole checkpoints in memory.
 mod contents;
 // The program as a user runs it.

@@ -1,6 +1,6 @@
 //! `polystage chat`.
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Read};
 
 use serde_json::{Value, json};
 
@@ -9,6 +9,9 @@ use super::{Environment, note, write};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Language};
 use crate::text::chat::ChatTemplate;
+
+/// Bytes of a line, far above what any context takes.
+const LONGEST: u64 = 16 << 20;
 
 /// Talks with a model, a line at a time.
 #[derive(clap::Args)]
@@ -59,9 +62,16 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
             write("> ")?;
         }
         let mut line = String::new();
-        let read = input.lock().read_line(&mut line);
-        if read.map_err(|e| Error::config("standard input", format!("cannot be read as text: {e}")))? == 0 {
-            return Ok(0);
+        let read = input.lock().take(LONGEST).read_line(&mut line);
+        let read =
+            read.map_err(|e| Error::config("standard input", format!("cannot be read as text: {e}")))?;
+        match read as u64 {
+            0 => return Ok(0),
+            LONGEST => {
+                let message = format!("has a line of more than {LONGEST} bytes, which is no message");
+                return Err(Error::config("standard input", message));
+            }
+            _ => {}
         }
         match line.trim() {
             "" => continue,

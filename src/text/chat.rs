@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::helper::Client;
-use super::template::Engine;
+use super::template::{Engine, on_large_stack};
 use super::token_text;
 use crate::error::{Error, Result, one_line};
 use crate::folder::files::{broken, read_json, read_whole};
 
+/// Messages of a conversation whose answers are to be found.
+const MESSAGES: usize = 1024;
 /// The tokens that a template may name.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
@@ -83,7 +85,7 @@ impl ChatTemplate {
     /// [`Error::Data`] with what the template objects to.
     pub fn render(&self, messages: &[Value], tools: &Value, generation_prompt: bool) -> Result<String> {
         match &self.0 {
-            Place::Here(engine) => engine.render(messages, tools, generation_prompt),
+            Place::Here(engine) => on_large_stack(|| engine.render(messages, tools, generation_prompt)),
             Place::There(client) => client.render(messages, tools, generation_prompt),
         }
     }
@@ -93,8 +95,20 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`]; [`Error::Data`] if there is no answer in it, or one cannot be found in the text.
     pub fn render_with_spans(&self, messages: &[Value], tools: &Value) -> Result<Rendered> {
-        if let Place::There(client) = &self.0 {
-            return client.render_with_spans(messages, tools);
+        match &self.0 {
+            Place::Here(engine) => on_large_stack(|| engine.render_with_spans(messages, tools)),
+            Place::There(client) => client.render_with_spans(messages, tools),
+        }
+    }
+}
+
+impl Engine {
+    fn render_with_spans(&self, messages: &[Value], tools: &Value) -> Result<Rendered> {
+        // For each answer the conversation is rendered up to it.
+        if messages.len() > MESSAGES {
+            let message =
+                format!("a conversation has {} messages; at most {MESSAGES} are read", messages.len());
+            return Err(Error::data(message));
         }
         let text = self.render(messages, tools, false)?;
         let mut spans: Vec<Range<usize>> = Vec::new();

@@ -47,7 +47,7 @@ impl Engine {
             return Err(mistake(format!("it has {} bytes; at most {SOURCE} are read", source.len())));
         }
         let source = without_generation_tags(source).map_err(mistake)?;
-        let compiled = contained(move || {
+        let compile = move || {
             // As transformers sets up Jinja (`apply_chat_template`).
             let mut environment = Environment::new();
             environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -64,9 +64,10 @@ impl Engine {
             environment.add_function("strftime_now", move |format: String| strftime(now, &format));
             environment.add_template_owned("chat", source)?;
             Ok(environment)
-        });
+        };
+        let environment = on_large_stack(|| guarded(compile).map_err(mistake))?;
         let tokens = tokens.iter().map(|&(name, text)| (name, text.to_string())).collect();
-        Ok(Engine { environment: compiled.map_err(mistake)?, tokens })
+        Ok(Engine { environment, tokens })
     }
 
     /// The text of a conversation.
@@ -85,7 +86,7 @@ impl Engine {
         for (name, text) in &self.tokens {
             context.insert((*name).into(), text.as_str().into());
         }
-        let rendered = contained(|| {
+        let rendered = guarded(|| {
             let mut bounded = Bounded(Vec::new());
             self.environment.get_template("chat")?.render_captured_to(Serde(context), &mut bounded)?;
             String::from_utf8(bounded.0)
@@ -97,18 +98,25 @@ impl Engine {
 
 type Outcome<T> = std::result::Result<T, minijinja::Error>;
 
-/// Runs the engine on a stack that is large enough for the bounds above; its error in words, also where it panics.
-fn contained<T: Send>(work: impl FnOnce() -> Outcome<T> + Send) -> std::result::Result<T, String> {
-    let work = || match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|e| words(&e)),
-        Err(_) => Err("the template engine gives up on it".into()),
-    };
+/// Does what the engine is asked for on a stack that is large enough for the bounds above.
+pub(super) fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let started = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
-        let thread = started.map_err(|e| format!("no thread for it: {e}"))?;
-        thread.join().unwrap_or_else(|_| Err("the template engine gives up on it".into()))
+        let thread = started.map_err(|e| Error::failed("chat template", format!("no thread for it: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(Error::data(GIVES_UP)))
     })
 }
+
+/// What the engine says in words, also where it panics.
+fn guarded<T>(work: impl FnOnce() -> Outcome<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|e| words(&e)),
+        Err(_) => Err(GIVES_UP.into()),
+    }
+}
+
+/// What is said of a template on which the engine panics.
+const GIVES_UP: &str = "the template engine gives up on it";
 
 /// A text of at most [`OUTPUT`] bytes.
 struct Bounded(Vec<u8>);
