@@ -404,7 +404,7 @@ fn what_is_no_longer_as_it_was_when_the_checkpoint_was_written_is_said_or_refuse
         found,
         [
             "warning: resuming with adapter.alpha = 32.0, which was 16.0",
-            "warning: resuming without data.valid, which was [\"held.txt\"]",
+            "warning: resuming with data.valid = [], which was [\"held.txt\"]",
             "warning: resuming with train.steps = 3, which was 2",
         ]
     );

@@ -120,6 +120,9 @@ fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
                 (Some(before), Some(now)) if before != now => {
                     warnings.push(format!("resuming with {name} = {}, which was {}", show(now), show(before)))
                 }
+                // What earlier versions left out of the file because it says nothing.
+                (None, Some(Value::Boolean(false))) => {}
+                (None, Some(Value::Array(list))) if list.is_empty() => {}
                 (None, Some(now)) => {
                     warnings.push(format!("resuming with {name} = {}, which was not set", show(now)));
                 }
