@@ -286,8 +286,8 @@ fn write_llama(c: &ModelConfig) -> Value {
         }
         _ => {}
     }
-    // Qwen2 has no such key.
-    if c.kind != Kind::Qwen2 {
+    // Files of Qwen2 leave it out where it follows from the others.
+    if c.kind != Kind::Qwen2 || c.canonical().head_dim.is_some() {
         set("head_dim", json!(c.head_dim()));
     }
     if matches!(c.kind, Kind::Llama | Kind::Qwen3) {
