@@ -4,7 +4,7 @@ use std::fs;
 
 use polystage::text::Tokenizer;
 use polystage::text::chat::ChatTemplate;
-use polystage::train::data::{BadLines, Batch, Batches, Corpus, IGNORE, Order, Reader};
+use polystage::train::data::{BadLines, Batch, Batches, Corpus, IGNORE, Order, Reader, RecordFormat};
 use proptest::prelude::*;
 
 use crate::data::{folder, message, text};
@@ -12,7 +12,7 @@ use crate::text::{byte_level, chat_folder, folder as tokenizer_folder, sentence_
 
 /// Everything in a folder, read with a tokenizer.
 fn read(tokenizer: &Tokenizer, files: &[(&str, &str)]) -> polystage::Result<Corpus> {
-    read_with(&Reader { tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true }, files)
+    read_with(&Reader { tokenizer, template: None, format: &RecordFormat::default(), ends: true }, files)
 }
 
 fn read_with(reader: &Reader, files: &[(&str, &str)]) -> polystage::Result<Corpus> {
@@ -56,7 +56,8 @@ fn read_tokens(bytes: &[u8]) -> polystage::Result<Corpus> {
     let folder = folder(&[]);
     fs::write(folder.path().join("a.bin"), bytes).expect("written");
     let tokenizer = Tokenizer::bytes();
-    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true };
+    let reader =
+        Reader { tokenizer: &tokenizer, template: None, format: &RecordFormat::default(), ends: true };
     reader.open(&["a.bin".into()], &[folder.path().to_path_buf()])
 }
 
@@ -145,7 +146,7 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
     let reader = Reader {
         tokenizer: &tokenizer,
         template: template.as_ref(),
-        bad_lines: BadLines::Refuse,
+        format: &RecordFormat::default(),
         ends: true,
     };
     let line =
@@ -190,7 +191,12 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
         assert!(refused.contains(&format!("a.jsonl line 3: {wanted}; correct it")), "{refused}");
     }
     let lines = bad.map(|(line, _)| format!("{line}\n")).concat() + "{\"text\": \"good\"}\n";
-    let skip = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Skip, ends: true };
+    let skip = Reader {
+        tokenizer: &tokenizer,
+        template: None,
+        format: &RecordFormat { bad_lines: BadLines::Skip, ..RecordFormat::default() },
+        ends: true,
+    };
     let corpus = read_with(&skip, &[("a.jsonl", &lines)]).expect("read");
     assert_eq!(text(&corpus), "good\0");
     let (count, first) = corpus.skipped();
@@ -208,7 +214,8 @@ fn text_that_is_not_utf8_is_named_with_its_place_where_it_must_be_tokenised() {
     fs::write(folder.path().join("a.txt"), b"hello \xff").expect("written");
     let tokenizers = tokenizer_folder(&byte_level(), &serde_json::Value::Null);
     let tokenizer = Tokenizer::open(tokenizers.path()).expect("opened");
-    let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines: BadLines::Refuse, ends: true };
+    let reader =
+        Reader { tokenizer: &tokenizer, template: None, format: &RecordFormat::default(), ends: true };
     let refused = message(reader.open(&["a.txt".into()], &[folder.path().to_path_buf()]));
     assert!(refused.contains("a.txt: is not valid UTF-8 at byte 6"), "{refused}");
 }
@@ -331,7 +338,7 @@ proptest! {
         fs::write(folder.path().join(if bin { "a.bin" } else { "a.jsonl" }), bytes).expect("written");
         let tokenizer = Tokenizer::bytes();
         let bad_lines = if skip { BadLines::Skip } else { BadLines::Refuse };
-        let reader = Reader { tokenizer: &tokenizer, template: None, bad_lines, ends: true };
+        let reader = Reader { tokenizer: &tokenizer, template: None, format: &RecordFormat { bad_lines, ..RecordFormat::default() }, ends: true };
         match reader.open(&["*".into()], &[folder.path().to_path_buf()]) {
             Ok(corpus) => {
                 prop_assert_eq!(tokens(&corpus).len(), corpus.len());

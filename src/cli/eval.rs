@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use super::placement::Placement;
-use super::{Environment, print, progress_bar, say, show_count};
+use super::records::{RecordArguments, left_out};
+use super::{Environment, note, print, progress_bar, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::{Executor, Plan, Setup, Use};
 use crate::schedule;
-use crate::train::data::{BadLines, Corpus};
+use crate::train::data::Corpus;
 use crate::train::evaluate::{Evaluation, evaluate};
 use crate::train::source::{Pretrained, Text};
 
@@ -22,8 +23,9 @@ const LOGITS: usize = 64 << 20;
 
 /// Mean loss and perplexity of a model on a text.
 ///
-/// The text is cut into consecutive windows that share no token. Each token but the first of a window is predicted from
-/// those before it in the window; of records only what training would count is.
+/// A text is cut into consecutive windows that share no token; each token but the first of a window is predicted from
+/// those before it in the window. Of records each is taken by itself, whole if it is no longer than --sequence, and what
+/// training would count is predicted: answers and completions.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  polystage eval SmolLM2-135M --data book.txt --sequence 256 --json")]
 pub(super) struct Arguments {
@@ -32,14 +34,14 @@ pub(super) struct Arguments {
     /// Text, records (.jsonl) or tokens (.bin): a path or a glob; may be given several times.
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<String>,
-    /// Tokens of a window (default: the model's context, at most 1024).
+    /// Tokens of a window, or of the longest record that is not cut (default: the longest record, or for text the model's
+    /// context; at most 1024).
     #[arg(long, value_name = "T")]
     sequence: Option<usize>,
     #[command(flatten)]
     placement: Placement,
-    /// Leave out lines of records that are none, instead of refusing them.
-    #[arg(long)]
-    skip_bad_lines: bool,
+    #[command(flatten)]
+    records: RecordArguments,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -49,20 +51,19 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let mut pretrained = Pretrained::open(&arguments.model)?;
     pretrained.model = arguments.placement.store(pretrained.model);
     let config = pretrained.model.config();
-    let sequence = match arguments.sequence {
-        None => config.longest_sequence().min(SEQUENCE),
-        Some(sequence @ 2..) if sequence <= config.longest_sequence() => sequence,
-        Some(sequence) => {
-            let longest = config.longest_sequence();
-            let message =
-                format!("{sequence} must be at least 2 and at most the model's context of {longest}");
-            return Err(Error::config("--sequence", message));
-        }
-    };
+    let context = config.longest_sequence();
+    if let Some(sequence) = arguments.sequence.filter(|sequence| !(2..=context).contains(sequence)) {
+        let message = format!("{sequence} must be at least 2 and at most the model's context of {context}");
+        return Err(Error::config("--sequence", message));
+    }
     let text = Text::of_model(pretrained.text_folder(), config.vocabulary, &environment.isolation)?;
     text.check(config.vocabulary)?;
-    let bad_lines = if arguments.skip_bad_lines { BadLines::Skip } else { BadLines::Refuse };
-    let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, bad_lines, false)?;
+    let format = arguments.records.format()?;
+    let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, &format, false)?;
+    // A record's last token is only a target.
+    let longest = corpus.tally(context).map_or(context, |tally| tally.longest.saturating_sub(1).max(2));
+    let sequence = arguments.sequence.unwrap_or(longest.min(context).min(SEQUENCE));
+    left_out(&corpus, sequence, true).iter().for_each(|what| note(format!("note: {what}")));
     let (devices, budgets) = arguments.placement.devices(pretrained.model.layers())?;
     let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
@@ -70,8 +71,12 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         print(serde_json::to_string(&found).unwrap_or_default())?;
         return Ok(0);
     }
+    let of = match found.records {
+        Some(records) => format!("of {} records, each by itself", show_count(records as u64)),
+        None => format!("in windows of {sequence}"),
+    };
     say(format!(
-        "loss {:.4} nats a token, perplexity {:.3}, over {} tokens in windows of {sequence}",
+        "loss {:.4} nats a token, perplexity {:.3}, over {} tokens {of}",
         found.loss,
         found.perplexity,
         show_count(found.tokens as u64)
@@ -81,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 
 /// One stage a device, and twice as many microbatches, so that all have work.
 fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u64>>) -> Result<Setup> {
-    let windows = corpus.len().div_ceil(sequence);
+    let windows = corpus.windows(sequence).len().max(1);
     let most = (LOGITS / (4 * sequence * model.config().vocabulary)).clamp(1, TOKENS.div_ceil(sequence));
     let batch = most.min(windows.div_ceil(budgets.len()));
     let microbatches = windows.div_ceil(batch).min(2 * budgets.len());
@@ -101,8 +106,8 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
 
 fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpus) -> Result<Evaluation> {
     let (sequences, sequence) = (plan.setup.batch * plan.schedule.microbatches, plan.setup.sequence);
-    let windows = corpus.len().div_ceil(sequence) as u64;
-    let bar = progress_bar(windows, "{bar:30.cyan/dim} window {pos}/{len}  {left}");
+    let windows = corpus.windows(sequence).len() as u64;
+    let bar = progress_bar(windows, "{bar:30.cyan/dim} {pos}/{len}  {left}");
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
     watch.block_on(pretrained.load(&mut executor))?;

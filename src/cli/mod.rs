@@ -16,6 +16,7 @@ mod merge;
 mod placement;
 mod plan;
 mod planning;
+mod records;
 mod schedule;
 mod speaking;
 mod trace;

@@ -121,7 +121,7 @@ pub(super) fn speak(
     failure.map_or(Ok((said, pace)), Err)
 }
 
-/// As [`speak`] once, with a generator of its own.
+/// What a model adds to a prompt: as [`speak`] once, with a generator of its own.
 pub(super) fn sample(
     language: &Language,
     prompt: &[u32],
@@ -133,5 +133,5 @@ pub(super) fn sample(
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
     let (mut generator, _) = language.launch(extent, devices, budgets)?;
     let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
-    Ok(language.tokenizer().decode(prompt)? + &said[0].text)
+    Ok(said.into_iter().next().map_or(String::new(), |said| said.text))
 }

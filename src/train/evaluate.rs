@@ -15,10 +15,16 @@ pub struct Evaluation {
     pub perplexity: f64,
     /// Tokens that count.
     pub tokens: usize,
+    /// Records that were evaluated, each by itself; none for a text without records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records: Option<usize>,
+    /// Records that were cut because they are longer than a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut: Option<usize>,
 }
 
-/// Mean loss over consecutive windows of `sequence` tokens ([`Corpus::windows`]), `sequences` of them at a time: as many
-/// as a step of the executor's plan has. `each` hears how many windows are done.
+/// Mean loss over the rows of `sequence` tokens that a text is evaluated in ([`Corpus::windows`]), `sequences` of them at
+/// a time: as many as a step of the executor's plan has. `each` hears how many rows are done.
 ///
 /// # Errors
 ///
@@ -49,11 +55,22 @@ pub async fn evaluate(
         each(done);
     }
     if tokens == 0 {
-        return Err(Error::data(format!(
-            "no token can be predicted in {} tokens in windows of {sequence}; use more text or longer windows",
-            corpus.len()
-        )));
+        let what = match corpus.has_records() {
+            true => "no record has an answer or another token that counts; give others".to_string(),
+            false => format!(
+                "no token can be predicted in {} tokens in windows of {sequence}; use more text or longer windows",
+                corpus.len()
+            ),
+        };
+        return Err(Error::data(what));
     }
     let loss = total / tokens as f64;
-    Ok(Evaluation { loss, perplexity: loss.exp(), tokens })
+    let tally = corpus.tally(sequence);
+    Ok(Evaluation {
+        loss,
+        perplexity: loss.exp(),
+        tokens,
+        records: tally.map(|tally| tally.records - tally.without),
+        cut: tally.map(|tally| tally.cut),
+    })
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::checkpoint::{open_adapter, open_model, resolve};
 use super::config::{AdapterConfig, Config, Described};
-use super::data::{BadLines, Corpus, Reader};
+use super::data::{Corpus, Reader, RecordFormat};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
 use crate::folder::files::read_text;
@@ -216,13 +216,13 @@ impl Text {
         patterns: &[String],
         bases: &[PathBuf],
         vocabulary: usize,
-        bad_lines: BadLines,
+        format: &RecordFormat,
         ends: bool,
     ) -> Result<Corpus> {
         if patterns.iter().any(|pattern| !pattern.ends_with(".bin")) {
             self.needed()?;
         }
-        let reader = Reader { tokenizer: &self.tokenizer, template: self.template.as_ref(), bad_lines, ends };
+        let reader = Reader { tokenizer: &self.tokenizer, template: self.template.as_ref(), format, ends };
         let corpus = reader.open(patterns, bases)?;
         if corpus.largest() as usize >= vocabulary {
             self.check(vocabulary)?;
@@ -301,7 +301,8 @@ impl Source {
         };
         let vocabulary = config.model.vocabulary;
         text.check(vocabulary)?;
-        let read = |patterns: &[String]| text.read(patterns, bases, vocabulary, config.data.bad_lines, true);
+        let format = RecordFormat { keys: config.data.keys.clone(), bad_lines: config.data.bad_lines };
+        let read = |patterns: &[String]| text.read(patterns, bases, vocabulary, &format, true);
         let all = read(&config.data.train)?;
         let (train, valid) = match config.data.split {
             split if split > 0.0 => all.split(split).map(|(train, valid)| (train, Some(valid)))?,

@@ -49,6 +49,7 @@ pub(super) fn prepare(
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
+    config.settle_steps(batches.sequences());
     let mut resume = if launch.resume {
         Resume::open(&out, launch.from.as_deref(), &mut config, &source.origin)?
     } else {

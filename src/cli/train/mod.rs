@@ -1,17 +1,19 @@
 //! `polystage train`.
 
+mod describe;
 mod job;
 mod report;
+mod sample;
 mod steps;
 
 use std::path::PathBuf;
 
+use describe::describe;
 use job::{out_folder, prepare};
-use report::describe;
 use steps::train;
 
 use super::planning::{Experiment, MachineArguments};
-use super::{Environment, print};
+use super::{Environment, note, print, say};
 use crate::error::Result;
 use crate::train::config::Config;
 
@@ -66,9 +68,13 @@ pub(super) fn start(
 ) -> Result<u8> {
     let out = out_folder(launch, name)?;
     let job = prepare(config, out, machine, launch, bases, environment)?;
+    job.resume.warnings.iter().for_each(|warning| note(format!("warning: {warning}")));
     if launch.dry_run {
         print(job.config.to_toml())?;
         describe(&job)?;
+        if let Some((path, checkpoint)) = &job.resume.checkpoint {
+            say(format!("resumes  from {} at step {}", path.display(), checkpoint.step))?;
+        }
         return Ok(0);
     }
     train(job)

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::describe::describe;
 use super::job::{Job, pick};
-use super::report::{Beginning, Progress, compared, describe, finish, sample};
+use super::report::{Progress, compared, finish};
+use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -21,7 +23,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let beginning = Beginning::new(&job)?;
     let Job { config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume } =
         job;
-    let Resume { checkpoint, warnings } = resume;
+    let Resume { checkpoint, .. } = resume;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
@@ -36,11 +38,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let mut saved = checkpoint.map(|(_, checkpoint)| checkpoint.step);
     let keep = config.output.keep;
     let mut run = Run::open(&out, &config.to_toml(), source.origin, keep, trainer.step_number())?;
-    warnings
-        .iter()
-        .map(String::as_str)
-        .chain(run.warning())
-        .for_each(|text| note(format!("warning: {text}")));
+    run.warning().into_iter().for_each(|text| note(format!("warning: {text}")));
     say(format!("run      {}", run.path().display()))?;
     let stop = stop_flag()?;
     if config.output.checkpoint_at_start && trainer.step_number() == 0 {

@@ -169,6 +169,12 @@ pub const TABLES: &[Table] = &[
                 "A line that is no record ends the run (refuse) or is counted and left out (skip).",
             ),
             key(
+                "keys",
+                "",
+                or("the usual names", "{ prompt = \"question\", completion = \"answer\" }"),
+                "Fields of records that have other names; usual: text; prompt, completion; messages, role, content; ...",
+            ),
+            key(
                 "order",
                 "",
                 Default,
@@ -180,7 +186,13 @@ pub const TABLES: &[Table] = &[
         name: "train",
         about: "Optimisation: AdamW. A step sees batch sequences of sequence tokens.",
         keys: &[
-            key("steps", "steps", Refused("400"), "Steps in all."),
+            key("steps", "steps", Refused("400"), "Steps in all; with epochs it may be left out."),
+            key(
+                "epochs",
+                "",
+                or("as steps says", "3.0"),
+                "How often each sequence is seen. With steps too, whichever ends first.",
+            ),
             key("batch", "sequences", Refused("8"), "Sequences of a step."),
             key("sequence", "tokens", Refused("128"), "Tokens of a sequence; at most model.context."),
             key(

@@ -7,6 +7,8 @@ mod parse;
 pub use keys::{Absent, Key, TABLES, Table, defaults, smallest};
 pub use listing::literal;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::data::{BadLines, Order};
@@ -58,6 +60,9 @@ pub struct DataConfig {
     /// Whether a line that is no record ends the run (`refuse`) or is counted and left out (`skip`).
     #[serde(default)]
     pub bad_lines: BadLines,
+    /// Fields of records that have other names in these files ([`FIELDS`](super::data::FIELDS)).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, String>,
     /// Sequences in file order, or in a seeded permutation an epoch.
     #[serde(default = "shuffled")]
     pub order: Order,
@@ -67,8 +72,13 @@ pub struct DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Steps in all.
+    /// Steps in all. Where `epochs` says less, as many as that makes.
+    #[serde(default)]
     pub steps: u64,
+    /// How often each sequence is seen; part of one may be. The number of steps follows once the text is read, so a run
+    /// keeps only that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
     /// Sequences of a step.
     pub batch: usize,
     /// Tokens of a sequence.

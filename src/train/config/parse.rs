@@ -8,6 +8,7 @@ use crate::error::{Error, Result, nearest};
 use crate::folder::files::check_toml;
 use crate::model::{Lora, Model};
 use crate::schedule;
+use crate::train::data::FIELDS;
 
 /// The most microbatches of a step: the bubble is long gone, and every one costs a device submissions.
 const MOST_MICROBATCHES: usize = 4096;
@@ -62,6 +63,15 @@ impl Config {
         adapter.peft(&model).adapt(&model).map(Some)
     }
 
+    /// Settles the number of steps for a text of so many sequences.
+    pub fn settle_steps(&mut self, sequences: usize) {
+        let t = &mut self.train;
+        if let Some(epochs) = t.epochs.take() {
+            let steps = (epochs * sequences as f64 / t.batch as f64).ceil().max(1.0) as u64;
+            t.steps = if t.steps == 0 { steps } else { t.steps.min(steps) };
+        }
+    }
+
     /// The numbers of microbatches that are left to choose from, rising: the one that is named, or the divisors of the
     /// batch up to [`MOST_MICROBATCHES`]. Where no planner chooses, it is the last.
     pub fn microbatches(&self) -> Vec<usize> {
@@ -75,11 +85,18 @@ impl Config {
     fn check(&self, place: &str) -> Result<()> {
         let refuse = |message: String| Err(Error::config(place, message));
         let t = &self.train;
-        for (key, value, most) in [
-            ("steps", t.steps, u64::MAX),
-            ("batch", t.batch as u64, 1 << 20),
-            ("sequence", t.sequence as u64, 1 << 22),
-        ] {
+        match t.epochs {
+            None if t.steps == 0 => {
+                return refuse("give train.steps or train.epochs, at least 1 step".into());
+            }
+            Some(epochs) if !(epochs > 0.0 && epochs <= 1e6) => {
+                return refuse(format!("train.epochs = {epochs} must be above 0 and at most 1000000"));
+            }
+            _ => {}
+        }
+        for (key, value, most) in
+            [("batch", t.batch as u64, 1 << 20), ("sequence", t.sequence as u64, 1 << 22)]
+        {
             if !(1..=most).contains(&value) {
                 return refuse(format!(
                     "train.{key} = {value} is out of range; it must be at least 1 and at most {most}"
@@ -158,6 +175,10 @@ impl Config {
         }
         if t.evaluate_every == 0 {
             return refuse("train.evaluate_every must be at least 1".into());
+        }
+        if let Some(stranger) = self.data.keys.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+            let near = nearest(stranger, FIELDS);
+            return refuse(format!("data.keys.{stranger} is no field of a record; did you mean {near}?"));
         }
         if self.data.train.is_empty() {
             return refuse("data.train is empty; name at least one file".into());

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::packing;
 use crate::error::{Error, Result};
 use crate::folder::Fingerprint;
 use crate::folder::files::{Mapped, hex, sample};
@@ -25,23 +25,16 @@ pub struct Corpus {
     largest: u32,
     /// The tokens that count as targets, ascending and apart; None if all do.
     trained: Option<Vec<Range<usize>>>,
-    /// Positions where a document begins. Kept only where not every token counts.
+    /// Positions where a document begins, ascending; none in a text without records.
     pub(super) documents: Vec<usize>,
     /// What fills up sequences.
     pub(super) padding: u32,
     pub(super) skipped: Skipped,
 }
 
-/// What to do with a line that is no record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BadLines {
-    /// It is an error that names the line.
-    #[default]
-    Refuse,
-    /// It is left out and counted ([`Corpus::skipped`]).
-    Skip,
-}
+/// A text of more tokens than all these pieces is judged by them, spread evenly.
+const PIECE: usize = 1 << 20;
+const PIECES: usize = 64;
 
 /// Lines that were no records.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +42,19 @@ pub(super) struct Skipped {
     pub(super) count: usize,
     /// What was wrong with the first of them.
     pub(super) first: Vec<String>,
+}
+
+/// Records and what becomes of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub records: usize,
+    /// Those that are longer than a sequence and cut into several.
+    pub cut: usize,
+    /// Those in which no token counts.
+    pub without: usize,
+    /// Tokens of the longest.
+    pub longest: usize,
 }
 
 /// Where tokens lie.
@@ -201,6 +207,11 @@ impl Corpus {
         self.largest
     }
 
+    /// Whether it has records, be it one.
+    pub fn has_records(&self) -> bool {
+        !self.documents.is_empty()
+    }
+
     /// Whether some tokens do not count as targets.
     pub fn is_masked(&self) -> bool {
         self.trained.is_some()
@@ -240,10 +251,14 @@ impl Corpus {
 
     /// Whether any token of a range counts.
     pub(super) fn trains(&self, range: Range<usize>) -> bool {
-        self.trained.as_ref().is_none_or(|trained| {
-            let next = trained.partition_point(|r| r.end <= range.start);
-            trained.get(next).is_some_and(|r| r.start < range.end)
-        })
+        !range.is_empty() && (self.trained.is_none() || self.trained_in(range).is_some())
+    }
+
+    /// The first tokens of a range that count although others of the text do not.
+    pub(super) fn trained_in(&self, range: Range<usize>) -> Option<Range<usize>> {
+        let trained = self.trained.as_ref()?;
+        let next = trained.get(trained.partition_point(|r| r.end <= range.start))?;
+        (next.start < range.end).then(|| next.start.max(range.start)..next.end.min(range.end))
     }
 
     /// Overwrites those of the tokens `start..start + tokens.len()` that do not count with [`IGNORE`].
@@ -259,8 +274,8 @@ impl Corpus {
         tokens[at - start..].fill(IGNORE);
     }
 
-    /// Cuts off the last part of the text, `fraction` of it, for validation; where documents are packed, at the
-    /// beginning of one. The two share the files' maps.
+    /// Cuts off the last part of the text, `fraction` of it, for validation; where it has records, at the beginning of
+    /// one. The two share the files' maps.
     ///
     /// # Errors
     /// [`Error::Data`] if the fraction is not between 0 and 1, or leaves nothing on one side.
@@ -272,11 +287,12 @@ impl Corpus {
         }
         let at = (self.len as f64 * (1.0 - fraction)) as usize;
         let document = self.documents.partition_point(|&start| start < at);
-        let at = self.documents.get(document).copied().unwrap_or(if self.documents.is_empty() {
-            at
-        } else {
-            self.len
-        });
+        let at = match self.documents.get(document) {
+            Some(&start) => start,
+            // Half a record has no question or no answer.
+            None if self.is_masked() => self.len,
+            None => at,
+        };
         if at == 0 || at >= self.len {
             let message = format!(
                 "{fraction} of {} tokens in {} documents leaves nothing to train or to validate; use more text or another part",
@@ -305,26 +321,52 @@ impl Corpus {
         corpus.trained = self.trained.as_ref().map(|all| all.iter().cloned().filter_map(inside).collect());
         let documents = self.documents.iter().filter(|start| range.contains(start));
         corpus.documents = documents.map(|start| start - range.start).collect();
+        if !self.documents.is_empty() && corpus.documents.first() != Some(&0) {
+            corpus.documents.insert(0, 0);
+        }
         corpus
     }
 
-    /// The text in consecutive windows of `length` tokens that share none, for evaluation, in batches of one sequence.
-    /// The first token of a window has nothing before it and is no target, so the last position of each has none. What
-    /// is left at the end, if it is more than one token, is a window too, filled up with padding. Each may fail as
-    /// [`Corpus::read`].
-    pub fn windows(&self, length: usize) -> impl Iterator<Item = Result<Batch>> {
+    /// What a model is evaluated on, in batches of one row of `length` tokens, filled up with padding.
+    ///
+    /// A text without records comes in consecutive windows that share no token; one token alone at the end is left out.
+    /// The first token of a window has nothing before it and is no target.
+    ///
+    /// Of records each has a row to itself, so that its loss does not depend on others. One that does not fit is cut as
+    /// for training: into rows that share a token, so that every token but the first remains a target. Rows in which
+    /// nothing counts are left out.
+    ///
+    /// Each row may fail as [`Corpus::read`].
+    pub fn windows(&self, length: usize) -> impl ExactSizeIterator<Item = Result<Batch>> {
         let length = length.max(1);
-        (0..self.len.saturating_sub(1)).step_by(length).map(move |start| {
-            let mut inputs = vec![self.padding; length];
-            let count = (self.len - start).min(length);
-            self.read(start, &mut inputs[..count])?;
-            let mut targets = inputs.clone();
-            self.mask(start, &mut targets[..count]);
-            targets[count..].fill(IGNORE);
-            targets.remove(0);
-            targets.push(IGNORE);
+        let ranges: Box<dyn ExactSizeIterator<Item = Range<usize>>> = if self.has_records() {
+            Box::new(packing::pieces(self, length).collect::<Vec<_>>().into_iter())
+        } else {
+            let starts = (0..self.len.saturating_sub(1)).step_by(length);
+            Box::new(starts.map(move |start| start..self.len.min(start.saturating_add(length))))
+        };
+        ranges.map(move |range| {
+            let mut tokens = vec![0; range.len()];
+            self.read(range.start, &mut tokens)?;
+            let mut inputs = tokens.clone();
+            inputs.resize(length, self.padding);
+            self.mask(range.start, &mut tokens);
+            let mut targets = tokens.split_off(1);
+            targets.resize(length, IGNORE);
             Ok(Batch { inputs, targets })
         })
+    }
+
+    /// What becomes of records in sequences of so many tokens; none for a text without records.
+    pub fn tally(&self, sequence: usize) -> Option<Tally> {
+        let mut tally = Tally { records: self.documents.len(), ..Tally::default() };
+        for document in packing::documents(self) {
+            tally.longest = tally.longest.max(document.len());
+            let counts = document.len() > 1 && self.trains(document.start + 1..document.end);
+            tally.without += usize::from(!counts);
+            tally.cut += usize::from(counts && document.len() > sequence.saturating_add(1));
+        }
+        self.has_records().then_some(tally)
     }
 
     /// Entropy of the token frequencies, in nats a token: the loss of a model that has learnt how common each token is
@@ -333,20 +375,13 @@ impl Corpus {
     /// # Errors
     /// As [`Corpus::read`].
     pub fn unigram_entropy(&self) -> Result<f64> {
-        const PIECE: usize = 1 << 20;
-        const PIECES: usize = 64;
-        let mut counts = vec![0u64; self.largest as usize + 1];
-        let mut count = |start: usize, len: usize| {
-            let mut tokens = vec![0; len];
-            self.read(start, &mut tokens)?;
-            tokens.iter().for_each(|&t| counts[t as usize] += 1);
-            Ok(len as f64)
-        };
-        let seen = if self.len <= PIECE * PIECES {
-            (0..self.len).step_by(PIECE).map(|s| count(s, PIECE.min(self.len - s))).sum::<Result<f64>>()?
-        } else {
-            (0..PIECES).map(|i| count((self.len - PIECE) / (PIECES - 1) * i, PIECE)).sum::<Result<f64>>()?
-        };
+        let (mut counts, mut tokens, mut seen) = (vec![0u64; self.largest as usize + 1], Vec::new(), 0.0);
+        for piece in sample(self.len, PIECE, PIECES) {
+            tokens.resize(piece.len(), 0);
+            self.read(piece.start, &mut tokens)?;
+            tokens.iter().for_each(|&token| counts[token as usize] += 1);
+            seen += tokens.len() as f64;
+        }
         let share = |count: u64| count as f64 / seen;
         Ok(counts.iter().filter(|&&c| c > 0).map(|&c| -share(c) * share(c).ln()).sum())
     }
@@ -359,14 +394,12 @@ impl fmt::Debug for Corpus {
 }
 
 impl Corpus {
-    /// Tells this text from others, by its tokens as little-endian numbers of four bytes each, and by which of them count
-    /// and where documents begin. Of more than 64 Mi tokens, 64 pieces of 1 Mi tokens spread evenly stand for the whole.
+    /// Tells this text from others, by its tokens as little-endian numbers of four bytes each, by which of them count and,
+    /// if not all do, where documents begin. Of more than 64 Mi tokens, 64 pieces of 1 Mi tokens spread evenly stand for the whole.
     ///
     /// # Errors
     /// Those of reading the text.
     pub fn fingerprint(&self) -> Result<Fingerprint> {
-        const PIECE: usize = 1 << 20;
-        const PIECES: usize = 64;
         let (mut sha256, mut tokens) = (Sha256::new(), Vec::new());
         for piece in sample(self.len, PIECE, PIECES) {
             tokens.resize(piece.len(), 0);
@@ -379,7 +412,9 @@ impl Corpus {
             .iter()
             .flatten()
             .for_each(|range| [range.start, range.end].into_iter().for_each(&mut place));
-        self.documents.iter().copied().for_each(&mut place);
+        if self.is_masked() {
+            self.documents.iter().copied().for_each(&mut place);
+        }
         Ok(Fingerprint { bytes: 4 * self.len as u64, sha256: hex(&sha256.finalize()) })
     }
 }

@@ -3,12 +3,14 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 use super::corpus::{Part, map};
 use super::records::{Partial, Record};
-use super::{BadLines, Corpus, bin, paths};
+use super::{BadLines, Corpus, RecordFormat, bin, paths};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Rendered};
 
 /// Bytes of a file of records after which what was read is let go of.
 const PIECE: usize = 32 << 10;
@@ -26,9 +28,9 @@ pub struct Reader<'a> {
     pub tokenizer: &'a Tokenizer,
     /// For records of messages.
     pub template: Option<&'a ChatTemplate>,
-    /// What to do with lines that are no records.
-    pub bad_lines: BadLines,
-    /// Whether a document of text ends in the token that says so.
+    /// How records are written.
+    pub format: &'a RecordFormat,
+    /// Whether a file of text ends in the token that says so. Records always do.
     pub ends: bool,
 }
 
@@ -36,12 +38,13 @@ impl Reader<'_> {
     /// Reads the files that `patterns` name, as [`Corpus::open`] finds them. By its name a file is
     ///
     /// - `.jsonl`, `.ndjson`: records, one JSON object a line, with `text`; `prompt` and `completion`, of which the
-    ///   completion counts; or `messages`, of which the assistant's answers count,
+    ///   completion counts; `messages`, or `conversations` in ShareGPT's form, of which the assistant's answers count; or
+    ///   `instruction`, `input` and `output` (Alpaca), of which the output counts,
     /// - `.bin`: tokens in llm.c's layout,
     /// - anything else: text, one document a file.
     ///
-    /// After each document comes the token that ends one, if `ends` says so. Text of bytes is the exception: its files follow each other
-    /// as they are, mapped and not copied.
+    /// After each record comes the token that ends a text, after each file of text if `ends` says so. Text of bytes is the
+    /// exception: its files follow each other as they are, mapped and not copied.
     ///
     /// # Errors
     /// [`Error::Data`] as [`Corpus::open`] says, for text that is not UTF-8, for a line that is no record (with the
@@ -51,7 +54,8 @@ impl Reader<'_> {
         corpus.padding = self.tokenizer.eos().unwrap_or(0);
         let largest = self.tokenizer.vocabulary() as u32 - 1;
         let (bytes, trained) = (Vec::new(), Vec::new());
-        let mut builder = Builder { corpus, bytes, trained, masked: false, width: self.width(), largest };
+        let mut builder =
+            Builder { corpus, bytes, trained, records: false, masked: false, width: self.width(), largest };
         for path in paths::find(patterns, bases)? {
             let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             match extension.as_str() {
@@ -98,19 +102,15 @@ impl Reader<'_> {
             Error::Data { message } => Error::data(format!("{}: {message}", path.display())),
             other => other,
         })?;
-        self.end(builder);
-        Ok(())
-    }
-
-    /// Ends a document that counts everywhere.
-    fn end(&self, builder: &mut Builder) {
         builder.push(self.tokenizer.eos().filter(|_| self.ends).as_slice(), true);
+        Ok(())
     }
 
     // --- records ----------------------------------------------------------------------------------------------------------
 
     fn records(&self, builder: &mut Builder, path: &Path) -> Result<()> {
         let file = map(path)?;
+        builder.records = true;
         // Texts that wait to be tokenised together, on all cores.
         let mut texts: Vec<String> = Vec::new();
         let mut waiting = 0;
@@ -126,7 +126,7 @@ impl Reader<'_> {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let problem = match Record::parse(line) {
+            let problem = match Record::parse(line, self.format) {
                 Ok(Record::Text(text)) => {
                     waiting += text.len();
                     texts.push(text);
@@ -151,8 +151,10 @@ impl Reader<'_> {
                 Err(problem) => problem,
             };
             let described = format!("{} line {}: {problem}", path.display(), number + 1);
-            if self.bad_lines == BadLines::Refuse {
-                return Err(Error::data(format!("{described}; correct it, or have such lines skipped")));
+            if self.format.bad_lines == BadLines::Refuse {
+                let help =
+                    "correct it, or leave such lines out: data.bad_lines = \"skip\" (--skip-bad-lines)";
+                return Err(Error::data(format!("{described}; {help}")));
             }
             let skipped = &mut builder.corpus.skipped;
             skipped.count += 1;
@@ -171,7 +173,7 @@ impl Reader<'_> {
             builder.begin();
             builder.push(self.tokenizer.start(), true);
             builder.push(&tokens, true);
-            self.end(builder);
+            builder.push(self.tokenizer.eos().as_slice(), true);
         }
         texts.clear();
         Ok(())
@@ -180,28 +182,37 @@ impl Reader<'_> {
     /// The tokens of a record of which only parts count, and for each whether it does.
     fn partial(&self, record: &Partial) -> Result<Vec<(u32, bool)>> {
         let mut document = Vec::new();
-        let (text, spans) = match record {
-            Partial::Completion { prompt, completion } => {
+        let rendered = match record {
+            Partial::Messages { messages, tools } => Some(self.render(messages, tools)?),
+            Partial::Instruction { system, instruction, input, output } if self.template.is_some() => {
+                let asked = [Some(instruction), input.as_ref()].into_iter().flatten().cloned();
+                let asked = asked.collect::<Vec<_>>().join("\n\n");
+                let system = system.iter().map(|text| json!({"role": "system", "content": text}));
+                let turns = [
+                    json!({"role": "user", "content": asked}),
+                    json!({"role": "assistant", "content": output}),
+                ];
+                Some(self.render(&system.chain(turns).collect::<Vec<_>>(), &Value::Null)?)
+            }
+            _ => None,
+        };
+        let is_conversation = rendered.is_some();
+        let (text, spans) = match (rendered, record) {
+            (Some(rendered), _) => (rendered.text, rendered.spans),
+            (None, record) => {
                 document.extend(self.tokenizer.start().iter().map(|&token| (token, false)));
+                let (prompt, completion) = record.halves();
                 let text = format!("{prompt}{completion}");
                 let span = prompt.len()..text.len();
                 (text, vec![span])
-            }
-            Partial::Messages { messages, tools } => {
-                let Some(template) = self.template else {
-                    let message = "has messages, and the model has no chat template (chat_template.jinja or chat_template in tokenizer_config.json)";
-                    return Err(Error::data(message));
-                };
-                let rendered = template.render_with_spans(messages, tools)?;
-                (rendered.text, rendered.spans)
             }
         };
         let (tokens, ends) = self.tokenizer.locate(&text)?;
         let counts = |end: usize| spans.iter().any(|span| span.start < end && end <= span.end);
         document.extend(tokens.iter().zip(ends).map(|(&token, end)| (token, counts(end))));
         // Templates end an answer with a mark of their own, often followed by a line feed.
-        let marked = matches!(record, Partial::Messages { .. })
-            && document.iter().rev().take(3).any(|&(token, _)| self.tokenizer.ends(token));
+        let marked =
+            is_conversation && document.iter().rev().take(3).any(|&(token, _)| self.tokenizer.ends(token));
         let last = document.last().copied();
         if let Some(eos) = self.tokenizer.eos()
             && !marked
@@ -210,6 +221,14 @@ impl Reader<'_> {
             document.push((eos, true));
         }
         Ok(document)
+    }
+
+    fn render(&self, messages: &[Value], tools: &Value) -> Result<Rendered> {
+        let Some(template) = self.template else {
+            let message = "has messages, and the model has no chat template (chat_template.jinja or chat_template in tokenizer_config.json)";
+            return Err(Error::data(message));
+        };
+        template.render_with_spans(messages, tools)
     }
 }
 
@@ -220,6 +239,8 @@ struct Builder {
     bytes: Vec<u8>,
     /// The tokens that count, ascending and apart.
     trained: Vec<Range<usize>>,
+    /// Whether there is a file of records.
+    records: bool,
     /// Whether there is a document of which only parts count.
     masked: bool,
     width: usize,
@@ -295,7 +316,8 @@ impl Builder {
         self.flush();
         if self.masked {
             self.corpus.train_only(self.trained);
-        } else {
+        }
+        if !self.records {
             self.corpus.documents = Vec::new();
         }
         self.corpus

@@ -10,6 +10,7 @@ mod bin;
 mod corpus;
 #[cfg(not(target_arch = "wasm32"))]
 mod documents;
+mod format;
 mod packing;
 #[cfg(not(target_arch = "wasm32"))]
 mod paths;
@@ -18,6 +19,7 @@ mod records;
 
 pub use crate::pipeline::{Batch, IGNORE};
 pub use batches::{Batches, Order};
-pub use corpus::{BadLines, Corpus};
+pub use corpus::{Corpus, Tally};
 #[cfg(not(target_arch = "wasm32"))]
 pub use documents::Reader;
+pub use format::{BadLines, FIELDS, RecordFormat};

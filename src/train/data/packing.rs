@@ -6,6 +6,44 @@ use super::Corpus;
 use crate::error::{Error, Result};
 use crate::pipeline::IGNORE;
 
+/// The documents of a text that has records.
+pub(super) fn documents(corpus: &Corpus) -> impl Iterator<Item = Range<usize>> {
+    let starts = &corpus.documents;
+    let ends = starts.iter().skip(1).copied().chain([corpus.len()]);
+    starts.iter().zip(ends).map(|(&start, end)| start..end)
+}
+
+/// The documents in pieces of at most `sequence` + 1 tokens. One that is longer is cut into pieces that share a token,
+/// so that every token but the first remains a target; pieces without a target are left out.
+pub(super) fn pieces(corpus: &Corpus, sequence: usize) -> impl Iterator<Item = Range<usize>> {
+    let cut = move |document: Range<usize>| {
+        let starts = (document.start..document.end.saturating_sub(1)).step_by(sequence);
+        starts.map(move |start| start..document.end.min(start.saturating_add(sequence).saturating_add(1)))
+    };
+    let pieces = documents(corpus).flat_map(cut);
+    pieces.filter(|piece| corpus.trains(piece.start + 1..piece.end))
+}
+
+impl Corpus {
+    /// Of the first record that has both: the tokens that lead to its first answer, at most `most` of them, and the answer.
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn question(&self, most: usize) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
+        let found = documents(self).find_map(|document| {
+            let answer = self.trained_in(document.clone())?;
+            let asked = document.start..answer.start;
+            (1..=most).contains(&asked.len()).then_some((asked, answer))
+        });
+        let Some((asked, answer)) = found else { return Ok(None) };
+        let read = |range: Range<usize>| {
+            let mut tokens = vec![0; range.len()];
+            self.read(range.start, &mut tokens).map(|()| tokens)
+        };
+        Ok(Some((read(asked)?, read(answer)?)))
+    }
+}
+
 /// The sequences of a text, T + 1 tokens each.
 #[derive(Debug)]
 pub(super) enum Rows {
@@ -30,30 +68,22 @@ impl Rows {
         Ok(Rows::Even { count: (corpus.len() - 1) / sequence, sequence })
     }
 
-    /// Next fit: a document that has no room in the row begins another. One longer than a row is cut into rows that
-    /// share a token, so that every token but the first remains a target; pieces without a target are left out.
+    /// Next fit: a piece that has no room in the row begins another.
     fn pack(corpus: &Corpus, sequence: usize) -> Result<Rows> {
-        let (mut pieces, mut rows, mut filled) = (Vec::new(), Vec::new(), usize::MAX);
-        let ends = corpus.documents.iter().skip(1).copied().chain([corpus.len()]);
-        for (&start, end) in corpus.documents.iter().zip(ends) {
-            for start in (start..end.saturating_sub(1)).step_by(sequence) {
-                let piece = start..end.min(start.saturating_add(sequence).saturating_add(1));
-                if !corpus.trains(piece.start + 1..piece.end) {
-                    continue;
-                }
-                if filled.saturating_add(piece.len()) > sequence.saturating_add(1) {
-                    rows.push(pieces.len());
-                    filled = 0;
-                }
-                filled += piece.len();
-                pieces.push(piece);
+        let (mut taken, mut rows, mut filled) = (Vec::new(), Vec::new(), usize::MAX);
+        for piece in pieces(corpus, sequence) {
+            if filled.saturating_add(piece.len()) > sequence.saturating_add(1) {
+                rows.push(taken.len());
+                filled = 0;
             }
+            filled += piece.len();
+            taken.push(piece);
         }
         if rows.is_empty() {
             return Err(Error::data("no record has anything to learn: completions and answers are empty"));
         }
-        rows.push(pieces.len());
-        Ok(Rows::Packed { pieces, rows })
+        rows.push(taken.len());
+        Ok(Rows::Packed { pieces: taken, rows })
     }
 
     /// Number of rows.

@@ -12,7 +12,7 @@ pub static EXPERIMENT: Target = Target {
     words: r#"
         [model] [adapter] [data] [train] [pipeline] [output] kind layers width heads context vocabulary
         kv_heads head_dim intermediate norm_epsilon tied_head initializer_range sliding_window rope_theta
-        rope_scaling path rank alpha rank_stabilised targets train valid split tokenizer bad_lines order
+        rope_scaling path rank alpha rank_stabilised targets train valid split tokenizer bad_lines keys order epochs
         steps batch sequence learning_rate minimum_learning_rate warmup clip_norm beta1 epsilon seed
         evaluate_every patience weights devices schedule microbatches cuts recompute replan checkpoint_every
         keep "llama" "gpt2" "qwen3" "mistral" "mlp" "all-linear" "auto" "bf16" "bytes" "zb-v" ''' """

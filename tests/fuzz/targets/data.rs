@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use polystage::text::Tokenizer;
 use polystage::text::chat::ChatTemplate;
-use polystage::train::data::{BadLines, Batches, Corpus, Order, Reader};
+use polystage::train::data::{BadLines, Batches, Corpus, Order, Reader, RecordFormat};
 use polystage::train::source::Text;
 
 use super::{Target, outcome};
@@ -39,7 +39,12 @@ pub static RECORDS: Target = Target {
             ChatTemplate::new(source, &[], SystemTime::UNIX_EPOCH).expect("a template")
         });
         let read = |bad_lines| {
-            let reader = Reader { tokenizer: &TOKENIZER, template: Some(&TEMPLATE), bad_lines, ends: true };
+            let reader = Reader {
+                tokenizer: &TOKENIZER,
+                template: Some(&TEMPLATE),
+                format: &RecordFormat { bad_lines, ..RecordFormat::default() },
+                ends: true,
+            };
             reader.open(&["records.jsonl".into()], &[folder.to_path_buf()])
         };
         let refused = outcome(read(BadLines::Refuse).map(|corpus| format!("{:?}", corpus.is_masked())));
@@ -76,7 +81,13 @@ pub static TOKENS: Target = Target {
     run: |folder, input| {
         fs::write(folder.join("tokens.bin"), input).expect("written");
         let text = Text::bytes();
-        let read = text.read(&["tokens.bin".into()], &[folder.to_path_buf()], 50_257, BadLines::Refuse, true);
+        let read = text.read(
+            &["tokens.bin".into()],
+            &[folder.to_path_buf()],
+            50_257,
+            &RecordFormat::default(),
+            true,
+        );
         outcome(read.map(use_up))
     },
 };
