@@ -1,11 +1,13 @@
 //! `polystage chat`.
 
 use std::io::{BufRead, IsTerminal, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::{Value, json};
 
 use super::speaking::{Speaker, speak};
-use super::{Environment, note, write};
+use super::{Environment, leave, note, write};
 use crate::error::{Error, Result};
 use crate::generate::{Extent, Language};
 use crate::text::chat::ChatTemplate;
@@ -13,10 +15,18 @@ use crate::text::chat::ChatTemplate;
 /// Bytes of a line, far above what any context takes.
 const LONGEST: u64 = 16 << 20;
 
+/// What can be said to the program instead of the model.
+const HELP: &str = "\
+/reset   forget the conversation and begin again
+/help    this list
+/quit    leave, as Ctrl-D does; also /exit
+Ctrl-C   end an answer; what was said of it stays in the conversation
+A message that begins with / needs a space before it.";
+
 /// Talks with a model, a line at a time.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  polystage chat SmolLM2-135M-Instruct --system \"You are brief.\"\n\nA line is a message; /reset begins again, /exit or Ctrl-D leaves."
+    after_help = "Example:\n  polystage chat SmolLM2-135M-Instruct --system \"You are brief.\"\n\nA line is a message; /help lists what else can be said. Ctrl-C ends an answer, /quit or Ctrl-D the program."
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -54,6 +64,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let (devices, budgets) = arguments.speaker.devices(&language)?;
     let (mut generator, _) = language.launch(extent, &devices, budgets)?;
 
+    let interrupts = Interrupts::watch()?;
     let input = std::io::stdin();
     // A terminal shows what is typed; what comes from a pipe is not shown.
     let ask = input.is_terminal();
@@ -73,30 +84,96 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
             }
             _ => {}
         }
-        match line.trim() {
-            "" => continue,
-            "/exit" => return Ok(0),
+        interrupts.heard();
+        match line.trim_end() {
+            text if text.trim().is_empty() => continue,
+            "/quit" | "/exit" => return Ok(0),
+            "/help" => {
+                note(HELP);
+                continue;
+            }
             "/reset" => {
                 conversation.reset();
                 note("the conversation begins again");
                 continue;
             }
-            text => conversation.add("user", text),
+            text if text.starts_with('/') => {
+                let word = text.split_whitespace().next().unwrap_or_default();
+                note(format!(
+                    "{word} is not known; /help, /reset and /quit are (a message that begins with / needs a space before it)"
+                ));
+                continue;
+            }
+            text => conversation.add("user", text.trim()),
         }
         let Some(prompt) = conversation.fit()? else { continue };
         let mut open = true;
+        interrupts.begin();
         let (said, _) =
             speak(&language, &mut generator, &[prompt], arguments.max_tokens, sampling, |_, piece| {
                 open = write(piece)?;
-                Ok(open)
+                Ok(open && !interrupts.is_stopped())
             })?;
+        let stopped = interrupts.end();
         if !open || !write("\n")? {
             return Ok(0);
         }
-        if !said[0].ended && said[0].tokens.len() < arguments.max_tokens {
+        if stopped {
+            note("the answer was stopped");
+        } else if !said[0].ended && said[0].tokens.len() < arguments.max_tokens {
             note("the context is full; the answer ends here, and the oldest turns will be left out");
         }
         conversation.add("assistant", &said[0].text);
+    }
+}
+
+/// What Ctrl-C means: while an answer comes, its end; while a message is awaited, once a word about how to leave and then
+/// the end of the program.
+struct Interrupts(Arc<AtomicU8>);
+
+/// A message is awaited; the same after a Ctrl-C; an answer comes; it is to end.
+const AWAITED: u8 = 0;
+const WARNED: u8 = 1;
+const ANSWERING: u8 = 2;
+const STOPPED: u8 = 3;
+
+impl Interrupts {
+    fn watch() -> Result<Interrupts> {
+        let state = Arc::new(AtomicU8::new(AWAITED));
+        let shared = state.clone();
+        ctrlc::set_handler(move || {
+            let after = |state| match state {
+                AWAITED => Some(WARNED),
+                ANSWERING => Some(STOPPED),
+                _ => None,
+            };
+            match shared.fetch_update(Ordering::SeqCst, Ordering::SeqCst, after) {
+                Ok(AWAITED) => note("\npress Ctrl-C again to leave, or enter a message"),
+                Ok(_) => {}
+                Err(_) => leave(130),
+            }
+        })
+        .map_err(|e| Error::failed("signals", e.to_string()))?;
+        Ok(Interrupts(state))
+    }
+
+    /// A message was entered.
+    fn heard(&self) {
+        self.0.store(AWAITED, Ordering::SeqCst);
+    }
+
+    /// An answer begins.
+    fn begin(&self) {
+        self.0.store(ANSWERING, Ordering::SeqCst);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == STOPPED
+    }
+
+    /// An answer has ended; whether it was stopped.
+    fn end(&self) -> bool {
+        self.0.swap(AWAITED, Ordering::SeqCst) == STOPPED
     }
 }
 

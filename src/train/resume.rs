@@ -14,10 +14,12 @@ use super::run::CONFIG;
 use super::source::{Fingerprints, Origin};
 use crate::error::{Error, Result, one_line};
 use crate::folder::Fingerprint;
-use crate::folder::files::{Unreadable, broken, read_text};
+use crate::folder::files::{Unreadable, broken, check_toml, read_text};
 
-/// Tables of the config that decide what is trained; the others decide where, and what is written.
-const DECISIVE: [&str; 4] = ["model", "adapter", "data", "train"];
+/// Tables of the config whose keys are compared. Which devices are used, and in which microbatches, a run that is resumed
+/// settles again.
+const COMPARED: [&str; 6] = ["model", "adapter", "data", "train", "pipeline", "output"];
+const SETTLED: [(&str, &str); 2] = [("pipeline", "devices"), ("pipeline", "microbatches")];
 
 /// Most characters of a value in a warning.
 const SHOWN: usize = 120;
@@ -74,21 +76,32 @@ impl Resume {
     }
 }
 
-/// The config that the run was last trained with.
-fn old_config(run: &Path) -> Result<Table> {
+/// The text of the config that a run was last trained with.
+///
+/// # Errors
+/// [`Error::Config`] where there is no run, or its config cannot be read.
+pub fn last_config(run: &Path) -> Result<String> {
     let path = run.join(CONFIG);
-    let damaged = |what: String| {
-        let message = format!("{what}; put the config there that the run was trained with");
-        Error::config(path.to_string_lossy(), message)
-    };
-    let text = read_text(&path).map_err(|error| match error {
+    read_text(&path).map_err(|error| match error {
         Unreadable::Missing => {
             let message =
                 format!("{} does not exist or holds no run; there is nothing to resume", run.display());
             Error::config("--resume", message)
         }
-        other => damaged(other.to_string()),
-    })?;
+        other => damaged(&path, &other.to_string()),
+    })
+}
+
+fn damaged(config: &Path, what: &str) -> Error {
+    let message = format!("{what}; put the config there that the run was trained with");
+    Error::config(config.to_string_lossy(), message)
+}
+
+fn old_config(run: &Path) -> Result<Table> {
+    let path = run.join(CONFIG);
+    let damaged = |what: String| damaged(&path, &what);
+    let text = last_config(run)?;
+    check_toml(&text, &path.to_string_lossy())?;
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
         damaged(format!("is damaged: {}", error.message().replace('\n', ", ")))
     })?;
@@ -110,10 +123,10 @@ fn keep_microbatches(old: &Table, config: &mut Config) {
 fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
     let show = |value: &Value| one_line(&value.to_string(), SHOWN);
     let mut warnings = Vec::new();
-    for section in DECISIVE {
+    for section in COMPARED {
         let [old, new] = [old, new].map(|config| config.get(section).and_then(Value::as_table));
         let keys: BTreeSet<&String> = [old, new].into_iter().flatten().flat_map(Table::keys).collect();
-        for key in keys {
+        for key in keys.into_iter().filter(|key| !SETTLED.contains(&(section, key.as_str()))) {
             let [before, now] = [old, new].map(|table| table.and_then(|table| table.get(key)));
             let name = format!("{section}.{key}");
             match (before, now) {

@@ -15,7 +15,7 @@ use crate::gpu::Device;
 use crate::pipeline::{Plan, Prediction};
 
 /// The config with which the run was last trained.
-pub(super) const CONFIG: &str = "config.toml";
+pub(crate) const CONFIG: &str = "config.toml";
 /// What steps are said to take.
 pub const PREDICTION: &str = "prediction.json";
 /// The course of the losses, as a picture.

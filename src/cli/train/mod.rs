@@ -50,6 +50,21 @@ pub(super) struct Launch {
     dry_run: bool,
 }
 
+impl Launch {
+    /// Whether a run goes on.
+    pub(super) fn resume(&self) -> bool {
+        self.resume
+    }
+
+    /// The folder of the run that goes on; none if it is neither given nor found by a name.
+    pub(super) fn resumed(&self, name: Option<&str>) -> Result<Option<PathBuf>> {
+        match (&self.out, name) {
+            (None, None) => Ok(None),
+            (_, name) => out_folder(self, name.unwrap_or_default()).map(Some),
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let experiment = &arguments.experiment;
     let name = experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
