@@ -78,11 +78,14 @@ fn attention(criterion: &mut Criterion, device: &Device) {
     let mut group = criterion.benchmark_group("attention");
     for tokens in [128, 512] {
         let (qkv, o, lse) = ([1, tokens, 3 * width], [1, tokens, width], [1, heads, tokens]);
-        let forward = Node::new(device, Op::Attention { heads, kv_heads: heads }, &[&qkv]);
+        let forward = Node::new(device, Op::Attention { heads, kv_heads: heads, starts: false }, &[&qkv]);
         group.throughput(Throughput::Elements(forward.flops as u64));
         forward.bench(&mut group, BenchmarkId::new("forward", tokens));
-        let backward =
-            Node::new(device, Op::AttentionBackward { heads, kv_heads: heads }, &[&o, &qkv, &o, &lse]);
+        let backward = Node::new(
+            device,
+            Op::AttentionBackward { heads, kv_heads: heads, starts: false },
+            &[&o, &qkv, &o, &lse],
+        );
         group.throughput(Throughput::Elements(backward.flops as u64));
         backward.bench(&mut group, BenchmarkId::new("backward", tokens));
     }

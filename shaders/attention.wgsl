@@ -3,6 +3,8 @@
 // and each lane gathers 8 columns of the output. Writes o (B,T,HD) and lse (B,H,T), the logarithm of the sum.
 // If CACHED, keys and values are those of a cache (B,P,2KD) up to each query's position, the 8 queries are neighbours
 // among all tokens of the heads that share a key-value head, and lse is not written.
+// If STARTS, a query sees no key before the first of its own text, and whole blocks before that are passed over.
+// Bounds (B,T) of each token: if CACHED the last key that it sees, if STARTS the first.
 // Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))); if CACHED, (ceil(T·H/K/8), B·K, same). Variants: headers "multiples of 4"
 // and, for software adapters, "multiples of 4, subgroups".
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
@@ -12,7 +14,7 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;
 @group(0) @binding(2) var<storage, read> cache: array<f32>;
-@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(3) var<storage, read> bounds: array<u32>;
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
@@ -81,6 +83,7 @@ const MASKED = -1e30; // finite: shaders may assume that there are no infinities
 
 override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
 override CACHED: bool = false;
+override STARTS: bool = false;
 const ROWS = 8u;
 
 // First element of row `token` of head `slot` in the packed tensor: H heads of q, K of k, K of v; rows past the end
@@ -131,7 +134,15 @@ fn last_key(batch: u32, row: u32) -> u32 {
     if !CACHED {
         return min(row, p.tokens - 1u);
     }
-    return min(positions[batch * p.tokens + min(row / sharing(), p.tokens - 1u)], p.capacity - 1u);
+    return min(bounds[batch * p.tokens + min(row / sharing(), p.tokens - 1u)], p.capacity - 1u);
+}
+
+// The first key that a row of queries sees; it does not fall from row to row.
+fn first_key(batch: u32, row: u32) -> u32 {
+    if !STARTS {
+        return 0u;
+    }
+    return bounds[batch * p.tokens + min(row, p.tokens - 1u)];
 }
 
 var<workgroup> weights: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
@@ -188,10 +199,12 @@ fn total(x: vec4<f32>) -> f32 {
     return x.x + x.y + x.z + x.w;
 }
 
-// Scores past the last key that the query sees are masked.
-fn mask(score: vec4<f32>, key: u32, last: u32) -> vec4<f32> {
+// Scores of keys that the query does not see are masked. A block without any for a row adds what the next block with
+// one multiplies by 0.
+fn mask(score: vec4<f32>, key: u32, batch: u32, row: u32) -> vec4<f32> {
     let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
-    return select(vec4(MASKED), score * p.scale, keys <= vec4(last));
+    let seen = (keys >= vec4(first_key(batch, row))) & (keys <= vec4(last_key(batch, row)));
+    return select(vec4(MASKED), score * p.scale, seen);
 }
 
 @compute @workgroup_size(LANES, 1, 1)
@@ -227,7 +240,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     var o7l = vec4<f32>();
     var o7r = vec4<f32>();
     let keys = last_key(batch, min(row0 + ROWS, rows) - 1u) + 1u;
-    for (var block = 0u; block < keys; block += 4u * LANES) {
+    let begin = first_key(batch, row0) / (4u * LANES) * (4u * LANES);
+    for (var block = begin; block < keys; block += 4u * LANES) {
         let key = block + 4u * lane;
         let k0 = kept(key_slot, batch, key + 0u);
         let k1 = kept(key_slot, batch, key + 1u);
@@ -256,14 +270,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
             s6 += vec4(dot(x.r6, y0), dot(x.r6, y1), dot(x.r6, y2), dot(x.r6, y3));
             s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
         }
-        s0 = mask(s0, key, last_key(batch, row0 + 0u));
-        s1 = mask(s1, key, last_key(batch, row0 + 1u));
-        s2 = mask(s2, key, last_key(batch, row0 + 2u));
-        s3 = mask(s3, key, last_key(batch, row0 + 3u));
-        s4 = mask(s4, key, last_key(batch, row0 + 4u));
-        s5 = mask(s5, key, last_key(batch, row0 + 5u));
-        s6 = mask(s6, key, last_key(batch, row0 + 6u));
-        s7 = mask(s7, key, last_key(batch, row0 + 7u));
+        s0 = mask(s0, key, batch, row0 + 0u);
+        s1 = mask(s1, key, batch, row0 + 1u);
+        s2 = mask(s2, key, batch, row0 + 2u);
+        s3 = mask(s3, key, batch, row0 + 3u);
+        s4 = mask(s4, key, batch, row0 + 4u);
+        s5 = mask(s5, key, batch, row0 + 5u);
+        s6 = mask(s6, key, batch, row0 + 6u);
+        s7 = mask(s7, key, batch, row0 + 7u);
         reduce_max(
             lane,
             vec4(largest(s0), largest(s1), largest(s2), largest(s3)),

@@ -12,7 +12,8 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(2) var<storage, read> d_o: array<f32>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
 @group(0) @binding(4) var<storage, read> delta: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;
+@group(0) @binding(5) var<storage, read> starts: array<u32>;
+@group(0) @binding(6) var<storage, read_write> dqkv: array<f32>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
@@ -99,6 +100,7 @@ fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
 // ---- body ----
 
 override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
+override STARTS: bool = false; // a query sees no key before the first of its own text
 const ROWS = 8u;
 
 // First element of row `token` of head `slot` in the packed tensor: H heads of q, K of k, K of v; rows past the end
@@ -115,10 +117,19 @@ fn plain(batch: u32, head: u32, token: u32) -> u32 {
 var<workgroup> weights: array<vec4<f32>, 256>;  // (4*LANES queries) x 8 keys as two vectors
 var<workgroup> d_scores: array<vec4<f32>, 256>; // the same for the gradients of the scores
 
+// The first keys that four queries see.
+fn first_keys(batch: u32, query: u32) -> vec4<u32> {
+    if !STARTS {
+        return vec4<u32>();
+    }
+    let at = batch * p.tokens + min(vec4(query) + vec4(0u, 1u, 2u, 3u), vec4(p.tokens - 1u));
+    return vec4(starts[at.x], starts[at.y], starts[at.z], starts[at.w]);
+}
+
 // Which of four queries see a key.
-fn sees(query: u32, key: u32) -> vec4<bool> {
+fn sees(query: u32, first: vec4<u32>, key: u32) -> vec4<bool> {
     let queries = vec4(query) + vec4(0u, 1u, 2u, 3u);
-    return (queries >= vec4(key)) & (queries < vec4(p.tokens));
+    return (queries >= vec4(key)) & (first <= vec4(key)) & (queries < vec4(p.tokens));
 }
 
 @compute @workgroup_size(LANES, 1, 1)
@@ -222,23 +233,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
                 w7 += vec4(dot(u.r7, z0), dot(u.r7, z1), dot(u.r7, z2), dot(u.r7, z3));
             }
             let at = row + min(vec4(query) + vec4(0u, 1u, 2u, 3u), vec4(p.tokens - 1u));
+            let first = first_keys(batch, query);
             let sums = vec4(lse[at.x], lse[at.y], lse[at.z], lse[at.w]);
             let deltas = vec4(delta[at.x], delta[at.y], delta[at.z], delta[at.w]);
-            s0 = select(vec4<f32>(), exp(min(s0 * p.scale - sums, vec4(0.0))), sees(query, row0 + 0u));
+            s0 = select(vec4<f32>(), exp(min(s0 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 0u));
             w0 = s0 * (w0 - deltas) * p.scale;
-            s1 = select(vec4<f32>(), exp(min(s1 * p.scale - sums, vec4(0.0))), sees(query, row0 + 1u));
+            s1 = select(vec4<f32>(), exp(min(s1 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 1u));
             w1 = s1 * (w1 - deltas) * p.scale;
-            s2 = select(vec4<f32>(), exp(min(s2 * p.scale - sums, vec4(0.0))), sees(query, row0 + 2u));
+            s2 = select(vec4<f32>(), exp(min(s2 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 2u));
             w2 = s2 * (w2 - deltas) * p.scale;
-            s3 = select(vec4<f32>(), exp(min(s3 * p.scale - sums, vec4(0.0))), sees(query, row0 + 3u));
+            s3 = select(vec4<f32>(), exp(min(s3 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 3u));
             w3 = s3 * (w3 - deltas) * p.scale;
-            s4 = select(vec4<f32>(), exp(min(s4 * p.scale - sums, vec4(0.0))), sees(query, row0 + 4u));
+            s4 = select(vec4<f32>(), exp(min(s4 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 4u));
             w4 = s4 * (w4 - deltas) * p.scale;
-            s5 = select(vec4<f32>(), exp(min(s5 * p.scale - sums, vec4(0.0))), sees(query, row0 + 5u));
+            s5 = select(vec4<f32>(), exp(min(s5 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 5u));
             w5 = s5 * (w5 - deltas) * p.scale;
-            s6 = select(vec4<f32>(), exp(min(s6 * p.scale - sums, vec4(0.0))), sees(query, row0 + 6u));
+            s6 = select(vec4<f32>(), exp(min(s6 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 6u));
             w6 = s6 * (w6 - deltas) * p.scale;
-            s7 = select(vec4<f32>(), exp(min(s7 * p.scale - sums, vec4(0.0))), sees(query, row0 + 7u));
+            s7 = select(vec4<f32>(), exp(min(s7 * p.scale - sums, vec4(0.0))), sees(query, first, row0 + 7u));
             w7 = s7 * (w7 - deltas) * p.scale;
             weights[(4u * lane + 0u) * 2u] = vec4(s0.x, s1.x, s2.x, s3.x);
             weights[(4u * lane + 0u) * 2u + 1u] = vec4(s4.x, s5.x, s6.x, s7.x);

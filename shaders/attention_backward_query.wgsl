@@ -11,7 +11,8 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(2) var<storage, read> d_o: array<f32>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
 @group(0) @binding(4) var<storage, read> delta: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dqkv: array<f32>;
+@group(0) @binding(5) var<storage, read> starts: array<u32>;
+@group(0) @binding(6) var<storage, read_write> dqkv: array<f32>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     let at = vec4(d) + vec4(0u, 1u, 2u, 3u);
@@ -98,6 +99,7 @@ fn store_dqkv(base: u32, d: u32, x: vec4<f32>) {
 // ---- body ----
 
 override LANES: u32 = 32u; // invocations of a workgroup; each owns 4 keys or queries of a block and 8 columns
+override STARTS: bool = false; // a query sees no key before the first of its own text
 const ROWS = 8u;
 
 // First element of row `token` of head `slot` in the packed tensor: H heads of q, K of k, K of v; rows past the end
@@ -113,12 +115,20 @@ fn plain(batch: u32, head: u32, token: u32) -> u32 {
 
 var<workgroup> d_scores: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
 
-// The gradient of four scores of one query; those past the query are 0.
-fn d_score(score: vec4<f32>, d_weight: vec4<f32>, row: u32, key: u32, query: u32) -> vec4<f32> {
+// The first key that a query sees; it does not fall from query to query.
+fn first_key(batch: u32, query: u32) -> u32 {
+    if !STARTS {
+        return 0u;
+    }
+    return starts[batch * p.tokens + min(query, p.tokens - 1u)];
+}
+
+// The gradient of four scores of one query; those of keys that it does not see are 0.
+fn d_score(score: vec4<f32>, d_weight: vec4<f32>, batch: u32, row: u32, key: u32, query: u32) -> vec4<f32> {
     let at = row + min(query, p.tokens - 1u);
     let weight = exp(min(score * p.scale - lse[at], vec4(0.0)));
     let keys = vec4(key) + vec4(0u, 1u, 2u, 3u);
-    let allowed = keys <= vec4(min(query, p.tokens - 1u));
+    let allowed = (keys >= vec4(first_key(batch, query))) & (keys <= vec4(min(query, p.tokens - 1u)));
     return select(vec4<f32>(), weight * (d_weight - delta[at]) * p.scale, allowed);
 }
 
@@ -151,7 +161,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
     var d7l = vec4<f32>();
     var d7r = vec4<f32>();
     let keys = min(row0 + ROWS, p.tokens);
-    for (var block = 0u; block < keys; block += 4u * LANES) {
+    let begin = first_key(batch, row0) / (4u * LANES) * (4u * LANES);
+    for (var block = begin; block < keys; block += 4u * LANES) {
         let key = block + 4u * lane;
         let k0 = packed(key_slot, batch, key + 0u);
         let v0 = packed(value_slot, batch, key + 0u);
@@ -205,14 +216,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, input: Input) {
             s7 += vec4(dot(x.r7, y0), dot(x.r7, y1), dot(x.r7, y2), dot(x.r7, y3));
             w7 += vec4(dot(u.r7, z0), dot(u.r7, z1), dot(u.r7, z2), dot(u.r7, z3));
         }
-        s0 = d_score(s0, w0, row, key, row0 + 0u);
-        s1 = d_score(s1, w1, row, key, row0 + 1u);
-        s2 = d_score(s2, w2, row, key, row0 + 2u);
-        s3 = d_score(s3, w3, row, key, row0 + 3u);
-        s4 = d_score(s4, w4, row, key, row0 + 4u);
-        s5 = d_score(s5, w5, row, key, row0 + 5u);
-        s6 = d_score(s6, w6, row, key, row0 + 6u);
-        s7 = d_score(s7, w7, row, key, row0 + 7u);
+        s0 = d_score(s0, w0, batch, row, key, row0 + 0u);
+        s1 = d_score(s1, w1, batch, row, key, row0 + 1u);
+        s2 = d_score(s2, w2, batch, row, key, row0 + 2u);
+        s3 = d_score(s3, w3, batch, row, key, row0 + 3u);
+        s4 = d_score(s4, w4, batch, row, key, row0 + 4u);
+        s5 = d_score(s5, w5, batch, row, key, row0 + 5u);
+        s6 = d_score(s6, w6, batch, row, key, row0 + 6u);
+        s7 = d_score(s7, w7, batch, row, key, row0 + 7u);
         d_scores[(4u * lane + 0u) * 2u] = vec4(s0.x, s1.x, s2.x, s3.x);
         d_scores[(4u * lane + 0u) * 2u + 1u] = vec4(s4.x, s5.x, s6.x, s7.x);
         d_scores[(4u * lane + 1u) * 2u] = vec4(s0.y, s1.y, s2.y, s3.y);

@@ -1,16 +1,18 @@
-// embedding: x[row, c] = table[token[row], c], plus positions[row mod tokens, c] if POSITIONS. Either
-// may be packed as bf16, two elements in a word.
+// embedding: x[row, c] = table[token[row], c], plus positions[row mod tokens, c] if POSITIONS, or
+// positions[place[row], c] if PLACES too. Either table may be packed as bf16, two elements in a word.
 // Grid: one invocation an element, workgroups of 64 over x and y.
 
-struct Params { rows: u32, columns: u32, tokens: u32, vocabulary: u32 }
+struct Params { rows: u32, columns: u32, tokens: u32, vocabulary: u32, context: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> token: array<u32>;
 @group(0) @binding(2) var<storage, read> table: array<u32>;
 @group(0) @binding(3) var<storage, read> positions: array<u32>;
-@group(0) @binding(4) var<storage, read_write> x: array<f32>;
+@group(0) @binding(4) var<storage, read> place: array<u32>;
+@group(0) @binding(5) var<storage, read_write> x: array<f32>;
 
 override POSITIONS: bool = true;
+override PLACES: bool = false;
 override PACKED: bool = false;           // the table
 override PACKED_POSITIONS: bool = false;
 
@@ -43,7 +45,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let id = min(token[row], p.vocabulary - 1u);
     var value = load_table(id * p.columns + column);
     if POSITIONS {
-        value += load_position(row % p.tokens * p.columns + column);
+        var at = row % p.tokens;
+        if PLACES {
+            at = min(place[row], p.context - 1u);
+        }
+        value += load_position(at * p.columns + column);
     }
     x[i] = value;
 }

@@ -2,6 +2,8 @@
 
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Batch, IGNORE, Setup};
+use polystage::text::Tokenizer;
+use polystage::train::data::{Reader, RecordFormat};
 use polystage::train::trainer::Trainer;
 
 use crate::cli::{Place, one_line};
@@ -154,6 +156,87 @@ fn what_does_not_belong_together_gets_one_line_and_writes_nothing() {
     assert!(one(&["merge", "base", "--out", "x"]).contains("is a model, not an adapter"));
 }
 
+/// Losses of a step and all gradients, as of the mean over the tokens that count.
+fn step(setup: &Setup, batch: &Batch, adapter: usize) -> (f64, usize, Vec<(String, Vec<f64>)>) {
+    let mut executor = launch(setup, &vec![adapter; setup.budgets.len()]);
+    let watch = executor.watch();
+    let parameters = executor.parameters().to_vec();
+    for p in parameters.iter().filter(|p| p.tied_to.is_none()) {
+        // Learnt positions must matter, and so must attention.
+        let values: Vec<f32> = polystage::model::init::initial(p, 3).iter().map(|x| 4.0 * x).collect();
+        watch.block_on(executor.write(&p.name, Part::Weight, &values)).unwrap();
+    }
+    let report = watch.block_on(executor.step(batch.clone())).unwrap();
+    let evaluated = watch.block_on(executor.evaluate(batch.clone())).unwrap();
+    assert_eq!(evaluated.0 / evaluated.1 as f64, report.loss, "training and evaluation see the same");
+    let mut gradients = Vec::new();
+    for p in parameters.iter().filter(|p| p.tied_to.is_none()) {
+        let values = watch.block_on(executor.read(&p.name, Part::Gradient)).unwrap();
+        let values = values.iter().map(|&g| g as f64 * report.gradient_scale).collect();
+        gradients.push((p.name.clone(), values));
+    }
+    (report.loss, evaluated.1, gradients)
+}
+
+#[test]
+fn records_that_share_a_sequence_are_to_the_model_what_they_are_alone() {
+    let record = |prompt: &str, completion: &str| {
+        format!("{{\"prompt\": {prompt:?}, \"completion\": {completion:?}}}\n")
+    };
+    let lines: Vec<String> =
+        (0..11).map(|i| record(&"what? ".repeat(i % 4), &"so. and ".repeat(1 + i % 3))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let read = |lines: &[String]| {
+        std::fs::write(folder.path().join("a.jsonl"), lines.concat()).unwrap();
+        let (tokenizer, format) = (Tokenizer::bytes(), RecordFormat::default());
+        let reader = Reader { tokenizer: &tokenizer, template: None, format: &format, ends: true };
+        reader.open(&["a.jsonl".into()], &[folder.path().to_path_buf()]).unwrap()
+    };
+    // Two blocks of keys or more, and records that begin in the middle of one.
+    let sequence = 75;
+    let corpus = read(&lines);
+    let rows = corpus.windows(sequence).len();
+    assert!(rows < lines.len() / 2, "they are packed");
+    let mut packed = Batch::default();
+    corpus.windows(sequence).for_each(|row| packed.extend(row.unwrap()));
+    let kinds: [&[&str]; 2] = [
+        &["model.context=75", "train.sequence=75"],
+        &["model.kind=llama", "model.kv_heads=1", "model.context=75", "train.sequence=75"],
+    ];
+    for (kind, adapter) in kinds.iter().flat_map(|kind| adapters().into_iter().map(move |a| (kind, a.index)))
+    {
+        let base = Trainer::setup(&config(kind), vec![None; 2]).unwrap();
+        let setup = |rows: usize, shared: bool| {
+            let schedule = polystage::schedule::generate("zb-h1", 2, rows).unwrap();
+            Setup { batch: 1, sequence, schedule, shared, recompute: vec![0], ..base.clone() }
+        };
+        let (loss, counted, gradients) = step(&setup(rows, true), &packed, adapter);
+        let (mut losses, mut sums, mut all) = (0.0, Vec::<Vec<f64>>::new(), 0);
+        for line in &lines {
+            let mut alone = read(std::slice::from_ref(line)).windows(sequence).next().unwrap().unwrap();
+            alone.starts.clear();
+            let (loss, counted, gradients) = step(&setup(1, false), &alone, adapter);
+            losses += loss * counted as f64;
+            all += counted;
+            for (i, (_, values)) in gradients.into_iter().enumerate() {
+                match sums.get_mut(i) {
+                    None => sums.push(values.iter().map(|g| g * counted as f64).collect()),
+                    Some(sum) => sum.iter_mut().zip(values).for_each(|(s, g)| *s += g * counted as f64),
+                }
+            }
+        }
+        assert_eq!(counted, all);
+        // Other sums of the same numbers in f32.
+        assert!((loss - losses / all as f64).abs() < 2e-6 * loss, "{kind:?}: {loss} {}", losses / all as f64);
+        for ((name, got), want) in gradients.iter().zip(&sums) {
+            let got: Vec<f32> = got.iter().map(|&g| g as f32).collect();
+            let want: Vec<f64> = want.iter().map(|g| g / all as f64).collect();
+            let error = nmse(&got, &want);
+            assert!(error < 1e-9, "{kind:?}, adapter {adapter}: {name} is off by {error}");
+        }
+    }
+}
+
 #[test]
 fn targets_that_do_not_count_change_neither_the_loss_nor_a_gradient() {
     let i = adapters()[0].index;
@@ -165,7 +248,11 @@ fn targets_that_do_not_count_change_neither_the_loss_nor_a_gradient() {
     let mut masked = whole.clone();
     let counts = |row: usize| row < half && !row.is_multiple_of(3);
     masked.targets.iter_mut().enumerate().filter(|(row, _)| !counts(*row)).for_each(|(_, t)| *t = IGNORE);
-    let short = Batch { inputs: masked.inputs[..half].to_vec(), targets: masked.targets[..half].to_vec() };
+    let short = Batch {
+        inputs: masked.inputs[..half].to_vec(),
+        targets: masked.targets[..half].to_vec(),
+        ..Batch::default()
+    };
     let step = |batch: &Batch, microbatches: usize, devices: usize| {
         let setup = Trainer::setup(&config, vec![None; devices]).unwrap();
         let schedule = polystage::schedule::generate("1f1b", devices, microbatches).unwrap();

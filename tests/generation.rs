@@ -31,6 +31,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         sequence,
         schedule: generate("gpipe", 1, 1).unwrap(),
         cuts: None,
+        shared: false,
         recompute: Vec::new(),
         purpose: Use::Logits,
         budgets: vec![None],

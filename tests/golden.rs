@@ -65,6 +65,7 @@ fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -
         sequence: 32,
         schedule: generate(schedule, devices, microbatches).unwrap(),
         cuts: None,
+        shared: false,
         recompute: Vec::new(),
         purpose: Use::Training,
         budgets: vec![None; devices],

@@ -29,10 +29,33 @@ fn feeds(stage: &StageGraph, vocabulary: usize) -> Vec<Option<Vec<f64>>> {
                 Some(whole(&sort_rows(&ids[..order.unwrap()], vocabulary).0))
             }
             (_, "order") => Some(whole(&sort_rows(&ids[..value.len()], vocabulary).1)),
+            // In each sequence two texts, the second from its third token on.
+            (_, "starts") => {
+                Some(places(value.shape[1], value.len()).map(|t| if t < 2 { 0.0 } else { 2.0 }).collect())
+            }
+            (_, "places") => Some(whole(&after(value.shape[1], value.len()))),
+            (_, name @ ("place segments" | "place order")) => {
+                let places = stage.graph.value(stage.fed("places").unwrap());
+                let (segments, order) = sort_rows(&after(places.shape[1], places.len()), CONTEXT);
+                Some(whole(if name == "place order" { &order } else { &segments }))
+            }
             _ => Some(numbers(index, value.len())),
         })
         .collect()
 }
+
+/// The places in their sequences of so many tokens.
+fn places(sequence: usize, tokens: usize) -> impl Iterator<Item = usize> {
+    (0..tokens).map(move |at| at % sequence)
+}
+
+/// The same, counted from the third token of a sequence on from there.
+fn after(sequence: usize, tokens: usize) -> Vec<u32> {
+    places(sequence, tokens).map(|t| if t < 2 { t as u32 } else { t as u32 - 2 }).collect()
+}
+
+/// Rows of the position tables.
+const CONTEXT: usize = 6;
 
 /// The scalar that is differentiated: the output in the direction of `d_output`, plus the scaled loss.
 fn objective(stage: &StageGraph, values: &[Option<Vec<f64>>]) -> f64 {
@@ -113,7 +136,14 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
     check("rmsnorm of heads", &single(Op::RmsNorm { epsilon }, &[&[2, 3, 15], &[5]]), 1, 100);
     for (heads, kv_heads, size) in [(1, 1, 1), (2, 2, 3), (3, 3, 2), (6, 2, 2), (3, 1, 4)] {
         let shape = [2, 5, (heads + 2 * kv_heads) * size];
-        check("attention", &single(Op::Attention { heads, kv_heads }, &[&shape]), 1, 100);
+        check("attention", &single(Op::Attention { heads, kv_heads, starts: false }, &[&shape]), 1, 100);
+        let mut graph = Graph::default();
+        let input = graph.input("input", &shape, DType::F32);
+        let starts = graph.input("starts", &[2, 5], DType::U32);
+        let op = Op::Attention { heads, kv_heads, starts: true };
+        let output = graph.forward(op, &[input, starts]).unwrap();
+        let stage = differentiate(graph, Some(input), Some(output)).unwrap();
+        check("attention in texts that share a sequence", &stage, 1, 100);
     }
 }
 
@@ -121,9 +151,14 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
 fn the_gradient_of_the_embedding_matches_finite_differences_also_for_repeated_tokens() {
     let mut graph = Graph::default();
     let tokens = graph.input("tokens", &[2, 4], DType::U32);
-    let (table, positions) = (graph.parameter("table", &[3, 5]), graph.parameter("positions", &[6, 5]));
-    let output = graph.forward(Op::Embedding, &[tokens, table, positions]).unwrap();
+    let (table, positions) = (graph.parameter("table", &[3, 5]), graph.parameter("positions", &[CONTEXT, 5]));
+    let mut placed = graph.clone();
+    let output = graph.forward(Op::Embedding { places: false }, &[tokens, table, positions]).unwrap();
     check("embedding", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
+    let places = placed.input("places", &[2, 4], DType::U32);
+    let op = Op::Embedding { places: true };
+    let output = placed.forward(op, &[tokens, table, positions, places]).unwrap();
+    check("embedding with places", &differentiate(placed, None, Some(output)).unwrap(), 3, 100);
 }
 
 #[test]
@@ -279,7 +314,7 @@ fn unfused_block() -> StageGraph {
     };
     let y = norm(&mut g, x);
     let qkv = linear(&mut g, y, 6, 18);
-    let o = g.forward(Op::Attention { heads: 2, kv_heads: 2 }, &[qkv]).unwrap();
+    let o = g.forward(Op::Attention { heads: 2, kv_heads: 2, starts: false }, &[qkv]).unwrap();
     let y = linear(&mut g, o, 6, 6);
     let x1 = g.forward(Op::Add, &[x, y]).unwrap();
     let y = norm(&mut g, x1);

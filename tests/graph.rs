@@ -18,7 +18,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         prop::sample::select(vec![Epilogue::None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual]);
     let heads = (0usize..4, 0usize..3);
     prop_oneof![
-        Just(Op::Embedding),
+        any::<bool>().prop_map(|places| Op::Embedding { places }),
         (1usize..5).prop_map(|vocabulary| Op::EmbeddingBackward { vocabulary }),
         (1usize..5).prop_map(|context| Op::PositionBackward { context }),
         Just(Op::LayerNorm { epsilon: 1e-5 }),
@@ -47,8 +47,16 @@ fn any_op() -> impl Strategy<Value = Op> {
             kv_heads,
             positions
         }),
-        heads.clone().prop_map(|(heads, kv_heads)| Op::Attention { heads, kv_heads }),
-        heads.clone().prop_map(|(heads, kv_heads)| Op::AttentionBackward { heads, kv_heads }),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), starts)| Op::Attention {
+            heads,
+            kv_heads,
+            starts
+        }),
+        (heads.clone(), any::<bool>()).prop_map(|((heads, kv_heads), starts)| Op::AttentionBackward {
+            heads,
+            kv_heads,
+            starts
+        }),
         heads.prop_map(|(heads, kv_heads)| Op::AttentionCached { heads, kv_heads }),
         Just(Op::CrossEntropy { scale: 0.5 }),
     ]

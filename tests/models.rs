@@ -166,6 +166,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),
         cuts: None,
+        shared: false,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
         purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],

@@ -192,6 +192,7 @@ fn a_folder_of_bf16_is_packed_by_default_and_computes_the_same_logits_and_texts_
                     sequence: 11,
                     schedule: generate("gpipe", devices, 1).unwrap(),
                     cuts: None,
+                    shared: false,
                     recompute: Vec::new(),
                     purpose: Use::Logits,
                     budgets: vec![None; devices],
@@ -231,7 +232,7 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
         let lora = adapter::open(&golden("adapters", name)).unwrap();
         let v = base.model.config().vocabulary as u32;
         let tokens = |seed: u32| (0..4 * 9).map(|t| (t * 7 + seed) % v).collect::<Vec<u32>>();
-        let batch = Batch { inputs: tokens(1), targets: tokens(8) };
+        let batch = Batch { inputs: tokens(1), targets: tokens(8), ..Batch::default() };
         for adapter in adapters() {
             let train = |weights: Weights, devices: usize| {
                 let setup = Setup {
@@ -242,6 +243,7 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
                     sequence: 9,
                     schedule: generate("1f1b", devices, 4).unwrap(),
                     cuts: None,
+                    shared: false,
                     recompute: Vec::new(),
                     purpose: Use::Training,
                     budgets: vec![None; devices],

@@ -230,6 +230,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         sequence: 16,
         schedule: generate("1f1b", 2, 4).unwrap(),
         cuts: None,
+        shared: false,
         recompute: Vec::new(),
         purpose: Use::Training,
         budgets: vec![None, Some(1000)],

@@ -39,7 +39,7 @@ fn shown(corpus: Corpus, sequence: usize) -> Vec<(String, String)> {
         tokens.iter().map(show).collect()
     };
     let row = |step| {
-        let Batch { inputs, targets } = batches.examples(step).expect("read");
+        let Batch { inputs, targets, .. } = batches.examples(step).expect("read");
         (show(&inputs), show(&targets))
     };
     (0..batches.sequences() as u64).map(row).collect()
@@ -69,7 +69,7 @@ fn text_of_bytes_is_read_as_it_is_and_its_examples_are_its_batches() {
     assert!(!corpus.is_masked());
     let batches = Batches::new(corpus, 2, 3, Order::Shuffled, 5).expect("long enough");
     for step in 0..9 {
-        let (rows, Batch { inputs, targets }) =
+        let (rows, Batch { inputs, targets, .. }) =
             (batches.batch(step).expect("read"), batches.examples(step).expect("read"));
         let joined: Vec<u32> = inputs
             .chunks(3)
@@ -311,7 +311,7 @@ proptest! {
         let batches = Batches::new(corpus, 1, sequence, Order::Sequential, 0).expect("something counts");
         let mut counted = 0;
         for step in 0..batches.sequences() as u64 {
-            let Batch { inputs, targets } = batches.examples(step).expect("read");
+            let Batch { inputs, targets, .. } = batches.examples(step).expect("read");
             let row = batches.batch(step).expect("read");
             prop_assert_eq!(&row[..sequence], &inputs[..]);
             for (i, &target) in targets.iter().enumerate() {

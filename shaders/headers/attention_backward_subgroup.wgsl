@@ -8,7 +8,8 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(2) var<storage, read> d_o: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
 @group(0) @binding(4) var<storage, read> delta: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dqkv: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> starts: array<u32>;
+@group(0) @binding(6) var<storage, read_write> dqkv: array<vec4<f32>>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
     return qkv[(base + min(d, p.size - 4u)) / 4u];

@@ -5,7 +5,7 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> cache: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(3) var<storage, read> bounds: array<u32>;
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 

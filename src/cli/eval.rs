@@ -62,7 +62,8 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let corpus = text.read(&arguments.data, &[PathBuf::from(".")], config.vocabulary, &format, false)?;
     // A record's last token is only a target.
     let longest = corpus.tally(context).map_or(context, |tally| tally.longest.saturating_sub(1).max(2));
-    let sequence = arguments.sequence.unwrap_or(longest.min(context).min(SEQUENCE));
+    let usual = if corpus.has_records() { longest.max(TOKENS) } else { SEQUENCE };
+    let sequence = arguments.sequence.unwrap_or(usual.min(context).min(SEQUENCE));
     left_out(&corpus, sequence, true).iter().for_each(|what| note(format!("note: {what}")));
     let (devices, budgets) = arguments.placement.devices(pretrained.model.layers())?;
     let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
@@ -96,6 +97,7 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
         sequence,
         schedule: schedule::generate("gpipe", budgets.len(), microbatches)?,
         cuts: None,
+        shared: corpus.has_records(),
         recompute: Vec::new(),
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),

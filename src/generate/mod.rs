@@ -125,6 +125,7 @@ impl Generator {
             sequence: chunk,
             schedule: schedule::generate("gpipe", devices.len(), groups)?,
             cuts: None,
+            shared: false,
             recompute: Vec::new(),
             purpose: Use::Decoding { capacity },
             budgets,

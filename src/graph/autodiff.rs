@@ -147,14 +147,21 @@ fn backward(
     let (i, w) = (Phase::Input, Phase::Weight);
     let wants = |value: ValueId| wanted.contains(&value);
     Ok(match *op {
-        Op::Embedding => {
+        Op::Embedding { places } => {
             let (tokens, table, positions) = (inputs[0], inputs[1], inputs[2]);
             let rows = graph.value(tokens).len();
             let (vocabulary, context) = (graph.shape(table)[0], graph.shape(positions)[0]);
             let segments = graph.input("segments", &[rows.min(vocabulary), 3], DType::U32);
             let order = graph.input("order", &[rows], DType::U32);
             let d_table = graph.push(Op::EmbeddingBackward { vocabulary }, &[dy, segments, order], w)?[0];
-            let d_positions = graph.push(Op::PositionBackward { context }, &[dy], w)?[0];
+            let d_positions = if places {
+                let segments = graph.input("place segments", &[rows.min(context), 3], DType::U32);
+                let order = graph.input("place order", &[rows], DType::U32);
+                let op = Op::EmbeddingBackward { vocabulary: context };
+                graph.push(op, &[dy, segments, order], w)?[0]
+            } else {
+                graph.push(Op::PositionBackward { context }, &[dy], w)?[0]
+            };
             vec![(table, d_table), (positions, d_positions)]
         }
         Op::LayerNorm { .. } => {
@@ -236,9 +243,10 @@ fn backward(
             let d = graph.push(op, &[&[dy], &inputs[3..]].concat(), i)?;
             inputs.iter().copied().zip(d).collect()
         }
-        Op::Attention { heads, kv_heads } => {
-            let arguments = [dy, inputs[0], outputs[0], outputs[1]];
-            vec![(inputs[0], graph.push(Op::AttentionBackward { heads, kv_heads }, &arguments, i)?[0])]
+        Op::Attention { heads, kv_heads, starts } => {
+            let arguments = [&[dy, inputs[0], outputs[0], outputs[1]], &inputs[1..]].concat();
+            let op = Op::AttentionBackward { heads, kv_heads, starts };
+            vec![(inputs[0], graph.push(op, &arguments, i)?[0])]
         }
         Op::Matmul { .. }
         | Op::CrossEntropy { .. }

@@ -41,8 +41,12 @@ pub enum Activation {
 /// An operation; arguments and results are listed as `(arguments) → (results)`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// (tokens u32(B,T), table(V,C), positions(P,C)) → (x(B,T,C)): x = table\[token\] + positions\[t\].
-    Embedding,
+    /// (tokens u32(B,T), table(V,C), positions(P,C)\[, places u32(B,T)\]) → (x(B,T,C)): x = table\[token\] +
+    /// positions\[place\].
+    Embedding {
+        /// Whether the fourth argument is there; without it a token's place is that in the sequence, t.
+        places: bool,
+    },
     /// (dx(B,T,C), segments u32(G,3), order u32(M)) → (dtable(V,C)). Segment (id, start, end) lists the rows
     /// `order[start..end]` of dx that belong to token id; an empty segment is skipped.
     EmbeddingBackward {
@@ -127,20 +131,27 @@ pub enum Op {
         /// Whether the third argument is there.
         positions: bool,
     },
-    /// (qkv(B,T,(H+2K)D)) → (o(B,T,HD), lse(B,H,T)): causal, scaled by 1/√D; the last axis holds H heads of q, K of k,
-    /// K of v, and H/K neighbouring query heads share a key-value head (Ainslie et al. 2023, arXiv 2305.13245).
+    /// (qkv(B,T,(H+2K)D)\[, starts u32(B,T)\]) → (o(B,T,HD), lse(B,H,T)): causal, scaled by 1/√D; the last axis holds H
+    /// heads of q, K of k, K of v, and H/K neighbouring query heads share a key-value head (Ainslie et al. 2023, arXiv
+    /// 2305.13245). A token at t sees those from `starts` to t; starts do not fall within a sequence, so several texts can
+    /// share one and not see each other.
     Attention {
         /// H.
         heads: usize,
         /// K; divides H.
         kv_heads: usize,
+        /// Whether the second argument is there; without it a token sees all before it.
+        starts: bool,
     },
-    /// (do(B,T,HD), qkv(B,T,(H+2K)D), o(B,T,HD), lse(B,H,T)) → (dqkv(B,T,(H+2K)D), delta(B,H,T) = Σ do∘o).
+    /// (do(B,T,HD), qkv(B,T,(H+2K)D), o(B,T,HD), lse(B,H,T)\[, starts u32(B,T)\]) → (dqkv(B,T,(H+2K)D), delta(B,H,T) =
+    /// Σ do∘o).
     AttentionBackward {
         /// H.
         heads: usize,
         /// K; divides H.
         kv_heads: usize,
+        /// Whether the fifth argument is there.
+        starts: bool,
     },
     /// (qkv(B,T,(H+2K)D), positions u32(B,T), cache(B,P,2KD)) → (o(B,T,HD), cache(B,P,2KD)): attention of T new tokens
     /// at consecutive `positions` to everything at or before them. The new keys and values are written, in place, into
@@ -199,7 +210,7 @@ impl Op {
     /// The op's name in messages, tables and file names.
     pub fn name(&self) -> &'static str {
         match self {
-            Op::Embedding => "embedding",
+            Op::Embedding { .. } => "embedding",
             Op::EmbeddingBackward { .. } => "embedding_backward",
             Op::Gather => "gather",
             Op::PositionBackward { .. } => "position_backward",
@@ -238,11 +249,8 @@ impl Op {
     /// Number of arguments.
     pub fn arity(&self) -> usize {
         match self {
-            Op::PositionBackward { .. }
-            | Op::Scale { .. }
-            | Op::Activate(_)
-            | Op::ColumnSum
-            | Op::Attention { .. } => 1,
+            Op::PositionBackward { .. } | Op::Scale { .. } | Op::Activate(_) | Op::ColumnSum => 1,
+            Op::Attention { starts, .. } => 1 + usize::from(*starts),
             Op::AddBias
             | Op::Add
             | Op::ActivateBackward(_)
@@ -253,10 +261,8 @@ impl Op {
             Op::RopeBackward { positions, .. } => 2 + usize::from(*positions),
             Op::RmsNormWeightBackward | Op::SwiGluBackward | Op::AttentionCached { .. } => 3,
             Op::Rope { positions, .. } => 4 + usize::from(*positions),
-            Op::Embedding
-            | Op::EmbeddingBackward { .. }
-            | Op::LayerNorm { .. }
-            | Op::LayerNormWeightBackward => 3,
+            Op::Embedding { places } => 3 + usize::from(*places),
+            Op::EmbeddingBackward { .. } | Op::LayerNorm { .. } | Op::LayerNormWeightBackward => 3,
             Op::LayerNormBackward { residual } | Op::RmsNormBackward { residual } => {
                 4 + usize::from(*residual)
             }
@@ -265,7 +271,7 @@ impl Op {
                 Epilogue::Bias | Epilogue::BiasGelu | Epilogue::GeluBackward | Epilogue::Residual => 3,
                 Epilogue::BiasResidual => 4,
             },
-            Op::AttentionBackward { .. } => 4,
+            Op::AttentionBackward { starts, .. } => 4 + usize::from(*starts),
         }
     }
 
@@ -273,7 +279,7 @@ impl Op {
     pub fn reads_packed(&self, argument: usize) -> bool {
         match self {
             Op::Matmul { .. } | Op::Gather => argument == 1,
-            Op::Embedding => argument == 1 || argument == 2,
+            Op::Embedding { .. } => argument == 1 || argument == 2,
             _ => false,
         }
     }
@@ -296,13 +302,16 @@ impl Op {
             return self.refuse(format!("does not accept empty shapes {shapes:?}"));
         }
         match *self {
-            Op::Embedding => {
+            Op::Embedding { .. } => {
                 let [tokens, table, positions] = [shapes[0], shapes[1], shapes[2]];
                 let ok = tokens.len() == 2
                     && table.len() == 2
                     && positions.len() == 2
                     && last(table) == last(positions)
-                    && tokens[1] <= positions[0];
+                    && match shapes.get(3) {
+                        Some(places) => *places == tokens,
+                        None => tokens[1] <= positions[0],
+                    };
                 self.expect(ok, shapes)?;
                 Ok(vec![vec![tokens[0], tokens[1], table[1]]])
             }
@@ -422,18 +431,19 @@ impl Op {
                 let part = |heads: usize| vec![qkv[0], qkv[1], heads * size];
                 Ok(vec![part(heads), part(kv_heads), part(kv_heads)])
             }
-            Op::Attention { heads, kv_heads } => {
+            Op::Attention { heads, kv_heads, .. } => {
                 let qkv = shapes[0];
                 let Some(size) = head_size(qkv, heads, kv_heads) else {
                     return self.expect(false, shapes).map(|()| Vec::new());
                 };
+                self.expect(shapes.get(1).is_none_or(|starts| **starts == qkv[..2]), shapes)?;
                 Ok(vec![vec![qkv[0], qkv[1], heads * size], vec![qkv[0], heads, qkv[1]]])
             }
-            Op::AttentionBackward { heads, kv_heads } => {
+            Op::AttentionBackward { heads, kv_heads, .. } => {
                 let (d, qkv, o, lse) = (shapes[0], shapes[1], shapes[2], shapes[3]);
                 let ok = head_size(qkv, heads, kv_heads).is_some_and(|size| {
                     d == o && o == [qkv[0], qkv[1], heads * size] && lse == [qkv[0], heads, qkv[1]]
-                });
+                }) && shapes.get(4).is_none_or(|starts| **starts == qkv[..2]);
                 self.expect(ok, shapes)?;
                 Ok(vec![qkv.to_vec(), lse.to_vec()])
             }
@@ -466,7 +476,7 @@ impl Op {
                 2.0 * m as f64 * n as f64 * k as f64
             }
             // Causal: half of two (forward) or five (backward, which recomputes the scores) T×T×HD products.
-            Op::Attention { heads, kv_heads } => {
+            Op::Attention { heads, kv_heads, .. } => {
                 2.0 * size * query_share(heads, kv_heads) * shapes[0][1] as f64
             }
             Op::AttentionBackward { .. } => 5.0 * size * shapes[0][1] as f64,
@@ -474,7 +484,7 @@ impl Op {
             Op::AttentionCached { heads, kv_heads } => {
                 2.0 * size * query_share(heads, kv_heads) * shapes[2][1] as f64
             }
-            Op::Embedding => product(shapes[0]) as f64 * last(shapes[1]) as f64,
+            Op::Embedding { .. } => product(shapes[0]) as f64 * last(shapes[1]) as f64,
             Op::EmbeddingBackward { .. } | Op::PositionBackward { .. } | Op::ColumnSum => size,
             Op::AddBias | Op::Add | Op::Scale { .. } => size,
             Op::Gather => product(shapes[0]) as f64 * last(shapes[1]) as f64,

@@ -51,6 +51,10 @@ struct Run<'a> {
     positions: Option<ValueId>,
     /// Rows of the caches, when decoding.
     capacity: Option<usize>,
+    /// Whether a sequence may hold several texts.
+    shared: bool,
+    /// Fed places (B,T) in the sequence where the text of each token begins, if it may and there is attention.
+    starts: Option<ValueId>,
     lora: Option<&'a Lora>,
 }
 
@@ -69,6 +73,7 @@ pub struct Model {
     layers: Vec<Layer>,
     adapter: Option<Lora>,
     weights: Weights,
+    shared: bool,
 }
 
 impl Model {
@@ -77,7 +82,7 @@ impl Model {
         config.check()?;
         let blocks = (0..config.layers).map(Layer::Block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
-        Ok(Model { config: config.canonical(), layers, adapter: None, weights: Weights::F32 })
+        Ok(Model { config: config.canonical(), layers, adapter: None, weights: Weights::F32, shared: false })
     }
 
     /// As [`Model::new`] with an adapter, if there is one: then its matrices alone are trained.
@@ -93,6 +98,12 @@ impl Model {
     /// The same model with its matrices stored so.
     pub fn with_weights(self, weights: Weights) -> Model {
         Model { weights, ..self }
+    }
+
+    /// The same model for sequences that may each hold several texts, which do not see one another: each token then comes
+    /// with the place where its text begins, and places in the sequence count from there.
+    pub fn with_shared_sequences(self, shared: bool) -> Model {
+        Model { shared, ..self }
     }
 
     /// How its matrices are stored.
@@ -116,13 +127,14 @@ impl Model {
 
     /// The same model with so many blocks, each with every part that the adapter has in some block.
     pub fn with_blocks(&self, layers: usize) -> Result<Model> {
-        let model = Model::new(&ModelConfig { layers, ..self.config.clone() })?.with_weights(self.weights);
+        let kept = |model: Model| model.with_weights(self.weights).with_shared_sequences(self.shared);
+        let model = kept(Model::new(&ModelConfig { layers, ..self.config.clone() })?);
         let Some(adapter) = &self.adapter else { return Ok(model) };
         let parts = self.adapted_parts();
         let names = model.linear_layers().into_iter().map(|layer| layer.name);
         let modules = names.filter(|name| parts.iter().any(|part| part == lora::part(name))).collect();
         let adapted = Model::with_adapter(model.config(), Some(&Lora { modules, ..adapter.clone() }))?;
-        Ok(adapted.with_weights(self.weights))
+        Ok(kept(adapted))
     }
 
     /// The linear layers, in model order.
@@ -197,6 +209,10 @@ impl Model {
     /// The graph of layers `range` for microbatches of `batch` sequences of `sequence` tokens: forward, and for
     /// training the backward pass, differentiated and fused.
     ///
+    /// Where sequences are [shared](Model::with_shared_sequences), `starts` u32(B,T) is fed to stages with attention: the
+    /// place in its sequence where the text of each token begins; and `places` u32(B,T), the places from there, where the
+    /// model has learnt positions.
+    ///
     /// For [`Purpose::Decode`] the `sequence` tokens are new ones that follow those in the caches, and more is fed:
     /// `positions` u32(B,T), the place of each new token in its sequence, consecutive; for each block `i` of the stage
     /// `cache i` (B, capacity, 2KD), which every run adds to and nobody uploads; and, where the head is in the stage and
@@ -223,7 +239,12 @@ impl Model {
         let mut graph = Graph::default();
         let width = self.config.width;
         let positions = capacity.map(|_| graph.input("positions", &[batch, sequence], DType::U32));
-        let run = Run { batch, sequence, positions, capacity, lora: self.adapter.as_ref() };
+        let shared = self.shared && capacity.is_none();
+        let attends = |layer: &Layer| matches!(layer, Layer::Block(_)) && self.config.kind != Kind::Mlp;
+        let starts = (shared && self.layers[range.clone()].iter().any(attends))
+            .then(|| graph.input("starts", &[batch, sequence], DType::U32));
+        let lora = self.adapter.as_ref();
+        let run = Run { batch, sequence, positions, capacity, shared, starts, lora };
         let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
         let mut x = input;
         let mut boundaries = Vec::new();
@@ -287,7 +308,11 @@ impl Model {
                 let tokens = graph.input("tokens", &[run.batch, run.sequence], DType::U32);
                 match run.positions {
                     _ if c.kind.is_llama() => graph.forward(Op::Gather, &[tokens, w[0]]),
-                    None => graph.forward(Op::Embedding, &[tokens, w[0], w[1]]),
+                    None if run.shared => {
+                        let places = graph.input("places", &[run.batch, run.sequence], DType::U32);
+                        graph.forward(Op::Embedding { places: true }, &[tokens, w[0], w[1], places])
+                    }
+                    None => graph.forward(Op::Embedding { places: false }, &[tokens, w[0], w[1]]),
                     Some(positions) => {
                         let tokens = graph.forward(Op::Gather, &[tokens, w[0]])?;
                         let positions = graph.forward(Op::Gather, &[positions, w[1]])?;
@@ -348,7 +373,8 @@ impl Model {
 fn attend(g: &mut Graph, c: &ModelConfig, i: usize, qkv: ValueId, run: &Run) -> Result<ValueId> {
     let (heads, kv_heads) = (c.heads, c.kv_heads());
     let (Some(positions), Some(capacity)) = (run.positions, run.capacity) else {
-        return g.forward(Op::Attention { heads, kv_heads }, &[qkv]);
+        let op = Op::Attention { heads, kv_heads, starts: run.starts.is_some() };
+        return g.forward(op, &[&[qkv], run.starts.as_slice()].concat());
     };
     let shape = [run.batch, capacity, 2 * kv_heads * c.head_dim()];
     let cache = g.input(&format!("cache {i}"), &shape, DType::F32);

@@ -76,7 +76,12 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             list[1] = Argument::whole(&segments);
             list[2] = Argument::whole(&order);
         }
-        (Op::Embedding | Op::Gather, Some(i)) => list[i] = Argument::whole(&tokens(length(i), shapes[1][0])),
+        (Op::Embedding { .. } | Op::Gather, Some(i)) => {
+            list[i] = Argument::whole(&tokens(length(i), shapes[1][0]));
+            if let Op::Embedding { places: true } = case.op {
+                list[3] = Argument::whole(&tokens(length(3), shapes[2][0]));
+            }
+        }
         (Op::CrossEntropy { .. }, Some(i)) => {
             let vocabulary = length(0) / length(i);
             // One past the vocabulary, which does not count, among them.
@@ -107,9 +112,16 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             let made = reference::apply(&forward, &[shapes[1], &[c]], &[&list[1].values, &vec![1.0; c]]);
             list[statistics] = Argument::floats(made[1].iter().copied());
         }
-        (&Op::AttentionBackward { heads, kv_heads }, _) => {
-            let forward = Op::Attention { heads, kv_heads };
-            let made = reference::apply(&forward, &shapes[1..2], &[&list[1].values]);
+        (Op::Attention { .. }, Some(i)) => list[i] = Argument::whole(&starts(shapes[i])),
+        (&Op::AttentionBackward { heads, kv_heads, starts: restricted }, _) => {
+            let forward = Op::Attention { heads, kv_heads, starts: restricted };
+            if restricted {
+                list[4] = Argument::whole(&starts(shapes[4]));
+            }
+            let more = list[4..].iter().map(|starts| &starts.values[..]);
+            let inputs: Vec<&[f64]> = std::iter::once(&list[1].values[..]).chain(more).collect();
+            let shapes: Vec<&[usize]> = [&shapes[1..2], &shapes[4..]].concat();
+            let made = reference::apply(&forward, &shapes, &inputs);
             list[2] = Argument::floats(made[0].iter().copied());
             list[3] = Argument::floats(made[1].iter().copied());
         }
@@ -130,6 +142,22 @@ fn positions(shape: &[usize], context: usize) -> Vec<u32> {
     let (batch, tokens) = (shape[0], shape[1]);
     let start = |b: usize| (context - tokens) * (b + 1) / batch;
     (0..batch).flat_map(|b| (0..tokens).map(move |t| (start(b) + t) as u32)).collect()
+}
+
+/// Where the texts begin that share sequences (B,T), for each token: texts of 1, 4, 9, .. tokens, a fifth or more of a
+/// sequence long from the second sequence on.
+fn starts(shape: &[usize]) -> Vec<u32> {
+    let (batch, tokens) = (shape[0], shape[1]);
+    let mut starts = Vec::with_capacity(batch * tokens);
+    for sequence in 0..batch {
+        let (mut start, mut number) = (0, 1);
+        while start < tokens {
+            let length = (number * number).max(sequence * tokens / 5).min(tokens - start);
+            starts.extend(std::iter::repeat_n(start as u32, length));
+            (start, number) = (start + length, number + 1);
+        }
+    }
+    starts
 }
 
 /// A mean other than 0, which the norm must take away.

@@ -58,11 +58,17 @@ fn tiled(
     launch
 }
 
-pub(super) fn forward(l: &Lowering, heads: [usize; 2]) -> Lowered {
+/// Whether queries see no key before the first of their own text.
+fn restricted(starts: bool) -> Vec<(&'static str, u32)> {
+    if starts { vec![("STARTS", 1)] } else { Vec::new() }
+}
+
+pub(super) fn forward(l: &Lowering, heads: [usize; 2], starts: bool) -> Lowered {
     let e = extents(l, 0, heads);
-    let operands = vec![l.input(0), Operand::Unread, Operand::Unread, l.output(0), l.output(1)];
+    let bounds = if starts { l.input(1) } else { Operand::Unread };
+    let operands = vec![l.input(0), Operand::Unread, bounds, l.output(0), l.output(1)];
     let parameters = [&e.parameters[..], &[0]].concat();
-    let launch = l.launch("attention", vec![], operands, parameters, [1; 3]);
+    let launch = l.launch("attention", restricted(starts), operands, parameters, [1; 3]);
     Lowered::one(tiled(l, &e, launch, FORWARD, [e.tokens, e.heads], 1.0))
 }
 
@@ -84,18 +90,19 @@ pub(super) fn cached(l: &Lowering, heads: [usize; 2]) -> Lowered {
     Lowered { launches, scratch: Vec::new() }
 }
 
-pub(super) fn backward(l: &Lowering, heads: [usize; 2]) -> Lowered {
+pub(super) fn backward(l: &Lowering, heads: [usize; 2], starts: bool) -> Lowered {
     let e = extents(l, 1, heads);
     let (d_o, qkv, o, lse, dqkv, delta) =
         (l.input(0), l.input(1), l.input(2), l.input(3), l.output(0), l.output(1));
     let rows = e.batch * e.tokens * e.heads;
-    let mut first =
+    let mut sums =
         l.launch("attention_delta", vec![], vec![d_o, o, delta], e.parameters.clone(), l.each(rows));
-    first.flops = 2.0 * (rows * e.size) as f64;
-    let operands = vec![qkv, d_o, lse, delta, dqkv];
-    let query = l.launch("attention_backward_query", vec![], operands.clone(), e.parameters.clone(), [1; 3]);
-    let key = l.launch("attention_backward_key", vec![], operands, e.parameters.clone(), [1; 3]);
+    sums.flops = 2.0 * (rows * e.size) as f64;
+    let first = if starts { l.input(4) } else { Operand::Unread };
+    let operands = vec![qkv, d_o, lse, delta, first, dqkv];
+    let each = |name| l.launch(name, restricted(starts), operands.clone(), e.parameters.clone(), [1; 3]);
+    let (query, key) = (each("attention_backward_query"), each("attention_backward_key"));
     let query = tiled(l, &e, query, BACKWARD, [e.tokens, e.heads], 0.4);
     let key = tiled(l, &e, key, BACKWARD, [e.tokens, e.kv_heads], 0.6);
-    Lowered { launches: vec![first, query, key], scratch: Vec::new() }
+    Lowered { launches: vec![sums, query, key], scratch: Vec::new() }
 }

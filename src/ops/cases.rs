@@ -37,7 +37,10 @@ impl Case {
     /// Element type of an argument: token ids and index tables are whole numbers.
     pub fn dtype(&self, argument: usize) -> DType {
         match (&self.op, argument) {
-            (Op::Embedding | Op::Gather, 0)
+            (Op::Embedding { .. } | Op::Gather, 0)
+            | (Op::Embedding { .. }, 3)
+            | (Op::Attention { .. }, 1)
+            | (Op::AttentionBackward { .. }, 4)
             | (Op::EmbeddingBackward { .. }, 1 | 2)
             | (Op::CrossEntropy { .. } | Op::AttentionCached { .. }, 1)
             | (Op::Rope { .. }, 4)
@@ -154,7 +157,8 @@ fn packed_weights() -> Vec<Case> {
         }
     }
     for [b, t, v, c, p] in [[1, 1, 1, 1, 1], [2, 7, 5, 3, 7], [3, 33, 1003, 65, 64], [4, 130, 257, 64, 130]] {
-        list.push(Case::new(Op::Embedding, &[&[b, t], &[v, c], &[p, c]]).packed());
+        list.push(Case::new(Op::Embedding { places: false }, &[&[b, t], &[v, c], &[p, c]]).packed());
+        list.push(Case::new(Op::Embedding { places: true }, &[&[b, t], &[v, c], &[p, c], &[b, t]]).packed());
         list.push(Case::new(Op::Gather, &[&[b, t], &[v, c]]).packed());
     }
     list
@@ -245,7 +249,8 @@ fn rows() -> Vec<Case> {
 fn embeddings() -> Vec<Case> {
     let mut list = Vec::new();
     for [b, t, v, c, p] in [[1, 1, 1, 1, 1], [2, 7, 5, 3, 7], [3, 33, 1003, 65, 64], [4, 130, 257, 64, 130]] {
-        list.push(Case::new(Op::Embedding, &[&[b, t], &[v, c], &[p, c]]));
+        list.push(Case::new(Op::Embedding { places: false }, &[&[b, t], &[v, c], &[p, c]]));
+        list.push(Case::new(Op::Embedding { places: true }, &[&[b, t], &[v, c], &[p, c], &[b, t]]));
         list.push(Case::new(Op::Gather, &[&[b, t], &[v, c]]));
         let rows = b * t;
         let op = Op::EmbeddingBackward { vocabulary: v };
@@ -259,9 +264,13 @@ fn attentions() -> Vec<Case> {
     let mut list = Vec::new();
     let mut grouped = |[b, t, heads, kv_heads, size]: [usize; 5], amplitude: f64| {
         let (qkv, o, lse) = ([b, t, (heads + 2 * kv_heads) * size], [b, t, heads * size], [b, heads, t]);
-        list.push(Case::new(Op::Attention { heads, kv_heads }, &[&qkv]).amplified(amplitude));
-        let backward = Op::AttentionBackward { heads, kv_heads };
-        list.push(Case::new(backward, &[&o, &qkv, &o, &lse]).amplified(amplitude));
+        for starts in [false, true] {
+            let more: &[&[usize]] = if starts { &[&[b, t]] } else { &[] };
+            let forward = Op::Attention { heads, kv_heads, starts };
+            list.push(Case::new(forward, &[&[&qkv[..]], more].concat()).amplified(amplitude));
+            let backward = Op::AttentionBackward { heads, kv_heads, starts };
+            list.push(Case::new(backward, &[&[&o[..], &qkv, &o, &lse], more].concat()).amplified(amplitude));
+        }
     };
     for size in [3, 64, 80] {
         grouped([2, 7, 6, 2, size], 1.0);

@@ -2,18 +2,21 @@
 
 use super::{Lowered, Lowering, Operand};
 
-pub(super) fn forward(l: &Lowering) -> Lowered {
+pub(super) fn forward(l: &Lowering, places: bool) -> Lowered {
     let (rows, columns) = (l.elements(0), l.columns(1));
-    let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0)];
-    let parameters = vec![rows as u32, columns as u32, l.shape(0)[1] as u32, l.shape(1)[0] as u32];
-    let constants = vec![("PACKED", l.packed(1) as u32), ("PACKED_POSITIONS", l.packed(2) as u32)];
+    let place = if places { l.input(3) } else { Operand::Unread };
+    let operands = vec![l.input(0), l.input(1), l.input(2), place, l.output(0)];
+    let extents = [rows, columns, l.shape(0)[1], l.shape(1)[0], l.shape(2)[0]];
+    let parameters = extents.map(|x| x as u32).to_vec();
+    let constants = [("PLACES", places), ("PACKED", l.packed(1)), ("PACKED_POSITIONS", l.packed(2))];
+    let constants = constants.map(|(name, value)| (name, value as u32)).to_vec();
     Lowered::one(l.launch("embedding", constants, operands, parameters, l.each(rows * columns)))
 }
 
 pub(super) fn gather(l: &Lowering) -> Lowered {
     let (rows, columns) = (l.elements(0), l.columns(1));
-    let operands = vec![l.input(0), l.input(1), Operand::Unread, l.output(0)];
-    let parameters = vec![rows as u32, columns as u32, 1, l.rows(1) as u32];
+    let operands = vec![l.input(0), l.input(1), Operand::Unread, Operand::Unread, l.output(0)];
+    let parameters = vec![rows as u32, columns as u32, 1, l.rows(1) as u32, 1];
     let constants = vec![("POSITIONS", 0), ("PACKED", l.packed(1) as u32)];
     Lowered::one(l.launch("embedding", constants, operands, parameters, l.each(rows * columns)))
 }

@@ -150,7 +150,7 @@ pub(crate) fn spread(n: usize, capabilities: &Capabilities) -> [u32; 3] {
 pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate: bool) -> Lowered {
     let l = Lowering { graph, node, capabilities, accumulate };
     match node.op {
-        Op::Embedding => embedding::forward(&l),
+        Op::Embedding { places } => embedding::forward(&l, places),
         Op::EmbeddingBackward { .. } => embedding::table_backward(&l),
         Op::Gather => embedding::gather(&l),
         Op::PositionBackward { .. } => embedding::position_backward(&l),
@@ -171,8 +171,10 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
         Op::ColumnSum => elementwise::column_sum(&l),
         Op::Rope { heads, kv_heads, positions } => rope::forward(&l, [heads, kv_heads], positions),
         Op::RopeBackward { heads, kv_heads, positions } => rope::backward(&l, [heads, kv_heads], positions),
-        Op::Attention { heads, kv_heads } => attention::forward(&l, [heads, kv_heads]),
-        Op::AttentionBackward { heads, kv_heads } => attention::backward(&l, [heads, kv_heads]),
+        Op::Attention { heads, kv_heads, starts } => attention::forward(&l, [heads, kv_heads], starts),
+        Op::AttentionBackward { heads, kv_heads, starts } => {
+            attention::backward(&l, [heads, kv_heads], starts)
+        }
         Op::AttentionCached { heads, kv_heads } => attention::cached(&l, [heads, kv_heads]),
         Op::CrossEntropy { scale } => cross_entropy::forward(&l, scale),
     }

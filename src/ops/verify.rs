@@ -40,7 +40,7 @@ pub struct Outcome {
 /// n elements makes about 1/n, so that a tolerance of 1e-10 finds it in all but huge results.
 pub fn tolerance(op: &Op) -> (f64, &'static str) {
     match op {
-        Op::Add | Op::AddBias | Op::Scale { .. } | Op::Embedding => {
+        Op::Add | Op::AddBias | Op::Scale { .. } | Op::Embedding { .. } => {
             (1e-13, "one addition or product in f32: at most 2^-24 of relative error")
         }
         Op::Gather => (0.0, "a copy"),

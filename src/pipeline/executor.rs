@@ -164,7 +164,11 @@ impl Executor {
 
     /// Targets that count; there must be some, and as many rows as a step has.
     fn counted(&self, batch: &Batch) -> Result<usize> {
-        if batch.inputs.len() != self.rows || batch.targets.len() != self.rows {
+        let unlike = |list: &[u32]| list.len() != self.rows;
+        if unlike(&batch.inputs)
+            || unlike(&batch.targets)
+            || !batch.starts.is_empty() && unlike(&batch.starts)
+        {
             let (inputs, targets) = (batch.inputs.len(), batch.targets.len());
             let message = format!("{inputs} tokens with {targets} targets; a step takes {}", self.rows);
             return Err(Error::Shape { op: "executor", message });
@@ -221,7 +225,7 @@ impl Executor {
 
     /// Logits, V each, of these rows of a (B,T) microbatch; for a plan without training.
     pub async fn infer(&mut self, tokens: Vec<u32>, rows: Vec<usize>) -> Result<Vec<f32>> {
-        let batch = Arc::new(Batch { inputs: tokens, targets: Vec::new() });
+        let batch = Arc::new(Batch { inputs: tokens, ..Batch::default() });
         for rank in 0..self.commands.len() {
             self.tell(rank, Command::Infer(batch.clone(), rows.clone()))?;
         }

@@ -100,6 +100,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             batch: plan.setup.batch,
             sequence: plan.setup.sequence,
             vocabulary: plan.setup.model.vocabulary,
+            context: plan.setup.model.context,
             losses,
             logits,
             sums,

@@ -58,6 +58,9 @@ pub struct Setup {
     pub schedule: Schedule,
     /// First layers of the stages after the first; balanced by floating-point operations if none.
     pub cuts: Option<Vec<usize>>,
+    /// Whether a sequence may hold several texts, which do not see one another ([`Batch`](super::Batch) says where each
+    /// begins).
+    pub shared: bool,
     /// Stages that compute the activations of their layers again in the backward pass.
     pub recompute: Vec<usize>,
     /// What for.
@@ -69,7 +72,8 @@ pub struct Setup {
 impl Setup {
     /// The model, with its adapter, stored as it says.
     pub fn model(&self) -> Result<Model> {
-        Ok(Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights))
+        let model = Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights);
+        Ok(model.with_shared_sequences(self.shared))
     }
 }
 

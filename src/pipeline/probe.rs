@@ -96,6 +96,7 @@ impl Probe {
             sequence,
             cuts: Some(cuts),
             recompute: Vec::new(),
+            shared: false,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],
             schedule,
@@ -116,7 +117,7 @@ impl Probe {
         let vocabulary = model.config().vocabulary as u32;
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
-        let batch = Batch { inputs: tokens(1), targets: tokens(2) };
+        let batch = Batch { inputs: tokens(1), targets: tokens(2), ..Batch::default() };
         let adapted = model.adapter().is_some();
         Ok(Probe { executor, batch, weights, adapted, warm: false })
     }

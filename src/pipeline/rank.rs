@@ -98,6 +98,7 @@ pub(super) struct Rank {
     pub(super) batch: usize,
     pub(super) sequence: usize,
     pub(super) vocabulary: usize,
+    pub(super) context: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
     /// When decoding, on the last rank.
     pub(super) logits: Option<Readback>,
@@ -299,7 +300,8 @@ impl Rank {
         outgoing.record(recorder, &from, action.microbatch).await.map(Some)
     }
 
-    /// Uploads a microbatch's tokens and targets, and the rows sorted by token for the embedding's gradient.
+    /// Uploads a microbatch's tokens and targets, where its texts begin, and the rows sorted by token and by place for the
+    /// embedding's gradients.
     fn feed(&self, action: Action, batch: &Batch) -> Result<()> {
         let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
         let slots = self.slots(action);
@@ -316,6 +318,20 @@ impl Rank {
             put(id, inputs)?;
             if let (Some(segments), Some(order)) = (graph.fed("segments"), graph.fed("order")) {
                 let (s, o) = sort_rows(inputs, self.vocabulary);
+                put(segments, &s)?;
+                put(order, &o)?;
+            }
+        }
+        let begun = |at: usize| batch.starts.get(rows.start + at).copied().unwrap_or(0);
+        if let Some(id) = graph.fed("starts") {
+            put(id, &(0..rows.len()).map(begun).collect::<Vec<_>>())?;
+        }
+        if let Some(id) = graph.fed("places") {
+            let place = |at: usize| (at % self.sequence) as u32 - begun(at);
+            let places: Vec<u32> = (0..rows.len()).map(place).collect();
+            put(id, &places)?;
+            if let (Some(segments), Some(order)) = (graph.fed("place segments"), graph.fed("place order")) {
+                let (s, o) = sort_rows(&places, self.context);
                 put(segments, &s)?;
                 put(order, &o)?;
             }

@@ -34,16 +34,21 @@ impl Packed {
         (b * self.heads + h) * self.t + t
     }
 
-    /// Scaled scores of query t with keys 0..=t.
-    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> Vec<f64> {
+    /// Scaled scores of query t with keys first..=t.
+    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize, first: usize) -> Vec<f64> {
         let scale = 1.0 / (self.size as f64).sqrt();
-        (0..=t)
+        (first..=t)
             .map(|s| {
                 let dot = |d| qkv[self.at(0, b, t, h, d)] * qkv[self.at(1, b, s, h, d)];
                 scale * (0..self.size).map(dot).sum::<f64>()
             })
             .collect()
     }
+}
+
+/// The first key that token number `at` sees.
+fn first_key(starts: Option<&&[f64]>, at: usize) -> usize {
+    starts.map_or(0, |starts| starts[at] as usize)
 }
 
 /// exp(score − log Σ exp(scores)) of each score, and that logarithm.
@@ -59,9 +64,10 @@ pub(super) fn forward(heads: [usize; 2], shapes: &[&[usize]], inputs: &[&[f64]])
     for b in 0..batch {
         for h in 0..p.heads {
             for t in 0..p.t {
-                let (weights, sum) = softmax(&p.scores(qkv, b, t, h));
+                let first = first_key(inputs.get(1), b * p.t + t);
+                let (weights, sum) = softmax(&p.scores(qkv, b, t, h, first));
                 lse[p.row(b, h, t)] = sum;
-                for (s, weight) in weights.iter().enumerate() {
+                for (s, weight) in (first..).zip(weights) {
                     for d in 0..p.size {
                         o[p.output(b, t, h, d)] += weight * qkv[p.at(2, b, s, h, d)];
                     }
@@ -83,7 +89,8 @@ pub(super) fn backward(heads: [usize; 2], shapes: &[&[usize]], inputs: &[&[f64]]
                 let row = p.row(b, h, t);
                 let outputs = (0..p.size).map(|d| p.output(b, t, h, d));
                 delta[row] = outputs.map(|i| d_o[i] * o[i]).sum();
-                for (s, score) in p.scores(qkv, b, t, h).into_iter().enumerate() {
+                let first = first_key(inputs.get(4), b * p.t + t);
+                for (s, score) in (first..).zip(p.scores(qkv, b, t, h, first)) {
                     let weight = (score - lse[row]).exp();
                     let dot = |d| d_o[p.output(b, t, h, d)] * qkv[p.at(2, b, s, h, d)];
                     let d_score = weight * ((0..p.size).map(dot).sum::<f64>() - delta[row]) * scale;

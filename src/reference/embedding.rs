@@ -4,8 +4,9 @@ pub(super) fn forward(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     let (t, c) = (shapes[0][1], shapes[1][1]);
     let mut x = Vec::with_capacity(inputs[0].len() * c);
     for (row, &token) in inputs[0].iter().enumerate() {
+        let place = inputs.get(3).map_or(row % t, |places| places[row] as usize);
         for column in 0..c {
-            x.push(inputs[1][token as usize * c + column] + inputs[2][row % t * c + column]);
+            x.push(inputs[1][token as usize * c + column] + inputs[2][place * c + column]);
         }
     }
     vec![x]

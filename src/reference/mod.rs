@@ -18,7 +18,7 @@ use crate::graph::{Graph, Node, Op, Phase, Source, ValueId};
 /// Results of one op for the given arguments, in the op's order. Shapes must have passed [`Op::infer`].
 pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     match *op {
-        Op::Embedding => embedding::forward(shapes, inputs),
+        Op::Embedding { .. } => embedding::forward(shapes, inputs),
         Op::EmbeddingBackward { vocabulary } => embedding::table_backward(shapes, inputs, vocabulary),
         Op::Gather => embedding::gather(shapes, inputs),
         Op::PositionBackward { context } => embedding::position_backward(shapes, inputs, context),
@@ -39,8 +39,10 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         Op::ColumnSum => elementwise::column_sum(shapes, inputs),
         Op::Rope { heads, kv_heads, .. } => rope::forward([heads, kv_heads], shapes, inputs),
         Op::RopeBackward { heads, kv_heads, .. } => rope::backward([heads, kv_heads], shapes, inputs),
-        Op::Attention { heads, kv_heads } => attention::forward([heads, kv_heads], shapes, inputs),
-        Op::AttentionBackward { heads, kv_heads } => attention::backward([heads, kv_heads], shapes, inputs),
+        Op::Attention { heads, kv_heads, .. } => attention::forward([heads, kv_heads], shapes, inputs),
+        Op::AttentionBackward { heads, kv_heads, .. } => {
+            attention::backward([heads, kv_heads], shapes, inputs)
+        }
         Op::AttentionCached { heads, kv_heads } => attention::cached([heads, kv_heads], shapes, inputs),
         Op::CrossEntropy { scale } => cross_entropy::forward(shapes, inputs, scale as f64),
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::data::Corpus;
 use crate::error::{Error, Result};
-use crate::pipeline::{Batch, Executor, IGNORE};
+use crate::pipeline::{Batch, Executor};
 
 /// How well a model predicts a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -39,17 +39,14 @@ pub async fn evaluate(
     let (mut total, mut tokens, mut done) = (0.0, 0, 0);
     let mut windows = corpus.windows(sequence).peekable();
     while windows.peek().is_some() {
-        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         for window in windows.by_ref().take(sequences) {
-            let window = window?;
-            inputs.extend(window.inputs);
-            targets.extend(window.targets);
+            batch.extend(window?);
             done += 1;
         }
-        inputs.resize(sequences * sequence, 0);
-        targets.resize(sequences * sequence, IGNORE);
-        if targets.iter().any(|&target| target != IGNORE) {
-            let (losses, counted) = executor.evaluate(Batch { inputs, targets }).await?;
+        batch.fill(sequences * sequence);
+        if batch.counted() > 0 {
+            let (losses, counted) = executor.evaluate(batch).await?;
             (total, tokens) = (total + losses, tokens + counted);
         }
         each(done);

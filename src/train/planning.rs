@@ -99,7 +99,8 @@ impl Planning {
         given: Option<Schedule>,
     ) -> Result<Planning> {
         let lora = config.lora()?;
-        let model = Model::with_adapter(&config.model, lora.as_ref())?.with_weights(config.train.weights);
+        let model = Model::with_adapter(&config.model, lora.as_ref())?;
+        let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);
         let counts = match &given {
             Some(schedule) => vec![schedule.microbatches],
             None => config.microbatches(),
@@ -214,6 +215,7 @@ impl Planning {
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),
             cuts: Some(candidate.cuts()),
+            shared: self.config.shared,
             recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),

@@ -103,6 +103,7 @@ impl Trainer {
             },
             schedule,
             cuts: config.pipeline.cuts.clone(),
+            shared: config.shared,
             purpose: Use::Training,
             budgets,
         })

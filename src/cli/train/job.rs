@@ -11,7 +11,7 @@ use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::train::config::Config;
-use crate::train::data::Batches;
+use crate::train::data::{Batches, Corpus};
 use crate::train::lessons::Lessons;
 use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
@@ -49,7 +49,8 @@ pub(super) fn prepare(
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
-    config.settle_steps(batches.sequences());
+    let shared = source.train.is_masked() || source.valid.as_ref().is_some_and(Corpus::has_records);
+    config.settle(batches.sequences(), shared);
     let mut resume = if launch.resume {
         Resume::open(&out, launch.from.as_deref(), &mut config, &source.origin)?
     } else {

@@ -25,6 +25,9 @@ pub struct Config {
     /// `model.path`: the folder, run or checkpoint whose weights the run begins with; from the seed if none.
     #[serde(skip)]
     pub path: Option<String>,
+    /// Whether sequences hold several records, which the text says once it is read ([`Config::settle`]).
+    #[serde(skip)]
+    pub shared: bool,
     /// Train an adapter of this kind and leave the model as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterConfig>,

@@ -63,8 +63,9 @@ impl Config {
         adapter.peft(&model).adapt(&model).map(Some)
     }
 
-    /// Settles the number of steps for a text of so many sequences.
-    pub fn settle_steps(&mut self, sequences: usize) {
+    /// Settles what depends on the texts: the number of steps, for so many sequences, and whether some hold several records.
+    pub fn settle(&mut self, sequences: usize, shared: bool) {
+        self.shared = shared;
         let t = &mut self.train;
         if let Some(epochs) = t.epochs.take() {
             let steps = (epochs * sequences as f64 / t.batch as f64).ceil().max(1.0) as u64;

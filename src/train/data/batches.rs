@@ -19,7 +19,8 @@ pub enum Order {
 
 /// Cuts a text into sequences and deals them out in batches. Sequence `i` of a text that counts everywhere is the tokens
 /// `i*T ..= i*T + T`: T inputs, and the same shifted by one as targets. Records of which only parts count are packed:
-/// as many whole ones as fit in T + 1 tokens, in their order, and what is left of a sequence has no targets.
+/// as many whole ones as fit in T + 1 tokens, in their order, and what is left of a sequence has no targets. Records
+/// that share a sequence do not see one another.
 #[derive(Debug)]
 pub struct Batches {
     corpus: Corpus,
@@ -67,21 +68,17 @@ impl Batches {
         Ok(tokens)
     }
 
-    /// The same tokens as inputs and targets, with [`IGNORE`](super::IGNORE) for those that do not count.
+    /// The same tokens as inputs and targets, with [`IGNORE`](super::IGNORE) for those that do not count,
+    /// and where the records begin that share sequences.
     ///
     /// # Errors
     /// As [`Corpus::read`].
     pub fn examples(&self, step: u64) -> Result<Batch> {
-        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-        let mut tokens = vec![0; self.sequence + 1];
+        let mut batch = Batch::default();
         for row in 0..self.batch {
-            let index = self.at(step, row);
-            self.rows.read(&self.corpus, index, &mut tokens)?;
-            inputs.extend(&tokens[..self.sequence]);
-            self.rows.mask(&self.corpus, index, &mut tokens);
-            targets.extend(&tokens[1..]);
+            batch.extend(self.rows.example(&self.corpus, self.at(step, row), self.sequence)?);
         }
-        Ok(Batch { inputs, targets })
+        Ok(batch)
     }
 
     /// The sequence that is row `row` of step `step`.

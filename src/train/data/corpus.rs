@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::packing;
+use super::packing::{Rows, documents};
 use crate::error::{Error, Result};
 use crate::folder::Fingerprint;
 use crate::folder::files::{Mapped, hex, sample};
@@ -332,35 +332,34 @@ impl Corpus {
     /// A text without records comes in consecutive windows that share no token; one token alone at the end is left out.
     /// The first token of a window has nothing before it and is no target.
     ///
-    /// Of records each has a row to itself, so that its loss does not depend on others. One that does not fit is cut as
-    /// for training: into rows that share a token, so that every token but the first remains a target. Rows in which
-    /// nothing counts are left out.
+    /// Records are packed as for training ([`Batches`](super::Batches)), so that each is judged by itself, whole unless it
+    /// is longer than a row.
     ///
     /// Each row may fail as [`Corpus::read`].
-    pub fn windows(&self, length: usize) -> impl ExactSizeIterator<Item = Result<Batch>> {
+    pub fn windows(&self, length: usize) -> Box<dyn ExactSizeIterator<Item = Result<Batch>> + '_> {
         let length = length.max(1);
-        let ranges: Box<dyn ExactSizeIterator<Item = Range<usize>>> = if self.has_records() {
-            Box::new(packing::pieces(self, length).collect::<Vec<_>>().into_iter())
-        } else {
-            let starts = (0..self.len.saturating_sub(1)).step_by(length);
-            Box::new(starts.map(move |start| start..self.len.min(start.saturating_add(length))))
-        };
-        ranges.map(move |range| {
-            let mut tokens = vec![0; range.len()];
-            self.read(range.start, &mut tokens)?;
+        if self.has_records() {
+            // Where nothing counts there are no rows.
+            let Ok(rows) = Rows::pack(self, length) else { return Box::new(std::iter::empty()) };
+            return Box::new((0..rows.len()).map(move |row| rows.example(self, row, length)));
+        }
+        let starts = (0..self.len.saturating_sub(1)).step_by(length);
+        Box::new(starts.map(move |start| {
+            let mut tokens = vec![0; length.min(self.len - start)];
+            self.read(start, &mut tokens)?;
             let mut inputs = tokens.clone();
             inputs.resize(length, self.padding);
-            self.mask(range.start, &mut tokens);
+            self.mask(start, &mut tokens);
             let mut targets = tokens.split_off(1);
             targets.resize(length, IGNORE);
-            Ok(Batch { inputs, targets })
-        })
+            Ok(Batch { inputs, targets, ..Batch::default() })
+        }))
     }
 
     /// What becomes of records in sequences of so many tokens; none for a text without records.
     pub fn tally(&self, sequence: usize) -> Option<Tally> {
         let mut tally = Tally { records: self.documents.len(), ..Tally::default() };
-        for document in packing::documents(self) {
+        for document in documents(self) {
             tally.longest = tally.longest.max(document.len());
             let counts = document.len() > 1 && self.trains(document.start + 1..document.end);
             tally.without += usize::from(!counts);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Corpus;
 use crate::error::{Error, Result};
-use crate::pipeline::IGNORE;
+use crate::pipeline::{Batch, IGNORE};
 
 /// The documents of a text that has records.
 pub(super) fn documents(corpus: &Corpus) -> impl Iterator<Item = Range<usize>> {
@@ -69,7 +69,7 @@ impl Rows {
     }
 
     /// Next fit: a piece that has no room in the row begins another.
-    fn pack(corpus: &Corpus, sequence: usize) -> Result<Rows> {
+    pub(super) fn pack(corpus: &Corpus, sequence: usize) -> Result<Rows> {
         let (mut taken, mut rows, mut filled) = (Vec::new(), Vec::new(), usize::MAX);
         for piece in pieces(corpus, sequence) {
             if filled.saturating_add(piece.len()) > sequence.saturating_add(1) {
@@ -92,6 +92,30 @@ impl Rows {
             Rows::Even { count, .. } => *count,
             Rows::Packed { rows, .. } => rows.len() - 1,
         }
+    }
+
+    /// What the model sees of a row, and what it should say: T inputs and targets.
+    pub(super) fn example(&self, corpus: &Corpus, row: usize, sequence: usize) -> Result<Batch> {
+        let mut tokens = vec![0; sequence + 1];
+        self.read(corpus, row, &mut tokens)?;
+        let inputs = tokens[..sequence].to_vec();
+        self.mask(corpus, row, &mut tokens);
+        Ok(Batch { inputs, targets: tokens.split_off(1), starts: self.starts(row, sequence) })
+    }
+
+    /// Where in its row the piece of each of its T inputs begins; empty if rows have no pieces.
+    fn starts(&self, row: usize, sequence: usize) -> Vec<u32> {
+        let Rows::Packed { pieces, rows } = self else { return Vec::new() };
+        let mut starts = Vec::with_capacity(sequence + 1);
+        for piece in &pieces[rows[row]..rows[row + 1]] {
+            let start = starts.len();
+            starts.resize(start + piece.len(), start as u32);
+        }
+        // Padding sees only itself.
+        let start = starts.len();
+        starts.resize(sequence.max(start), start as u32);
+        starts.truncate(sequence);
+        starts
     }
 
     /// The tokens of a row, padded.
