@@ -249,6 +249,8 @@ fn pages_are_linked_from_the_readme_and_from_the_help_of_their_verbs() {
         ("machine.md", &["train", "plan"]),
         ("schedules.md", &["schedule", "plan"]),
         ("run.md", &["train", "finetune", "trace"]),
+        ("first-lora.md", &["finetune"]),
+        ("measurements.md", &[]),
     ] {
         assert!(readme.contains(&format!("(docs/{name})")), "{name}");
         for verb in verbs {
@@ -260,4 +262,36 @@ fn pages_are_linked_from_the_readme_and_from_the_help_of_their_verbs() {
             assert!(link.contains("://") || file.is_empty() || there, "docs/{name}: {link}");
         }
     }
+}
+
+/// The commands of the page in one shell, with a Llama of six hundred thousand parameters in the place of the model.
+#[test]
+fn the_page_of_the_first_lora_leads_to_an_adapter_that_answers() {
+    let page = page("first-lora.md");
+    let place = crate::cli::Place::new();
+    let model = crate::speaking::chatty();
+    std::fs::rename(model.path(), place.path("SmolLM2-135M-Instruct")).unwrap();
+    let commands = blocks(&page, "sh").concat();
+    let names = |verb: &str| commands.contains(&format!("polystage {verb} "));
+    assert!(["finetune", "eval", "chat", "merge"].into_iter().all(names), "{commands}");
+    std::fs::write(place.path("commands.sh"), &commands).unwrap();
+    std::fs::write(place.path("said.txt"), "What is station 7 called?\n/help\n/quit\n").unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_polystage"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let like_a_user = place.command(&[]);
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-e", "commands.sh"]).current_dir(place.path(""));
+    shell.env("PATH", format!("{}:{path}", program.parent().unwrap().display()));
+    shell.envs(like_a_user.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    shell.stdin(std::fs::File::open(place.path("said.txt")).unwrap());
+    let output = shell.output().unwrap();
+    let (said, noted) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{noted}");
+    for words in ["of 40 records", "packed into", "steps of", "epochs in all", "expected", "answer"] {
+        assert!(said.contains(words), "no {words:?} in {said}");
+    }
+    assert!(noted.contains("/reset"), "the page's chat answers its commands: {noted}");
+    assert!(place.path("runs/chats/checkpoints/latest").exists());
+    assert!(place.path("SmolLM2-mine/model.safetensors").exists());
+    assert!(place.losses("runs/chats").len() > 1);
 }

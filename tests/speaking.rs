@@ -19,7 +19,8 @@ fn llama(place: tempfile::TempDir) -> tempfile::TempDir {
     place
 }
 
-fn chatty() -> tempfile::TempDir {
+/// A model that can chat.
+pub fn chatty() -> tempfile::TempDir {
     llama(chat_folder())
 }
 

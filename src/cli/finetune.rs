@@ -28,7 +28,7 @@ const EVALUATE_EVERY: u64 = 100;
 /// Trains a model that exists on a text: an adapter (LoRA) by default, which leaves the model as it is, or all of it.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage finetune SmolLM2-135M --data chat.jsonl --valid held-out.jsonl\n  polystage finetune SmolLM2-135M --data book.txt --full --steps 200 --sequence 256\n  polystage finetune --resume --out runs/SmolLM2-135M-finetune-1 --steps 300\n\nThe keys for --set: `polystage config`, docs/config.md. What lies in a run's folder: docs/run.md."
+    after_help = "Examples:\n  polystage finetune SmolLM2-135M --data chat.jsonl --valid held-out.jsonl\n  polystage finetune SmolLM2-135M --data book.txt --full --steps 200 --sequence 256\n  polystage finetune --resume --out runs/SmolLM2-135M-finetune-1 --steps 300\n\nThe keys for --set: `polystage config`, docs/config.md. What lies in a run's folder: docs/run.md. Step by step: docs/first-lora.md."
 )]
 pub(super) struct Arguments {
     /// A Hugging Face folder, a run's folder, or one of its checkpoints; an adapter's folder goes on with the adapter.
