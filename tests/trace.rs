@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::Timeline;
+use polystage::pipeline::timeline::{DeviceName, Timeline};
 use polystage::schedule::{Costs, generate};
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ fn prediction() -> Prediction {
     let schedule = generate("1f1b", 2, 4).unwrap();
     let mut costs = Costs::uniform(&schedule, 0.010, 0.010, 0.010, 1e-3);
     costs.ranks.iter_mut().for_each(|rank| rank.update = 5e-3);
-    Prediction::new(vec!["first".into(), "second".into()], &schedule, costs)
+    Prediction::new(DeviceName::list(["first", "second"]), &schedule, costs)
 }
 
 /// A run folder as `train` leaves it, without a GPU: three steps that went as predicted.
@@ -140,7 +140,7 @@ fn what_is_missing_or_damaged_is_named_with_what_to_do() {
     let other = |_: String| {
         let schedule = generate("1f1b", 2, 8).unwrap();
         let costs = Costs::uniform(&schedule, 0.01, 0.01, 0.01, 0.0);
-        Prediction::new(vec!["first".into(), "second".into()], &schedule, costs).to_json()
+        Prediction::new(DeviceName::list(["first", "second"]), &schedule, costs).to_json()
     };
     let one = |text: String| text.replace("\"name\":\"1B3\"", "\"name\":\"1B2\"");
     type Change<'a> = (&'a str, Option<&'a dyn Fn(String) -> String>, &'a str);

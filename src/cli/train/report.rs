@@ -18,7 +18,7 @@ use crate::train::config::Config;
 use crate::train::lessons::Lesson;
 use crate::train::run::{LOSSES, Run, TIMELINE};
 use crate::train::source::Pretrained;
-use crate::train::trainer::{Row, Trainer};
+use crate::train::trainer::{Row, Trainer, names};
 
 /// Says what a run will be, and returns the entropy of its text.
 pub(super) fn describe(job: &Job) -> Result<f64> {
@@ -58,7 +58,7 @@ pub(super) fn describe(job: &Job) -> Result<f64> {
         plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, device) in plan.ranks.iter().zip(&job.devices) {
+    for (rank, device) in plan.ranks.iter().zip(names(&job.devices)) {
         let layers: Vec<String> =
             rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {
@@ -69,10 +69,7 @@ pub(super) fn describe(job: &Job) -> Result<f64> {
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
-            "device {} adapter {} ({}): {shown}; {:.1} % of the work, {}{budget}",
-            rank.rank,
-            device.info().index,
-            device.info().name,
+            "{device}: {shown}; {:.1} % of the work, {}{budget}",
             100.0 * rank.flops / total,
             show_bytes(rank.bytes)
         ))?;
@@ -182,9 +179,10 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
         row.loss,
         row.loss / std::f64::consts::LN_2
     ))?;
-    for (rank, device) in row.devices.iter().enumerate() {
+    for device in &row.devices {
         say(format!(
-            "device {rank} ({}): busy {:.0} %, host {:.1} % of the last step, {} sent",
+            "device {} ({}): busy {:.0} %, host {:.1} % of the last step, {} sent",
+            device.device,
             device.adapter,
             100.0 * device.busy_fraction,
             100.0 * device.host_fraction,

@@ -52,13 +52,13 @@ impl Comparison {
         let mut lanes = Vec::new();
         for rank in 0..self.ranks() {
             let y = HEADER + block * rank as f64 + NAME - 8.0;
-            svg += &device(rank, self.measured.timeline.name(rank), y);
+            svg += &device(&self.measured.timeline.device(rank), y);
             for (row, (what, step)) in self.steps().enumerate() {
                 let lane = lane(rank, row);
                 lane.draw(&mut svg, &scale, step.seconds);
-                label(&mut svg, &lane, what, step.computing(rank) / step.seconds.max(f64::MIN_POSITIVE));
+                label(&mut svg, &lane, what, step.busy(rank));
                 for gap in step.gaps.iter().filter(|gap| gap.rank == rank) {
-                    idle(&mut svg, &scale, &lane, gap);
+                    idle(&mut svg, &scale, &lane, gap, &self.words(gap));
                 }
                 lanes.push(lane);
             }
@@ -99,8 +99,8 @@ impl Comparison {
         for rank in 0..self.ranks() {
             for (row, (what, step)) in self.steps().enumerate() {
                 y += LINE;
-                let rank_text = if row == 0 { rank.to_string() } else { String::new() };
-                text(svg, MARGIN, y, FAINT, &rank_text);
+                let device = if row == 0 { self.number(rank).to_string() } else { String::new() };
+                text(svg, MARGIN, y, FAINT, &device);
                 text(svg, MARGIN + 24.0, y, FAINT, what);
                 for ((_, seconds), x) in step.parts(rank).into_iter().zip(SHARES) {
                     let share = 100.0 * seconds / step.seconds.max(f64::MIN_POSITIVE);
@@ -108,6 +108,16 @@ impl Comparison {
                     number(svg, x, y, ink, &format!("{share:.1}"));
                 }
             }
+        }
+    }
+
+    /// The text under the pointer.
+    fn words(&self, gap: &Gap) -> String {
+        let took = duration(gap.end - gap.start);
+        match (gap.cause, gap.peer.map(|peer| self.number(peer))) {
+            (Cause::Imbalance, Some(peer)) => format!("imbalance: waits {took} for device {peer}"),
+            (Cause::Link, Some(peer)) => format!("link: waits {took} for a tensor from device {peer}"),
+            (cause, _) => format!("{}: nothing to do for {took}", cause.name()),
         }
     }
 
@@ -137,27 +147,15 @@ fn label(svg: &mut String, lane: &Lane, what: &str, busy: f64) {
     );
 }
 
-fn idle(svg: &mut String, scale: &Scale, lane: &Lane, gap: &Gap) {
+fn idle(svg: &mut String, scale: &Scale, lane: &Lane, gap: &Gap, words: &str) {
     let (x, width) = (scale.x(gap.start), scale.x(gap.end) - scale.x(gap.start));
     let fill = gap.cause.colours().0;
     let _ = writeln!(
         svg,
         "<rect x=\"{x:.2}\" y=\"{}\" width=\"{width:.2}\" height=\"{COMPUTE}\" fill=\"{fill}\">\
-         <title>{}</title></rect>",
+         <title>{words}</title></rect>",
         lane.top,
-        gap.words()
     );
-}
-
-impl Gap {
-    fn words(&self) -> String {
-        let took = duration(self.end - self.start);
-        match (self.cause, self.peer) {
-            (Cause::Imbalance, Some(peer)) => format!("imbalance: waits {took} for device {peer}"),
-            (Cause::Link, Some(peer)) => format!("link: waits {took} for a tensor from device {peer}"),
-            (cause, _) => format!("{}: nothing to do for {took}", cause.name()),
-        }
-    }
 }
 
 /// The table of mean times of actions.

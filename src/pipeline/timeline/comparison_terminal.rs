@@ -49,15 +49,16 @@ impl View<'_> {
                 text.push('\n');
             }
             let mut line = Line::new(width);
-            line.push(&format!("{rank} "), Style::FAINT)
-                .push(self.steps[0].1.timeline.name(rank), Style::BOLD);
+            // As measured, where it was: the last of the steps.
+            let device = self.steps[self.steps.len() - 1].1.timeline.device(rank);
+            line.push(&format!("{} ", device.number), Style::FAINT).push(&device.title(), Style::BOLD);
             line.finish(&mut text, colour);
             for &(what, step) in &self.steps {
                 let mut line = Line::new(width);
                 line.push("  ", Style::PLAIN).push(what, Style::FAINT).pad(LABEL);
                 lane(&mut line, step, rank, columns, colour);
                 if busy > 0 {
-                    let share = 100.0 * step.computing(rank) / step.seconds.max(f64::MIN_POSITIVE);
+                    let share = 100.0 * step.busy(rank);
                     line.pad(width - busy).push(&format!("  busy {share:>3.0} %"), Style::PLAIN);
                 }
                 line.finish(&mut text, colour);
@@ -127,7 +128,8 @@ impl Comparison {
         table.row("", &names, Style::FAINT);
         for rank in 0..self.ranks() {
             for (row, (what, step)) in self.steps().enumerate() {
-                let label = if row == 0 { format!("{rank} {what}") } else { format!("  {what}") };
+                let number = self.number(rank);
+                let label = if row == 0 { format!("{number} {what}") } else { format!("  {what}") };
                 let shares = step.parts(rank).map(|(name, seconds)| {
                     (format!("{:.1}", 100.0 * seconds / step.seconds.max(f64::MIN_POSITIVE)), name.len() + 2)
                 });
@@ -149,7 +151,7 @@ impl Comparison {
         table.row("stage, kind", &pick(columns.map(String::from)), Style::FAINT);
         for action in &self.actions {
             let cells = [
-                action.rank.to_string(),
+                self.number(action.rank).to_string(),
                 action.count.to_string(),
                 action.predicted.map_or("–".into(), duration),
                 duration(action.measured),

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::axis::{axis, duration};
-use super::{Event, EventKind, Timeline, Track};
+use super::{DeviceName, Event, EventKind, Timeline, Track};
+use crate::error::one_line;
 use crate::picture::{FAINT, GRID, MARGIN, WIDTH, escape, open, swatch};
 
 /// Empty rows.
@@ -13,6 +14,8 @@ const HEADER: f64 = 88.0;
 /// A device's block: its name, compute, copies, and room to the next.
 const BLOCK: f64 = 88.0;
 const NAME: f64 = 24.0;
+/// Most characters of a name, beside which there is room for more.
+const NAMED: usize = 110;
 const COMPUTE: f64 = 34.0;
 const COPIES: f64 = 10.0;
 const FOOTER: f64 = 46.0;
@@ -35,7 +38,7 @@ impl Timeline {
             let _ = writeln!(
                 svg,
                 "{}<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">busy {:.0} %</text>",
-                device(rank, self.name(rank), y),
+                device(&self.device(rank), y),
                 WIDTH - MARGIN,
                 100.0 * self.busy_fraction(rank),
             );
@@ -66,11 +69,12 @@ pub(super) fn legend(svg: &mut String, kinds: impl Iterator<Item = EventKind>, y
 }
 
 /// A device's number and name.
-pub(super) fn device(rank: usize, name: &str, y: f64) -> String {
+pub(super) fn device(device: &DeviceName, y: f64) -> String {
     format!(
-        "<text x=\"{MARGIN}\" y=\"{y}\"><tspan fill=\"{FAINT}\">{rank}</tspan><tspan dx=\"8\" \
+        "<text x=\"{MARGIN}\" y=\"{y}\"><tspan fill=\"{FAINT}\">{}</tspan><tspan dx=\"8\" \
          font-weight=\"600\">{}</tspan></text>",
-        escape(name)
+        device.number,
+        escape(&one_line(&device.title(), NAMED))
     )
 }
 
