@@ -519,3 +519,17 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
         assert!(message.contains("polystage train"), "{message}");
     }
 }
+
+#[test]
+fn zz_dump() {
+    for (name, devices, microbatches) in [("1f1b", 1, 4), ("1f1b", 2, 64), ("zb-h1", 5, 20), ("1f1b", 8, 16), ("gpipe", 8, 256), ("zb-v", 2, 4)] {
+        let plan = plan(name, devices, microbatches);
+        let c = compare_any(&plan);
+        std::fs::write(format!("/tmp/tr/c-{name}-{devices}-{microbatches}.svg"), c.to_svg("A step of a run, predicted and measured")).unwrap();
+        std::fs::write(format!("/tmp/tr/t-{name}-{devices}-{microbatches}.svg"), plan.timeline().unwrap().to_svg("A step")).unwrap();
+    }
+}
+fn compare_any(plan: &Prediction) -> Comparison {
+    let t = if plan.devices.len() > 1 { slower(plan) } else { plan.timeline().unwrap() };
+    Comparison::new(Some(plan.clone()), &t).unwrap()
+}

@@ -21,6 +21,8 @@ const COPIES: f64 = 6.0;
 const ROW: f64 = 42.0;
 const BLOCK_GAP: f64 = 10.0;
 const AXIS: f64 = 56.0;
+/// Narrower gaps are not seen.
+const SEEN: f64 = 0.5;
 /// A line of a table.
 const LINE: f64 = 20.0;
 /// Right edges of the columns of the left table; of the right one, whose first column starts there.
@@ -42,8 +44,8 @@ impl Comparison {
         let lines = (self.ranks() * self.steps().count()).max(actions.len()) as f64;
         let mut svg = open(title, table + LINE * (lines + 2.0) + 28.0);
         let _ = writeln!(svg, "<text x=\"{MARGIN}\" y=\"62\">{}</text>", escape(&self.summary()));
-        self.legends(&mut svg);
         let scale = Scale::new(0.0, self.end(), MARGIN + LABEL, WIDTH - MARGIN - BUSY);
+        self.legends(&mut svg, &scale);
         let lane = |rank: usize, row: usize| Lane {
             top: HEADER + block * rank as f64 + NAME + ROW * row as f64,
             compute: COMPUTE,
@@ -77,14 +79,15 @@ impl Comparison {
         svg
     }
 
-    fn legends(&self, svg: &mut String) {
+    fn legends(&self, svg: &mut String, scale: &Scale) {
         let occurs = |timeline: &Timeline, kind| timeline.kinds().any(|k| k == kind);
         let kinds = EventKind::ALL.into_iter();
         legend(svg, kinds.filter(|&kind| self.steps().any(|(_, step)| occurs(&step.timeline, kind))), 76.0);
-        let causes = Cause::ALL.into_iter();
+        let gaps = || self.steps().flat_map(|(_, step)| &step.gaps);
+        let is_seen = |gap: &&Gap| scale.x(gap.end) - scale.x(gap.start) >= SEEN;
+        let occurs = |cause: &Cause| gaps().filter(is_seen).any(|gap| gap.cause == *cause);
         let mut x = MARGIN;
-        for cause in causes.filter(|&c| self.steps().any(|(_, step)| step.gaps.iter().any(|g| g.cause == c)))
-        {
+        for cause in Cause::ALL.into_iter().filter(occurs) {
             x = swatch(svg, x, 98.0, cause.colours().0, &format!("idle: {}", cause.name()));
         }
     }
