@@ -62,7 +62,10 @@ pub fn table() {
             (followed, worst) = (followed + 1, worst.max(change));
         }
     }
-    println!("{followed} plans with advice; the worst change of a step by following it: {:+.1} %", 100.0 * worst);
+    println!(
+        "{followed} plans with advice; the worst change of a step by following it: {:+.1} %",
+        100.0 * worst
+    );
 }
 
 /// By what part a step became longer, if there was advice.

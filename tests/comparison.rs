@@ -521,15 +521,108 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
 }
 
 #[test]
-fn zz_dump() {
-    for (name, devices, microbatches) in [("1f1b", 1, 4), ("1f1b", 2, 64), ("zb-h1", 5, 20), ("1f1b", 8, 16), ("gpipe", 8, 256), ("zb-v", 2, 4)] {
+fn every_view_names_a_device_by_its_number_and_not_by_its_rank() {
+    let mut plan = plan("1f1b", 3, 6);
+    for (device, number) in plan.devices.iter_mut().zip([40, 50, 60]) {
+        (device.number, device.adapter) = (number, Some(7));
+    }
+    let comparison = compare(&plan);
+    let lanes = comparison.to_terminal(100, false);
+    assert!(lanes.starts_with("40 adapter 7: NVIDIA GeForce RTX 3090\n"), "{lanes}");
+    assert!(comparison.shares_to_terminal(100, false).contains("\n60 predicted"));
+    let actions = comparison.actions_to_terminal(100, false);
+    let row = actions.lines().find(|line| line.starts_with("1 F")).unwrap();
+    assert_eq!(row.split_whitespace().nth(2), Some("50"), "{actions}");
+    let findings = comparison.findings().join("\n");
+    assert!(
+        findings.contains("device 60 computes") && findings.contains("stage 1 on device 50"),
+        "{findings}"
+    );
+    assert!(!["device 0 ", "device 1 ", "device 2 "].iter().any(|device| findings.contains(device)));
+    let json = comparison.to_json();
+    assert_eq!((&json["devices"][2]["device"], &json["actions"][0]["device"]), (&60.into(), &40.into()));
+    let svg = comparison.to_svg("numbers");
+    assert!(svg.contains(">50</tspan>") && svg.contains("waits") && svg.contains("for device 50"), "{svg}");
+    assert!(!svg.contains("device 1<"));
+    assert!(plan.timeline().unwrap().to_svg("numbers").contains(">60</tspan>"));
+}
+
+/// The letters in front of the names in the legend below plain lanes, and those in the lanes.
+fn legend_and_lanes(text: &str) -> (String, String) {
+    let (lanes, others): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("  measured"));
+    let legend = others[others.iter().rposition(|line| line.contains('|')).unwrap() + 1..].join("  ");
+    let entries = legend.split("  ").filter(|entry| !entry.is_empty());
+    let marks = entries.map(|entry| entry.trim().chars().next().unwrap()).collect();
+    let drawn = lanes.iter().map(|lane| lane[12..].split("  busy").next().unwrap()).collect();
+    (marks, drawn)
+}
+
+#[test]
+fn the_legend_of_a_terminal_shows_what_is_drawn_and_nothing_else() {
+    for (name, devices, microbatches, width) in
+        [("1f1b", 1, 4, 200), ("1f1b", 2, 64, 80), ("zb-h1", 5, 20, 120), ("gpipe", 8, 16, 60)]
+    {
         let plan = plan(name, devices, microbatches);
-        let c = compare_any(&plan);
-        std::fs::write(format!("/tmp/tr/c-{name}-{devices}-{microbatches}.svg"), c.to_svg("A step of a run, predicted and measured")).unwrap();
-        std::fs::write(format!("/tmp/tr/t-{name}-{devices}-{microbatches}.svg"), plan.timeline().unwrap().to_svg("A step")).unwrap();
+        let comparison = Comparison::new(None, &plan.timeline().unwrap()).unwrap();
+        let (marks, lanes) = legend_and_lanes(&comparison.to_terminal(width, false));
+        for mark in "FBIWO.".chars() {
+            assert_eq!(
+                marks.contains(mark),
+                lanes.contains(mark),
+                "{name} {width}: {mark} in {marks:?}, {lanes}"
+            );
+        }
     }
 }
-fn compare_any(plan: &Prediction) -> Comparison {
-    let t = if plan.devices.len() > 1 { slower(plan) } else { plan.timeline().unwrap() };
-    Comparison::new(Some(plan.clone()), &t).unwrap()
+
+#[test]
+fn a_legend_names_no_cause_that_takes_no_time() {
+    // One device that never waits, but for rounding.
+    let svg = compare_with_itself(&plan("1f1b", 1, 8)).to_svg("alone");
+    assert!(!svg.contains("idle: "), "{svg}");
+    let svg = compare_with_itself(&plan("1f1b", 3, 6)).to_svg("three");
+    assert!(svg.contains("idle: warm-up") && svg.contains("idle: imbalance") && !svg.contains("idle: host"));
+}
+
+fn compare_with_itself(plan: &Prediction) -> Comparison {
+    Comparison::new(Some(plan.clone()), &plan.timeline().unwrap()).unwrap()
+}
+
+#[test]
+fn the_largest_cell_is_labelled_however_small_it_is() {
+    for (name, devices, microbatches) in [
+        ("1f1b", 1, 1),
+        ("1f1b", 1, 400),
+        ("zb-h1", 2, 2),
+        ("1f1b", 2, 64),
+        ("zb-h1", 5, 20),
+        ("gpipe", 8, 256),
+        ("zb-v", 8, 16),
+    ] {
+        let timeline = plan(name, devices, microbatches).timeline().unwrap();
+        let longest = |e: &Event| if e.track == Track::Compute { e.end - e.start } else { 0.0 };
+        let largest = timeline.events.iter().max_by(|a, b| longest(a).total_cmp(&longest(b))).unwrap();
+        let seconds = longest(largest);
+        let of_its_size = |e: &&Event| longest(e) > (1.0 - 1e-9) * seconds;
+        let names: Vec<String> =
+            timeline.events.iter().filter(of_its_size).map(|e| format!("<title>{} at", e.label)).collect();
+        let svg = timeline.to_svg(name);
+        let labelled =
+            |line: &&str| line.contains("pointer-events") && names.iter().any(|name| line.contains(name));
+        let line = svg.lines().find(labelled);
+        let line = line.unwrap_or_else(|| panic!("{name} {devices} {microbatches}: no label on {names:?}"));
+        // Within its cell, along and across.
+        let number = |from: &str, key: &str| -> f64 {
+            let at = from.find(key).unwrap() + key.len();
+            from[at..].split('"').next().unwrap().parse().unwrap()
+        };
+        let (size, width) = (number(line, "font-size=\""), number(line, " width=\""));
+        let text = line.rsplit("</text>").nth(1).and_then(|part| part.rsplit('>').next()).unwrap();
+        let along = 0.62 * size * text.chars().count() as f64;
+        match line.contains("rotate(-90") {
+            true => assert!(size <= width && along <= 34.0, "{line}"),
+            false => assert!(along <= width, "{line}"),
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::schedule::{Cause, Gap};
 const HEADER: f64 = 122.0;
 /// Left and right of the lanes: what a row is, and how busy.
 const LABEL: f64 = 84.0;
-const BUSY: f64 = 76.0;
+const BUSY: f64 = 92.0;
 const NAME: f64 = 24.0;
 const COMPUTE: f64 = 26.0;
 const COPIES: f64 = 6.0;
@@ -21,8 +21,8 @@ const COPIES: f64 = 6.0;
 const ROW: f64 = 42.0;
 const BLOCK_GAP: f64 = 10.0;
 const AXIS: f64 = 56.0;
-/// Narrower gaps are not seen.
-const SEEN: f64 = 0.5;
+/// Gaps of a cause that are narrower together are not seen.
+const SEEN: f64 = 1.0;
 /// A line of a table.
 const LINE: f64 = 20.0;
 /// Right edges of the columns of the left table; of the right one, whose first column starts there.
@@ -84,8 +84,11 @@ impl Comparison {
         let kinds = EventKind::ALL.into_iter();
         legend(svg, kinds.filter(|&kind| self.steps().any(|(_, step)| occurs(&step.timeline, kind))), 76.0);
         let gaps = || self.steps().flat_map(|(_, step)| &step.gaps);
-        let is_seen = |gap: &&Gap| scale.x(gap.end) - scale.x(gap.start) >= SEEN;
-        let occurs = |cause: &Cause| gaps().filter(is_seen).any(|gap| gap.cause == *cause);
+        let width = |cause: &Cause| -> f64 {
+            let own = gaps().filter(|gap| gap.cause == *cause);
+            own.map(|gap| scale.x(gap.end) - scale.x(gap.start)).sum()
+        };
+        let occurs = |cause: &Cause| width(cause) >= SEEN;
         let mut x = MARGIN;
         for cause in Cause::ALL.into_iter().filter(occurs) {
             x = swatch(svg, x, 98.0, cause.colours().0, &format!("idle: {}", cause.name()));
