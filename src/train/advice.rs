@@ -202,10 +202,10 @@ fn settings(
     let devices = || prediction.devices.iter().chain(&prediction.left_out);
     let adapter = |&number: &usize| devices().find(|device| device.number == number)?.adapter;
     let adapters: Vec<usize> = plan.devices.iter().map(adapter).collect::<Option<_>>()?;
-    let name = plan.schedule.name.as_str();
+    let name = Some(plan.schedule.name.as_str()).filter(|name| ALL_NAMES.contains(name));
     // One that was written by hand is in the file that the config names.
-    let by_hand = config.pipeline.schedule.as_deref().filter(|_| plan.schedule == present.schedule);
-    let schedule = if ALL_NAMES.contains(&name) { Some(name) } else { by_hand };
+    let as_before = config.pipeline.schedule.as_deref().filter(|_| plan.schedule == present.schedule);
+    let schedule = as_before.or(name);
     let list = |numbers: &[usize]| {
         let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
         format!("[{}]", numbers.join(","))

@@ -119,6 +119,8 @@ impl Trainer {
         self.executor = Executor::launch(plan, &used)?;
         let names = names(devices);
         self.devices = numbers.iter().map(|&number| names[number].clone()).collect();
+        // What the devices of the plan before did is nothing that these have done.
+        self.timeline.clear();
         Ok(())
     }
 

@@ -63,7 +63,7 @@ pub struct Trainer {
     pub(super) step: u64,
     /// Steps that were done when the plan in force began.
     pub(super) since: u64,
-    timeline: Vec<Event>,
+    pub(super) timeline: Vec<Event>,
     predicted: Option<f64>,
 }
 
