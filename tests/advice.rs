@@ -262,6 +262,37 @@ fn what_cannot_be_planned_again_gets_no_advice_and_trace_says_why() {
 }
 
 #[test]
+fn damaged_numbers_are_a_reason_for_no_advice_and_end_nothing() {
+    let cards = machine(&[1.0, 1.0]);
+    let case = || Case::new(&["pipeline.devices=2", "pipeline.cuts=[3]"], cards.clone(), &cards);
+    let advice = |case: &Case| {
+        let run = folder(case);
+        advise(&run.path().join("run"), &case.prediction, &case.steps, &case.timeline)
+    };
+    let changes: [fn(&mut Prediction); 5] = [
+        |prediction| prediction.devices[1].number = 9,
+        |prediction| prediction.devices[1].number = 0,
+        |prediction| prediction.cuts = vec![99],
+        |prediction| prediction.cuts = Vec::new(),
+        |prediction| prediction.schedule = "0F0".into(),
+    ];
+    for change in changes {
+        let mut case = case();
+        change(&mut case.prediction);
+        assert!(matches!(advice(&case), Advice::None(why) if !why.is_empty()));
+    }
+    // Times that no device takes correct nothing.
+    for (times, seconds) in [(1e8, 1.0), (1e-9, 1.0), (1.0, 1e-300), (1.0, 0.0), (1.0, 1e300)] {
+        let mut case = case();
+        case.timeline.events.iter_mut().for_each(|e| e.end = e.start + times * (e.end - e.start));
+        case.steps.iter_mut().for_each(|step| step.seconds *= seconds);
+        if let Advice::Change(change) = advice(&case) {
+            assert!(change.gain < 1.0 && change.plan.simulation.expected > 0.0, "{times} {seconds}");
+        }
+    }
+}
+
+#[test]
 fn only_steps_of_the_plan_that_was_traced_are_compared_with_its_prediction() {
     let cards = machine(&[1.0, 1.0]);
     let case = Case::new(&["pipeline.devices=2"], cards.clone(), &cards);

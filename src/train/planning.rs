@@ -1,5 +1,7 @@
 //! From a config and a machine to a plan, and back when the machine turns out to be another.
 
+use std::ops::RangeInclusive;
+
 use super::config::{Config, Devices, Recompute};
 use super::trainer::names;
 use crate::error::{Error, Result};
@@ -35,6 +37,9 @@ pub struct Planning {
     /// The machine's devices, for people.
     names: Vec<DeviceName>,
 }
+
+/// How many times longer than predicted a device may take; anything else is no measurement.
+const PLAUSIBLE: RangeInclusive<f64> = 1e-3..=1e3;
 
 /// Of plans that differ by less than this part of a step the one that changes least is taken.
 const ALIKE: f64 = 0.01;
@@ -207,7 +212,7 @@ impl Planning {
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
             let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
-            (predicted > 0.0 && measured > 0.0).then_some(measured / predicted)
+            Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
         };
         let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();
         let known = || ratios.iter().flatten().copied();
