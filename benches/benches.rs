@@ -3,8 +3,10 @@
 //! Throughput is what to read: a kernel's elements are floating-point operations (`Gelem/s` is GFLOP/s), a training
 //! step's are tokens. `cargo bench -- matmul` runs the benchmarks with that word in their name. A software adapter uses
 //! every core by itself; with `LP_NUM_THREADS=1` each lavapipe device is one core, so that one and two devices compare
-//! as they would on one and two GPUs.
+//! as they would on one and two GPUs. `cargo bench -- prediction` and `cargo bench -- advice` ask other questions: how far
+//! predictions are off, and whether to follow what `polystage trace` advises.
 
+mod advice;
 mod prediction;
 
 use std::time::{Duration, Instant};
@@ -32,6 +34,9 @@ fn main() {
         .configure_from_args();
     if std::env::args().any(|word| word == "prediction") {
         return prediction::table();
+    }
+    if std::env::args().any(|word| word == "advice") {
+        return advice::table();
     }
     let devices = [open(), open()];
     matmul(&mut criterion, &devices[0]);

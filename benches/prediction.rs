@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use polystage::gpu::{Device, OpenOptions, list};
 use polystage::model::Model;
+use polystage::pipeline::Plan;
 use polystage::pipeline::profile::{Profiler, Progress};
 use polystage::pipeline::timeline::Track;
 use polystage::plan::Machine;
@@ -32,7 +33,7 @@ struct Case {
     cuts: &'static [usize],
 }
 
-const DEEP: &str = "
+pub const DEEP: &str = "
 [model]
 kind = 'gpt2'
 layers = 6
@@ -48,7 +49,7 @@ batch = 8
 sequence = 128
 ";
 
-const WIDE: &str = "
+pub const WIDE: &str = "
 [model]
 kind = 'gpt2'
 layers = 4
@@ -152,12 +153,8 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     let mut planning = Planning::for_devices(&config, machine, devices, None).expect("plans");
     let best = planning.search().expect("fits").best;
     let plan = planning.plan(&best).expect("fits");
-    let text: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);
-    let mut trainer =
-        Trainer::launch(&config, plan, devices, batches.expect("is long enough")).expect("launches");
+    let mut trainer = launch(&config, plan, devices);
     let watch = trainer.watch();
-    watch.block_on(trainer.initialise()).expect("initialises");
     let mut step = || {
         let start = Instant::now();
         watch.block_on(trainer.step()).expect("steps");
@@ -191,6 +188,17 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     seconds.truncate(seconds.len() - seconds.len() / 20);
     let measured = seconds.iter().sum::<f64>() / seconds.len() as f64;
     (best.simulation.expected, best.simulation.bubble, measured)
+}
+
+/// A model in training on noise.
+pub fn launch(config: &Config, plan: Plan, devices: &[Device]) -> Trainer {
+    let t = &config.train;
+    let text: Vec<u8> = (0u32..1 << 16).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed);
+    let mut trainer =
+        Trainer::launch(config, plan, devices, batches.expect("is long enough")).expect("launches");
+    trainer.watch().block_on(trainer.initialise()).expect("initialises");
+    trainer
 }
 
 /// Mean seconds of each kind of action, predicted and measured, for whoever looks for the cause of an error.

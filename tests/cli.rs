@@ -95,7 +95,7 @@ pub fn one_line(output: &Output) -> String {
 fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
     let place = Place::new();
     let shown = place.succeed(&["train", "tiny.toml", "--out", "run"]);
-    assert!(shown.contains("device 1 adapter 0") && shown.contains("sample"), "{shown}");
+    assert!(shown.contains("device 1 (adapter 0: ") && shown.contains("sample"), "{shown}");
     let losses = place.losses("run");
     assert_eq!(losses.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     assert!(losses[11].1 < losses[0].1 - 1.0, "{losses:?}");
@@ -106,6 +106,7 @@ fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
         "trace.json",
         "loss.svg",
         "prediction.json",
+        "machine.toml",
         "checkpoints/latest",
         "checkpoints/000012/manifest.json",
     ] {

@@ -2,7 +2,7 @@
 //! "measured" timeline is the simulation of other costs, so that the truth is known.
 
 use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{Comparison, Event, EventKind, Step, Timeline, Track};
+use polystage::pipeline::timeline::{Comparison, DeviceName, Event, EventKind, Step, Timeline, Track};
 use polystage::schedule::{
     Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
 };
@@ -30,7 +30,7 @@ fn plan(schedule: &str, devices: usize, microbatches: usize) -> Prediction {
     costs.hops.fill(Hops { forward: hop, backward: hop });
     costs.ranks.fill(RankCost { begin: 4e-4, end: 2e-3, update: 8e-3, ..RankCost::default() });
     let names = ["NVIDIA GeForce RTX 3090", "AMD Radeon RX 7900 XTX", "Intel Arc A770", "AMD Radeon 780M"];
-    Prediction::new((0..devices).map(|rank| names[rank % 4].to_string()).collect(), &schedule, costs)
+    Prediction::new(DeviceName::list((0..devices).map(|rank| names[rank % 4])), &schedule, costs)
 }
 
 /// What would be measured if stage 1 took 11 % longer than planned.
@@ -91,7 +91,8 @@ fn a_damaged_prediction_is_refused_in_one_line_that_names_the_file() {
         String::new(),
         "[]".into(),
         good.to_string()[..200].into(),
-        with(|v| v["devices"] = serde_json::json!(["only one"])),
+        with(|v| v["devices"] = serde_json::json!(["no number"])),
+        with(|v| drop(v["devices"].as_array_mut().unwrap().pop())),
         with(|v| v["schedule"] = "0F0 0B0\n0F0".into()),
         with(|v| v["schedule"] = "0F0 1F0 nonsense".into()),
         with(|v| v["schedule"] = "# name: x, stages: 999999999, microbatches: 999999999\n0F0 0B0".into()),
@@ -210,7 +211,8 @@ fn idle_time_between_arrival_and_start_is_the_hosts_and_before_it_the_links() {
     };
     let compute = |rank, kind, label: &str, start, end| event(rank, Track::Compute, kind, label, start, end);
     let timeline = Timeline {
-        devices: vec!["a".into(), "b".into()],
+        devices: DeviceName::list(["a", "b"]),
+        step: None,
         events: vec![
             compute(0, EventKind::Forward, "0F0", 0.0, 1.0),
             compute(1, EventKind::Forward, "1F0", 1.5, 2.5),
@@ -277,7 +279,7 @@ fn what_is_not_one_whole_step_is_refused_in_one_line() {
     let mut missing = whole.clone();
     missing.events.retain(|event| event.label != "1B2");
     let mut idle = whole.clone();
-    idle.devices.push("a third that did nothing".into());
+    idle.devices.push(DeviceName { number: 2, name: "did nothing".into(), ..DeviceName::default() });
     let mut huge = whole.clone();
     huge.events[0].label = format!("{}F{}", usize::MAX, usize::MAX);
     for timeline in [Timeline::default(), twice, missing, idle, huge] {
@@ -332,48 +334,27 @@ fn findings_name_the_pace_maker_and_the_longest_waits_with_their_cause() {
 }
 
 #[test]
-fn advice_to_balance_promises_what_a_simulation_of_equal_loads_gives() {
-    let mut plan = plan("1f1b", 2, 8);
-    for (stage, factor) in plan.costs.stages.iter_mut().zip([1.0, 1.6]) {
-        (stage.forward, stage.backward) = (0.010 * factor, 0.020 * factor);
-    }
-    plan.costs.hops.fill(Hops::default());
+fn hints_are_measured_shares_and_name_only_what_the_batch_allows() {
+    let plan = plan("1f1b", 3, 6);
     let comparison = Comparison::new(Some(plan.clone()), &plan.timeline().unwrap()).unwrap();
-    let mut even = plan.clone();
-    for stage in &mut even.costs.stages {
-        (stage.forward, stage.backward) = (0.013, 0.026);
+    let step = &comparison.measured;
+    let ends: f64 = step.idle.iter().map(|idle| idle.warm_up + idle.drain).sum();
+    let wanted =
+        format!("warm-up and drain take {:.1} % of the devices' time", 100.0 * ends / 3.0 / step.seconds);
+    let hints = comparison.hints(Some(2));
+    assert!(hints.iter().any(|h| h.starts_with(&wanted) && h.contains("now 6")), "{hints:?}");
+    // A microbatch of one sequence cannot be divided, and of an unknown number nothing is known.
+    for sequences in [Some(1), None] {
+        let hints = comparison.hints(sequences);
+        assert!(!hints.iter().any(|hint| hint.contains("more microbatches")), "{hints:?}");
     }
-    let gain = 1.0 - even.simulate().unwrap().step / plan.simulate().unwrap().step;
-    let advice = comparison.advice();
-    let wanted = format!("with equal loads the step would take {:.1} % less", 100.0 * gain);
-    assert!(advice[0].starts_with("device 1 computes 144.0 ms longer than device 0"), "{advice:?}");
-    assert!(advice[0].contains("layers worth up to 72.00 ms") && advice[0].contains(&wanted), "{advice:?}");
 }
 
 #[test]
-fn advice_names_the_schedule_that_the_measured_times_favour_if_it_fits_in_memory() {
-    let schedules = |plan: &Prediction| {
-        let advice = Comparison::new(Some(plan.clone()), &plan.timeline().unwrap()).unwrap().advice();
-        advice.into_iter().find(|advice| advice.starts_with("pipeline.schedule"))
-    };
-    let mut plan = plan("gpipe", 3, 6);
-    for stage in &mut plan.costs.stages {
-        (stage.stash, stage.gradient) = (100, 10);
-    }
-    let now = plan.simulate().unwrap().step;
-    let best = schedules(&plan).expect("gpipe has a larger bubble than the zero-bubble schedules");
-    let name = NAMES.iter().find(|name| best.contains(&format!("\"{name}\""))).unwrap();
-    let then = simulate(&generate(name, 3, 6).unwrap(), &plan.costs).unwrap().step;
-    assert!(best.contains(&format!("would take {:.1} % less", 100.0 * (1.0 - then / now))), "{best}");
-    plan.costs.ranks.iter_mut().for_each(|rank| rank.budget = Some(50));
-    assert_eq!(schedules(&plan), None, "no other schedule fits");
-}
-
-#[test]
-fn one_busy_device_gets_no_advice() {
+fn one_busy_device_gets_no_hints() {
     let plan = plan("1f1b", 1, 8);
     let comparison = Comparison::new(None, &plan.timeline().unwrap()).unwrap();
-    assert_eq!(comparison.advice(), Vec::<String>::new());
+    assert_eq!(comparison.hints(Some(2)), Vec::<String>::new());
     assert!(comparison.findings()[0].starts_with("the device computes 9"), "{:?}", comparison.findings());
 }
 
@@ -381,7 +362,7 @@ fn one_busy_device_gets_no_advice() {
 fn the_picture_shows_both_steps_and_the_causes_and_is_well_formed() {
     for name in NAMES {
         let mut plan = plan(name, 4, 8);
-        plan.devices[0] = "A<B> & \"C\" \u{1b}[0m".into();
+        plan.devices[0].name = "A<B> & \"C\" \u{1b}[0m".into();
         let comparison = compare(&plan);
         let svg = comparison.to_svg("</svg> & more");
         assert_well_formed(&svg);
@@ -472,7 +453,7 @@ proptest! {
         device in "\\PC{0,40}",
     ) {
         let mut plan = plan(NAMES[name], devices, devices * rounds);
-        plan.devices[0] = format!("{device}\u{1b}[2J\n漢字🙂");
+        plan.devices[0].name = format!("{device}\u{1b}[2J\n漢字🙂");
         let comparison = compare(&plan);
         for colour in [false, true] {
             for text in [
@@ -501,15 +482,16 @@ proptest! {
         let events = events.into_iter().map(|(rank, track, kind, label, microbatch, start, took, bytes)| Event {
             rank, track: tracks[track], label, kind: kinds[kind], microbatch, start, end: start + took, bytes,
         });
-        let devices = vec!["a \"quoted\"\nname".to_string(), String::new(), "GPU™ 漢字".into()];
-        let timeline = Timeline { devices, events: events.collect() };
+        let mut devices = DeviceName::list(["a \"quoted\"\nname", "", "GPU™ 漢字"]);
+        (devices[1].number, devices[1].adapter) = (7, Some(3));
+        let timeline = Timeline { devices, events: events.collect(), step: Some(40) };
         let read = Timeline::from_chrome_trace(&timeline.to_chrome_trace(), "trace.json").unwrap();
         let sorted = |timeline: &Timeline| {
             let mut events = timeline.events.clone();
             events.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.label.cmp(&b.label)).then(a.bytes.cmp(&b.bytes)));
             events
         };
-        prop_assert_eq!(&read.devices, &timeline.devices);
+        prop_assert_eq!((&read.devices, read.step), (&timeline.devices, timeline.step));
         prop_assert_eq!(sorted(&read), sorted(&timeline));
         prop_assert_eq!(read.to_chrome_trace(), timeline.to_chrome_trace());
     }
@@ -524,7 +506,9 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
         (good[..good.len() / 2].into(), "damaged or not a trace"),
         ("{}".into(), "damaged or not a trace"),
         (foreign.into(), "not one that this version of polystage wrote"),
-        (good.replace("\"tid\":4", "\"tid\":40"), "is damaged"),
+        (good.replace("\"tid\":3", "\"tid\":40"), "is damaged"),
+        (good.replace("\"pid\":2", "\"pid\":3"), "is damaged"),
+        (good.replace("\"devices\":[", "\"devices\":[\"no number\","), "not one that this version"),
         (good.replace("\"tid\":1,", "\"tid\":0,"), "is damaged"),
         (good.replace("start_seconds", "begin"), "is damaged"),
         (good.replace("\"cat\":\"forward\"", "\"cat\":\"sideways\""), "is damaged"),
@@ -533,5 +517,112 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
         let message = one_line(Timeline::from_chrome_trace(&text, "runs/x/trace.json").unwrap_err());
         assert!(message.starts_with("runs/x/trace.json: ") && message.contains(word), "{message}");
         assert!(message.contains("polystage train"), "{message}");
+    }
+}
+
+#[test]
+fn every_view_names_a_device_by_its_number_and_not_by_its_rank() {
+    let mut plan = plan("1f1b", 3, 6);
+    for (device, number) in plan.devices.iter_mut().zip([40, 50, 60]) {
+        (device.number, device.adapter) = (number, Some(7));
+    }
+    let comparison = compare(&plan);
+    let lanes = comparison.to_terminal(100, false);
+    assert!(lanes.starts_with("40 adapter 7: NVIDIA GeForce RTX 3090\n"), "{lanes}");
+    assert!(comparison.shares_to_terminal(100, false).contains("\n60 predicted"));
+    let actions = comparison.actions_to_terminal(100, false);
+    let row = actions.lines().find(|line| line.starts_with("1 F")).unwrap();
+    assert_eq!(row.split_whitespace().nth(2), Some("50"), "{actions}");
+    let findings = comparison.findings().join("\n");
+    assert!(
+        findings.contains("device 60 computes") && findings.contains("stage 1 on device 50"),
+        "{findings}"
+    );
+    assert!(!["device 0 ", "device 1 ", "device 2 "].iter().any(|device| findings.contains(device)));
+    let json = comparison.to_json();
+    assert_eq!((&json["devices"][2]["device"], &json["actions"][0]["device"]), (&60.into(), &40.into()));
+    let svg = comparison.to_svg("numbers");
+    assert!(svg.contains(">50</tspan>") && svg.contains("waits") && svg.contains("for device 50"), "{svg}");
+    assert!(!svg.contains("device 1<"));
+    assert!(plan.timeline().unwrap().to_svg("numbers").contains(">60</tspan>"));
+}
+
+/// The letters in front of the names in the legend below plain lanes, and those in the lanes.
+fn legend_and_lanes(text: &str) -> (String, String) {
+    let (lanes, others): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("  measured"));
+    let legend = others[others.iter().rposition(|line| line.contains('|')).unwrap() + 1..].join("  ");
+    let entries = legend.split("  ").filter(|entry| !entry.is_empty());
+    let marks = entries.map(|entry| entry.trim().chars().next().unwrap()).collect();
+    let drawn = lanes.iter().map(|lane| lane[12..].split("  busy").next().unwrap()).collect();
+    (marks, drawn)
+}
+
+#[test]
+fn the_legend_of_a_terminal_shows_what_is_drawn_and_nothing_else() {
+    for (name, devices, microbatches, width) in
+        [("1f1b", 1, 4, 200), ("1f1b", 2, 64, 80), ("zb-h1", 5, 20, 120), ("gpipe", 8, 16, 60)]
+    {
+        let plan = plan(name, devices, microbatches);
+        let comparison = Comparison::new(None, &plan.timeline().unwrap()).unwrap();
+        let (marks, lanes) = legend_and_lanes(&comparison.to_terminal(width, false));
+        for mark in "FBIWO.".chars() {
+            assert_eq!(
+                marks.contains(mark),
+                lanes.contains(mark),
+                "{name} {width}: {mark} in {marks:?}, {lanes}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_legend_names_no_cause_that_takes_no_time() {
+    // One device that never waits, but for rounding.
+    let svg = compare_with_itself(&plan("1f1b", 1, 8)).to_svg("alone");
+    assert!(!svg.contains("idle: "), "{svg}");
+    let svg = compare_with_itself(&plan("1f1b", 3, 6)).to_svg("three");
+    assert!(svg.contains("idle: warm-up") && svg.contains("idle: imbalance") && !svg.contains("idle: host"));
+}
+
+fn compare_with_itself(plan: &Prediction) -> Comparison {
+    Comparison::new(Some(plan.clone()), &plan.timeline().unwrap()).unwrap()
+}
+
+#[test]
+fn the_largest_cell_is_labelled_however_small_it_is() {
+    for (name, devices, microbatches) in [
+        ("1f1b", 1, 1),
+        ("1f1b", 1, 400),
+        ("zb-h1", 2, 2),
+        ("1f1b", 2, 64),
+        ("zb-h1", 5, 20),
+        ("gpipe", 8, 256),
+        ("zb-v", 8, 16),
+    ] {
+        let timeline = plan(name, devices, microbatches).timeline().unwrap();
+        let longest = |e: &Event| if e.track == Track::Compute { e.end - e.start } else { 0.0 };
+        let largest = timeline.events.iter().max_by(|a, b| longest(a).total_cmp(&longest(b))).unwrap();
+        let seconds = longest(largest);
+        let of_its_size = |e: &&Event| longest(e) > (1.0 - 1e-9) * seconds;
+        let names: Vec<String> =
+            timeline.events.iter().filter(of_its_size).map(|e| format!("<title>{} at", e.label)).collect();
+        let svg = timeline.to_svg(name);
+        let labelled =
+            |line: &&str| line.contains("pointer-events") && names.iter().any(|name| line.contains(name));
+        let line = svg.lines().find(labelled);
+        let line = line.unwrap_or_else(|| panic!("{name} {devices} {microbatches}: no label on {names:?}"));
+        // Within its cell, along and across.
+        let number = |from: &str, key: &str| -> f64 {
+            let at = from.find(key).unwrap() + key.len();
+            from[at..].split('"').next().unwrap().parse().unwrap()
+        };
+        let (size, width) = (number(line, "font-size=\""), number(line, " width=\""));
+        let text = line.rsplit("</text>").nth(1).and_then(|part| part.rsplit('>').next()).unwrap();
+        let along = 0.62 * size * text.chars().count() as f64;
+        match line.contains("rotate(-90") {
+            true => assert!(size <= width && along <= 34.0, "{line}"),
+            false => assert!(along <= width, "{line}"),
+        }
     }
 }

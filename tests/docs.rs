@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use polystage::pipeline::Prediction;
+use polystage::pipeline::timeline::DeviceName;
 use polystage::plan::{MACHINE_KEYS, Machine};
 use polystage::schedule::{Costs, Schedule, generate, grid};
 use polystage::train::config::{Absent, Config, TABLES, Table, defaults, literal, smallest};
@@ -162,7 +163,8 @@ fn of_run(heading: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_page_of_runs_has_every_field_of_metrics_and_predictions_and_no_other() {
-    let device = DeviceRow { adapter: "a".into(), busy_fraction: 0.5, host_fraction: 0.1, bytes_moved: 1 };
+    let device =
+        DeviceRow { device: 0, adapter: "a".into(), busy_fraction: 0.5, host_fraction: 0.1, bytes_moved: 1 };
     let row = Row {
         step: 1,
         loss: 1.0,
@@ -172,6 +174,7 @@ fn the_page_of_runs_has_every_field_of_metrics_and_predictions_and_no_other() {
         tokens_per_second: 1.0,
         step_seconds: 1.0,
         predicted_step_seconds: Some(1.0),
+        plan_since_step: 0,
         devices: vec![device],
     };
     let row = serde_json::to_value(row).unwrap();
@@ -182,7 +185,7 @@ fn the_page_of_runs_has_every_field_of_metrics_and_predictions_and_no_other() {
     assert_eq!(of_run("field of a device"), keys(&row["devices"][0]));
     let schedule = generate("1f1b", 2, 2).unwrap();
     let costs = Costs::uniform(&schedule, 1.0, 1.0, 1.0, 0.0);
-    let prediction = Prediction::new(vec!["a".into(), "b".into()], &schedule, costs).to_json();
+    let prediction = Prediction::new(DeviceName::list(["a", "b"]), &schedule, costs).to_json();
     assert_eq!(fields["prediction.json"], keys(&serde_json::from_str(&prediction).unwrap()));
 }
 

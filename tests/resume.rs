@@ -284,7 +284,14 @@ fn a_lock_is_neither_followed_nor_truncated_nor_waited_for() {
 
 #[test]
 fn a_folder_where_a_run_writes_a_file_is_refused_before_anything_is_written() {
-    for name in ["prediction.json", "trace.json", "timeline.svg", "checkpoints/latest", "checkpoints/best"] {
+    for name in [
+        "prediction.json",
+        "machine.toml",
+        "trace.json",
+        "timeline.svg",
+        "checkpoints/latest",
+        "checkpoints/best",
+    ] {
         let run = tempfile::tempdir().unwrap();
         fs::create_dir_all(run.path().join(name)).unwrap();
         let before = everything(run.path());

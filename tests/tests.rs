@@ -17,6 +17,8 @@ mod contents;
 mod cli;
 // Predicted and measured steps side by side, no GPU.
 mod comparison;
+// What `trace` advises, no GPU.
+mod advice;
 // Text, batches, order.
 mod data;
 // Records, tokenised text, token files.

@@ -1,6 +1,6 @@
 //! Timelines: busy shares, the SVG and the Chrome trace, on two devices in 1F1B and on hostile input.
 
-use polystage::pipeline::timeline::{Event, EventKind, Timeline, Track};
+use polystage::pipeline::timeline::{DeviceName, Event, EventKind, Timeline, Track};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -57,7 +57,8 @@ fn one_f_one_b(microbatches: usize) -> Timeline {
     }
     events.extend(hops);
     Timeline {
-        devices: vec!["NVIDIA GeForce RTX 4070".into(), "AMD Radeon RX 7800 XT (RADV NAVI32)".into()],
+        devices: DeviceName::list(["NVIDIA GeForce RTX 4070", "AMD Radeon RX 7800 XT (RADV NAVI32)"]),
+        step: None,
         events,
     }
 }
@@ -93,20 +94,20 @@ fn assert_text(text: &str) {
     assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
 }
 
-/// Asserts that the trace is JSON without overlaps, and returns how many events lie on each thread.
-fn assert_trace(trace: &str) -> std::collections::BTreeMap<u64, usize> {
+/// Asserts that the trace is JSON without overlaps, and returns how many events lie on each thread of each process.
+fn assert_trace(trace: &str) -> std::collections::BTreeMap<(u64, u64), usize> {
     let trace: Value = serde_json::from_str(trace).expect("JSON");
     let (mut until, mut counts) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
     for event in trace["traceEvents"].as_array().expect("a list") {
-        assert_eq!(event["pid"], 1);
+        let pid = event["pid"].as_u64().expect("a process");
         if event["ph"] == "X" {
             let tid = event["tid"].as_u64().expect("a thread");
             let (ts, dur) =
                 (event["ts"].as_f64().expect("a start"), event["dur"].as_f64().expect("a length"));
             assert!(dur >= 0.0);
-            let before = until.insert(tid, ts + dur).unwrap_or(f64::NEG_INFINITY);
+            let before = until.insert((pid, tid), ts + dur).unwrap_or(f64::NEG_INFINITY);
             assert!(ts >= before - 1e-4, "{event} starts before {before} us");
-            *counts.entry(tid).or_insert(0) += 1;
+            *counts.entry((pid, tid)).or_insert(0) += 1;
         } else {
             assert_eq!(event["ph"], "M");
         }
@@ -117,7 +118,8 @@ fn assert_trace(trace: &str) -> std::collections::BTreeMap<u64, usize> {
 #[test]
 fn busy_counts_overlapping_compute_once_and_neither_copies_nor_the_host() {
     let timeline = Timeline {
-        devices: vec!["a".into(), "b".into()],
+        devices: DeviceName::list(["a", "b"]),
+        step: None,
         events: vec![
             event(0, EventKind::Forward, "0F0", Some(0), 0.0, 4.0),
             event(0, EventKind::Backward, "0B0", Some(0), 3.0, 5.0),
@@ -152,7 +154,7 @@ fn the_picture_of_1f1b_is_well_formed_and_shows_devices_microbatches_and_shares(
 #[test]
 fn the_picture_escapes_names_and_labels() {
     let mut timeline = one_f_one_b(2);
-    timeline.devices[0] = "A<B> & \"C\" \u{1b}[0m".into();
+    timeline.devices[0].name = "A<B> & \"C\" \u{1b}[0m".into();
     timeline.events[0].label = "</title><script>".into();
     timeline.events[0].microbatch = None;
     let svg = timeline.to_svg("</svg> & more");
@@ -161,19 +163,33 @@ fn the_picture_escapes_names_and_labels() {
 }
 
 #[test]
-fn the_trace_of_1f1b_has_a_thread_for_compute_and_one_for_copies() {
-    let trace = one_f_one_b(8).to_chrome_trace();
-    assert_eq!(assert_trace(&trace).into_iter().collect::<Vec<_>>(), [(1, 17), (3, 8), (4, 17), (6, 8)]);
-    assert!(
-        trace.contains("\"polystage\"") && trace.contains("1 AMD Radeon RX 7800 XT (RADV NAVI32) · copies")
-    );
+fn the_trace_of_1f1b_has_a_process_for_each_device_with_a_thread_for_compute_and_one_for_copies() {
+    let mut timeline = one_f_one_b(8);
+    (timeline.devices[0].number, timeline.devices[0].adapter) = (2, Some(5));
+    let trace = timeline.to_chrome_trace();
+    let counts = assert_trace(&trace).into_iter().collect::<Vec<_>>();
+    assert_eq!(counts, [((1, 1), 17), ((1, 3), 8), ((2, 1), 17), ((2, 3), 8)]);
+    let parsed: Value = serde_json::from_str(&trace).unwrap();
+    let named = |what: &str| -> Vec<(u64, u64, String)> {
+        let events = parsed["traceEvents"].as_array().unwrap().iter().filter(|e| e["name"] == what);
+        let number = |value: &Value| value.as_u64().unwrap();
+        let name = |e: &Value| e["args"]["name"].as_str().unwrap().to_string();
+        events.map(|e| (number(&e["pid"]), number(&e["tid"]), name(e))).collect()
+    };
+    let processes =
+        ["device 2 (adapter 5: NVIDIA GeForce RTX 4070)", "device 1 (AMD Radeon RX 7800 XT (RADV NAVI32))"];
+    assert_eq!(named("process_name"), [(1, 0, processes[0].into()), (2, 0, processes[1].into())]);
+    let threads = named("thread_name");
+    assert_eq!(threads.len(), 6);
+    assert_eq!(threads[5], (2, 3, "copies".into()));
+    assert!(trace.contains("\"polystage\""));
     assert!(trace.contains("\"bytes\":6291456") && trace.contains("\"microbatch\":7"));
 }
 
 #[test]
 fn a_long_run_is_shown_in_seconds() {
     let events = vec![event(0, EventKind::Forward, "0F0", Some(0), 100.0, 130.0)];
-    let svg = Timeline { devices: vec!["a".into()], events }.to_svg("long");
+    let svg = Timeline { devices: DeviceName::list(["a"]), events, step: None }.to_svg("long");
     assert!(svg.contains("time in s") && svg.contains(">105</text>") && svg.contains("busy 100 %"));
 }
 
@@ -190,7 +206,7 @@ proptest! {
             let kind = if copy { EventKind::Copy } else { EventKind::BackwardInput };
             event(rank, kind, "0I0", Some(i), start, start + took)
         });
-        let timeline = Timeline { devices: vec!["only one is named".into()], events: events.collect() };
+        let timeline = Timeline { devices: DeviceName::list(["only one is named"]), events: events.collect(), step: None };
         assert_well_formed(&timeline.to_svg("any"));
         for rank in 0..4 {
             prop_assert!((0.0..=1.0 + 1e-9).contains(&timeline.busy_fraction(rank)));

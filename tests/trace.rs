@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::Timeline;
+use polystage::pipeline::timeline::{DeviceName, Timeline};
 use polystage::schedule::{Costs, generate};
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ fn prediction() -> Prediction {
     let schedule = generate("1f1b", 2, 4).unwrap();
     let mut costs = Costs::uniform(&schedule, 0.010, 0.010, 0.010, 1e-3);
     costs.ranks.iter_mut().for_each(|rank| rank.update = 5e-3);
-    Prediction::new(vec!["first".into(), "second".into()], &schedule, costs)
+    Prediction::new(DeviceName::list(["first", "second"]), &schedule, costs)
 }
 
 /// A run folder as `train` leaves it, without a GPU: three steps that went as predicted.
@@ -62,12 +62,40 @@ fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
     std::fs::write(place.path().join("tiny.toml"), config).unwrap();
     std::fs::write(place.path().join("text.txt"), "what did every device do, and when? ".repeat(100))
         .unwrap();
-    succeed(place.path(), &["train", "tiny.toml", "--out", "run"]);
+    let trained = succeed(place.path(), &["train", "tiny.toml", "--out", "run"]);
     let run_folder = place.path().join("run");
     let trace = std::fs::read_to_string(run_folder.join("trace.json")).unwrap();
     let timeline = Timeline::from_chrome_trace(&trace, "trace.json").unwrap();
     assert_eq!(timeline.devices.len(), 2);
-    let _ = std::fs::remove_file(run_folder.join("prediction.json"));
+    let rows = || {
+        let text = std::fs::read_to_string(run_folder.join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    // One number, and one meaning of busy, wherever they are written.
+    let json: Value = serde_json::from_str(&succeed(place.path(), &["trace", "run", "--json"])).unwrap();
+    let picture = std::fs::read_to_string(run_folder.join("timeline.svg")).unwrap();
+    for (rank, row) in rows()[2]["devices"].as_array().unwrap().iter().enumerate() {
+        let name = timeline.devices[rank].to_string();
+        assert_eq!((row["device"].as_u64(), timeline.devices[rank].number), (Some(rank as u64), rank));
+        assert_eq!(name, format!("device {rank} ({})", row["adapter"].as_str().unwrap()));
+        let busy = row["busy_fraction"].as_f64().unwrap();
+        assert!((json["devices"][rank]["busy"].as_f64().unwrap() - busy).abs() < 1e-6, "{busy}");
+        let shown = format!("busy {:.0} %", 100.0 * busy);
+        assert!(
+            picture.contains(&shown) && trained.contains(&format!("{name}: {shown}")),
+            "{shown}: {trained}"
+        );
+    }
+
+    // Without a planner nothing is promised, and what an earlier plan promised is gone.
+    assert!(run_folder.join("prediction.json").exists() && run_folder.join("machine.toml").exists());
+    succeed(
+        place.path(),
+        &["train", "tiny.toml", "--out", "run", "--resume", "--no-plan", "--set", "train.steps=5"],
+    );
+    assert!(!run_folder.join("prediction.json").exists() && !run_folder.join("machine.toml").exists());
+    let since = rows().iter().map(|row| row["plan_since_step"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(since, [0, 0, 0, 3, 3]);
 
     let alone = run(place.path(), &["trace", "run"]);
     let note = String::from_utf8_lossy(&alone.stderr).into_owned();
@@ -77,7 +105,7 @@ fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
     );
     let shown = String::from_utf8(alone.stdout).unwrap();
     for part in
-        ["steps      3: ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
+        ["steps      2: ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
     {
         assert!(shown.contains(part), "{part}: {shown}");
     }
@@ -98,7 +126,7 @@ fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
         assert!((sum(&device["measured"]) - step).abs() < 1e-9, "{device} of {step}");
         assert!(device["measured"]["compute"].as_f64().unwrap() > 0.0);
     }
-    assert_eq!((json["steps"].as_u64(), json["actions"].as_array().unwrap().len()), (Some(3), 4));
+    assert_eq!((json["steps"].as_u64(), json["actions"].as_array().unwrap().len()), (Some(2), 4));
 }
 
 #[test]
@@ -140,7 +168,7 @@ fn what_is_missing_or_damaged_is_named_with_what_to_do() {
     let other = |_: String| {
         let schedule = generate("1f1b", 2, 8).unwrap();
         let costs = Costs::uniform(&schedule, 0.01, 0.01, 0.01, 0.0);
-        Prediction::new(vec!["first".into(), "second".into()], &schedule, costs).to_json()
+        Prediction::new(DeviceName::list(["first", "second"]), &schedule, costs).to_json()
     };
     let one = |text: String| text.replace("\"name\":\"1B3\"", "\"name\":\"1B2\"");
     type Change<'a> = (&'a str, Option<&'a dyn Fn(String) -> String>, &'a str);
@@ -222,4 +250,28 @@ fn a_run_whose_picture_cannot_be_written_is_explained_without_one() {
     assert!(!succeed(folder.path(), &["trace", "run"]).contains("picture    "));
     let named = run(folder.path(), &["trace", "run", "--json", "--out", "run/metrics.jsonl"]);
     assert_eq!(named.status.code(), Some(2));
+}
+
+#[test]
+fn a_plan_for_a_machine_file_names_devices_by_their_position_in_it_everywhere() {
+    let place = tempfile::tempdir().unwrap();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let path = |name: &str| repository.join(name).to_string_lossy().into_owned();
+    let (config, machine) = (path("gpt2.toml"), path("machines/three-vendors.toml"));
+    let arguments = ["plan", &config, "--machine", &machine, "--svg", "plan.svg"];
+    let shown = succeed(place.path(), &arguments);
+    let json: Value =
+        serde_json::from_str(&succeed(place.path(), &[&arguments[..], &["--json"]].concat())).unwrap();
+    let shares = json["devices"].as_array().unwrap();
+    let names: Vec<String> = shares
+        .iter()
+        .map(|share| format!("{} {}", share["device"], share["name"].as_str().unwrap()))
+        .collect();
+    // In another order than the file's, or the test says nothing.
+    assert!(shares.iter().enumerate().any(|(rank, share)| share["device"] != rank), "{names:?}");
+    let lanes: Vec<&str> = shown.lines().filter(|line| names.iter().any(|name| name == line)).collect();
+    assert_eq!(lanes, names);
+    let picture = std::fs::read_to_string(place.path().join("plan.svg")).unwrap();
+    let words = picture.replace("</tspan><tspan dx=\"8\" font-weight=\"600\">", " ");
+    assert!(names.iter().all(|name| words.contains(&format!(">{name}</tspan>"))), "{words}");
 }

@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let experiment = &arguments.experiment;
     let config = experiment.read()?;
-    let (planning, devices) = match &experiment.machine.machine {
+    let (mut planning, devices) = match &experiment.machine.machine {
         Some(file) => (for_file(&config, file, experiment)?, None),
         None => {
             let (planning, devices) =
@@ -44,16 +44,21 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
             (planning, Some(devices))
         }
     };
-    let planned = planning.search()?;
-    if let Some(text) = devices.and_then(|devices| caution(&planning, &planned.best, &devices)) {
-        note(format!("warning: {text}"));
+    let mut planned = planning.search()?;
+    // A file's devices keep the order in which --machine reads them again.
+    let machine = planning.machine.to_toml();
+    if let Some(mut devices) = devices {
+        planning.number(&mut planned, &mut devices);
+        if let Some(text) = caution(&planning, &planned.best, &devices) {
+            note(format!("warning: {text}"));
+        }
     }
     let best = &planned.best;
-    let explanation = planned.explain(&planning.workload, &planning.machine);
-    let names = best.devices.iter().map(|&device| planning.machine.devices[device].name.clone());
-    let prediction = Prediction::new(names.collect(), &best.schedule, best.costs.clone());
+    let adapters: Vec<_> = planning.names().iter().map(|device| device.adapter).collect();
+    let explanation = planned.explain(&planning.workload, &planning.machine).on_adapters(&adapters);
+    let prediction = Prediction::of_plan(best, planning.names());
     for (path, text) in [
-        (&arguments.write_machine, planning.machine.to_toml()),
+        (&arguments.write_machine, machine),
         (&arguments.write_schedule, best.schedule.to_string()),
         (&arguments.svg, prediction.timeline()?.to_svg(&title(&explanation))),
     ] {

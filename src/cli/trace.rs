@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::folder::files::{Unreadable, read_text};
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Comparison, Timeline, duration};
-use crate::train::metrics::{METRICS, Metrics};
+use crate::train::advice::{Advice, Change, StepTimes, advise, trained_with};
+use crate::train::metrics::{Entry, METRICS, Metrics};
 use crate::train::run::{PREDICTION, TRACE};
 
 /// Columns where the output is no terminal.
@@ -41,9 +42,15 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
         let message = "is not a folder; give that of a run, such as runs/tiny-1";
         return Err(Error::config(run.display().to_string(), message));
     }
-    let mut seconds = step_seconds(run)?;
+    let rows = rows(run)?;
+    let (timeline, comparison) = compare(run)?;
+    let steps = of_plan(&rows, timeline.step);
+    let mut seconds: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
     seconds.sort_by(f64::total_cmp);
-    let comparison = compare(run)?;
+    let advice = match &comparison.prediction {
+        Some(prediction) => advise(run, prediction, &steps, &timeline),
+        None => Advice::None("the run was not planned".into()),
+    };
     let name = std::path::absolute(run).unwrap_or_else(|_| run.clone());
     let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
     let what = if comparison.predicted.is_some() { "predicted and measured" } else { "measured" };
@@ -59,6 +66,13 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
         report["steps"] = json!(seconds.len());
         report["median_step_seconds"] = json!(median(&seconds));
         report["picture"] = json!(picture);
+        report["advice"] = match &advice {
+            Advice::Change(change) => json!({
+                "settings": change.settings, "gain": change.gain,
+                "predicted_step_seconds": change.plan.simulation.expected,
+            }),
+            _ => json!(null),
+        };
         print(serde_json::to_string_pretty(&report).unwrap_or_default())?;
         return Ok(0);
     }
@@ -71,7 +85,7 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     let terminal = std::io::stdout().is_terminal();
     let size = console::Term::stdout().size_checked().filter(|_| terminal);
     let width = size.map_or(WIDTH, |(_, columns)| usize::from(columns));
-    report(&comparison, &seconds, width, terminal && !plain)?;
+    report(run, &comparison, &seconds, &advice, width, terminal && !plain)?;
     picture.map_or(Ok(()), |picture| say(format!("picture    {}", picture.display())))?;
     Ok(0)
 }
@@ -84,7 +98,14 @@ fn draw(folder: &Path, svg: &str) -> Result<PathBuf> {
     Ok(picture)
 }
 
-fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) -> Result<()> {
+fn report(
+    run: &Path,
+    comparison: &Comparison,
+    seconds: &[f64],
+    advice: &Advice,
+    width: usize,
+    colour: bool,
+) -> Result<()> {
     let (Some(least), Some(most)) = (seconds.first(), seconds.last()) else { return Ok(()) };
     let median = median(seconds);
     let [least, middle, most] = [*least, median, *most].map(duration);
@@ -107,7 +128,10 @@ fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) 
     slowest.retain(|(_, times)| *times >= SLOW);
     for (cell, times) in slowest.iter().take(SLOWEST) {
         let (action, took) = (cell.action.to_string(), duration(cell.end - cell.start));
-        say(format!("  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind", cell.rank))?;
+        say(format!(
+            "  {action:<8} device {}  {took:>10}  {times:.2} x the mean of its kind",
+            comparison.number(cell.rank)
+        ))?;
     }
     if slowest.is_empty() {
         say(format!("  none took {SLOW} times the mean of its kind"))?;
@@ -117,12 +141,41 @@ fn report(comparison: &Comparison, seconds: &[f64], width: usize, colour: bool) 
     comparison.findings().iter().try_for_each(|finding| say(wrap(finding, width)))?;
     say("")?;
     say("What to try")?;
-    let advice = comparison.advice();
-    advice.iter().try_for_each(|advice| say(wrap(advice, width)))?;
-    if advice.is_empty() {
-        say(wrap("nothing stands out that would make the step more than 2 % shorter", width))?;
+    match advice {
+        Advice::Change(change) => propose(change, width)?,
+        Advice::Keep { gain, unsure } => say(wrap(
+            &format!(
+                "no other plan is surely faster: the best one is said to take {:.1} % less, and predictions here may \
+                 be {:.1} % off",
+                100.0 * gain,
+                100.0 * unsure
+            ),
+            width,
+        ))?,
+        Advice::None(why) => say(wrap(&format!("no other plan can be advised: {why}"), width))?,
     }
+    let sequences = trained_with(run)
+        .ok()
+        .map(|config| config.train.batch / comparison.measured.schedule.microbatches.max(1));
+    comparison.hints(sequences).iter().try_for_each(|hint| say(wrap(hint, width)))?;
     say("")
+}
+
+/// A better plan: what it is, what it is said to bring, and what to type for it.
+fn propose(change: &Change, width: usize) -> Result<()> {
+    say(wrap(
+        &format!(
+            "{}: a step is said to take {:.1} % less, {} (simulated with the measured speeds of the devices). With a new \
+             run or --resume:",
+            change.what,
+            100.0 * change.gain,
+            duration(change.plan.simulation.expected)
+        ),
+        width,
+    ))?;
+    // In one line, to be copied.
+    let settings: Vec<String> = change.settings.iter().map(|setting| format!("--set '{setting}'")).collect();
+    say(format!("  {}", settings.join(" ")))
 }
 
 /// A sentence as an entry of a list, in lines of at most `width` columns where its words allow it.
@@ -148,8 +201,8 @@ fn wrap(sentence: &str, width: usize) -> String {
     text.replace('\u{a0}', " ")
 }
 
-/// The traced step of a run, beside its prediction if there is one.
-fn compare(run: &Path) -> Result<Comparison> {
+/// The traced step of a run, alone and beside its prediction if there is one.
+fn compare(run: &Path) -> Result<(Timeline, Comparison)> {
     let at = |path: &Path| {
         let place = path.display().to_string();
         move |error: Error| match error {
@@ -166,15 +219,16 @@ fn compare(run: &Path) -> Result<Comparison> {
     let measured = Comparison::new(None, &timeline).map_err(at(&trace))?;
     let prediction = run.join(PREDICTION);
     if !prediction.exists() {
-        return Ok(measured);
+        return Ok((timeline, measured));
     }
     let text = read(&prediction, "")?;
     let promised = Prediction::from_json(&text, &prediction.display().to_string())?;
-    Comparison::new(Some(promised), &timeline).map_err(at(&prediction))
+    let comparison = Comparison::new(Some(promised), &timeline).map_err(at(&prediction))?;
+    Ok((timeline, comparison))
 }
 
-/// Seconds of every step that the run logged.
-fn step_seconds(run: &Path) -> Result<Vec<f64>> {
+/// Every step that the run logged.
+fn rows(run: &Path) -> Result<Vec<Entry>> {
     let path = run.join(METRICS);
     if !path.exists() {
         return Err(missing(&path, "the folder holds no run; give one that `polystage train` has written"));
@@ -184,11 +238,19 @@ fn step_seconds(run: &Path) -> Result<Vec<f64>> {
     if let Some(damage) = metrics.damage() {
         return refuse(format!("{damage}; remove what is no row, as --resume does"));
     }
-    let seconds: Vec<f64> = metrics.entries.iter().filter_map(|entry| entry.step_seconds).collect();
-    if seconds.is_empty() {
+    let mut rows = metrics.entries;
+    rows.retain(|row| row.step_seconds.is_some());
+    if rows.is_empty() {
         return refuse("holds no step yet; continue the run with --resume".into());
     }
-    Ok(seconds)
+    Ok(rows)
+}
+
+/// The steps of the plan that made the step `traced`, by which alone its prediction can be judged.
+fn of_plan(rows: &[Entry], traced: Option<u64>) -> Vec<StepTimes> {
+    let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
+    let plan = row.and_then(|row| row.plan_since_step);
+    rows.iter().filter(|row| row.plan_since_step == plan).filter_map(StepTimes::of).collect()
 }
 
 fn read(path: &Path, help: &str) -> Result<String> {

@@ -2,25 +2,46 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::timeline::{Event, EventKind, Timeline, Track};
+use super::timeline::{DeviceName, Event, EventKind, Timeline, Track};
 use crate::error::{Error, Result};
+use crate::plan::Candidate;
 use crate::schedule::{self, Costs, Hop, Schedule, Simulation};
 
 /// Everything that is needed to simulate a step of a run again: `prediction.json` of a run folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// The devices' names, in pipeline order.
-    pub devices: Vec<String>,
+    /// The devices, in pipeline order.
+    pub devices: Vec<DeviceName>,
+    /// The machine's other devices.
+    pub left_out: Vec<DeviceName>,
     /// The schedule, computation only, in its text form.
     pub schedule: String,
+    /// First layers of the stages after the first.
+    pub cuts: Vec<usize>,
+    /// Stages that compute activations again in the backward pass.
+    pub recompute: Vec<usize>,
     /// What the simulator was given, in seconds and bytes.
     pub costs: Costs,
 }
 
 impl Prediction {
-    /// Of a schedule and its costs on devices with these names.
-    pub fn new(devices: Vec<String>, schedule: &Schedule, costs: Costs) -> Prediction {
-        Prediction { devices, schedule: schedule.to_string(), costs }
+    /// Of a plan for a machine with these devices.
+    pub fn of_plan(plan: &Candidate, devices: &[DeviceName]) -> Prediction {
+        let left_out = devices.iter().filter(|device| !plan.devices.contains(&device.number));
+        Prediction {
+            devices: plan.devices.iter().map(|&number| devices[number].clone()).collect(),
+            left_out: left_out.cloned().collect(),
+            schedule: plan.schedule.to_string(),
+            cuts: plan.cuts(),
+            recompute: plan.repeated(),
+            costs: plan.costs.clone(),
+        }
+    }
+
+    /// Of a schedule and its costs, for layers that nobody knows.
+    pub fn new(devices: Vec<DeviceName>, schedule: &Schedule, costs: Costs) -> Prediction {
+        let (left_out, cuts, recompute) = (Vec::new(), Vec::new(), Vec::new());
+        Prediction { devices, left_out, schedule: schedule.to_string(), cuts, recompute, costs }
     }
 
     /// Text for a file.
@@ -62,7 +83,7 @@ impl Prediction {
     pub fn simulate(&self) -> Result<Simulation> {
         let schedule = self.schedule()?.lowered()?;
         if self.devices.len() != schedule.ranks.len() {
-            let message = format!("{} names for {} ranks", self.devices.len(), schedule.ranks.len());
+            let message = format!("{} devices for {} ranks", self.devices.len(), schedule.ranks.len());
             return Err(Error::config("devices", message));
         }
         schedule::simulate(&schedule, &self.costs)

@@ -62,6 +62,8 @@ pub struct DeviceShare {
     pub rank: usize,
     /// The machine's device.
     pub device: usize,
+    /// The adapter behind it, if it is there.
+    pub adapter: Option<usize>,
     /// Its name.
     pub name: String,
     /// How many layers it gets.
@@ -128,6 +130,8 @@ pub struct LinkShare {
 pub struct Unused {
     /// The machine's device.
     pub device: usize,
+    /// The adapter behind it, if it is there.
+    pub adapter: Option<usize>,
     /// Its name.
     pub name: String,
     /// Why.
@@ -177,6 +181,7 @@ impl Planned {
             left_out: unused
                 .map(|unused| Unused {
                     device: unused.device,
+                    adapter: None,
                     name: name(unused.device),
                     reason: unused.reason.clone(),
                 })
@@ -186,6 +191,16 @@ impl Planned {
             evaluated: self.evaluated,
             complete: self.complete,
         }
+    }
+}
+
+impl Explanation {
+    /// For devices that are there: on which adapter each of the machine's devices was opened.
+    pub fn on_adapters(mut self, adapters: &[Option<usize>]) -> Explanation {
+        let adapter = |device: usize| adapters.get(device).copied().flatten();
+        self.devices.iter_mut().for_each(|share| share.adapter = adapter(share.device));
+        self.left_out.iter_mut().for_each(|unused| unused.adapter = adapter(unused.device));
+        self
     }
 }
 
@@ -231,6 +246,7 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
         let mut share = DeviceShare {
             rank,
             device,
+            adapter: None,
             name: machine.devices[device].name.clone(),
             layers: layers(&best.stages, best, rank),
             stages: stages.collect(),
@@ -359,7 +375,7 @@ fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
         microbatches: other.microbatches,
         devices: other.devices.clone(),
         layers: (0..other.devices.len()).map(|rank| layers(&other.stages, other, rank)).collect(),
-        recompute: (0..other.stages.len()).filter(|&stage| other.recompute[stage]).collect(),
+        recompute: other.repeated(),
         step_seconds: other.simulation.expected,
         slower: other.simulation.expected / best.simulation.expected - 1.0,
     }

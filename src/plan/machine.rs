@@ -181,6 +181,19 @@ impl Machine {
         toml::to_string(self).unwrap_or_default()
     }
 
+    /// The same machine with its devices in another order: `order[i]` is the one that is to have the number `i`.
+    pub fn reordered(&self, order: &[usize]) -> Machine {
+        let row = |&i: &usize| order.iter().map(|&j| self.slowdown(i, j)).collect();
+        let number = |device: usize| order.iter().position(|&old| old == device).unwrap_or(device);
+        let link = |link: &LinkProfile| LinkProfile { from: number(link.from), to: number(link.to), ..*link };
+        Machine {
+            slowdown: if self.slowdown.is_empty() { Vec::new() } else { order.iter().map(row).collect() },
+            devices: order.iter().map(|&device| self.devices[device].clone()).collect(),
+            links: self.links.iter().map(link).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The way from one device to another.
     pub fn link(&self, from: usize, to: usize) -> Link {
         let named = self.links.iter().find(|profile| profile.from == from && profile.to == to);

@@ -118,6 +118,11 @@ impl Candidate {
     pub fn cuts(&self) -> Vec<usize> {
         self.stages[1..].iter().map(|range| range.start).collect()
     }
+
+    /// The stages that repeat F.
+    pub fn repeated(&self) -> Vec<usize> {
+        (0..self.recompute.len()).filter(|&stage| self.recompute[stage]).collect()
+    }
 }
 
 /// A plan, and what it was chosen from.
@@ -138,6 +143,17 @@ pub struct Planned {
     pub evaluated: u64,
     /// Whether no plan with a named schedule can be faster; else the search was too large to be finished.
     pub complete: bool,
+}
+
+impl Planned {
+    /// The same on a machine whose devices have other numbers, which `number` gives for the old ones.
+    pub fn renumber(&mut self, number: impl Fn(usize) -> usize) {
+        for candidate in std::iter::once(&mut self.best).chain(&mut self.alternatives) {
+            candidate.devices.iter_mut().for_each(|device| *device = number(*device));
+        }
+        self.left_out.iter_mut().for_each(|left_out| left_out.device = number(left_out.device));
+        self.left_out.sort_by_key(|left_out| left_out.device);
+    }
 }
 
 /// A device that is not used.

@@ -48,7 +48,8 @@ impl fmt::Display for Explanation {
         if !self.left_out.is_empty() {
             writeln!(f, "\nleft out:")?;
             for unused in &self.left_out {
-                writeln!(f, "  {} {}: {}", unused.device, unused.name, unused.reason)?;
+                let name = title(unused.adapter, &unused.name);
+                writeln!(f, "  {} {name}: {}", unused.device, unused.reason)?;
             }
         }
         self.write_alternatives(f)?;
@@ -66,6 +67,11 @@ impl fmt::Display for Explanation {
     }
 }
 
+/// What stands beside a device's number.
+fn title(adapter: Option<usize>, name: &str) -> String {
+    adapter.map_or(name.to_string(), |adapter| format!("adapter {adapter}: {name}"))
+}
+
 fn name_of(schedule: &str, chunks: usize) -> String {
     if chunks == 1 { schedule.to_string() } else { format!("{schedule} ({chunks} stages a device)") }
 }
@@ -73,7 +79,7 @@ fn name_of(schedule: &str, chunks: usize) -> String {
 impl Explanation {
     fn write_devices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head =
-            ["", "device", "layers", "work", "busy", "start", "end", "others", "links", "memory", "of"];
+            ["", "device", "layers", "work", "compute", "start", "end", "others", "links", "memory", "of"];
         let mut rows = vec![head.map(String::from).to_vec()];
         let makespan = self.step_seconds - self.update_seconds - self.jitter_seconds;
         for share in &self.devices {
@@ -82,7 +88,7 @@ impl Explanation {
             let stages: Vec<Range<usize>> = share.stages.iter().map(|stage| stage.first..stage.end).collect();
             rows.push(vec![
                 share.device.to_string(),
-                share.name.clone(),
+                title(share.adapter, &share.name),
                 format!("{} ({})", ranges(&stages), share.layers),
                 percent(share.work),
                 part(share.busy_seconds),
@@ -97,7 +103,7 @@ impl Explanation {
         write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
         writeln!(
             f,
-            "busy, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+            "compute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
         )?;
         for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
             writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;

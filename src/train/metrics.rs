@@ -35,6 +35,18 @@ pub struct Entry {
     pub learning_rate: Option<f64>,
     /// Loss on the text for evaluation, if it was due.
     pub valid_loss: Option<f64>,
+    /// Steps that were done when the plan in force began; earlier versions did not say.
+    pub plan_since_step: Option<u64>,
+    /// The devices in pipeline order.
+    #[serde(default)]
+    pub devices: Vec<DeviceEntry>,
+}
+
+/// What is read of a device's share of a step.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DeviceEntry {
+    /// Part of the step in which its queue worked.
+    pub busy_fraction: Option<f64>,
 }
 
 /// What a line turns out to be.

@@ -1,5 +1,7 @@
 //! Training: the experiment file, data, optimiser, checkpoints and the loop's body.
 
+#[cfg(not(target_arch = "wasm32"))]
+pub mod advice;
 pub mod checkpoint;
 pub mod config;
 #[cfg(not(target_arch = "wasm32"))]

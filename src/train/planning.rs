@@ -1,13 +1,16 @@
 //! From a config and a machine to a plan, and back when the machine turns out to be another.
 
+use std::ops::RangeInclusive;
+
 use super::config::{Config, Devices, Recompute};
+use super::trainer::names;
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::{Lora, Model};
-use crate::pipeline::timeline::{Event, Track};
+use crate::pipeline::timeline::{DeviceName, Event, Track};
 use crate::pipeline::workload::workload;
-use crate::pipeline::{Plan, Setup, Use};
+use crate::pipeline::{Plan, Prediction, Setup, Use};
 use crate::plan::{
     Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
 };
@@ -31,7 +34,15 @@ pub struct Planning {
     lora: Option<Lora>,
     /// The adapters behind the machine's devices, or what is assumed of them.
     adapters: Vec<(AdapterInfo, Capabilities)>,
+    /// The machine's devices, for people.
+    names: Vec<DeviceName>,
 }
+
+/// How many times longer than predicted a device may take; anything else is no measurement.
+const PLAUSIBLE: RangeInclusive<f64> = 1e-3..=1e3;
+
+/// Of plans that differ by less than this part of a step the one that changes least is taken.
+const ALIKE: f64 = 0.01;
 
 /// A schedule written by hand, from the first of `bases` that has the file; none if the config names another kind.
 ///
@@ -82,20 +93,22 @@ impl Planning {
             return Err(Error::config(machine.name, message));
         }
         let adapters = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-        Planning::new(config, machine, adapters, given)
+        Planning::new(config, machine, adapters, names(devices), given)
     }
 
     /// For a machine that may not be there: its devices are taken for GPUs without subgroups.
     pub fn for_machine(config: &Config, machine: Machine, given: Option<Schedule>) -> Result<Planning> {
         let adapters = machine.devices.iter().enumerate().map(|(index, device)| imagined(index, device));
-        let adapters = adapters.collect();
-        Planning::new(config, machine, adapters, given)
+        let (adapters, names) = (adapters.collect(), machine.devices.iter().map(|device| &device.name));
+        let names = DeviceName::list(names);
+        Planning::new(config, machine, adapters, names, given)
     }
 
     fn new(
         config: &Config,
         machine: Machine,
         adapters: Vec<(AdapterInfo, Capabilities)>,
+        names: Vec<DeviceName>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
         let lora = config.lora()?;
@@ -128,7 +141,26 @@ impl Planning {
             },
             budgets: Vec::new(),
         };
-        Ok(Planning { config: config.clone(), workload, machine, options, lora, adapters })
+        Ok(Planning { config: config.clone(), workload, machine, options, lora, adapters, names })
+    }
+
+    /// The machine's devices, each at the position that is its number.
+    pub fn names(&self) -> &[DeviceName] {
+        &self.names
+    }
+
+    /// Numbers the devices anew: those of the best plan come first, in the order of the pipeline, then those that it does
+    /// without. So a device's number is its rank and its position in the list that the config of the run keeps. What is
+    /// `opened` stands in the order of the machine, and is put into the new one.
+    pub fn number<T: Clone>(&mut self, planned: &mut Planned, opened: &mut Vec<T>) {
+        let mut order = planned.best.devices.clone();
+        order.extend((0..self.names.len()).filter(|device| !planned.best.devices.contains(device)));
+        self.machine = self.machine.reordered(&order);
+        self.adapters = order.iter().map(|&old| self.adapters[old].clone()).collect();
+        let name = |(number, &old): (usize, &usize)| DeviceName { number, ..self.names[old].clone() };
+        self.names = order.iter().enumerate().map(name).collect();
+        *opened = order.iter().map(|&old| opened[old].clone()).collect();
+        planned.renumber(|device| order.iter().position(|&old| old == device).unwrap_or(device));
     }
 
     /// The best plan, its bytes counted as they will be allocated.
@@ -170,9 +202,10 @@ impl Planning {
     }
 
     /// Corrects the machine by what a step of `candidate` took: each device's times by the ratio of its measured to its
-    /// predicted seconds of work.
-    pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) {
-        for (rank, &device) in candidate.devices.iter().enumerate() {
+    /// predicted seconds of work, and those of a device that did not work by what all the others are off at least.
+    /// Returns the ratios of those that worked.
+    pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) -> Vec<f64> {
+        let ratio = |rank: usize| {
             let cells = candidate.simulation.cells.iter();
             let predicted: f64 = cells
                 .filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer())
@@ -180,33 +213,79 @@ impl Planning {
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
             let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
-            if predicted > 0.0 && measured > 0.0 {
-                self.machine.devices[device].scale(measured / predicted);
+            Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
+        };
+        let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();
+        let known = || ratios.iter().flatten().copied();
+        let Some((least, most)) = known().reduce(f64::min).zip(known().reduce(f64::max)) else {
+            return Vec::new();
+        };
+        let common = 1f64.clamp(least, most);
+        for (number, device) in self.machine.devices.iter_mut().enumerate() {
+            match candidate.devices.iter().position(|&used| used == number) {
+                Some(rank) => device.scale(ratios[rank].unwrap_or(1.0)),
+                None => device.scale(common),
             }
         }
+        known().collect()
     }
 
     /// The same plan with the machine's present times.
     pub fn again(&self, candidate: &Candidate) -> Result<Candidate> {
+        let (devices, schedule) = (candidate.devices.clone(), candidate.schedule.clone());
+        self.given(devices, schedule, candidate.cuts(), candidate.recompute.clone())
+    }
+
+    /// The plan that made a prediction, with the machine's present times.
+    pub fn predicted(&self, prediction: &Prediction) -> Result<Candidate> {
+        let schedule = prediction.schedule()?;
+        let recompute = (0..schedule.stages).map(|stage| prediction.recompute.contains(&stage)).collect();
+        let devices = prediction.devices.iter().map(|device| device.number).collect();
+        self.given(devices, schedule, prediction.cuts.clone(), recompute)
+    }
+
+    fn given(
+        &self,
+        devices: Vec<usize>,
+        schedule: Schedule,
+        cuts: Vec<usize>,
+        recompute: Vec<bool>,
+    ) -> Result<Candidate> {
         let options = Options {
-            devices: Some(candidate.devices.clone()),
-            schedule: ScheduleChoice::Given(candidate.schedule.clone()),
-            cuts: Some(candidate.cuts()),
-            microbatches: Some(candidate.microbatches),
-            recompute: RecomputeChoice::Stages(candidate.recompute.clone()),
+            devices: Some(devices),
+            microbatches: Some(schedule.microbatches),
+            schedule: ScheduleChoice::Given(schedule),
+            cuts: Some(cuts),
+            recompute: RecomputeChoice::Stages(recompute),
             budgets: Vec::new(),
         };
         Ok(plan(&self.workload, &self.machine, &options)?.best)
     }
 
-    /// The best plan with the machine's present times and the same microbatches, on which rounding depends.
-    pub fn search_again(&self, candidate: &Candidate) -> Result<Planned> {
-        let options = Options { microbatches: Some(candidate.microbatches), ..self.options.clone() };
-        Planning { options, ..self.clone() }.search()
+    /// The best plan with the machine's present times and the same microbatches, on which rounding depends. Of plans
+    /// that are about as fast the one that changes least: another schedule, else other cuts, else both, else other
+    /// devices. Everything that decides whether a running plan is to be left for another asks here.
+    pub fn search_again(&self, candidate: &Candidate) -> Result<Candidate> {
+        let open = Options { microbatches: Some(candidate.microbatches), ..self.options.clone() };
+        let devices = Options { devices: Some(candidate.devices.clone()), ..open.clone() };
+        let schedule = ScheduleChoice::Given(candidate.schedule.clone());
+        let narrow = [
+            Options { cuts: Some(candidate.cuts()), ..devices.clone() },
+            Options { schedule, ..devices.clone() },
+            devices,
+        ];
+        let search = |options| Planning { options, ..self.clone() }.search().map(|planned| planned.best);
+        let best = search(open)?;
+        // What has no plan within these bounds has one without them.
+        let plans = narrow.into_iter().filter_map(|options| search(options).ok()).chain([best]);
+        let plans: Vec<Candidate> = plans.collect();
+        let seconds = |plan: &Candidate| plan.simulation.expected;
+        let least = plans.iter().map(seconds).fold(f64::INFINITY, f64::min);
+        let alike = plans.iter().find(|plan| seconds(plan) <= (1.0 + ALIKE) * least);
+        Ok(alike.unwrap_or(&plans[plans.len() - 1]).clone())
     }
 
     fn setup(&self, candidate: &Candidate) -> Setup {
-        let stages = 0..candidate.recompute.len();
         Setup {
             model: self.config.model.clone(),
             adapter: self.lora.clone(),
@@ -216,7 +295,7 @@ impl Planning {
             schedule: candidate.schedule.clone(),
             cuts: Some(candidate.cuts()),
             shared: self.config.shared,
-            recompute: stages.filter(|&stage| candidate.recompute[stage]).collect(),
+            recompute: candidate.repeated(),
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
         }

@@ -6,9 +6,9 @@ use crate::pipeline::timeline::Event;
 use crate::plan::Candidate;
 
 /// Steps of which the median is compared.
-const STEPS: usize = 5;
+pub(super) const STEPS: usize = 5;
 /// Steps after a start that still compile, or touch fresh memory.
-const WARM_UP: usize = 2;
+pub(super) const WARM_UP: usize = 2;
 /// How far a step may be off its prediction.
 const TOLERANCE: f64 = 0.1;
 /// How much faster another plan must be to be worth moving to.
@@ -88,7 +88,7 @@ impl Replanner {
         self.planning.learn(&self.current, events);
         self.current = self.planning.again(&self.current)?;
         let staying = self.current.simulation.expected;
-        let best = self.planning.search_again(&self.current)?.best;
+        let best = self.planning.search_again(&self.current)?;
         self.recent.clear();
         self.skip = WARM_UP;
         if best.simulation.expected > (1.0 - GAIN) * staying {

@@ -13,11 +13,14 @@ use crate::error::{Error, Result};
 use crate::folder::files::{Hidden, UNFINISHED, is_taken};
 use crate::gpu::Device;
 use crate::pipeline::{Plan, Prediction};
+use crate::plan::Machine;
 
 /// The config with which the run was last trained.
-pub(crate) const CONFIG: &str = "config.toml";
+pub const CONFIG: &str = "config.toml";
 /// What steps are said to take.
 pub const PREDICTION: &str = "prediction.json";
+/// What the planner knew of the devices.
+pub const MACHINE: &str = "machine.toml";
 /// The course of the losses, as a picture.
 pub const LOSSES: &str = "loss.svg";
 /// What every device did in a step, as a picture.
@@ -26,7 +29,7 @@ pub const TIMELINE: &str = "timeline.svg";
 pub const TRACE: &str = "trace.json";
 
 /// The files that a run writes beside its checkpoints.
-const FILES: [&str; 6] = [CONFIG, METRICS, PREDICTION, LOSSES, TIMELINE, TRACE];
+const FILES: [&str; 7] = [CONFIG, METRICS, PREDICTION, MACHINE, LOSSES, TIMELINE, TRACE];
 
 /// An open run folder.
 pub struct Run {
@@ -38,6 +41,8 @@ pub struct Run {
     keep: usize,
     /// The losses of all its rows.
     curve: Curve,
+    /// What steps are said to take, and by what machine; none without a planner.
+    promise: Option<(Prediction, Machine)>,
     /// What was damaged.
     warning: Option<String>,
     /// Held while the run lives, so that two processes do not write into one folder; the system lets go of it even
@@ -90,7 +95,8 @@ impl Run {
         metrics.entries.iter().for_each(|entry| curve.push(Point::from(entry)));
         let metrics = OpenOptions::new().append(true).open(&file).map_err(Error::io(&file))?;
         write_atomic(&path.join(CONFIG), config.as_bytes())?;
-        Ok(Run { path: path.to_path_buf(), metrics, origin, keep, curve, warning, _lock: lock })
+        let (path, promise) = (path.to_path_buf(), None);
+        Ok(Run { path, metrics, origin, keep, curve, promise, warning, _lock: lock })
     }
 
     /// What was found damaged when the folder was opened, and what became of it.
@@ -110,9 +116,9 @@ impl Run {
         writeln!(self.metrics, "{line}").map_err(Error::io(self.path.join(METRICS)))
     }
 
-    /// Writes what steps are said to take: `prediction.json`.
-    pub fn predict(&self, prediction: &Prediction) -> Result<()> {
-        write_atomic(&self.path.join(PREDICTION), prediction.to_json().as_bytes())
+    /// Sets what the steps from here on are said to take, and what the planner knew of the machine then.
+    pub fn predict(&mut self, prediction: Prediction, machine: Machine) {
+        self.promise = Some((prediction, machine));
     }
 
     /// The step and the loss of the best evaluation, the earliest of several.
@@ -142,12 +148,18 @@ impl Run {
         watch.block_on(trainer.save(&self.path, &self.origin, self.keep))
     }
 
-    /// Goes on with another plan: everything that training depends on moves through a checkpoint, and the next step is
-    /// the one that would have been next.
-    pub fn move_to(&self, trainer: &mut Trainer, plan: Plan, devices: &[Device]) -> Result<()> {
+    /// Goes on with another plan, on those of `devices` that have these numbers: everything that training depends on moves
+    /// through a checkpoint, and the next step is the one that would have been next.
+    pub fn move_to(
+        &self,
+        trainer: &mut Trainer,
+        plan: Plan,
+        devices: &[Device],
+        numbers: &[usize],
+    ) -> Result<()> {
         let folder = self.save(trainer)?;
         let watch = trainer.watch();
-        watch.block_on(trainer.relaunch(plan, devices))?;
+        watch.block_on(trainer.relaunch(plan, devices, numbers))?;
         let watch = trainer.watch();
         watch.block_on(async {
             trainer.begin(&self.origin).await?;
@@ -155,7 +167,8 @@ impl Run {
         })
     }
 
-    /// Writes `loss.svg` of all steps, and `timeline.svg` and `trace.json` of the last one.
+    /// Writes `loss.svg` of all steps, and of the last one `timeline.svg`, `trace.json`, and what its plan promised: what
+    /// is compared lies side by side, whenever the run ends.
     pub fn draw(&self, trainer: &Trainer) -> Result<()> {
         let title = format!("Losses up to step {}", trainer.step_number());
         let picture = self.curve.to_svg(&title, &checkpoint::steps(&self.path)?);
@@ -165,8 +178,21 @@ impl Run {
             return Ok(());
         }
         let title = format!("Step {}: what every device did, measured", trainer.step_number());
-        write_atomic(&self.path.join(TIMELINE), timeline.to_svg(&title).as_bytes())?;
-        write_atomic(&self.path.join(TRACE), timeline.to_chrome_trace().as_bytes())
+        write_atomic(&self.path.join(TIMELINE), timeline.from_its_start().to_svg(&title).as_bytes())?;
+        write_atomic(&self.path.join(TRACE), timeline.to_chrome_trace().as_bytes())?;
+        let promise = self.promise.as_ref();
+        let promised = promise.map(|(prediction, machine)| (prediction.to_json(), machine.to_toml()));
+        let (prediction, machine) = promised.unzip();
+        for (name, text) in [(PREDICTION, prediction), (MACHINE, machine)] {
+            let path = self.path.join(name);
+            match text {
+                Some(text) => write_atomic(&path, text.as_bytes())?,
+                // That of a plan that is no longer in force.
+                None if is_taken(&path) => std::fs::remove_file(&path).map_err(Error::io(&path))?,
+                None => {}
+            }
+        }
+        Ok(())
     }
 }
 

@@ -108,15 +108,19 @@ impl Trainer {
                 self.executor.load_part(&checkpoint.optimizer, &tensor, &p.name, part).await?;
             }
         }
-        self.step = checkpoint.step;
+        (self.step, self.since) = (checkpoint.step, checkpoint.step);
         Ok(())
     }
 
-    /// Goes on with another plan, whose weights are to be set.
-    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
+    /// Goes on with another plan, whose weights are to be set, on those of `devices` that have these numbers.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device], numbers: &[usize]) -> Result<()> {
         self.executor.stop().await;
-        self.executor = Executor::launch(plan, devices)?;
-        self.adapters = names(devices);
+        let used: Vec<Device> = numbers.iter().map(|&number| devices[number].clone()).collect();
+        self.executor = Executor::launch(plan, &used)?;
+        let names = names(devices);
+        self.devices = numbers.iter().map(|&number| names[number].clone()).collect();
+        // What the devices of the plan before did is nothing that these have done.
+        self.timeline.clear();
         Ok(())
     }
 

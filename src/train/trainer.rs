@@ -8,7 +8,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::pipeline::timeline::{Event, Timeline, Track};
+use crate::pipeline::timeline::{DeviceName, Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule::{self, Schedule};
 
@@ -32,6 +32,8 @@ pub struct Row {
     pub step_seconds: f64,
     /// Seconds that the plan promised; none for a run without a planner.
     pub predicted_step_seconds: Option<f64>,
+    /// Steps that were done when this plan came into force: at the start, when the run was resumed, or when it moved.
+    pub plan_since_step: u64,
     /// Each device in pipeline order.
     pub devices: Vec<DeviceRow>,
 }
@@ -39,9 +41,11 @@ pub struct Row {
 /// A device's share of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceRow {
-    /// The adapter's name.
+    /// Its number.
+    pub device: usize,
+    /// Number and name of its adapter.
     pub adapter: String,
-    /// Part of the step in which its queue worked.
+    /// Part of the step in which its queue worked: [`Timeline::busy_fraction`].
     pub busy_fraction: f64,
     /// Part of the step in which its thread recorded, submitted or copied.
     pub host_fraction: f64,
@@ -55,9 +59,11 @@ pub struct Trainer {
     pub(super) executor: Executor,
     batches: Batches,
     valid: Option<Corpus>,
-    pub(super) adapters: Vec<String>,
+    pub(super) devices: Vec<DeviceName>,
     pub(super) step: u64,
-    timeline: Vec<Event>,
+    /// Steps that were done when the plan in force began.
+    pub(super) since: u64,
+    pub(super) timeline: Vec<Event>,
     predicted: Option<f64>,
 }
 
@@ -112,9 +118,9 @@ impl Trainer {
     /// Allocates, compiles and starts; weights are not set yet.
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
         let executor = Executor::launch(plan, devices)?;
-        let (config, timeline, adapters) = (config.clone(), Vec::new(), names(devices));
+        let (config, timeline, devices) = (config.clone(), Vec::new(), names(devices));
         let (valid, predicted) = (None, None);
-        Ok(Trainer { config, executor, batches, valid, adapters, step: 0, timeline, predicted })
+        Ok(Trainer { config, executor, batches, valid, devices, step: 0, since: 0, timeline, predicted })
     }
 
     /// Sets the text for evaluation.
@@ -137,9 +143,9 @@ impl Trainer {
         self.step
     }
 
-    /// The devices' names, in pipeline order.
-    pub fn adapters(&self) -> &[String] {
-        &self.adapters
+    /// The devices, in pipeline order.
+    pub fn devices(&self) -> &[DeviceName] {
+        &self.devices
     }
 
     /// Everything that every device did in the last step.
@@ -183,19 +189,21 @@ impl Trainer {
         let rate = learning_rate(&self.config.train, self.step);
         self.step += 1;
         let seconds = now() - start;
-        let fraction = |rank: usize, track: Track| {
-            // The update's own events come with the next step; those of the update before stand for it.
-            let of = report.events.iter().filter(|e| e.rank == rank && e.track == track);
-            (of.map(|e| e.end - e.start).sum::<f64>() / seconds).min(1.0)
+        self.timeline = report.events;
+        let timeline = self.timeline();
+        let step = timeline.from_its_start();
+        let host = |rank: usize| {
+            let events = timeline.events.iter().filter(|e| e.rank == rank && e.track != Track::Compute);
+            (events.map(|e| e.end - e.start).sum::<f64>() / seconds).min(1.0)
         };
-        let devices = self.adapters.iter().enumerate().map(|(rank, adapter)| DeviceRow {
-            adapter: adapter.clone(),
-            busy_fraction: fraction(rank, Track::Compute),
-            host_fraction: fraction(rank, Track::Host) + fraction(rank, Track::Copy),
+        let devices = self.devices.iter().enumerate().map(|(rank, device)| DeviceRow {
+            device: device.number,
+            adapter: device.title(),
+            busy_fraction: step.busy_fraction(rank),
+            host_fraction: host(rank),
             bytes_moved: report.bytes[rank],
         });
         let devices = devices.collect();
-        self.timeline = report.events;
         Ok(Row {
             step: self.step,
             loss: report.loss,
@@ -205,6 +213,7 @@ impl Trainer {
             tokens_per_second: (self.config.train.batch * self.config.train.sequence) as f64 / seconds,
             step_seconds: seconds,
             predicted_step_seconds: self.predicted,
+            plan_since_step: self.since,
             devices,
         })
     }
@@ -217,8 +226,8 @@ impl Trainer {
             (event.start, event.end) = (e.start - origin, e.end - origin);
             event
         });
-        let devices = self.adapters.clone();
-        Timeline { devices, events: shifted.collect() }
+        let devices = self.devices.clone();
+        Timeline { devices, events: shifted.collect(), step: Some(self.step) }
     }
 
     /// The loss on the text for evaluation, if there is any. `each` hears how many windows are done.
@@ -229,6 +238,12 @@ impl Trainer {
     }
 }
 
-pub(super) fn names(devices: &[Device]) -> Vec<String> {
-    devices.iter().map(|d| format!("adapter {}: {}", d.info().index, d.info().name)).collect()
+/// Opened devices with their positions as numbers.
+pub fn names(devices: &[Device]) -> Vec<DeviceName> {
+    let name = |(number, device): (usize, &Device)| DeviceName {
+        number,
+        adapter: Some(device.info().index),
+        name: device.info().name.clone(),
+    };
+    devices.iter().enumerate().map(name).collect()
 }

@@ -336,6 +336,7 @@ fn the_json_keys_are_stable() {
     let mut device = vec![
         "rank",
         "device",
+        "adapter",
         "name",
         "layers",
         "stages",

@@ -6,6 +6,7 @@ use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
 use crate::pipeline::timeline::duration;
 use crate::train::data::Corpus;
+use crate::train::trainer::names;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
 /// nothing but how common each is.
@@ -32,7 +33,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, device) in plan.ranks.iter().zip(&job.devices) {
+    for (rank, device) in plan.ranks.iter().zip(names(&job.devices)) {
         let layers: Vec<String> =
             rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {
@@ -43,10 +44,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
-            "device {} adapter {} ({}): {shown}; {:.1} % of the work, {}{budget}",
-            rank.rank,
-            device.info().index,
-            device.info().name,
+            "{device}: {shown}; {:.1} % of the work, {}{budget}",
             100.0 * rank.flops / total,
             show_bytes(rank.bytes)
         ))?;

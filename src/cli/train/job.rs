@@ -22,7 +22,7 @@ use crate::train::trainer::Trainer;
 /// Everything that is settled before a device is used.
 pub(super) struct Job {
     pub(super) config: Config,
-    /// Every device that was opened.
+    /// Every device that was opened, each at the position that is its number: first those of the plan, in its order.
     pub(super) all: Vec<Device>,
     /// Those of the plan, in pipeline order.
     pub(super) devices: Vec<Device>,
@@ -68,10 +68,11 @@ pub(super) fn prepare(
         let plan = Plan::within(setup, &devices)?;
         (devices.clone(), devices, plan, None)
     } else {
-        let (planning, all) = for_devices(&config, machine, environment, bases)?;
-        let planned = planning.search()?;
+        let (mut planning, mut all) = for_devices(&config, machine, environment, bases)?;
+        let mut planned = planning.search()?;
+        planning.number(&mut planned, &mut all);
         let plan = planning.plan(&planned.best)?;
-        (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
+        (all.clone(), all[..plan.ranks.len()].to_vec(), plan, Some((planning, planned)))
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
     resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
@@ -81,10 +82,6 @@ pub(super) fn prepare(
     settle(&mut config, &devices, plan.schedule.microbatches);
     let isolation = environment.isolation.clone();
     Ok(Job { config, all, devices, plan, planned, lessons, source, isolation, batches, out, resume })
-}
-
-pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
-    which.iter().map(|&device| all[device].clone()).collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).

@@ -118,9 +118,10 @@ pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: 
         row.loss,
         row.loss / std::f64::consts::LN_2
     ))?;
-    for (rank, device) in row.devices.iter().enumerate() {
+    for device in &row.devices {
         say(format!(
-            "device {rank} ({}): busy {:.0} %, host {:.1} % of the last step, {} sent",
+            "device {} ({}): busy {:.0} %, host {:.1} % of the last step, {} sent",
+            device.device,
             device.adapter,
             100.0 * device.busy_fraction,
             100.0 * device.host_fraction,

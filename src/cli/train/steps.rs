@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::describe::describe;
-use super::job::{Job, pick};
+use super::job::Job;
 use super::report::{Progress, compared, finish};
 use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
@@ -45,7 +45,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer)?;
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
-    promise(&run, &mut trainer, replanner.as_ref())?;
+    promise(&mut run, &mut trainer, replanner.as_ref());
     let mut bar = Progress::new(config.train.steps, trainer.step_number());
     let mut last = None;
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
@@ -75,7 +75,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
             let moved =
                 compare(replanner, &mut trainer, &row, config.pipeline.replan.then_some(&run), &all, &bar)?;
             if moved {
-                promise(&run, &mut trainer, Some(replanner))?;
+                promise(&mut run, &mut trainer, Some(replanner));
                 lessons.iter_mut().for_each(|lessons| lessons.change(replanner.current()));
             }
         }
@@ -149,11 +149,12 @@ fn evaluate(trainer: &mut Trainer, config: &Config, row: &mut Row, bar: &Progres
     Ok(())
 }
 
-/// Sets what steps are said to take, and writes down how that came about.
-fn promise(run: &Run, trainer: &mut Trainer, replanner: Option<&Replanner>) -> Result<()> {
-    let Some(current) = replanner.map(Replanner::current) else { return Ok(()) };
+/// Sets what steps are said to take, and how that came about.
+fn promise(run: &mut Run, trainer: &mut Trainer, replanner: Option<&Replanner>) {
+    let Some(replanner) = replanner else { return };
+    let (current, planning) = (replanner.current(), replanner.planning());
     trainer.predict(current.simulation.expected);
-    run.predict(&Prediction::new(trainer.adapters().to_vec(), &current.schedule, current.costs.clone()))
+    run.predict(Prediction::of_plan(current, planning.names()), planning.machine.clone());
 }
 
 /// Says how well steps keep to their prediction, once; moves to another plan where the config allows it. Whether the
@@ -191,7 +192,7 @@ fn compare(
         }
         Verdict::Move { to, off, staying } => {
             if let Some(run) = may_move {
-                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
+                run.move_to(trainer, replanner.planning().plan(&to)?, all, &to.devices)?;
             }
             let cuts = to.cuts();
             bar.note(format!(

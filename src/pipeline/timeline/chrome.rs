@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Event, EventKind, Timeline, Track};
+use super::{DeviceName, Event, EventKind, Timeline, Track};
 use crate::error::{Error, Result};
 
 /// The tracks of a device in the order of their threads, and what the threads are called.
@@ -11,37 +11,40 @@ const TRACKS: [(Track, &str); 3] =
     [(Track::Compute, "compute"), (Track::Host, "host"), (Track::Copy, "copies")];
 
 impl Timeline {
-    /// Chrome's trace format (JSON), which Perfetto opens: a thread a device for compute, one for the host and one
-    /// for its copies, times in microseconds. Perfetto drops events that overlap on a thread, so each starts no sooner
+    /// Chrome's trace format (JSON), which Perfetto opens: a process a device, and in it a thread for compute, one for the
+    /// host and one for copies, times in microseconds. Processes and threads are numbered from 1. Perfetto drops events that overlap on a thread, so each starts no sooner
     /// than the one before it ended; the exact times stand in the events' arguments, and
     /// [`Timeline::from_chrome_trace`] reads those.
     pub fn to_chrome_trace(&self) -> String {
-        let mut lines =
-            vec![json!({"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "polystage"}})];
+        let mut lines = Vec::new();
         for rank in 0..self.ranks() {
+            let pid = rank + 1;
+            let meta =
+                |name, tid, args| json!({"name": name, "ph": "M", "pid": pid, "tid": tid, "args": args});
+            let name = self.device(rank).to_string();
+            lines.push(meta("process_name", 0, json!({ "name": name })));
+            lines.push(meta("process_sort_index", 0, json!({ "sort_index": pid })));
             for (number, (track, what)) in TRACKS.into_iter().enumerate() {
-                let tid = TRACKS.len() * rank + number + 1;
-                let meta = |name, args| json!({"name": name, "ph": "M", "pid": 1, "tid": tid, "args": args});
-                let name = format!("{rank} {} · {what}", self.name(rank));
-                lines.push(meta("thread_name", json!({ "name": name })));
-                lines.push(meta("thread_sort_index", json!({ "sort_index": tid })));
+                let tid = number + 1;
+                lines.push(meta("thread_name", tid, json!({ "name": what })));
+                lines.push(meta("thread_sort_index", tid, json!({ "sort_index": tid })));
                 // Whole nanoseconds, so that rounding cannot make neighbours overlap.
                 let mut until = i64::MIN;
                 for event in self.track(rank, track) {
                     let start = ((event.start * 1e9).round() as i64).max(until);
                     until = ((event.end * 1e9).round() as i64).max(start);
                     lines.push(json!({
-                        "name": event.label, "cat": event.kind.name(), "ph": "X", "pid": 1, "tid": tid,
+                        "name": event.label, "cat": event.kind.name(), "ph": "X", "pid": pid, "tid": tid,
                         "ts": start as f64 / 1e3, "dur": (until - start) as f64 / 1e3, "args": arguments(event),
                     }));
                 }
             }
         }
         let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-        let devices: Vec<&str> = (0..self.ranks()).map(|rank| self.name(rank)).collect();
+        let devices: Vec<DeviceName> = (0..self.ranks()).map(|rank| self.device(rank)).collect();
         format!(
             "{{\"displayTimeUnit\":\"ms\",\"otherData\":{},\"traceEvents\":[\n{}\n]}}\n",
-            json!({ "polystage": { "devices": devices } }),
+            json!({ "polystage": { "step": self.step, "devices": devices } }),
             lines.join(",\n")
         )
     }
@@ -57,7 +60,8 @@ impl Timeline {
         let trace: Trace = serde_json::from_str(text).map_err(|error| {
             refuse(format!("is damaged or not a trace ({error}); `polystage train` writes a new one"))
         })?;
-        let Some(Origin { devices }) = trace.other.polystage else {
+        let origin = trace.other.polystage.and_then(|origin| serde_json::from_value(origin).ok());
+        let Some(Origin { devices, step }) = origin else {
             let message =
                 "is a trace, but not one that this version of polystage wrote; `polystage train` writes one";
             return Err(refuse(message.into()));
@@ -69,7 +73,7 @@ impl Timeline {
             })
         });
         let events = events.collect::<Result<_>>()?;
-        Ok(Timeline { devices, events })
+        Ok(Timeline { devices, events, step })
     }
 }
 
@@ -83,12 +87,14 @@ struct Trace {
 
 #[derive(Default, Deserialize)]
 struct Other {
-    polystage: Option<Origin>,
+    polystage: Option<Value>,
 }
 
+/// What only a trace of Polystage has.
 #[derive(Deserialize)]
 struct Origin {
-    devices: Vec<String>,
+    devices: Vec<DeviceName>,
+    step: Option<u64>,
 }
 
 /// What Chrome's own fields do not say, or not exactly.
@@ -104,8 +110,8 @@ fn arguments(event: &Event) -> Value {
 }
 
 fn read(value: Value, devices: usize) -> Option<Event> {
-    let thread = usize::try_from(value["tid"].as_u64()?).ok()?.checked_sub(1)?;
-    let (rank, (track, _)) = (thread / TRACKS.len(), TRACKS[thread % TRACKS.len()]);
+    let position = |key: &str| usize::try_from(value[key].as_u64()?).ok()?.checked_sub(1);
+    let (rank, &(track, _)) = (position("pid")?, TRACKS.get(position("tid")?)?);
     let kind = EventKind::ALL.into_iter().find(|kind| value["cat"] == kind.name())?;
     let arguments = &value["args"];
     let microbatch = match &arguments["microbatch"] {

@@ -12,7 +12,7 @@ use crate::schedule::{Cell, Kind};
 
 /// One step as it was measured and, if there is a prediction, as it was predicted. Draws itself
 /// ([`Comparison::to_svg`], [`Comparison::to_terminal`]) and puts into words what dominates
-/// ([`Comparison::findings`], [`Comparison::advice`]).
+/// ([`Comparison::findings`]).
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// What was predicted.
@@ -118,6 +118,11 @@ impl Comparison {
         self.steps().map(|(_, step)| step.seconds).fold(0.0, f64::max)
     }
 
+    /// The number of the device of a rank.
+    pub fn number(&self, rank: usize) -> usize {
+        self.measured.timeline.device(rank).number
+    }
+
     /// Devices of the pipeline.
     pub(super) fn ranks(&self) -> usize {
         self.measured.idle.len()
@@ -132,7 +137,9 @@ impl Comparison {
         let devices: Vec<Value> = (0..self.ranks())
             .map(|rank| {
                 json!({
-                    "name": self.measured.timeline.name(rank),
+                    "device": self.number(rank),
+                    "name": self.measured.timeline.device(rank).title(),
+                    "busy": self.measured.busy(rank),
                     "predicted": self.predicted.as_ref().map(|step| parts(step, rank)),
                     "measured": parts(&self.measured, rank),
                 })
@@ -143,7 +150,7 @@ impl Comparison {
             .iter()
             .map(|a| {
                 json!({
-                    "stage": a.stage, "device": a.rank, "kind": a.kind.to_string(), "count": a.count,
+                    "stage": a.stage, "device": self.number(a.rank), "kind": a.kind.to_string(), "count": a.count,
                     "predicted_seconds": a.predicted, "measured_seconds": a.measured, "error": a.error(),
                 })
             })
@@ -155,7 +162,6 @@ impl Comparison {
             "devices": devices,
             "actions": actions,
             "findings": self.findings(),
-            "advice": self.advice(),
         })
     }
 }

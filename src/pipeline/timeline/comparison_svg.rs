@@ -13,7 +13,7 @@ use crate::schedule::{Cause, Gap};
 const HEADER: f64 = 122.0;
 /// Left and right of the lanes: what a row is, and how busy.
 const LABEL: f64 = 84.0;
-const BUSY: f64 = 76.0;
+const BUSY: f64 = 92.0;
 const NAME: f64 = 24.0;
 const COMPUTE: f64 = 26.0;
 const COPIES: f64 = 6.0;
@@ -21,6 +21,8 @@ const COPIES: f64 = 6.0;
 const ROW: f64 = 42.0;
 const BLOCK_GAP: f64 = 10.0;
 const AXIS: f64 = 56.0;
+/// Gaps of a cause that are narrower together are not seen.
+const SEEN: f64 = 1.0;
 /// A line of a table.
 const LINE: f64 = 20.0;
 /// Right edges of the columns of the left table; of the right one, whose first column starts there.
@@ -42,8 +44,8 @@ impl Comparison {
         let lines = (self.ranks() * self.steps().count()).max(actions.len()) as f64;
         let mut svg = open(title, table + LINE * (lines + 2.0) + 28.0);
         let _ = writeln!(svg, "<text x=\"{MARGIN}\" y=\"62\">{}</text>", escape(&self.summary()));
-        self.legends(&mut svg);
         let scale = Scale::new(0.0, self.end(), MARGIN + LABEL, WIDTH - MARGIN - BUSY);
+        self.legends(&mut svg, &scale);
         let lane = |rank: usize, row: usize| Lane {
             top: HEADER + block * rank as f64 + NAME + ROW * row as f64,
             compute: COMPUTE,
@@ -52,13 +54,13 @@ impl Comparison {
         let mut lanes = Vec::new();
         for rank in 0..self.ranks() {
             let y = HEADER + block * rank as f64 + NAME - 8.0;
-            svg += &device(rank, self.measured.timeline.name(rank), y);
+            svg += &device(&self.measured.timeline.device(rank), y);
             for (row, (what, step)) in self.steps().enumerate() {
                 let lane = lane(rank, row);
                 lane.draw(&mut svg, &scale, step.seconds);
-                label(&mut svg, &lane, what, step.computing(rank) / step.seconds.max(f64::MIN_POSITIVE));
+                label(&mut svg, &lane, what, step.busy(rank));
                 for gap in step.gaps.iter().filter(|gap| gap.rank == rank) {
-                    idle(&mut svg, &scale, &lane, gap);
+                    idle(&mut svg, &scale, &lane, gap, &self.words(gap));
                 }
                 lanes.push(lane);
             }
@@ -77,14 +79,18 @@ impl Comparison {
         svg
     }
 
-    fn legends(&self, svg: &mut String) {
+    fn legends(&self, svg: &mut String, scale: &Scale) {
         let occurs = |timeline: &Timeline, kind| timeline.kinds().any(|k| k == kind);
         let kinds = EventKind::ALL.into_iter();
         legend(svg, kinds.filter(|&kind| self.steps().any(|(_, step)| occurs(&step.timeline, kind))), 76.0);
-        let causes = Cause::ALL.into_iter();
+        let gaps = || self.steps().flat_map(|(_, step)| &step.gaps);
+        let width = |cause: &Cause| -> f64 {
+            let own = gaps().filter(|gap| gap.cause == *cause);
+            own.map(|gap| scale.x(gap.end) - scale.x(gap.start)).sum()
+        };
+        let occurs = |cause: &Cause| width(cause) >= SEEN;
         let mut x = MARGIN;
-        for cause in causes.filter(|&c| self.steps().any(|(_, step)| step.gaps.iter().any(|g| g.cause == c)))
-        {
+        for cause in Cause::ALL.into_iter().filter(occurs) {
             x = swatch(svg, x, 98.0, cause.colours().0, &format!("idle: {}", cause.name()));
         }
     }
@@ -99,8 +105,8 @@ impl Comparison {
         for rank in 0..self.ranks() {
             for (row, (what, step)) in self.steps().enumerate() {
                 y += LINE;
-                let rank_text = if row == 0 { rank.to_string() } else { String::new() };
-                text(svg, MARGIN, y, FAINT, &rank_text);
+                let device = if row == 0 { self.number(rank).to_string() } else { String::new() };
+                text(svg, MARGIN, y, FAINT, &device);
                 text(svg, MARGIN + 24.0, y, FAINT, what);
                 for ((_, seconds), x) in step.parts(rank).into_iter().zip(SHARES) {
                     let share = 100.0 * seconds / step.seconds.max(f64::MIN_POSITIVE);
@@ -108,6 +114,16 @@ impl Comparison {
                     number(svg, x, y, ink, &format!("{share:.1}"));
                 }
             }
+        }
+    }
+
+    /// The text under the pointer.
+    fn words(&self, gap: &Gap) -> String {
+        let took = duration(gap.end - gap.start);
+        match (gap.cause, gap.peer.map(|peer| self.number(peer))) {
+            (Cause::Imbalance, Some(peer)) => format!("imbalance: waits {took} for device {peer}"),
+            (Cause::Link, Some(peer)) => format!("link: waits {took} for a tensor from device {peer}"),
+            (cause, _) => format!("{}: nothing to do for {took}", cause.name()),
         }
     }
 
@@ -137,27 +153,15 @@ fn label(svg: &mut String, lane: &Lane, what: &str, busy: f64) {
     );
 }
 
-fn idle(svg: &mut String, scale: &Scale, lane: &Lane, gap: &Gap) {
+fn idle(svg: &mut String, scale: &Scale, lane: &Lane, gap: &Gap, words: &str) {
     let (x, width) = (scale.x(gap.start), scale.x(gap.end) - scale.x(gap.start));
     let fill = gap.cause.colours().0;
     let _ = writeln!(
         svg,
         "<rect x=\"{x:.2}\" y=\"{}\" width=\"{width:.2}\" height=\"{COMPUTE}\" fill=\"{fill}\">\
-         <title>{}</title></rect>",
+         <title>{words}</title></rect>",
         lane.top,
-        gap.words()
     );
-}
-
-impl Gap {
-    fn words(&self) -> String {
-        let took = duration(self.end - self.start);
-        match (self.cause, self.peer) {
-            (Cause::Imbalance, Some(peer)) => format!("imbalance: waits {took} for device {peer}"),
-            (Cause::Link, Some(peer)) => format!("link: waits {took} for a tensor from device {peer}"),
-            (cause, _) => format!("{}: nothing to do for {took}", cause.name()),
-        }
-    }
 }
 
 /// The table of mean times of actions.

@@ -5,7 +5,7 @@ use super::axis::{axis, duration};
 use super::colour::Colour;
 use super::comparison::{Comparison, difference};
 use super::step::Step;
-use super::terminal::{Columns, Line, Style, lane};
+use super::terminal::{Columns, Drawn, Line, Style, lane};
 use crate::schedule::Cause;
 
 /// Columns in front of the lanes and of the tables.
@@ -41,7 +41,7 @@ impl View<'_> {
     }
 
     fn draw(&self, width: usize, colour: bool) -> String {
-        let mut text = String::new();
+        let (mut text, mut drawn) = (String::new(), Drawn::default());
         let busy = if width >= WIDE { BUSY } else { 0 };
         let columns = Columns { seconds: self.end(), count: width.saturating_sub(LABEL + busy) };
         for rank in 0..self.ranks() {
@@ -49,15 +49,16 @@ impl View<'_> {
                 text.push('\n');
             }
             let mut line = Line::new(width);
-            line.push(&format!("{rank} "), Style::FAINT)
-                .push(self.steps[0].1.timeline.name(rank), Style::BOLD);
+            // As measured, where it was: the last of the steps.
+            let device = self.steps[self.steps.len() - 1].1.timeline.device(rank);
+            line.push(&format!("{} ", device.number), Style::FAINT).push(&device.title(), Style::BOLD);
             line.finish(&mut text, colour);
             for &(what, step) in &self.steps {
                 let mut line = Line::new(width);
                 line.push("  ", Style::PLAIN).push(what, Style::FAINT).pad(LABEL);
-                lane(&mut line, step, rank, columns, colour);
+                lane(&mut line, step, rank, columns, colour, &mut drawn);
                 if busy > 0 {
-                    let share = 100.0 * step.computing(rank) / step.seconds.max(f64::MIN_POSITIVE);
+                    let share = 100.0 * step.busy(rank);
                     line.pad(width - busy).push(&format!("  busy {share:>3.0} %"), Style::PLAIN);
                 }
                 line.finish(&mut text, colour);
@@ -70,46 +71,41 @@ impl View<'_> {
         }
         line.push(&format!(" {}", axis.unit), Style::FAINT);
         line.finish(&mut text, colour);
-        self.legend(&mut text, width, colour);
+        legend(&mut text, &drawn, width, colour);
         text
     }
+}
 
-    /// What the colours or letters mean, broken into lines: kinds of events, then causes of idle time.
-    fn legend(&self, text: &mut String, width: usize, colour: bool) {
-        let drawn = |kind: &EventKind| !matches!(kind, EventKind::Copy | EventKind::Host);
-        let occurs =
-            |kind: &EventKind| self.steps.iter().any(|(_, step)| step.timeline.kinds().any(|k| k == *kind));
-        let kinds = EventKind::ALL.into_iter().filter(drawn).filter(occurs).map(|kind| {
-            let mark = if colour { "██".into() } else { kind.letter().to_string() };
-            (mark, kind.colours().0, kind.name())
-        });
-        let explain = |text: &mut String, entries: Vec<(String, Colour, &str)>| {
-            let indent = LABEL.min(width / 4);
-            let mut line = Line::new(width);
-            line.pad(indent);
-            for (mark, ink, name) in entries {
-                if line.len() > indent && line.len() + mark.chars().count() + name.len() + 3 > width {
-                    std::mem::replace(&mut line, Line::new(width)).finish(text, colour);
-                    line.pad(indent);
-                } else if line.len() > indent {
-                    line.push("  ", Style::PLAIN);
-                }
-                line.push(&mark, Style::ink(ink)).push(" ", Style::PLAIN).push(name, Style::PLAIN);
+/// What the colours or letters mean that are drawn, broken into lines: kinds of events, then causes of idle time.
+fn legend(text: &mut String, drawn: &Drawn, width: usize, colour: bool) {
+    let kinds = EventKind::ALL.into_iter().filter(|kind| drawn.kinds.contains(kind)).map(|kind| {
+        let mark = if colour { "██".into() } else { kind.letter().to_string() };
+        (mark, kind.colours().0, kind.name())
+    });
+    let mut explain = |entries: Vec<(String, Colour, &str)>| {
+        if entries.is_empty() {
+            return;
+        }
+        let indent = LABEL.min(width / 4);
+        let mut line = Line::new(width);
+        line.pad(indent);
+        for (mark, ink, name) in entries {
+            if line.len() > indent && line.len() + mark.chars().count() + name.len() + 3 > width {
+                std::mem::replace(&mut line, Line::new(width)).finish(text, colour);
+                line.pad(indent);
+            } else if line.len() > indent {
+                line.push("  ", Style::PLAIN);
             }
-            line.finish(text, colour);
-        };
-        if !colour {
-            return explain(text, kinds.chain([(".".into(), Colour(0), "idle")]).collect());
+            line.push(&mark, Style::ink(ink)).push(" ", Style::PLAIN).push(name, Style::PLAIN);
         }
-        explain(text, kinds.collect());
-        let occurs =
-            |cause: &Cause| self.steps.iter().any(|(_, step)| step.gaps.iter().any(|g| g.cause == *cause));
-        let causes = Cause::ALL.into_iter().filter(occurs);
-        let entries: Vec<_> = causes.map(|cause| ("··".into(), cause.colours().1, cause.name())).collect();
-        if !entries.is_empty() {
-            explain(text, entries);
-        }
+        line.finish(text, colour);
+    };
+    if !colour {
+        return explain(kinds.chain(drawn.idle.then(|| (".".into(), Colour(0), "idle"))).collect());
     }
+    explain(kinds.collect());
+    let causes = Cause::ALL.into_iter().filter(|cause| drawn.causes.contains(cause));
+    explain(causes.map(|cause| ("··".into(), cause.colours().1, cause.name())).collect());
 }
 
 impl Comparison {
@@ -127,7 +123,8 @@ impl Comparison {
         table.row("", &names, Style::FAINT);
         for rank in 0..self.ranks() {
             for (row, (what, step)) in self.steps().enumerate() {
-                let label = if row == 0 { format!("{rank} {what}") } else { format!("  {what}") };
+                let number = self.number(rank);
+                let label = if row == 0 { format!("{number} {what}") } else { format!("  {what}") };
                 let shares = step.parts(rank).map(|(name, seconds)| {
                     (format!("{:.1}", 100.0 * seconds / step.seconds.max(f64::MIN_POSITIVE)), name.len() + 2)
                 });
@@ -149,7 +146,7 @@ impl Comparison {
         table.row("stage, kind", &pick(columns.map(String::from)), Style::FAINT);
         for action in &self.actions {
             let cells = [
-                action.rank.to_string(),
+                self.number(action.rank).to_string(),
                 action.count.to_string(),
                 action.predicted.map_or("–".into(), duration),
                 duration(action.measured),

@@ -1,9 +1,10 @@
-//! What a comparison says in words. Every number is measured, or simulated with the measured times and called so.
+//! What a comparison says in words. Every number is measured, or predicted and called so. What would be better is not for
+//! a comparison to say: that is the planner's business.
 
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference, percent};
 use super::step::Step;
-use crate::schedule::{self, Cause, Costs, Gap, Hops, Kind, RankCost, Schedule, StageCost};
+use crate::schedule::{Cause, Gap};
 
 /// Shares of a step below this are not worth a sentence.
 const WORTH: f64 = 0.02;
@@ -34,6 +35,7 @@ impl Comparison {
             && load - next > WORTH * step.seconds
         {
             let share = percent(load / step.seconds);
+            let most = self.number(most);
             findings.push(format!(
                 "device {most} computes {share} of the step, more than any other: it sets the pace"
             ));
@@ -41,8 +43,9 @@ impl Comparison {
         let mut waits = waits(step);
         waits.retain(|wait| wait.end > WORTH * step.seconds);
         findings.extend(waits.iter().take(WAITS).map(|wait| {
-            let (rank, share) = (wait.rank, percent(wait.end / step.seconds));
-            let (time, peer) = (duration(wait.end), wait.peer.map_or("another device".into(), |p| format!("device {p}")));
+            let (rank, share) = (self.number(wait.rank), percent(wait.end / step.seconds));
+            let peer = wait.peer.map_or("another device".into(), |peer| format!("device {}", self.number(peer)));
+            let time = duration(wait.end);
             match wait.cause {
                 Cause::WarmUp => format!("device {rank} waits {share} of the step ({time}) for its first microbatch: warm-up"),
                 Cause::Drain => format!("device {rank} has nothing left to do for the last {time} ({share} of the step): drain"),
@@ -55,67 +58,42 @@ impl Comparison {
         findings
     }
 
-    /// What could be tried, with what it would bring where that can be simulated. May be empty.
-    pub fn advice(&self) -> Vec<String> {
+    /// What a larger part of the devices' time goes to, and what that part depends on, each a sentence; none promises
+    /// anything. `sequences` is how many a microbatch has, if that is known.
+    pub fn hints(&self, sequences: Option<usize>) -> Vec<String> {
         let step = &self.measured;
-        let costs = self.fitted_costs();
-        let now = simulate(&step.schedule, &costs);
-        let gain = |schedule: &Schedule, costs: &Costs| {
-            let (now, then) = (now?, simulate(schedule, costs)?);
-            (now > 0.0).then(|| 1.0 - then / now).filter(|&gain| gain > WORTH)
-        };
-        let mut advice = Vec::new();
-        let loads = loads(step);
-        if let (Some(&(least, low)), Some(&(most, high))) = (loads.first(), loads.last())
-            && high - low > MUCH * step.seconds
-            && let Some(gain) = gain(&step.schedule, &balanced(&costs, step))
-        {
-            let mean = loads.iter().map(|(_, load)| load).sum::<f64>() / loads.len() as f64;
-            advice.push(format!(
-                "device {most} computes {} longer than device {least}: layers worth up to {} a step belong on other \
-                 devices, first of all device {least} (pipeline.cuts); with equal loads the step would take {} less \
-                 (simulated with the measured times)",
-                duration(high - low),
-                duration(high - mean),
-                percent(gain)
-            ));
-        }
-        let better = self.other_schedules(&costs).filter_map(|s| Some((gain(&s, &costs)?, s)));
-        if let Some((gain, schedule)) = better.max_by(|a, b| a.0.total_cmp(&b.0)) {
-            let (name, gain) = (&schedule.name, percent(gain));
-            advice.push(format!(
-                "pipeline.schedule = \"{name}\" would take {gain} less (simulated with the measured times)"
-            ));
-        }
-        let of_all = |causes: &[Cause]| {
+        let share = |causes: &[Cause]| {
             let all = step.idle.iter().flat_map(|idle| causes.iter().map(|cause| cause.seconds(idle)));
-            all.sum::<f64>() / (step.seconds * step.idle.len() as f64)
+            all.sum::<f64>() / (step.seconds * step.idle.len() as f64).max(f64::MIN_POSITIVE)
         };
-        if self.prediction.is_some() && of_all(&[Cause::Link]) > WORTH {
-            let free = Costs { hops: vec![Hops::default(); costs.hops.len()], ..costs.clone() };
-            if let Some(gain) = gain(&step.schedule, &free) {
-                advice.push(format!(
-                    "links that took no time would save {} of the step (simulated with the measured times): the most \
-                     that a faster link can bring",
-                    percent(gain)
-                ));
-            }
-        }
         let microbatches = step.schedule.microbatches;
-        if of_all(&[Cause::WarmUp, Cause::Drain]) > 2.0 * MUCH {
-            advice.push(format!(
-                "warm-up and drain take {} of the devices' time: their share falls with more microbatches in a step (now \
-                 {microbatches})",
-                percent(of_all(&[Cause::WarmUp, Cause::Drain]))
+        let mut hints = Vec::new();
+        let link = share(&[Cause::Link]);
+        if link > MUCH {
+            hints.push(format!(
+                "devices wait for tensors on their way for {} of the time, which is the most that faster links could \
+                 save",
+                percent(link)
             ));
         }
-        if of_all(&[Cause::Host]) > MUCH && microbatches > 1 {
-            advice.push(format!(
-                "the host's gaps come with every action: fewer, larger microbatches (now {microbatches}) make them rarer, \
-                 for a longer warm-up"
+        let ends = share(&[Cause::WarmUp, Cause::Drain]);
+        if ends > 2.0 * MUCH && sequences.is_some_and(|sequences| sequences > 1) {
+            hints.push(format!(
+                "warm-up and drain take {} of the devices' time; that share falls with more microbatches in a step \
+                 (pipeline.microbatches, now {microbatches}), though smaller ones may compute less efficiently",
+                percent(ends)
             ));
         }
-        advice
+        let host = share(&[Cause::Host]);
+        if host > MUCH && microbatches > 1 {
+            hints.push(format!(
+                "devices stand still for {} of the time although their work is there; such gaps come with every \
+                 action, and fewer, larger microbatches (pipeline.microbatches, now {microbatches}) have fewer of them, \
+                 but a longer warm-up",
+                percent(host)
+            ));
+        }
+        hints
     }
 
     /// The stages of which the prediction was wrong by more than a little of the step, the most wrong first.
@@ -134,7 +112,7 @@ impl Comparison {
             let kinds = actions.iter().filter_map(|a| Some(format!("{} {}", a.kind, difference(a.error()?))));
             let text = format!(
                 "stage {stage} on device {} computed {} in the step instead of {}, {} ({})",
-                actions[0].rank,
+                self.number(actions[0].rank),
                 duration(measured),
                 duration(predicted),
                 longer(measured / predicted - 1.0),
@@ -161,102 +139,6 @@ impl Comparison {
         let parts = if parts.is_empty() { "nothing".into() } else { parts.join(", ") };
         format!("{who} {} of the time; the rest is {parts}", percent(computing))
     }
-
-    /// Costs with which a simulation takes the measured times: those of the prediction, scaled stage by stage. Without
-    /// a prediction links are free.
-    fn fitted_costs(&self) -> Costs {
-        let step = &self.measured;
-        let mut costs = self.prediction.as_ref().map_or_else(|| bare(step), |p| p.costs.clone());
-        for (at, stage) in costs.stages.iter_mut().enumerate() {
-            let of = |kind: Kind| self.actions.iter().find(move |a| a.stage == at && a.kind == kind);
-            let backward = || [Kind::B, Kind::I, Kind::W].into_iter().filter_map(of);
-            let measured: f64 = backward().map(|a| a.measured).sum();
-            let predicted: Option<f64> = backward().map(|a| a.predicted).sum();
-            // What did not run in this schedule may in another: a whole backward pass, or its halves.
-            let scale = predicted.filter(|&seconds| seconds > 0.0).map_or(0.0, |seconds| measured / seconds);
-            for (kind, seconds) in [
-                (Kind::F, &mut stage.forward),
-                (Kind::I, &mut stage.input),
-                (Kind::W, &mut stage.weight),
-                (Kind::B, &mut stage.backward),
-            ] {
-                *seconds = match of(kind) {
-                    Some(&ActionTime { measured, predicted: Some(predicted), .. }) if predicted > 0.0 => {
-                        *seconds * measured / predicted
-                    }
-                    Some(action) => action.measured,
-                    None => *seconds * scale,
-                };
-            }
-        }
-        costs
-    }
-
-    /// Schedules by name that need nothing but what is measured: the same stages on the same devices, within the
-    /// devices' memory.
-    fn other_schedules<'a>(&'a self, costs: &'a Costs) -> impl Iterator<Item = Schedule> + 'a {
-        let now = &self.measured.schedule;
-        let (ranks, chunks) = (now.ranks.len(), now.stages / now.ranks.len());
-        let named = schedule::NAMES.iter();
-        let made = named
-            .filter_map(move |name| schedule::generate_chunked(name, ranks, chunks, now.microbatches).ok());
-        made.filter(move |s| {
-            let same_places =
-                s.stages == now.stages && (0..s.stages).all(|at| s.rank_of(at) == now.rank_of(at));
-            let kinds = s.ranks.iter().flatten();
-            let known = kinds.clone().all(|a| costs.stages[a.stage].seconds(a.kind) > 0.0);
-            let fits = || {
-                let Ok(simulation) = schedule::simulate(s, costs) else { return false };
-                let budgets = costs.ranks.iter().map(|rank| rank.budget);
-                simulation
-                    .slot_bytes
-                    .iter()
-                    .zip(budgets)
-                    .all(|(&need, budget)| budget.is_none_or(|b| need <= b))
-            };
-            s.ranks != now.ranks && same_places && known && fits()
-        })
-    }
-}
-
-fn simulate(schedule: &Schedule, costs: &Costs) -> Option<f64> {
-    schedule::simulate(schedule, costs).ok().map(|simulation| simulation.step)
-}
-
-/// Costs with what a timeline alone tells about the ends of a step.
-fn bare(step: &Step) -> Costs {
-    let took = |rank: usize, label: &str| {
-        let events = step.timeline.usable().filter(|e| e.rank == rank && e.label == label);
-        events.filter(|e| e.track == super::Track::Compute).map(|e| e.end - e.start).sum()
-    };
-    let rank = |rank| RankCost {
-        begin: took(rank, "clear"),
-        end: took(rank, "norm"),
-        update: took(rank, "step"),
-        ..RankCost::default()
-    };
-    let stages = step.schedule.stages;
-    Costs {
-        stages: vec![StageCost::default(); stages],
-        hops: vec![Hops::default(); stages - 1],
-        ranks: (0..step.idle.len()).map(rank).collect(),
-        ..Costs::default()
-    }
-}
-
-/// The same costs with every device computing equally long.
-fn balanced(costs: &Costs, step: &Step) -> Costs {
-    let mut costs = costs.clone();
-    let loads: Vec<f64> = (0..step.idle.len()).map(|rank| step.computing(rank)).collect();
-    let mean = loads.iter().sum::<f64>() / loads.len() as f64;
-    for (stage, cost) in costs.stages.iter_mut().enumerate() {
-        let load = step.schedule.rank_of(stage).map_or(mean, |rank| loads[rank]);
-        let factor = if load > 0.0 { mean / load } else { 1.0 };
-        for seconds in [&mut cost.forward, &mut cost.input, &mut cost.weight, &mut cost.backward] {
-            *seconds *= factor;
-        }
-    }
-    costs
 }
 
 /// The devices with the seconds they compute, least first.

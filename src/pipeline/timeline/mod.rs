@@ -20,7 +20,42 @@ pub use axis::duration;
 pub use comparison::{ActionTime, Comparison};
 pub use step::Step;
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use crate::schedule::{Kind, Simulation};
+
+/// A device as people are told of it. Prints as `device 0 (adapter 1: NAME)`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceName {
+    /// The device's number, the same wherever it is named: its position in the list of the machine's devices, which for
+    /// a run is `pipeline.devices`.
+    pub number: usize,
+    /// The adapter that it was opened on; none for one of a machine file.
+    pub adapter: Option<usize>,
+    /// What the adapter or the machine's file calls it.
+    pub name: String,
+}
+
+impl DeviceName {
+    /// Devices that were not opened, with their positions as numbers.
+    pub fn list(names: impl IntoIterator<Item = impl Into<String>>) -> Vec<DeviceName> {
+        let names = names.into_iter().enumerate();
+        names.map(|(number, name)| DeviceName { number, adapter: None, name: name.into() }).collect()
+    }
+
+    /// What stands beside the number.
+    pub fn title(&self) -> String {
+        self.adapter.map_or(self.name.clone(), |adapter| format!("adapter {adapter}: {}", self.name))
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "device {} ({})", self.number, self.title())
+    }
+}
 
 /// Where an event of a device is drawn: its queue works on both, and a copy may run beside compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,15 +130,18 @@ pub struct Event {
 /// The events of a run, or of some of its steps, in any order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// The devices' names, by rank.
-    pub devices: Vec<String>,
+    /// The devices, by rank.
+    pub devices: Vec<DeviceName>,
     /// What they did. An event that ends before it starts, or lies more than 1e9 s from 0, is ignored.
     pub events: Vec<Event>,
+    /// Which step of a run it is; none if it is no single step, or not of a run.
+    pub step: Option<u64>,
 }
 
 impl Timeline {
-    /// The share of the time between the first start and the last end of all events in which the device computed: 0 to
-    /// 1, and 0 if nothing took time. Waiting for the host and copying are not computing.
+    /// How busy a device was, wherever that is said: the share of the time between the first start and the last end of
+    /// all events in which its queue worked, on actions and on what begins and ends a step (clearing gradients, their
+    /// norm, the update). 0 to 1, and 0 if nothing took time. Waiting for the host and copying are not work.
     pub fn busy_fraction(&self, rank: usize) -> f64 {
         let (first, last) = self.span();
         let (mut busy, mut until) = (0.0, f64::NEG_INFINITY);
@@ -116,7 +154,7 @@ impl Timeline {
 
     /// What a simulation says: computations, and for a lowered schedule the transfers on the devices that receive.
     /// Seconds from the start of the step.
-    pub fn from_simulation(devices: Vec<String>, simulation: &Simulation) -> Timeline {
+    pub fn from_simulation(devices: Vec<DeviceName>, simulation: &Simulation) -> Timeline {
         // A send is the same tensor on the same way as its receive.
         let cells = simulation.cells.iter().filter(|c| !matches!(c.action.kind, Kind::SendF | Kind::SendB));
         let events = cells.map(|cell| Event {
@@ -129,7 +167,7 @@ impl Timeline {
             end: cell.end,
             bytes: 0,
         });
-        Timeline { devices, events: events.collect() }
+        Timeline { devices, events: events.collect(), step: None }
     }
 
     /// Events with usable times.
@@ -154,8 +192,10 @@ impl Timeline {
         self.usable().map(|e| e.rank + 1).fold(self.devices.len(), usize::max)
     }
 
-    fn name(&self, rank: usize) -> &str {
-        self.devices.get(rank).map_or("unnamed device", String::as_str)
+    /// The device of a rank.
+    fn device(&self, rank: usize) -> DeviceName {
+        let unnamed = || DeviceName { number: rank, adapter: None, name: "unnamed device".into() };
+        self.devices.get(rank).cloned().unwrap_or_else(unnamed)
     }
 }
 

@@ -48,8 +48,7 @@ impl Step {
         })
     }
 
-    /// The step that a measured timeline holds. It starts when the first device clears its gradients. What lies before
-    /// is the update of the step before, measured on the way: it is moved to the end, where this step's own comes.
+    /// The step that a measured timeline holds, [from its start](Timeline::from_its_start).
     ///
     /// # Errors
     ///
@@ -62,7 +61,7 @@ impl Step {
         if (0..timeline.ranks()).any(|rank| clears(timeline, rank).count() > 1) {
             return Err(refuse("it holds several"));
         }
-        let timeline = from_its_start(timeline);
+        let timeline = timeline.from_its_start();
         let mut spans: HashMap<Action, Cell> = HashMap::new();
         for event in timeline.usable().filter(|event| event.track == Track::Compute) {
             let Ok(action) = event.label.parse::<Action>() else { continue };
@@ -100,6 +99,11 @@ impl Step {
     /// Seconds in which a device computed.
     pub fn computing(&self, rank: usize) -> f64 {
         self.of(rank).map(|cell| cell.end - cell.start).sum()
+    }
+
+    /// How busy a device is in the step: [`Timeline::busy_fraction`].
+    pub fn busy(&self, rank: usize) -> f64 {
+        self.timeline.busy_fraction(rank)
     }
 
     /// Where a device's time goes, with the names of tables; the sum is [`Step::seconds`]. The last part, `update`, is
@@ -153,22 +157,27 @@ fn clears(timeline: &Timeline, rank: usize) -> impl Iterator<Item = &Event> {
     timeline.track(rank, Track::Compute).filter(|e| e.kind == EventKind::Optimizer && e.label == "clear")
 }
 
-/// The usable events on a clock that starts with the step.
-fn from_its_start(timeline: &Timeline) -> Timeline {
-    let clear: Vec<Option<f64>> =
-        (0..timeline.ranks()).map(|rank| clears(timeline, rank).map(|e| e.start).next()).collect();
-    let origin = clear.iter().flatten().copied().reduce(f64::min).unwrap_or(timeline.span().0);
-    let is_before =
-        |event: &&Event| event.label != "clear" && clear[event.rank].is_some_and(|clear| event.start < clear);
-    let (before, own): (Vec<&Event>, Vec<&Event>) = timeline.usable().partition(is_before);
-    let end = own.iter().map(|event| event.end).fold(origin, f64::max);
-    let start = before.iter().map(|event| event.start).fold(f64::INFINITY, f64::min);
-    let shift =
-        |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..event.clone() };
-    let own = own.iter().map(|event| shift(event, -origin));
-    let before = before.iter().map(|event| shift(event, end - start - origin));
-    // The host may record before the device clears: that is no part of what the device did.
-    let events = own.chain(before).filter(|event| event.end >= 0.0);
-    let events = events.map(|event| Event { start: event.start.max(0.0), ..event });
-    Timeline { devices: timeline.devices.clone(), events: events.collect() }
+impl Timeline {
+    /// The usable events of a measured step on a clock that starts with the step: when the first device clears its
+    /// gradients. What lies before is the update of the step before, measured on the way: it is moved to the end, where
+    /// this step's own comes.
+    pub fn from_its_start(&self) -> Timeline {
+        let clear: Vec<Option<f64>> =
+            (0..self.ranks()).map(|rank| clears(self, rank).map(|e| e.start).next()).collect();
+        let origin = clear.iter().flatten().copied().reduce(f64::min).unwrap_or(self.span().0);
+        let is_before = |event: &&Event| {
+            event.label != "clear" && clear[event.rank].is_some_and(|clear| event.start < clear)
+        };
+        let (before, own): (Vec<&Event>, Vec<&Event>) = self.usable().partition(is_before);
+        let end = own.iter().map(|event| event.end).fold(origin, f64::max);
+        let start = before.iter().map(|event| event.start).fold(f64::INFINITY, f64::min);
+        let shift =
+            |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..event.clone() };
+        let own = own.iter().map(|event| shift(event, -origin));
+        let before = before.iter().map(|event| shift(event, end - start - origin));
+        // The host may record before the device clears: that is no part of what the device did.
+        let events = own.chain(before).filter(|event| event.end >= 0.0);
+        let events = events.map(|event| Event { start: event.start.max(0.0), ..event });
+        Timeline { devices: self.devices.clone(), events: events.collect(), step: self.step }
+    }
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::axis::{axis, duration};
-use super::{Event, EventKind, Timeline, Track};
+use super::{DeviceName, Event, EventKind, Timeline, Track};
+use crate::error::one_line;
 use crate::picture::{FAINT, GRID, MARGIN, WIDTH, escape, open, swatch};
 
 /// Empty rows.
@@ -13,6 +14,8 @@ const HEADER: f64 = 88.0;
 /// A device's block: its name, compute, copies, and room to the next.
 const BLOCK: f64 = 88.0;
 const NAME: f64 = 24.0;
+/// Most characters of a name, beside which there is room for more.
+const NAMED: usize = 110;
 const COMPUTE: f64 = 34.0;
 const COPIES: f64 = 10.0;
 const FOOTER: f64 = 46.0;
@@ -35,7 +38,7 @@ impl Timeline {
             let _ = writeln!(
                 svg,
                 "{}<text x=\"{}\" y=\"{y}\" text-anchor=\"end\">busy {:.0} %</text>",
-                device(rank, self.name(rank), y),
+                device(&self.device(rank), y),
                 WIDTH - MARGIN,
                 100.0 * self.busy_fraction(rank),
             );
@@ -66,11 +69,12 @@ pub(super) fn legend(svg: &mut String, kinds: impl Iterator<Item = EventKind>, y
 }
 
 /// A device's number and name.
-pub(super) fn device(rank: usize, name: &str, y: f64) -> String {
+pub(super) fn device(device: &DeviceName, y: f64) -> String {
     format!(
-        "<text x=\"{MARGIN}\" y=\"{y}\"><tspan fill=\"{FAINT}\">{rank}</tspan><tspan dx=\"8\" \
+        "<text x=\"{MARGIN}\" y=\"{y}\"><tspan fill=\"{FAINT}\">{}</tspan><tspan dx=\"8\" \
          font-weight=\"600\">{}</tspan></text>",
-        escape(name)
+        device.number,
+        escape(&one_line(&device.title(), NAMED))
     )
 }
 
@@ -92,6 +96,11 @@ impl Scale {
 
     pub fn x(&self, time: f64) -> f64 {
         self.left + (time - self.first) * self.per_second
+    }
+
+    /// What an event takes.
+    fn width(&self, event: &Event) -> f64 {
+        (event.end - event.start) * self.per_second
     }
 
     /// The axis at `y`, and its marks across the lanes: a line through a device's name would make it hard to read.
@@ -170,23 +179,29 @@ fn text(event: &Event) -> String {
     event.microbatch.map_or_else(|| event.label.clone(), |m| m.to_string())
 }
 
-/// How cells are labelled: in one size, and those of a kind only where most of them have room. A number needs room for
-/// the longest, since numbers that end at 9 would say nothing about the rest.
-pub(super) struct Labels {
+/// How cells are labelled: in one size, numbers of a kind only where most of its cells have room, other words wherever
+/// they fit. A number needs room for the longest, since numbers that end at 9 would say nothing about the rest. The
+/// largest cell of each timeline has a label whatever its size.
+pub(super) struct Labels<'a> {
     size: f64,
     kinds: Vec<EventKind>,
     longest: usize,
+    largest: Vec<&'a Event>,
 }
 
-impl Labels {
-    pub fn new(timelines: &[&Timeline], scale: &Scale) -> Labels {
-        let computed = || timelines.iter().flat_map(|t| t.usable()).filter(|e| e.track == Track::Compute);
-        let numbered = computed().filter(|event| event.microbatch.is_some());
-        let longest = numbered.map(|event| text(event).len()).max().unwrap_or(0);
-        let mut labels = Labels { size: LARGE, kinds: Vec::new(), longest };
+impl<'a> Labels<'a> {
+    pub fn new(timelines: &[&'a Timeline], scale: &Scale) -> Labels<'a> {
+        let computed = |timeline: &&'a Timeline| timeline.usable().filter(|e| e.track == Track::Compute);
+        let all = || timelines.iter().flat_map(computed).filter(|event| event.microbatch.is_some());
+        let longest = all().map(|event| text(event).len()).max().unwrap_or(0);
+        let largest = timelines.iter().filter_map(|timeline| {
+            // The first of several.
+            computed(timeline).reduce(|a, b| if b.end - b.start > a.end - a.start { b } else { a })
+        });
+        let mut labels = Labels { size: LARGE, kinds: Vec::new(), longest, largest: largest.collect() };
         let most = |labels: &Labels, kind| {
-            let fits = |event: &&Event| labels.fits(event, (event.end - event.start) * scale.per_second);
-            let of_kind = || computed().filter(|event| event.kind == kind);
+            let fits = |event: &&Event| labels.fits(event, scale.width(event));
+            let of_kind = || all().filter(|event| event.kind == kind);
             2 * of_kind().filter(fits).count() > of_kind().count()
         };
         let kinds = |labels: &Labels| EventKind::ALL.into_iter().filter(|&kind| most(labels, kind)).collect();
@@ -202,7 +217,21 @@ impl Labels {
     /// Whether the text of an event fits into this width.
     fn fits(&self, event: &Event, width: f64) -> bool {
         let letters = if event.microbatch.is_some() { self.longest } else { event.label.chars().count() };
-        0.62 * self.size * letters as f64 + 0.25 * self.size <= width
+        breadth(letters, self.size) <= width
+    }
+
+    /// In which size an event is labelled on a cell of this width, and whether upright, if it is.
+    fn of(&self, event: &Event, width: f64, height: f64) -> Option<(f64, bool)> {
+        let shown = event.microbatch.is_none() || self.kinds.contains(&event.kind);
+        if shown && self.fits(event, width) {
+            return Some((self.size, false));
+        }
+        // In the size for which there is room: who wants to read it can enlarge the picture.
+        let is_largest = self.largest.iter().any(|largest| std::ptr::eq(*largest, event));
+        let letters = text(event).chars().count();
+        let room = |along: f64, across: f64| (along / breadth(letters, 1.0)).min(0.9 * across).min(self.size);
+        let (flat, upright) = (room(width, height), room(height, width));
+        is_largest.then_some((flat.max(upright), upright > flat))
     }
 }
 
@@ -210,9 +239,14 @@ impl Labels {
 const LARGE: f64 = 13.0;
 const SMALL: f64 = 10.0;
 
+/// What so many letters of a size take, with air on both sides.
+fn breadth(letters: usize, size: f64) -> f64 {
+    size * (0.62 * letters as f64 + 0.25)
+}
+
 fn cell(svg: &mut String, scale: &Scale, labels: &Labels, event: &Event, top: f64, height: f64) {
     let (fill, ink) = event.kind.colours();
-    let (x, mut width) = (scale.x(event.start), (event.end - event.start) * scale.per_second);
+    let (x, mut width) = (scale.x(event.start), scale.width(event));
     // A hair of white between neighbours, where there is room; and nothing is too short to be seen.
     width = if width > 4.0 { width - 1.0 } else { width.max(0.5) };
     let radius = if width > 8.0 { 2 } else { 0 };
@@ -222,12 +256,15 @@ fn cell(svg: &mut String, scale: &Scale, labels: &Labels, event: &Event, top: f6
          fill=\"{fill}\"><title>{}</title></rect>",
         escape(&tooltip(event))
     );
-    if event.track == Track::Compute && labels.kinds.contains(&event.kind) && labels.fits(event, width) {
-        let (x, y) = (x + width / 2.0, top + height / 2.0 + 0.35 * labels.size);
+    let label = labels.of(event, width, height).filter(|_| event.track == Track::Compute);
+    if let Some((size, upright)) = label {
+        let (x, y) = (x + width / 2.0, top + height / 2.0);
+        // Turned about the middle of the cell.
+        let turn = if upright { format!(" transform=\"rotate(-90 {x:.2} {y:.2})\"") } else { String::new() };
         let _ = write!(
             svg,
-            "<text x=\"{x:.2}\" y=\"{y:.1}\" font-size=\"{}\" fill=\"{ink}\" pointer-events=\"none\">{}</text>",
-            labels.size,
+            "<text x=\"{x:.2}\" y=\"{:.2}\" font-size=\"{size:.4}\" fill=\"{ink}\" pointer-events=\"none\"{turn}>{}</text>",
+            y + 0.35 * size,
             escape(&text(event))
         );
     }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::colour::Colour;
 use super::step::Step;
-use super::{Event, Track};
-use crate::schedule::Gap;
+use super::{Event, EventKind, Track};
+use crate::schedule::{Cause, Gap};
 
 /// One line, a character a column, cut off at a width.
 pub(super) struct Line {
@@ -159,15 +159,32 @@ impl Columns {
     }
 }
 
+/// What occurs in lanes, for the legend below them.
+#[derive(Default)]
+pub(super) struct Drawn {
+    pub kinds: Vec<EventKind>,
+    pub causes: Vec<Cause>,
+    /// Whether there is idle time of any cause.
+    pub idle: bool,
+}
+
 /// Appends what a device did in a step: coloured, two parts of time in a column; plain, letters.
-pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, colour: bool) {
+pub(super) fn lane(
+    line: &mut Line,
+    step: &Step,
+    rank: usize,
+    columns: Columns,
+    colour: bool,
+    drawn: &mut Drawn,
+) {
     let events: Vec<&Event> = step.timeline.track(rank, Track::Compute).collect();
+    let parts = columns.sample(&events, if colour { 2 * columns.count } else { columns.count });
+    drawn.kinds.extend(parts.iter().flatten().map(|event| event.kind));
     let mut cells: Vec<Option<Cell>> = if colour {
-        let halves = columns.sample(&events, 2 * columns.count);
-        halves.chunks(2).map(|half| coloured(half[0], half[1])).collect()
+        parts.chunks(2).map(|half| coloured(half[0], half[1])).collect()
     } else {
-        let kinds = columns.sample(&events, columns.count).into_iter();
-        kinds.map(|event| event.map(|e| Cell { text: e.kind.letter(), style: Style::PLAIN })).collect()
+        let cell = |event: &Event| Cell { text: event.kind.letter(), style: Style::PLAIN };
+        parts.iter().map(|event| event.map(cell)).collect()
     };
     let mut before: Option<&Event> = None;
     // Numbers here and there would say nothing about the rest.
@@ -205,6 +222,10 @@ pub(super) fn lane(line: &mut Line, step: &Step, rank: usize, columns: Columns, 
     for (column, cell) in cells.into_iter().enumerate() {
         let time = (column as f64 + 0.5) / columns.count as f64 * columns.seconds;
         let gap = gaps.iter().find(|gap| gap.start <= time && time < gap.end);
+        if cell.is_none() {
+            drawn.causes.extend(gap.map(|gap| gap.cause));
+            drawn.idle |= gap.is_some() || column < ends;
+        }
         let idle = match gap {
             Some(gap) if colour => Cell { text: '·', style: Style::ink(gap.cause.colours().1) },
             _ if column >= ends => Cell { text: ' ', style: Style::PLAIN },

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{Comparison, Timeline};
+use polystage::pipeline::timeline::{Comparison, DeviceName, Timeline};
 use polystage::schedule::{Costs, generate};
 use polystage::train::checkpoint::{latest, open, open_model, resolve};
 use polystage::train::data::Corpus;
@@ -119,7 +119,7 @@ pub static MANIFEST: Target = Target {
 pub static PREDICTION: Target = Target {
     name: "prediction",
     words: r#"
-        "devices" "schedule" "costs" "stages" "hops" "ranks" "ties" "cores" "slowdown" "jitter" "part"
+        "devices" "number" "adapter" "name" "left_out" "cuts" "recompute" "schedule" "costs" "stages" "hops" "ranks" "ties" "cores" "slowdown" "jitter" "part"
         "seconds" "budget" "user" "owner" "copy_engine" 0F0 1B1 \n null true { } [ ] : ,"#,
     seeds: |_| {
         vec![promise("1f1b", 2, 2).to_json().into_bytes(), promise("zb-v", 2, 2).to_json().into_bytes()]
@@ -138,7 +138,7 @@ pub static PREDICTION: Target = Target {
 pub static TRACE: Target = Target {
     name: "trace",
     words: r#"
-        "otherData" "polystage" "devices" "traceEvents" "name" "cat" "ph" "X" "tid" "args" "start_seconds"
+        "otherData" "polystage" "devices" "traceEvents" "name" "number" "adapter" "step" "cat" "ph" "X" "pid" "tid" "args" "start_seconds"
         "end_seconds" "microbatch" "bytes" "0F0" "1B1" "forward" "copy" "host" "step" null { } [ ] : ,"#,
     seeds: |_| {
         let traces = [promise("1f1b", 2, 2), promise("zb-h1", 2, 3)];
@@ -164,7 +164,8 @@ fn promise(schedule: &str, ranks: usize, microbatches: usize) -> Prediction {
     let schedule = generate(schedule, ranks, microbatches).expect("a schedule");
     let mut costs = Costs::uniform(&schedule, 0.010, 0.011, 0.012, 1e-3);
     costs.ranks.iter_mut().for_each(|rank| rank.update = 5e-3);
-    Prediction::new((0..ranks).map(|rank| format!("device {rank}")).collect(), &schedule, costs)
+    let names = (0..ranks).map(|rank| format!("card {rank}"));
+    Prediction::new(DeviceName::list(names), &schedule, costs)
 }
 
 /// Draws and says everything about a step.
@@ -173,6 +174,6 @@ fn show(comparison: &Comparison) -> String {
     let drawn = comparison.to_svg("title").len() + comparison.to_terminal(100, true).len();
     let tables =
         comparison.shares_to_terminal(100, true).len() + comparison.actions_to_terminal(100, true).len();
-    let said = comparison.findings().len() + comparison.advice().len() + comparison.slowest().len();
+    let said = comparison.findings().len() + comparison.hints(Some(2)).len() + comparison.slowest().len();
     format!("{} {} {said}", report["devices"], (drawn + tables).ilog2())
 }
