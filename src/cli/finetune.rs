@@ -6,13 +6,11 @@ use toml::{Table, Value};
 
 use super::Environment;
 use super::planning::MachineArguments;
+use super::recipe::Recipe;
 use super::train::{Launch, start};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::train::config::{Config, Described};
-use crate::train::source::{describe, nameable};
-
-/// Tokens of a sequence unless another length is asked for and the model's context allows it.
-const SEQUENCE: usize = 512;
+use crate::train::source::{describe, named};
 
 /// Trains a model that exists on a text: an adapter (LoRA) by default, which leaves the model as it is, or all of it.
 #[derive(clap::Args)]
@@ -31,34 +29,14 @@ pub(super) struct Arguments {
     /// Evaluate on the last part of the data, this fraction of it.
     #[arg(long, value_name = "FRACTION", conflicts_with = "valid")]
     split: Option<f64>,
-    /// Train every weight.
-    #[arg(long, conflicts_with_all = ["rank", "alpha", "targets"])]
-    full: bool,
-    /// Rank of the adapter.
-    #[arg(long, default_value_t = 8)]
-    rank: usize,
-    /// The adapter's update is scaled by alpha / rank.
-    #[arg(long, default_value_t = 16.0)]
-    alpha: f64,
-    /// Ends of the names of the layers that are adapted, such as q_proj,v_proj, or all-linear (default: as PEFT).
-    #[arg(long, value_name = "NAMES")]
-    targets: Option<String>,
+    #[command(flatten)]
+    recipe: Recipe,
     /// Steps in all.
     #[arg(long, default_value_t = 100)]
     steps: u64,
-    /// Sequences of a step.
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
-    /// Tokens of a sequence (default: the model's context, at most 512).
-    #[arg(long, value_name = "T")]
-    sequence: Option<usize>,
     /// Highest learning rate (default: 2e-4, and 2e-5 with --full).
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// How matrices are stored: f32; bf16, two in a word, with f32 masters of those that are trained; or bf16-only
-    /// (default: f32 with --full, else bf16 where the model's files store that).
-    #[arg(long, value_parser = ["f32", "bf16", "bf16-only"])]
-    weights: Option<String>,
     /// Set any other key of a config file; may be given several times, and of the same key the last counts.
     #[arg(long, value_name = "a.b=c")]
     set: Vec<String>,
@@ -71,13 +49,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let bases = [PathBuf::from(".")];
     let name = arguments.model.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
-    let refuse = |what: &str| Error::config("MODEL", format!("{} {what}", arguments.model.display()));
-    if !arguments.model.exists() {
-        return Err(refuse("does not exist; give a model's folder"));
-    }
     // The run's own config can then be used from anywhere.
-    let unnamed = || refuse("has a name that is not UTF-8, which a config cannot hold; rename the folder");
-    let model = nameable(&arguments.model).ok_or_else(unnamed)?;
+    let model = named(&arguments.model)?;
     let described = describe(&model, &bases)?;
     let text = toml::to_string(&experiment(arguments, &model, &described)?).unwrap_or_default();
     // Opening a model may mean reading all of it; another is named only by --set.
@@ -89,9 +62,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 
 /// The config file that the flags stand for.
 fn experiment(a: &Arguments, model: &str, described: &Described) -> Result<Table> {
-    let longest = described.model.longest_sequence();
-    let rate = a.learning_rate.unwrap_or(if a.full { 2e-5 } else { 2e-4 });
-    let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let rate = a.learning_rate.unwrap_or(if a.recipe.full { 2e-5 } else { 2e-4 });
     let strings = |list: &[String]| Value::from(list.to_vec());
     let mut data = Table::from_iter([("train".to_string(), strings(&a.data))]);
     if !a.valid.is_empty() {
@@ -100,39 +71,12 @@ fn experiment(a: &Arguments, model: &str, described: &Described) -> Result<Table
     if let Some(split) = a.split {
         data.insert("split".into(), split.into());
     }
-    let sequence = a.sequence.unwrap_or(SEQUENCE.min(longest));
-    let mut train = Table::from_iter([
-        ("steps".to_string(), whole(a.steps).into()),
-        ("batch".to_string(), whole(a.batch as u64).into()),
-        ("sequence".to_string(), whole(sequence as u64).into()),
-        ("learning_rate".to_string(), rate.into()),
-        ("weight_decay".to_string(), 0.0.into()),
-    ]);
-    if let Some(weights) = &a.weights {
-        train.insert("weights".into(), weights.as_str().into());
-    }
-    let model = Table::from_iter([("path".to_string(), model.into())]);
-    let mut table = Table::from_iter([
-        ("model".to_string(), Value::from(model)),
-        ("data".to_string(), data.into()),
-        ("train".to_string(), train.into()),
-    ]);
-    if a.full && described.adapter.is_some() {
-        let message = format!("{} is an adapter; leave --full out, or merge it first", a.model.display());
-        return Err(Error::config("--full", message));
-    }
-    // An adapter that exists says itself what it is.
-    if !a.full && described.adapter.is_none() {
-        let mut adapter = Table::from_iter([
-            ("rank".to_string(), whole(a.rank as u64).into()),
-            ("alpha".to_string(), a.alpha.into()),
-        ]);
-        if let Some(targets) = &a.targets {
-            let names: Vec<String> = targets.split(',').map(|name| name.trim().to_string()).collect();
-            let targets = if targets == "all-linear" { targets.as_str().into() } else { strings(&names) };
-            adapter.insert("targets".into(), targets);
-        }
-        table.insert("adapter".into(), adapter.into());
+    let mut table = a.recipe.table(model, described)?;
+    table.insert("data".into(), data.into());
+    if let Some(train) = table.get_mut("train").and_then(Value::as_table_mut) {
+        train.insert("steps".into(), i64::try_from(a.steps).unwrap_or(i64::MAX).into());
+        train.insert("learning_rate".into(), rate.into());
+        train.insert("weight_decay".into(), 0.0.into());
     }
     Ok(table)
 }

@@ -3,22 +3,36 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use super::planning::{Experiment, caution, for_devices, for_file};
+use toml::{Table, Value};
+
+use super::planning::{MachineArguments, bases, caution, for_devices, for_file, read_config};
+use super::recipe::Recipe;
 use super::{Environment, note, print, save, say};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::folder::absent;
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Step, duration};
 use crate::plan::Explanation;
+use crate::train::config::Config;
+use crate::train::source::{named, sketch};
 
 /// Plans a training run without starting it: which device gets which layers, when, how long a step will take, and what
 /// else was considered.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
+    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan SmolLM2-135M --rank 16 --machine configs/machines/two-cards.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
 )]
 pub(super) struct Arguments {
+    /// A config file, or a model's folder to fine-tune as `finetune` does; of the folder config.json is enough.
+    #[arg(value_name = "CONFIG|MODEL")]
+    what: PathBuf,
+    /// Set a key of the config; may be given several times, and of the same key the last counts.
+    #[arg(long, value_name = "a.b=c")]
+    set: Vec<String>,
     #[command(flatten)]
-    experiment: Experiment,
+    machine: MachineArguments,
+    #[command(flatten, next_help_heading = "Of a model's folder")]
+    recipe: Recipe,
     /// Write the profiles that the plan was made with to this file.
     #[arg(long, value_name = "FILE")]
     write_machine: Option<PathBuf>,
@@ -34,17 +48,18 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
-    let experiment = &arguments.experiment;
-    let config = experiment.read()?;
-    let (planning, devices) = match &experiment.machine.machine {
-        Some(file) => (for_file(&config, file, experiment)?, None),
+    let (mut config, bases) = read(arguments)?;
+    let machine = &arguments.machine;
+    machine.choose(&mut config)?;
+    let (planning, devices) = match &machine.machine {
+        Some(file) => (for_file(&config, file, machine, &bases)?, None),
         None => {
-            let (planning, devices) =
-                for_devices(&config, &experiment.machine, environment, &experiment.bases())?;
+            let (planning, devices) = for_devices(&config, machine, environment, &bases)?;
             (planning, Some(devices))
         }
     };
-    let planned = planning.search()?;
+    let mut planned = planning.search()?;
+    planned.without = planning.without(&planned);
     if let Some(text) = devices.and_then(|devices| caution(&planning, &planned.best, &devices)) {
         note(format!("warning: {text}"));
     }
@@ -53,7 +68,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let names = best.devices.iter().map(|&device| planning.machine.devices[device].name.clone());
     let prediction = Prediction::new(names.collect(), &best.schedule, best.costs.clone());
     for (path, text) in [
-        (&arguments.write_machine, planning.machine.to_toml()),
+        (&arguments.write_machine, planning.machine.within(&planning.options.budgets).to_toml()),
         (&arguments.write_schedule, best.schedule.to_string()),
         (&arguments.svg, prediction.timeline()?.to_svg(&title(&explanation))),
     ] {
@@ -73,6 +88,34 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let colour = !environment.plain && std::io::stdout().is_terminal();
     print(Step::predicted(&prediction)?.to_terminal(width, colour).trim_end())?;
     Ok(0)
+}
+
+/// The config, and the folders from which its paths count.
+fn read(arguments: &Arguments) -> Result<(Config, Vec<PathBuf>)> {
+    let (what, set) = (&arguments.what, &arguments.set);
+    if !what.exists() {
+        return Err(Error::checkpoint(what, absent(what)));
+    }
+    if !what.is_dir() {
+        if let Some(flag) = arguments.recipe.given().first() {
+            let message =
+                format!("is for a model's folder; what {} says is changed with --set", what.display());
+            return Err(Error::config(*flag, message));
+        }
+        return Ok((read_config(what, set, sketch)?, bases(what)));
+    }
+    let bases = vec![PathBuf::from(".")];
+    let model = named(what)?;
+    let described = sketch(&model, &bases)?;
+    let mut table = arguments.recipe.table(&model, &described)?;
+    // A plan is for one step and reads no text.
+    table.insert("data".into(), Table::from_iter([("train".to_string(), Value::from(vec!["none"]))]).into());
+    if let Some(train) = table.get_mut("train").and_then(Value::as_table_mut) {
+        train.insert("steps".into(), 1.into());
+    }
+    let text = toml::to_string(&table).unwrap_or_default();
+    let known = |path: &str| if path == model { Ok(described) } else { sketch(path, &bases) };
+    Ok((Config::parse_with(&text, set, "plan", known)?, bases))
 }
 
 fn title(plan: &Explanation) -> String {

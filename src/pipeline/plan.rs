@@ -124,6 +124,7 @@ fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capa
             adapter: adapter.name.clone(),
             need: value.bytes(),
             limit,
+            help: None,
         }),
     }
 }
@@ -191,6 +192,7 @@ impl Plan {
                     adapter: adapter.name.clone(),
                     need: plan.ranks[rank].bytes + passing,
                     budget: *budget,
+                    help: None,
                 });
             }
         }

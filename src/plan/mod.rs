@@ -27,13 +27,16 @@ mod space;
 mod start;
 mod table;
 mod text;
+mod without;
 mod workload;
 
 pub use costs::{Assignment, costs};
 pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
+pub use fit::fits;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
 pub use read::MACHINE_KEYS;
+pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
     Workload,
@@ -130,6 +133,8 @@ pub struct Planned {
     pub alternatives: Vec<Candidate>,
     /// The devices that `best` does without.
     pub left_out: Vec<LeftOut>,
+    /// What each device of `best` is worth, if that was asked for: see [`without`](without()).
+    pub without: Vec<Without>,
     /// The stages that the devices of `best` would have in its schedule if memory were no limit, if that were faster.
     pub unlimited: Option<Vec<Range<usize>>>,
     /// Plans looked at.

@@ -51,6 +51,17 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  {} {}: {}", unused.device, unused.name, unused.reason)?;
             }
         }
+        if !self.without.is_empty() {
+            writeln!(f, "\nwithout a device:")?;
+            for without in &self.without {
+                let what = match without.slower {
+                    None => "nothing fits".to_string(),
+                    Some(slower) if slower < WORTH_SAYING => "as fast".to_string(),
+                    Some(slower) => format!("{} slower", percent(slower)),
+                };
+                writeln!(f, "  without {} {}: {what}", without.device, without.name)?;
+            }
+        }
         self.write_alternatives(f)?;
         let proof = if self.complete {
             "; no plan with a named schedule is faster"

@@ -1,12 +1,13 @@
 //! What a run will be.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Launch;
-use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, settle};
+use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, for_file, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{AdapterInfo, Device};
 use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
@@ -22,10 +23,12 @@ use crate::train::trainer::Trainer;
 /// Everything that is settled before a device is used.
 pub(super) struct Job {
     pub(super) config: Config,
-    /// Every device that was opened.
-    pub(super) all: Vec<Device>,
+    /// Every device that was opened, by its number in the plan; none where a dry run has its machine from a file.
+    pub(super) all: BTreeMap<usize, Device>,
     /// Those of the plan, in pipeline order.
     pub(super) devices: Vec<Device>,
+    /// The adapters of the plan, in pipeline order.
+    pub(super) adapters: Vec<AdapterInfo>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
     /// For the profiles that it was planned with, if they come from the cache.
@@ -55,7 +58,7 @@ pub(super) fn prepare(
         Run::check_new(&out)?;
         Resume::default()
     };
-    let (all, devices, plan, planned) = if launch.no_plan {
+    let (all, adapters, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
@@ -64,25 +67,47 @@ pub(super) fn prepare(
             None => Trainer::setup(&config, budgets)?,
         };
         let plan = Plan::within(setup, &devices)?;
-        (devices.clone(), devices, plan, None)
+        let adapters = devices.iter().map(|device| device.info().clone()).collect();
+        (devices.into_iter().enumerate().collect(), adapters, plan, None)
     } else {
-        let (planning, all) = for_devices(&config, machine, environment, bases)?;
+        let (planning, all) = match &machine.machine {
+            Some(file) if launch.dry_run => (for_file(&config, file, machine, bases)?, BTreeMap::new()),
+            _ => for_devices(&config, machine, environment, bases)?,
+        };
         let planned = planning.search()?;
         let plan = planning.plan(&planned.best)?;
-        (all.clone(), pick(&all, &planned.best.devices), plan, Some((planning, planned)))
+        (all, planning.adapters(&planned.best), plan, Some((planning, planned)))
+    };
+    let devices = match &planned {
+        Some((_, planned)) => pick(&all, &planned.best.devices),
+        None => all.values().cloned().collect(),
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
     resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
     let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
-        Lessons::new(cache, planning.clone(), all.clone(), planned.best.clone())
+        Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
-    settle(&mut config, &devices, plan.schedule.microbatches);
+    settle(&mut config, &adapters, plan.schedule.microbatches);
     let isolation = environment.isolation.clone();
-    Ok(Job { config, all, devices, plan, planned, lessons, source, isolation, batches, out, resume })
+    Ok(Job {
+        config,
+        all,
+        devices,
+        adapters,
+        plan,
+        planned,
+        lessons,
+        source,
+        isolation,
+        batches,
+        out,
+        resume,
+    })
 }
 
-pub(super) fn pick(all: &[Device], which: &[usize]) -> Vec<Device> {
-    which.iter().map(|&device| all[device].clone()).collect()
+/// The devices of these numbers that were opened.
+pub(super) fn pick(all: &BTreeMap<usize, Device>, which: &[usize]) -> Vec<Device> {
+    which.iter().filter_map(|device| all.get(device).cloned()).collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).

@@ -58,7 +58,7 @@ pub(super) fn describe(job: &Job) -> Result<f64> {
         plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, device) in plan.ranks.iter().zip(&job.devices) {
+    for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
         let layers: Vec<String> =
             rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {
@@ -71,8 +71,8 @@ pub(super) fn describe(job: &Job) -> Result<f64> {
         say(format!(
             "device {} adapter {} ({}): {shown}; {:.1} % of the work, {}{budget}",
             rank.rank,
-            device.info().index,
-            device.info().name,
+            adapter.index,
+            adapter.name,
             100.0 * rank.flops / total,
             show_bytes(rank.bytes)
         ))?;

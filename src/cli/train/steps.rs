@@ -1,5 +1,6 @@
 //! The run itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -19,8 +20,9 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
     let beginning = Beginning::new(&job)?;
-    let Job { config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume } =
-        job;
+    let Job {
+        config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume, ..
+    } = job;
     let Resume { checkpoint, warnings } = resume;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
@@ -165,7 +167,7 @@ fn compare(
     trainer: &mut Trainer,
     row: &Row,
     may_move: Option<&Run>,
-    all: &[Device],
+    all: &BTreeMap<usize, Device>,
     bar: &Progress,
 ) -> Result<bool> {
     let known = replanner.residual().is_some();

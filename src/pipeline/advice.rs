@@ -1,0 +1,132 @@
+//! What would make a pipeline fit that does not: changes that its user can make, each tried before it is named.
+
+use std::iter::successors;
+
+use super::{Plan, Setup, Use};
+use crate::error::Error;
+use crate::gpu::{AdapterInfo, Capabilities};
+use crate::model::Weights;
+use crate::schedule;
+
+/// Tokens below which a shorter sequence or text is no help.
+const SHORTEST: usize = 16;
+
+type Adapters = [(AdapterInfo, Capabilities)];
+
+/// The error with what helps, if it is about memory or a binding.
+pub(super) fn with_help(error: Error, setup: &Setup, adapters: &Adapters) -> Error {
+    match error {
+        Error::Memory { device, adapter, need, budget, .. } => {
+            let mut help = help(setup, adapters);
+            help.extend(more_memory(setup, adapters));
+            Error::Memory { device, adapter, need, budget, help: Some(help) }
+        }
+        Error::Binding { tensor, adapter, need, limit, .. } => {
+            Error::Binding { tensor, adapter, need, limit, help: Some(help(setup, adapters)) }
+        }
+        other => other,
+    }
+}
+
+/// The changes with which it fits, in words that follow `it would fit with`.
+fn help(setup: &Setup, adapters: &Adapters) -> Vec<String> {
+    let fits = |(changed, _): &(Setup, String)| Plan::cut(changed, adapters).is_ok();
+    let mut found = Vec::new();
+    let mut first = |mut ways: &mut dyn Iterator<Item = (Setup, String)>| {
+        found.extend(Iterator::find(&mut ways, fits).map(|(_, words)| words));
+    };
+    let training = setup.purpose.trains();
+    let set = |key: &str, value: String| match training {
+        true => format!("--set train.{key}={value}"),
+        false => format!("--{key} {value}"),
+    };
+    let stored = [Weights::BF16, Weights::BF16Only].into_iter().filter(|&w| training || w == Weights::BF16);
+    first(
+        &mut stored
+            .map(|weights| (Setup { weights, ..setup.clone() }, set("weights", weights.name().into()))),
+    );
+    let halves = |from: usize, least: usize| {
+        successors(Some(from / 2), |n| Some(n / 2)).take_while(move |&n| n >= least)
+    };
+    match setup.purpose {
+        Use::Training | Use::Evaluation | Use::Logits => {
+            let shorter = halves(setup.sequence, SHORTEST);
+            first(&mut shorter.map(|sequence| {
+                (Setup { sequence, ..setup.clone() }, set("sequence", sequence.to_string()))
+            }));
+        }
+        Use::Decoding { capacity } => {
+            let shorter = halves(capacity, SHORTEST).map(|capacity| {
+                let (purpose, sequence) = (Use::Decoding { capacity }, setup.sequence.min(capacity));
+                let words = format!("at most {capacity} tokens, prompt and answer together");
+                (Setup { purpose, sequence, ..setup.clone() }, words)
+            });
+            first(&mut { shorter });
+            let groups = setup.schedule.microbatches;
+            first(&mut halves(setup.batch, 1).map(|batch| {
+                (Setup { batch, ..setup.clone() }, format!("at most {} texts at a time", batch * groups))
+            }));
+        }
+    }
+    let again = |ranks: usize, microbatches: usize| {
+        schedule::generate(&setup.schedule.name, ranks, microbatches).ok()
+    };
+    let (ranks, microbatches) = (setup.schedule.ranks.len(), setup.schedule.microbatches);
+    if training {
+        let counts = (microbatches + 1..=setup.batch * microbatches)
+            .filter(|count| (setup.batch * microbatches).is_multiple_of(*count));
+        let smaller = counts.filter_map(|count| {
+            let batch = setup.batch * microbatches / count;
+            let changed = Setup { batch, schedule: again(ranks, count)?, ..setup.clone() };
+            Some((changed, format!("--set pipeline.microbatches={count}")))
+        });
+        first(&mut { smaller });
+        let recompute = (0..setup.schedule.stages).collect();
+        let changed = Setup { recompute, ..setup.clone() };
+        first(&mut [(changed, "--set pipeline.recompute=true".to_string())].into_iter());
+        if setup.cuts.is_some() {
+            let changed = Setup { cuts: None, ..setup.clone() };
+            first(&mut [(changed, "pipeline.cuts left out".to_string())].into_iter());
+        }
+    }
+    found.extend(another_device(setup, adapters, again(ranks + 1, microbatches)));
+    found
+}
+
+/// One more device like one of those that are there.
+fn another_device(
+    setup: &Setup,
+    adapters: &Adapters,
+    schedule: Option<schedule::Schedule>,
+) -> Option<String> {
+    let schedule = schedule.filter(|_| setup.cuts.is_none() && setup.budgets.len() == adapters.len())?;
+    let mut changed = Setup { schedule, ..setup.clone() };
+    (0..adapters.len()).find_map(|device| {
+        changed.budgets.truncate(adapters.len());
+        changed.budgets.push(setup.budgets[device]);
+        let more = [adapters, &adapters[device..device + 1]].concat();
+        let name = &adapters[device].0.name;
+        Plan::cut(&changed, &more).ok().map(|_| format!("one more device like {device} ({name})"))
+    })
+}
+
+/// Larger budgets, where the adapters have that much.
+fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
+    let has = |adapter: &AdapterInfo| {
+        let same = adapters.iter().filter(|(other, _)| other.index == adapter.index).count() as u64;
+        adapter.memory.map(|memory| memory / same)
+    };
+    let all = adapters.iter().map(|(adapter, _)| has(adapter)).collect();
+    let plan = Plan::cut(&Setup { budgets: all, ..setup.clone() }, adapters).ok()?;
+    let mut changed = setup.clone();
+    let mut parts = Vec::new();
+    for (at, (rank, budget)) in plan.ranks.iter().zip(&mut changed.budgets).enumerate() {
+        let needed = rank.bytes + rank.passing;
+        if budget.is_some_and(|budget| budget < needed) {
+            let rounded = needed.div_ceil(1 << 20);
+            *budget = Some(rounded << 20);
+            parts.push(format!("{at}={rounded}MiB"));
+        }
+    }
+    Plan::cut(&changed, adapters).ok().map(|_| format!("--memory {}", parts.join(",")))
+}
