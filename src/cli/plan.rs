@@ -31,8 +31,6 @@ pub(super) struct Arguments {
     set: Vec<String>,
     #[command(flatten)]
     machine: MachineArguments,
-    #[command(flatten, next_help_heading = "Of a model's folder")]
-    recipe: Recipe,
     /// Write the profiles that the plan was made with to this file.
     #[arg(long, value_name = "FILE")]
     write_machine: Option<PathBuf>,
@@ -45,6 +43,8 @@ pub(super) struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten, next_help_heading = "Of a model's folder")]
+    recipe: Recipe,
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {

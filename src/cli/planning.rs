@@ -39,7 +39,8 @@ pub(super) struct MachineArguments {
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
     #[arg(long)]
     pub(super) memory: Option<String>,
-    /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md.
+    /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md. `plan` and --dry-run then
+    /// need no adapter.
     #[arg(long, value_name = "FILE")]
     pub(super) machine: Option<PathBuf>,
     /// Measure again what earlier runs have measured.

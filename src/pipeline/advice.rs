@@ -130,3 +130,102 @@ fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
     }
     Plan::cut(&changed, adapters).ok().map(|_| format!("--memory {}", parts.join(",")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A card of so many bytes that binds so many at once.
+    fn card(index: usize, memory: Option<u64>, max_binding: u64) -> (AdapterInfo, Capabilities) {
+        let info = AdapterInfo {
+            index,
+            name: "card".into(),
+            vendor: String::new(),
+            vendor_id: 0,
+            device_id: 0,
+            backend: String::new(),
+            kind: String::new(),
+            driver: String::new(),
+            software: false,
+            f16: false,
+            subgroups: false,
+            subgroup_size: [0, 0],
+            cooperative_matrices: Vec::new(),
+            max_buffer: u64::MAX,
+            max_binding,
+            max_storage_buffers: 8,
+            max_workgroup: 256,
+            workgroup_memory: 16 << 10,
+            memory,
+        };
+        let capabilities = Capabilities {
+            software: false,
+            subgroup: None,
+            max_binding,
+            max_buffer: u64::MAX,
+            max_groups: 65535,
+        };
+        (info, capabilities)
+    }
+
+    fn setup(purpose: Use, name: &str, budget: Option<u64>) -> Setup {
+        let model = "kind = 'gpt2'\nlayers = 4\nwidth = 128\nheads = 2\ncontext = 512\nvocabulary = 256";
+        Setup {
+            model: toml::from_str(model).unwrap(),
+            adapter: None,
+            weights: Weights::F32,
+            batch: 4,
+            sequence: 512,
+            schedule: schedule::generate(name, 1, 1).unwrap(),
+            cuts: None,
+            recompute: Vec::new(),
+            purpose,
+            budgets: vec![budget],
+        }
+    }
+
+    /// What is said where the budget is this part of what is needed.
+    fn says(purpose: Use, name: &str, memory: Option<u64>, part: f64) -> String {
+        let adapters = [card(0, memory, u64::MAX)];
+        let whole = Plan::cut(&setup(purpose, name, None), &adapters).unwrap().ranks[0].bytes;
+        let setup = setup(purpose, name, Some((part * whole as f64) as u64));
+        let error = Plan::cut(&setup, &adapters).err().unwrap();
+        with_help(error, &setup, &adapters).to_string()
+    }
+
+    #[test]
+    fn advice_is_what_the_verb_has() {
+        let training = says(Use::Training, "1f1b", None, 0.7);
+        for words in
+            ["--set train.sequence=", "--set pipeline.microbatches=", "one more device", "--memory 0="]
+        {
+            assert!(training.contains(words), "{words}: {training}");
+        }
+        let evaluation = says(Use::Evaluation, "gpipe", None, 0.7);
+        assert!(evaluation.contains("--sequence 256"), "{evaluation}");
+        let decoding = says(Use::Decoding { capacity: 512 }, "gpipe", None, 0.8);
+        assert!(decoding.contains("tokens, prompt and answer together"), "{decoding}");
+        assert!(decoding.contains("texts at a time"), "{decoding}");
+        for said in [evaluation, decoding] {
+            assert!(!said.contains("microbatches") && !said.contains("recompute"), "{said}");
+            assert!(!said.contains("train."), "{said}");
+        }
+    }
+
+    #[test]
+    fn no_more_memory_is_asked_for_than_there_is() {
+        assert!(says(Use::Evaluation, "gpipe", Some(1 << 40), 0.7).contains("--memory 0="));
+        assert!(!says(Use::Evaluation, "gpipe", Some(1 << 20), 0.7).contains("--memory"));
+    }
+
+    #[test]
+    fn a_weight_that_cannot_be_bound_does_not_depend_on_the_sequence() {
+        let adapters = [card(0, None, 100 << 10)];
+        let mut setup = setup(Use::Evaluation, "gpipe", None);
+        (setup.batch, setup.sequence) = (1, 16);
+        let error = Plan::cut(&setup, &adapters).err().unwrap();
+        let said = with_help(error, &setup, &adapters).to_string();
+        assert!(said.contains("binds at most 102400 at once"), "{said}");
+        assert!(!said.contains("sequence") && !said.contains("--memory"), "{said}");
+    }
+}

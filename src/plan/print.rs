@@ -52,14 +52,14 @@ impl fmt::Display for Explanation {
             }
         }
         if !self.without.is_empty() {
-            writeln!(f, "\nwithout a device:")?;
+            writeln!(f, "\nwhat each device is worth:")?;
             for without in &self.without {
                 let what = match without.slower {
                     None => "nothing fits".to_string(),
                     Some(slower) if slower < WORTH_SAYING => "as fast".to_string(),
                     Some(slower) => format!("{} slower", percent(slower)),
                 };
-                writeln!(f, "  without {} {}: {what}", without.device, without.name)?;
+                writeln!(f, "  without device {} ({}): {what}", without.device, without.name)?;
             }
         }
         self.write_alternatives(f)?;

@@ -210,6 +210,15 @@ impl Planning {
                     options.budgets[device] = room.map(|bytes| bytes.saturating_sub(short));
                     tries += 1;
                 }
+                Err(Error::Memory { device, need, budget, .. }) => {
+                    let device = planned.best.devices[device];
+                    let name = &self.machine.devices[device].name;
+                    let lacks = need.saturating_sub(budget);
+                    let message = format!(
+                        "device {device} ({name}) lacks {lacks} bytes: it needs {need} and may use {budget}"
+                    );
+                    return Err(Error::no_plan(message, self.other_models()));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -119,12 +119,16 @@ fn stored(tensors: &Tensors, model: &Model) -> Weights {
 
 /// The folder that an adapter says it was trained on: from here, or from where the adapter lies.
 fn named_base(adapter: &Adapter, path: &Path) -> Result<PathBuf> {
-    let lost = |what: String| Error::config("--base", format!("{what}; give the folder of the base model"));
+    // Only one verb takes a base model of another name.
+    let lost = |what: String| {
+        let help = "a base model that lies elsewhere is given to `polystage merge` as --base";
+        Error::checkpoint(path, format!("{what}; {help}"))
+    };
     let Some(name) = adapter.config.base_model.as_deref().filter(|name| !name.is_empty()) else {
-        return Err(lost(format!("{} does not name its base model", path.display())));
+        return Err(lost("does not name its base model".into()));
     };
     let places = [PathBuf::from(name), path.join(name)];
-    let missing = || lost(format!("{} names {name:?}, which {}", path.display(), absent(Path::new(name))));
+    let missing = || lost(format!("names {name:?} as its base model, which {}", absent(Path::new(name))));
     places.into_iter().find(|place| place.is_dir()).ok_or_else(missing)
 }
 

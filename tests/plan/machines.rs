@@ -146,7 +146,11 @@ fn a_tampered_file_is_refused_with_its_line() {
         ("memory = \"15GiB\"", "memory = true", "devices[2].memory must be a size such as"),
         ("memory = \"15GiB\"", "memory = 15", "devices[2].memory: 15 is 15 bytes; write \"15GiB\""),
         ("memory = \"15GiB\"", "memory = 15.5", "devices[2].memory: 15.5 is 15.5 bytes; write \"15.5GiB\""),
-        ("memory = \"15GiB\"", "memory = \"15360\"", "devices[2].memory: 15360 is 15360 bytes; write \"15360MiB\""),
+        (
+            "memory = \"15GiB\"",
+            "memory = \"15360\"",
+            "devices[2].memory: 15360 is 15360 bytes; write \"15360MiB\"",
+        ),
         (
             "copy_engine = false",
             "jitter = { part = 1.5, seconds = 1 }\ncopy_engine = false",

@@ -231,7 +231,7 @@ fn what_a_device_is_worth_is_said_for_each_that_is_used() {
     assert_eq!(planned.without.iter().map(|without| without.device).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(slower[0], slower[1], "alike");
     assert!(slower[0] > slower[2] && slower[2] > 0.05, "{slower:?}");
-    assert!(text.contains(&format!("without 2 b: {:.1} % slower", 100.0 * slower[2])), "{text}");
+    assert!(text.contains(&format!("without device 2 (b): {:.1} % slower", 100.0 * slower[2])), "{text}");
     // In a fixed order those that are left keep theirs.
     let order = Options { devices: Some(vec![2, 0]), ..Options::default() };
     let best = plan(&workload, &machine, &order).unwrap().best;
@@ -247,7 +247,7 @@ fn what_a_device_is_worth_is_said_for_each_that_is_used() {
     planned.without = without(&workload, &machine, &small, &best);
     assert_eq!(planned.without[1].step_seconds, None);
     let text = planned.explain(&workload, &machine).to_string();
-    assert!(text.contains("without 1 a: nothing fits"), "{text}");
+    assert!(text.contains("without device 1 (a): nothing fits"), "{text}");
 }
 
 #[test]
