@@ -17,11 +17,11 @@ const UNITS: [(&str, u64); 13] = [
     ("B", 1),
 ];
 /// Without a unit, what is smaller was not meant as bytes.
-const LEAST_BARE: f64 = (1 << 20) as f64;
+const LEAST_BARE: u64 = 1 << 20;
 /// A smaller number without a unit is more likely to be meant as GiB than as MiB.
 const LEAST_MIB: f64 = 256.0;
 /// Above any memory and any file.
-const MOST: f64 = 1e18;
+const MOST: u64 = 1_000_000_000_000_000_000;
 
 /// Reads a size. The error says what is wrong and what to write: it follows the name of what was read.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
@@ -32,15 +32,17 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         || format!("{text:?} is not a size such as \"24GiB\"; units: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB");
     let number: f64 = digits.parse().map_err(|_| refuse())?;
     let factor = match UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
-        Some(&(_, factor)) => factor as f64,
-        None if unit.is_empty() => 1.0,
+        Some(&(_, factor)) => factor,
+        None if unit.is_empty() => 1,
         None => return Err(refuse()),
     };
-    let bytes = number * factor;
+    // Whole numbers to the byte.
+    let whole = digits.parse().ok().and_then(|whole: u64| whole.checked_mul(factor));
+    let bytes = whole.unwrap_or((number * factor as f64) as u64);
     if bytes > MOST {
         return Err(format!("{text:?} is more than any machine has; write a size such as \"24GiB\""));
     }
-    if bytes < 1.0 {
+    if bytes == 0 {
         return Err(format!("{text:?} is no room at all; write a size such as \"24GiB\""));
     }
     if unit.is_empty() && bytes < LEAST_BARE {
@@ -49,7 +51,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
             "{text} is {text} bytes; write \"{text}{meant}\", or \"{text}B\" if that is meant"
         ));
     }
-    Ok(bytes as u64)
+    Ok(bytes)
 }
 
 /// A size as text that [`parse`] reads: in the largest binary unit of which it is a whole multiple.
@@ -72,6 +74,7 @@ mod tests {
             ("20kb", 20_000),
             ("1300B", 1300),
             ("1048576", 1 << 20),
+            ("9007199254740993", 9_007_199_254_740_993),
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }

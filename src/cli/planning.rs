@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
@@ -144,7 +144,16 @@ fn described(config: &Config, mut machine: Machine) -> Result<(Machine, BTreeMap
         Devices::List(list) => list.clone(),
         _ => wanted.iter().map(|&device| machine.adapter(device)).collect(),
     };
-    let devices = open(&Devices::List(list), &adapters()?)?;
+    let devices = open(&Devices::List(list), &adapters()?).map_err(|error| match error {
+        Error::AdapterIndex { index, count } => Error::config(
+            machine.name.as_str(),
+            format!(
+                "it has a device for adapter {index}, and this machine has {count} (see `polystage devices`); choose \
+                 others with --devices, or plan without any with --dry-run"
+            ),
+        ),
+        other => other,
+    })?;
     for ((&number, device), memory) in wanted.iter().zip(&devices).zip(memories(&devices)) {
         let profile = &mut machine.devices[number];
         profile.adapter = Some(device.info().index);

@@ -18,6 +18,7 @@ mod fit;
 mod form;
 mod improve;
 mod judge;
+mod keys;
 mod machine;
 mod planner;
 mod print;
@@ -33,9 +34,9 @@ mod workload;
 pub use costs::{Assignment, costs};
 pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
 pub use fit::fits;
+pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
-pub use read::MACHINE_KEYS;
 pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,

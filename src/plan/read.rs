@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{MACHINE_KEYS, NEEDED, of};
 use super::machine::{
     DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
 };
@@ -46,74 +47,6 @@ const SUBMIT_US: f64 = 60.0;
 const BARRIER_US: f64 = 200.0;
 /// Between two cards through the host, over PCIe 4.0 x8.
 const LINK: Link = Link { latency_us: 150.0, gb_s: 4.0, out_gb_s: Some(12.0), into_gb_s: Some(12.0) };
-
-/// The keys of each table of a machine file, by the table's path.
-pub const MACHINE_KEYS: &[(&str, &[&str])] = &[
-    ("", ROOT),
-    ("measured", MEASURED),
-    ("link", WAY),
-    ("links", LINKS),
-    ("devices", DEVICE),
-    ("devices.jitter", JITTER),
-    ("devices.measured", MEASURED),
-    ("devices.rates", RATES),
-    ("devices.shapes", SHAPE),
-    ("devices.shapes.measured", MEASURED),
-    ("devices.shapes.layers", LAYER),
-];
-
-const ROOT: &[&str] = &["name", "cores", "slowdown", "measured", "link", "devices", "links"];
-const WAY: &[&str] = &["latency_us", "gb_s", "out_gb_s", "into_gb_s"];
-const LINKS: &[&str] = &["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"];
-const DEVICE: &[&str] = &[
-    "name",
-    "driver",
-    "adapter",
-    "memory",
-    "max_binding",
-    "cores",
-    "copy_engine",
-    "jitter",
-    "measured",
-    "rates",
-    "shapes",
-];
-const MEASURED: &[&str] = &["unix_seconds", "steps", "spread", "others", "trained"];
-const JITTER: &[&str] = &["part", "seconds"];
-const RATES: &[&str] = &[
-    "peak_tflops",
-    "peak_gb_s",
-    "matmul_gflops",
-    "memory_gb_s",
-    "launch_us",
-    "submit_us",
-    "optimizer_gb_s",
-    "norm_gb_s",
-    "clear_gb_s",
-    "barrier_us",
-];
-const SHAPE: &[&str] = &["shape", "submit_us", "measured", "layers"];
-const LAYER: &[&str] = &["forward", "input", "weight", "backward"];
-
-/// What cannot be done without, by the table's path; of several that mean the same, one.
-const NEEDED: &[(&str, &[&[&str]])] = &[
-    ("", &[&["devices"]]),
-    ("measured", EVIDENCE),
-    ("link", &[&["latency_us"], &["gb_s"]]),
-    ("links", &[&["from"], &["to"], &["latency_us"], &["gb_s"]]),
-    ("devices", &[&["name"], &["rates"]]),
-    ("devices.jitter", &[&["part"], &["seconds"]]),
-    ("devices.measured", EVIDENCE),
-    ("devices.rates", &[&["matmul_gflops", "peak_tflops"], &["memory_gb_s", "peak_gb_s"]]),
-    ("devices.shapes", &[&["shape"], &["layers"]]),
-    ("devices.shapes.measured", EVIDENCE),
-    ("devices.shapes.layers", &[&["forward"], &["input"], &["weight"]]),
-];
-const EVIDENCE: &[&[&str]] = &[&["unix_seconds"], &["steps"], &["spread"], &["trained"]];
-
-fn of<T: Copy>(tables: &[(&str, T)], path: &str) -> Option<T> {
-    tables.iter().find(|(name, _)| *name == path).map(|&(_, keys)| keys)
-}
 
 type Value<'t> = Spanned<DeValue<'t>>;
 
@@ -338,7 +271,10 @@ impl File<'_> {
 
     fn size(&self, value: &Value, path: &str) -> Result<u64> {
         let given = match value.get_ref() {
-            DeValue::Integer(integer) => self.integer(integer).unwrap_or_default().to_string(),
+            DeValue::Integer(integer) => match self.integer(integer) {
+                Some(bytes) => bytes.to_string(),
+                None => integer.as_str().to_string(),
+            },
             DeValue::Float(float) => float.as_str().to_string(),
             DeValue::String(text) => text.to_string(),
             _ => return self.wrong(value, path, "a size such as \"24GiB\", or bytes"),
