@@ -149,7 +149,7 @@ fn a_run_on_a_machine_of_a_file_is_planned_dry_without_an_adapter() {
     assert!(text.contains("(third)") && text.contains("(first)") && !text.contains("(second)"), "{text}");
     assert!(text.contains("devices = [2, 0]") || text.contains("devices = [\n    2,\n    0,\n]"), "{text}");
     assert!(!place.path("run").exists());
-    let model = golden("llama_untied");
+    let model = golden("llama");
     let model = model.to_str().unwrap();
     let mut tokens: Vec<u8> = [20240520u32, 1, 1000].iter().flat_map(|n| n.to_le_bytes()).collect();
     tokens.resize(1024 + 2 * 1000, 0);
@@ -179,7 +179,7 @@ fn a_folder_with_config_json_alone_is_planned_as_finetune_trains_it() {
     assert_eq!(bare, plan(golden("qwen2").to_str().unwrap(), &[]), "the weights say nothing more");
     let seconds = |more: &[&str]| plan("model", more)["step_seconds"].as_f64().unwrap();
     assert!(seconds(&["--full", "--devices", "0"]) > seconds(&["--devices", "0"]));
-    assert!(seconds(&["--batch", "64", "--devices", "0"]) > 2.0 * seconds(&["--devices", "0"]));
+    assert!(seconds(&["--batch", "64", "--devices", "0"]) > seconds(&["--devices", "0"]));
     // As the flags of `finetune` do in a config.
     let config = "[model]\npath = 'model'\n[adapter]\nrank = 4\n[data]\ntrain = ['text.txt']\n\
                   [train]\nsteps = 1\nbatch = 4\nsequence = 16\n";

@@ -312,7 +312,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         path,
         match path {
             _ if path.is_dir() => {
-                "is neither a model folder (no config.json) nor a run folder with a complete checkpoint (checkpoints/)".into()
+                "is a folder, but neither a model folder (no config.json) nor a run folder with a complete checkpoint (checkpoints/)".into()
             }
             _ if path.exists() => "is a file; give the run, checkpoint or model folder that it is in".into(),
             _ => absent(path),
