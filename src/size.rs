@@ -28,8 +28,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (digits, unit) = (&text[..end], text[end..].trim());
-    let refuse =
-        || format!("{text:?} is not a size such as \"24GiB\"; units: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB");
+    let refuse = || {
+        format!("{text:?} is not a size such as 5GB or 24GiB; units: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")
+    };
     let number: f64 = digits.parse().map_err(|_| refuse())?;
     let factor = match UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
         Some(&(_, factor)) => factor,
@@ -40,10 +41,10 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let whole = digits.parse().ok().and_then(|whole: u64| whole.checked_mul(factor));
     let bytes = whole.unwrap_or((number * factor as f64) as u64);
     if bytes > MOST {
-        return Err(format!("{text:?} is more than any machine has; write a size such as \"24GiB\""));
+        return Err(format!("{text:?} is more than any machine has; write a size such as 24GiB"));
     }
     if bytes == 0 {
-        return Err(format!("{text:?} is no room at all; write a size such as \"24GiB\""));
+        return Err(format!("{text:?} is no room at all; write a size such as 24GiB"));
     }
     if unit.is_empty() && bytes < LEAST_BARE {
         let meant = if number < LEAST_MIB { "GiB" } else { "MiB" };

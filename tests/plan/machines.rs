@@ -140,9 +140,9 @@ fn a_tampered_file_is_refused_with_its_line() {
         (
             "memory = \"15GiB\"",
             "memory = \"15 gigs\"",
-            "devices[2].memory: \"15 gigs\" is not a size such as \"24GiB\"",
+            "devices[2].memory: \"15 gigs\" is not a size such as 5GB or 24GiB",
         ),
-        ("memory = \"15GiB\"", "memory = -1", "devices[2].memory: \"-1\" is not a size such as \"24GiB\""),
+        ("memory = \"15GiB\"", "memory = -1", "devices[2].memory: \"-1\" is not a size such as 5GB or 24GiB"),
         ("memory = \"15GiB\"", "memory = true", "devices[2].memory must be a size such as"),
         ("memory = \"15GiB\"", "memory = 15", "devices[2].memory: 15 is 15 bytes; write \"15GiB\""),
         ("memory = \"15GiB\"", "memory = 15.5", "devices[2].memory: 15.5 is 15.5 bytes; write \"15.5GiB\""),
