@@ -17,7 +17,7 @@ const UNITS: [(&str, u64); 13] = [
     ("B", 1),
 ];
 /// Without a unit, what is smaller was not meant as bytes.
-const LEAST_BARE: u64 = 1 << 20;
+const LEAST_BARE: u64 = 1_000_000;
 /// A smaller number without a unit is more likely to be meant as GiB than as MiB.
 const LEAST_MIB: f64 = 256.0;
 /// Above any memory and any file.
@@ -74,7 +74,7 @@ mod tests {
             ("5GB", 5_000_000_000),
             ("20kb", 20_000),
             ("1300B", 1300),
-            ("1048576", 1 << 20),
+            ("1000000", 1_000_000),
             ("9007199254740993", 9_007_199_254_740_993),
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
