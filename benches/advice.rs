@@ -4,6 +4,8 @@
 //! It takes about 15 minutes, in which the machine should do nothing else; as for `prediction`, with `LP_NUM_THREADS=1`.
 //! `POLYSTAGE_PLANS=word` runs the plans with that word in their names.
 
+use std::collections::BTreeMap;
+
 use polystage::gpu::{AdapterInfo, Device, OpenOptions, list};
 use polystage::model::Model;
 use polystage::pipeline::Prediction;
@@ -87,7 +89,8 @@ fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let sizes: Vec<usize> = config.microbatches().iter().map(|count| config.train.batch / count).collect();
     let machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
     let plan = |config: &Config, devices: &[Device]| {
-        let planning = Planning::for_devices(config, machine.clone(), devices, None).expect("plans");
+        let planning =
+            Planning::for_devices(config, machine.clone(), &numbered(devices), None).expect("plans");
         let best = planning.search().expect("fits").best;
         let trainer = launch(config, planning.plan(&best).expect("fits"), devices);
         (Prediction::of_plan(&best, planning.names()), trainer)
@@ -113,7 +116,8 @@ fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let better = Config::parse(case.model, &settings, case.name).expect("parses");
     let used: Vec<usize> = advised.devices.iter().map(|&device| own[device]).collect();
     let devices = open(&used);
-    let fixed = Planning::for_devices(&better, machine.reordered(&advised.devices), &devices, None);
+    let fixed =
+        Planning::for_devices(&better, machine.reordered(&advised.devices), &numbered(&devices), None);
     let fixed = fixed.expect("plans");
     let best = fixed.search().expect("fits").best;
     let mut after = launch(&better, fixed.plan(&best).expect("fits"), &devices);
@@ -157,4 +161,9 @@ fn in_turns(mut trainers: [&mut Trainer; 2]) -> [f64; 2] {
         seconds.sort_by(f64::total_cmp);
         seconds[seconds.len() / 2]
     })
+}
+
+/// Devices by their numbers.
+fn numbered(devices: &[Device]) -> BTreeMap<usize, Device> {
+    devices.iter().cloned().enumerate().collect()
 }

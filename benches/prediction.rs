@@ -150,7 +150,8 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     };
     let sizes = [t.batch / case.microbatches];
     let machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
-    let mut planning = Planning::for_devices(&config, machine, devices, None).expect("plans");
+    let numbered = devices.iter().cloned().enumerate().collect();
+    let mut planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
     let plan = planning.plan(&best).expect("fits");
     let mut trainer = launch(&config, plan, devices);

@@ -42,8 +42,9 @@ pub enum Error {
     },
     /// A plan that would not fit, refused before anything is allocated.
     #[error(
-        "device {device} ({adapter}) lacks {} bytes: the plan needs {need} and its budget is {budget}; use more devices, a smaller model, sequence or batch, more microbatches, or a larger --memory",
-        need - budget
+        "device {device} ({adapter}) lacks {} bytes: it needs {need} and may use {budget}{}",
+        need - budget,
+        would_fit(help.as_deref())
     )]
     Memory {
         /// Position of the device in the pipeline.
@@ -54,11 +55,11 @@ pub enum Error {
         need: u64,
         /// Bytes it may allocate.
         budget: u64,
+        /// Changes of which each makes it fit; none if nobody has tried any.
+        help: Option<Vec<String>>,
     },
     /// A tensor larger than what one binding or buffer of the adapter can hold.
-    #[error(
-        "{tensor} takes {need} bytes, but {adapter} binds at most {limit} at once; use more microbatches, a shorter sequence or a smaller model"
-    )]
+    #[error("{tensor} takes {need} bytes, but {adapter} binds at most {limit} at once{}", would_fit(help.as_deref()))]
     Binding {
         /// The tensor's name.
         tensor: String,
@@ -68,6 +69,16 @@ pub enum Error {
         need: u64,
         /// Bytes the adapter allows.
         limit: u64,
+        /// Changes of which each makes it fit; none if nobody has tried any.
+        help: Option<Vec<String>>,
+    },
+    /// No plan keeps within what the devices can hold.
+    #[error("plan: no plan fits: {lacks}{}", would_fit(Some(help)))]
+    NoPlan {
+        /// What the plan that comes closest lacks.
+        lacks: String,
+        /// Changes of which each makes one fit.
+        help: Vec<String>,
     },
     /// A checkpoint or model folder that cannot be read.
     #[error("{}: {message}", Shown(path))]
@@ -157,6 +168,7 @@ impl Error {
             | AdapterIndex { .. }
             | Memory { .. }
             | Binding { .. }
+            | NoPlan { .. }
             | Checkpoint { .. }
             | Schedule { .. } => true,
             Diverged { .. }
@@ -172,6 +184,11 @@ impl Error {
     /// A [`Error::Config`].
     pub fn config(place: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Config { place: one_line(&place.into(), LONGEST), message: one_line(&message.into(), LONGEST) }
+    }
+
+    /// A [`Error::NoPlan`].
+    pub fn no_plan(lacks: impl Into<String>, help: Vec<String>) -> Self {
+        Error::NoPlan { lacks: one_line(&lacks.into(), LONGEST), help }
     }
 
     /// A [`Error::Data`].
@@ -203,6 +220,15 @@ impl Error {
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { path, source }
+    }
+}
+
+/// What makes a thing fit that does not, after what is wrong: changes that were tried.
+fn would_fit(help: Option<&[String]>) -> String {
+    match help {
+        None => String::new(),
+        Some([]) => "; no single change would make it fit: use a smaller model".into(),
+        Some(help) => one_line(&format!("; it would fit with {}", help.join(", or with ")), LONGEST),
     }
 }
 

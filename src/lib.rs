@@ -11,6 +11,7 @@
 
 pub mod error;
 mod picture;
+mod size;
 
 pub mod gpu;
 pub mod graph;

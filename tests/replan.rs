@@ -143,8 +143,9 @@ fn opened_devices_are_numbered_as_the_plan_uses_them_and_links_and_slowdowns_go_
     let before = planned.clone();
     let used = before.best.devices.clone();
     assert!(used.contains(&2) && used.len() < 3, "{used:?}");
-    let mut opened = vec!["one", "other", "third"];
+    let mut opened = ["one", "other", "third"].into_iter().enumerate().collect();
     planning.number(&mut planned, &mut opened);
+    let opened: Vec<&str> = opened.into_values().collect();
 
     assert_eq!(planned.best.devices, (0..used.len()).collect::<Vec<_>>());
     for (number, name) in opened.iter().enumerate() {

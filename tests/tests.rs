@@ -39,6 +39,8 @@ mod gradients;
 mod graph;
 // Every kernel variant against the reference, on every adapter.
 mod kernels;
+// Plans for machines that are not there, as a user asks for them, no GPU.
+mod planning;
 // Machine files, the search for plans, what is said about them, no GPU.
 mod plan;
 // Schedules as properties, no GPU.

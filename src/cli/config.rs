@@ -6,6 +6,7 @@ use super::planning::read_config;
 use super::print;
 use crate::error::Result;
 use crate::train::config::{Config, smallest};
+use crate::train::source::describe;
 
 /// Prints every key of a config with its default, its unit and what it means: a config to save and edit.
 #[derive(clap::Args)]
@@ -22,7 +23,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let config = match &arguments.config {
-        Some(path) => read_config(path, &arguments.set)?,
+        Some(path) => read_config(path, &arguments.set, describe)?,
         None => Config::parse(&smallest(), &arguments.set, "the smallest config")?,
     };
     print(config.listing()?.trim_end())?;

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{in_the_way, parse_bytes, progress_bar, say, show_bytes, show_count};
+use super::{in_the_way, note, progress_bar, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::folder::Dtype;
+use crate::size;
 use crate::train::export::{self, Output, Written};
 
 /// Writes a trained model as a Hugging Face folder, its tokenizer beside it.
@@ -43,11 +44,8 @@ impl OutputArguments {
         &self,
         work: impl FnOnce(&Output, &mut dyn FnMut(u64, u64)) -> Result<Written>,
     ) -> Result<u8> {
-        let refuse = || {
-            let message = format!("{:?} is not a size such as 5GB", self.max_shard_size);
-            Error::config("--max-shard-size", message)
-        };
-        let shard_bytes = parse_bytes(&self.max_shard_size).filter(|&b| b > 0).ok_or_else(refuse)?;
+        let shard_bytes = size::parse(&self.max_shard_size)
+            .map_err(|message| Error::config("--max-shard-size", message))?;
         let dtype = self.dtype.as_deref().map(|name| match name {
             "bf16" => Dtype::BF16,
             "f16" => Dtype::F16,
@@ -61,6 +59,18 @@ impl OutputArguments {
         });
         bar.finish_and_clear();
         let written = written.map_err(in_the_way)?;
+        let oversized = &written.oversized;
+        if let Some((name, bytes)) = oversized.iter().max_by_key(|(_, bytes)| bytes) {
+            let others = match oversized.len() {
+                1 => "it has".to_string(),
+                count => format!("it and {} more have each", count - 1),
+            };
+            note(format!(
+                "warning: {name} takes {}, more than --max-shard-size {}; {others} a file of its own",
+                show_bytes(*bytes),
+                self.max_shard_size
+            ));
+        }
         say(format!(
             "wrote {}: {} tensors, {} parameters as {}, {}",
             self.out.display(),

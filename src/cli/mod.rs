@@ -16,6 +16,7 @@ mod merge;
 mod placement;
 mod plan;
 mod planning;
+mod recipe;
 mod records;
 mod schedule;
 mod speaking;
@@ -33,6 +34,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use crate::error::{Error, Result, one_line};
 use crate::folder::write_atomic;
 use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
+use crate::size;
 use crate::text::Isolation;
 use crate::train::config::Devices;
 
@@ -191,47 +193,29 @@ fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
     devices.resolve(&software)?.into_iter().map(|i| pollster::block_on(Device::open(i, options))).collect()
 }
 
-/// `6GiB`, or `0=6GiB,1=512MiB` by position in the list of devices.
-fn budgets(memory: Option<&str>, defaults: Vec<Option<u64>>) -> Result<Vec<Option<u64>>> {
-    let mut budgets = defaults;
+/// `6GiB`, or `0=6GiB,1=512MiB` by position in the list of devices; none where nothing is said.
+fn budgets(memory: Option<&str>, count: usize) -> Result<Vec<Option<u64>>> {
+    let refuse = |message: String| Error::config("--memory", message);
+    let mut budgets = vec![None; count];
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
-        let count = budgets.len();
-        let refuse = || {
-            let message = format!(
-                "{part:?} is not a size such as 6GiB, or 0=6GiB for the first of {}; units: KiB, MiB, GiB, TiB, KB, MB, GB",
-                count
-            );
-            Error::config("--memory", message)
-        };
         let (which, size) = match part.split_once('=') {
-            Some((rank, size)) => (Some(rank.trim().parse::<usize>().map_err(|_| refuse())?), size),
+            Some((which, size)) => (Some(which.trim()), size),
             None => (None, part),
         };
-        let bytes = parse_bytes(size).ok_or_else(refuse)?;
-        match which {
-            Some(rank) => *budgets.get_mut(rank).ok_or_else(refuse)? = Some(bytes),
-            None => budgets.fill(Some(bytes)),
-        }
+        let bytes = size::parse(size).map_err(refuse)?;
+        let Some(which) = which else {
+            budgets.fill(Some(bytes));
+            continue;
+        };
+        let budget = which.parse().ok().and_then(|at: usize| budgets.get_mut(at)).ok_or_else(|| {
+            refuse(format!(
+                "{part:?}: {which:?} is no position in the list of devices; there are {count}: 0 to {}",
+                count - 1
+            ))
+        })?;
+        *budget = Some(bytes);
     }
     Ok(budgets)
-}
-
-fn parse_bytes(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let unit: f64 = match text[digits..].trim() {
-        "" | "B" => 1.0,
-        "KiB" | "K" => 1024.0,
-        "MiB" | "M" => 1024.0 * 1024.0,
-        "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
-        "TiB" | "T" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        _ => return None,
-    };
-    let bytes = text[..digits].parse::<f64>().ok()? * unit;
-    (bytes < 1e18).then_some(bytes as u64)
 }
 
 /// Bytes for people.
@@ -339,6 +323,26 @@ mod tests {
     fn times_are_shown_as_a_clock_shows_them() {
         let shown = [0.4, 9.0, 94.2, 3599.6, 3723.0].map(clock);
         assert_eq!(shown, ["0:00", "0:09", "1:34", "1:00:00", "1:02:03"]);
+    }
+
+    #[test]
+    fn memory_is_given_to_all_devices_or_by_position() {
+        let gib = |n: u64| Some(n << 30);
+        assert_eq!(budgets(None, 2).unwrap(), [None, None]);
+        assert_eq!(budgets(Some("6GiB"), 2).unwrap(), [gib(6), gib(6)]);
+        assert_eq!(budgets(Some("6GiB,1=2GiB"), 2).unwrap(), [gib(6), gib(2)]);
+        assert_eq!(budgets(Some("1=2GiB"), 2).unwrap(), [None, gib(2)]);
+        for (text, says) in [
+            ("1300", "1300 is 1300 bytes; write \"1300MiB\""),
+            ("0=6", "6 is 6 bytes; write \"6GiB\""),
+            ("2=6GiB", "there are 2: 0 to 1"),
+            ("x=6GiB", "\"x\" is no position"),
+            ("lots", "\"lots\" is not a size"),
+            ("", "\"\" is not a size"),
+        ] {
+            let message = budgets(Some(text), 2).unwrap_err().to_string();
+            assert!(message.starts_with("--memory: ") && message.contains(says), "{message}");
+        }
     }
 
     #[test]

@@ -3,22 +3,32 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use super::planning::{Experiment, caution, for_devices, for_file};
+use super::planning::{MachineArguments, bases, caution, for_devices, for_file, read_config};
+use super::recipe::{Recipe, insert};
 use super::{Environment, note, print, save, say};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::folder::absent;
 use crate::pipeline::Prediction;
 use crate::pipeline::timeline::{Step, duration};
 use crate::plan::Explanation;
+use crate::train::config::Config;
+use crate::train::source::{named, sketch};
 
 /// Plans a training run without starting it: which device gets which layers, when, how long a step will take, and what
 /// else was considered.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
+    after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan SmolLM2-135M --rank 16 --machine configs/machines/two-cards.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
 )]
 pub(super) struct Arguments {
+    /// A config file, or a model's folder to fine-tune as `finetune` does; of the folder config.json is enough.
+    #[arg(value_name = "CONFIG|MODEL")]
+    what: PathBuf,
+    /// Set a key of the config; may be given several times, and of the same key the last counts.
+    #[arg(long, value_name = "a.b=c")]
+    set: Vec<String>,
     #[command(flatten)]
-    experiment: Experiment,
+    machine: MachineArguments,
     /// Write the profiles that the plan was made with to this file.
     #[arg(long, value_name = "FILE")]
     write_machine: Option<PathBuf>,
@@ -31,22 +41,25 @@ pub(super) struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten, next_help_heading = "Of a model's folder")]
+    recipe: Recipe,
 }
 
 pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
-    let experiment = &arguments.experiment;
-    let config = experiment.read()?;
-    let (mut planning, devices) = match &experiment.machine.machine {
-        Some(file) => (for_file(&config, file, experiment)?, None),
+    let (mut config, bases) = read(arguments)?;
+    let machine = &arguments.machine;
+    machine.choose(&mut config)?;
+    let (mut planning, devices) = match &machine.machine {
+        Some(file) => (for_file(&config, file, machine, &bases)?, None),
         None => {
-            let (planning, devices) =
-                for_devices(&config, &experiment.machine, environment, &experiment.bases())?;
+            let (planning, devices) = for_devices(&config, machine, environment, &bases)?;
             (planning, Some(devices))
         }
     };
     let mut planned = planning.search()?;
+    planned.without = planning.without(&planned);
     // A file's devices keep the order in which --machine reads them again.
-    let machine = planning.machine.to_toml();
+    let written = planning.machine.within(&planning.options.budgets).to_toml();
     if let Some(mut devices) = devices {
         planning.number(&mut planned, &mut devices);
         if let Some(text) = caution(&planning, &planned.best, &devices) {
@@ -58,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let explanation = planned.explain(&planning.workload, &planning.machine).on_adapters(&adapters);
     let prediction = Prediction::of_plan(best, planning.names());
     for (path, text) in [
-        (&arguments.write_machine, machine),
+        (&arguments.write_machine, written),
         (&arguments.write_schedule, best.schedule.to_string()),
         (&arguments.svg, prediction.timeline()?.to_svg(&title(&explanation))),
     ] {
@@ -78,6 +91,32 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let colour = !environment.plain && std::io::stdout().is_terminal();
     print(Step::predicted(&prediction)?.to_terminal(width, colour).trim_end())?;
     Ok(0)
+}
+
+/// The config, and the folders from which its paths count.
+fn read(arguments: &Arguments) -> Result<(Config, Vec<PathBuf>)> {
+    let (what, set) = (&arguments.what, &arguments.set);
+    if !what.exists() {
+        return Err(Error::checkpoint(what, absent(what)));
+    }
+    if !what.is_dir() {
+        if let Some(flag) = arguments.recipe.given().first() {
+            let message =
+                format!("is for a model's folder; what {} says is changed with --set", what.display());
+            return Err(Error::config(*flag, message));
+        }
+        return Ok((read_config(what, set, sketch)?, bases(what)));
+    }
+    let bases = vec![PathBuf::from(".")];
+    let model = named(what)?;
+    let described = sketch(&model, &bases)?;
+    let mut table = arguments.recipe.table(&model, &described)?;
+    // A plan is for one step and reads no text.
+    insert(&mut table, "data", "train", vec!["none"]);
+    insert(&mut table, "train", "steps", 1);
+    let text = toml::to_string(&table).unwrap_or_default();
+    let known = |path: &str| if path == model { Ok(described) } else { sketch(path, &bases) };
+    Ok((Config::parse_with(&text, set, "plan", known)?, bases))
 }
 
 fn title(plan: &Explanation) -> String {

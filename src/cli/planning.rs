@@ -1,19 +1,20 @@
 //! What `plan` and `train` share: devices, their profile, and the search.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{Environment, adapters, budgets, open, parse_devices};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder::files::read_text;
-use crate::gpu::Device;
+use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
 use crate::pipeline::profile::{Cache, Profiler, Progress};
 use crate::plan::{Candidate, Machine};
-use crate::train::config::{Config, Devices};
+use crate::train::config::{Config, Described, Devices};
 use crate::train::lessons::loudest;
-use crate::train::planning::{Planning, given_schedule};
+use crate::train::planning::{Planning, chosen, given_schedule};
 use crate::train::source::describe;
 
 /// An experiment.
@@ -31,13 +32,15 @@ pub(super) struct Experiment {
 /// The machine that a run is for.
 #[derive(clap::Args)]
 pub(super) struct MachineArguments {
-    /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto.
+    /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto. With --machine: devices of the
+    /// file, by their numbers there.
     #[arg(long)]
     pub(super) devices: Option<String>,
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
     #[arg(long)]
     pub(super) memory: Option<String>,
-    /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md.
+    /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md. `plan` and --dry-run then
+    /// need no adapter.
     #[arg(long, value_name = "FILE")]
     pub(super) machine: Option<PathBuf>,
     /// Measure again what earlier runs have measured.
@@ -48,7 +51,7 @@ pub(super) struct MachineArguments {
 impl Experiment {
     /// Reads the file with its overrides.
     pub(super) fn read(&self) -> Result<Config> {
-        let mut config = read_config(&self.config, &self.set)?;
+        let mut config = read_config(&self.config, &self.set, describe)?;
         self.machine.choose(&mut config)?;
         Ok(config)
     }
@@ -59,14 +62,18 @@ impl Experiment {
     }
 }
 
-/// Reads a config with overrides.
-pub(super) fn read_config(path: &Path, set: &[String]) -> Result<Config> {
+/// Reads a config with overrides; `describe` finds the model that it names.
+pub(super) fn read_config(
+    path: &Path,
+    set: &[String],
+    describe: fn(&str, &[PathBuf]) -> Result<Described>,
+) -> Result<Config> {
     let text = read_text(path).map_err(|error| error.config(path))?;
     Config::parse_with(&text, set, &path.display().to_string(), |model| describe(model, &bases(path)))
 }
 
 /// The folders from which the paths in a config count.
-fn bases(config: &Path) -> Vec<PathBuf> {
+pub(super) fn bases(config: &Path) -> Vec<PathBuf> {
     vec![config.parent().map(Path::to_path_buf).unwrap_or_default(), PathBuf::from(".")]
 }
 
@@ -80,42 +87,79 @@ impl MachineArguments {
     }
 }
 
-fn read_machine(path: &Path) -> Result<Machine> {
-    let text = read_text(path).map_err(|e| e.config(path))?;
-    Machine::parse(&text, &path.to_string_lossy())
+impl MachineArguments {
+    /// Reads a machine file. Of a list on the command line it has every device; one in a config may be meant for the
+    /// machine at hand.
+    fn read(&self, file: &Path) -> Result<Machine> {
+        let text = read_text(file).map_err(|e| e.config(file))?;
+        let machine = Machine::parse(&text, &file.to_string_lossy())?;
+        if let Some(Devices::List(list)) = self.devices.as_deref().map(parse_devices).transpose()? {
+            machine.of_adapters(&list)?;
+        }
+        Ok(machine)
+    }
+
+    fn limit(&self, mut planning: Planning) -> Result<Planning> {
+        planning.limit(&budgets(self.memory.as_deref(), planning.candidates().len())?);
+        Ok(planning)
+    }
 }
 
 /// For a machine file alone: no device is opened.
-pub(super) fn for_file(config: &Config, file: &Path, experiment: &Experiment) -> Result<Planning> {
-    let mut machine = read_machine(file)?;
-    let defaults: Vec<Option<u64>> = machine.devices.iter().map(|d| d.memory).collect();
-    for (device, budget) in
-        machine.devices.iter_mut().zip(budgets(experiment.machine.memory.as_deref(), defaults)?)
-    {
-        device.memory = budget;
-    }
-    Planning::for_machine(config, machine, given_schedule(config, &experiment.bases())?)
+pub(super) fn for_file(
+    config: &Config,
+    file: &Path,
+    arguments: &MachineArguments,
+    bases: &[PathBuf],
+) -> Result<Planning> {
+    let machine = arguments.read(file)?;
+    arguments.limit(Planning::for_machine(config, machine, given_schedule(config, bases)?)?)
 }
 
-/// For the devices of this machine, opened and measured.
+/// For the devices of this machine, opened, and measured unless a file says what they are; by their numbers in the plan.
 pub(super) fn for_devices(
     config: &Config,
     arguments: &MachineArguments,
     environment: &Environment,
     bases: &[PathBuf],
-) -> Result<(Planning, Vec<Device>)> {
-    let devices = open(&config.pipeline.devices, &adapters()?)?;
+) -> Result<(Planning, BTreeMap<usize, Device>)> {
     let given = given_schedule(config, bases)?;
-    let budgets = device_budgets(arguments.memory.as_deref(), &devices)?;
-    let machine = match &arguments.machine {
-        Some(file) => {
-            let mut machine = read_machine(file)?;
-            machine.devices.iter_mut().zip(&budgets).for_each(|(device, &budget)| device.memory = budget);
-            machine
+    let (machine, devices) = match &arguments.machine {
+        Some(file) => described(config, arguments.read(file)?)?,
+        None => {
+            let devices = open(&config.pipeline.devices, &adapters()?)?;
+            let machine = measure(config, &devices, arguments.measure, environment)?;
+            (machine, devices.into_iter().enumerate().collect())
         }
-        None => measure(config, &devices, &budgets, arguments.measure, environment)?,
     };
-    Ok((Planning::for_devices(config, machine, &devices, given)?, devices))
+    let planning = arguments.limit(Planning::for_devices(config, machine, &devices, given)?)?;
+    Ok((planning, devices))
+}
+
+/// Opens the devices of a machine file that a run may use. What a file says of their memory counts up to what they have.
+fn described(config: &Config, mut machine: Machine) -> Result<(Machine, BTreeMap<usize, Device>)> {
+    let wanted = chosen(&config.pipeline.devices, &machine)?;
+    let wanted = wanted.unwrap_or_else(|| (0..machine.devices.len()).collect());
+    let list = match &config.pipeline.devices {
+        Devices::List(list) => list.clone(),
+        _ => wanted.iter().map(|&device| machine.adapter(device)).collect(),
+    };
+    let devices = open(&Devices::List(list), &adapters()?).map_err(|error| match error {
+        Error::AdapterIndex { index, count } => Error::config(
+            machine.name.as_str(),
+            format!(
+                "it has a device for adapter {index}, and this machine has {count} (see `polystage devices`); choose \
+                 others with --devices, or plan without any with --dry-run"
+            ),
+        ),
+        other => other,
+    })?;
+    for ((&number, device), memory) in wanted.iter().zip(&devices).zip(memories(&devices)) {
+        let profile = &mut machine.devices[number];
+        profile.adapter = Some(device.info().index);
+        profile.memory = [profile.memory, memory].into_iter().flatten().min();
+    }
+    Ok((machine, wanted.into_iter().zip(devices).collect()))
 }
 
 /// Where measurements are kept.
@@ -125,8 +169,13 @@ pub(super) fn cache(environment: &Environment) -> Option<Cache> {
 }
 
 /// What to say of a plan whose profiles were measured beside other programs.
-pub(super) fn caution(planning: &Planning, plan: &Candidate, devices: &[Device]) -> Option<String> {
-    let others = loudest(plan, planning, devices)?;
+pub(super) fn caution(
+    planning: &Planning,
+    plan: &Candidate,
+    devices: &BTreeMap<usize, Device>,
+) -> Option<String> {
+    let devices: Vec<Device> = devices.values().cloned().collect();
+    let others = loudest(plan, planning, &devices)?;
     Some(format!(
         "the devices were measured while other programs took up to {:.0} % of the cores; a run on a quieter \
          machine measures them again",
@@ -137,20 +186,15 @@ pub(super) fn caution(planning: &Planning, plan: &Candidate, devices: &[Device])
 /// Seconds for which a measurement is repeated while the machine's speed wanders.
 const PATIENCE: f64 = 3.0;
 
-fn measure(
-    config: &Config,
-    devices: &[Device],
-    budgets: &[Option<u64>],
-    fresh: bool,
-    environment: &Environment,
-) -> Result<Machine> {
+fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Environment) -> Result<Machine> {
     let model =
         Model::with_adapter(&config.model, config.lora()?.as_ref())?.with_weights(config.train.weights);
+    let memories = memories(devices);
     let profiler = Profiler {
         model: &model,
         sequence: config.train.sequence,
         devices,
-        budgets,
+        budgets: &memories,
         cache: cache(environment),
         fresh,
         patience: PATIENCE,
@@ -172,16 +216,21 @@ fn measure(
     machine
 }
 
-/// The budget of each device: `--memory`, or the adapter's own memory, shared by the devices opened on it.
+/// The budget of each device: `--memory`, or what it has.
 pub(super) fn device_budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
+    let given = budgets(memory, devices.len())?;
+    Ok(given.into_iter().zip(memories(devices)).map(|(budget, memory)| budget.or(memory)).collect())
+}
+
+/// What each device has: its adapter's memory, shared by the devices opened on it.
+fn memories(devices: &[Device]) -> Vec<Option<u64>> {
     let same = |index: usize| devices.iter().filter(|d| d.info().index == index).count() as u64;
-    let defaults = devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index)));
-    budgets(memory, defaults.collect())
+    devices.iter().map(|d| d.info().memory.map(|m| m / same(d.info().index))).collect()
 }
 
 /// Fixes in the config what the planner has chosen and a resumed run must keep: the devices that are used, and the
 /// microbatches, on which rounding depends.
-pub(super) fn settle(config: &mut Config, devices: &[Device], microbatches: usize) {
-    config.pipeline.devices = Devices::List(devices.iter().map(|d| d.info().index).collect());
+pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], microbatches: usize) {
+    config.pipeline.devices = Devices::List(adapters.iter().map(|adapter| adapter.index).collect());
     config.pipeline.microbatches = Some(microbatches);
 }

@@ -13,6 +13,7 @@
 
 pub mod adapter;
 pub(crate) mod files;
+mod hub;
 mod targets;
 mod tensors;
 mod write;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result};
 pub(crate) use files::hex;
 pub use files::{Fingerprint, write_atomic};
 use files::{broken, file_name, here, read_json};
+pub use hub::absent;
 pub use tensors::{Dtype, TensorInfo, Tensors};
 pub(crate) use write::TensorWriter;
 pub use write::{FolderWriter, Layout};
@@ -97,11 +99,7 @@ impl ModelFolder {
     /// [`Error::Checkpoint`] with the file that is missing or damaged, that the index or a link leads out of the folder
     /// to, or with the tensors that the index and the files do not agree on.
     pub fn open(path: &Path) -> Result<ModelFolder> {
-        let config_path = inside(path, Kind::Model.config_name())?;
-        let config: Value = read_json(&config_path)?;
-        if !config.is_object() {
-            return Err(broken(config_path, "is not a JSON object"));
-        }
+        let config = model_config(path)?;
         let index = path.join(Kind::Model.index_name());
         let single = path.join(Kind::Model.weights_name());
         let tensors = if single.symlink_metadata().is_ok() || index.symlink_metadata().is_err() {
@@ -136,6 +134,16 @@ impl ModelFolder {
     pub fn companions(&self) -> Vec<PathBuf> {
         companions(&self.path)
     }
+}
+
+/// What `config.json` of a model folder says, whether or not there are weights.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a file that is missing or damaged.
+pub fn model_config(folder: &Path) -> Result<Value> {
+    let path = inside(folder, Kind::Model.config_name())?;
+    let config: Value = read_json(&path)?;
+    if config.is_object() { Ok(config) } else { Err(broken(path, "is not a JSON object")) }
 }
 
 /// The files of a folder's tokenizer and of generation that are there: what another folder of the same model needs.

@@ -188,6 +188,7 @@ impl Device {
                 adapter: self.0.info.name.clone(),
                 need: size,
                 limit: self.0.capabilities.max_buffer,
+                help: None,
             });
         }
         let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {

@@ -1,9 +1,10 @@
 //! Cuts within the memory of each device, where no planner looks for them.
 
+use super::advice::with_help;
 use super::partition::balanced_where;
 use super::{Plan, Setup, Use};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::DType;
 use crate::model::{Model, Parameter};
 
@@ -15,13 +16,20 @@ impl Plan {
     /// and memory.
     ///
     /// # Errors
-    /// Those of [`Plan::new`] for the cuts that are balanced by work alone.
-    pub fn within(mut setup: Setup, devices: &[Device]) -> Result<Plan> {
-        let first = match Plan::for_devices(setup.clone(), devices) {
+    /// Those of [`Plan::new`] for the cuts that are balanced by work alone, with what would make it fit.
+    pub fn within(setup: Setup, devices: &[Device]) -> Result<Plan> {
+        let adapters: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
+        Plan::cut(&setup, &adapters).map_err(|error| with_help(error, &setup, &adapters))
+    }
+
+    /// As [`Plan::within`], without looking for what would help.
+    pub(super) fn cut(setup: &Setup, adapters: &[(AdapterInfo, Capabilities)]) -> Result<Plan> {
+        let mut setup = setup.clone();
+        let first = match Plan::new(setup.clone(), adapters) {
             Err(error @ Error::Memory { .. }) => error,
             other => return other,
         };
-        if setup.cuts.is_some() || setup.schedule.stages != devices.len() {
+        if setup.cuts.is_some() || setup.schedule.stages != adapters.len() {
             return Err(first);
         }
         let model = setup.model()?;
@@ -31,9 +39,9 @@ impl Plan {
         let mut room = setup.budgets.clone();
         for _ in 0..TRIES {
             let fits = |stage: usize, layers| room[stage].is_none_or(|room| sum(layers) <= room);
-            let Some(stages) = balanced_where(&work, devices.len(), fits) else { break };
+            let Some(stages) = balanced_where(&work, adapters.len(), fits) else { break };
             setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
-            match Plan::for_devices(setup.clone(), devices) {
+            match Plan::new(setup.clone(), adapters) {
                 Err(Error::Memory { device, need, budget, .. }) => {
                     let beside_layers = need.saturating_sub(sum(stages[device].clone()));
                     room[device] = Some(budget.saturating_sub(beside_layers));

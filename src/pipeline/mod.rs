@@ -4,6 +4,7 @@
 //! and refuses what does not fit, before anything is allocated. [`Executor::launch`] allocates, starts one rank a
 //! device and drives them through messages; each rank runs its list of actions over its stages and links.
 
+mod advice;
 mod batch;
 mod decode;
 mod executor;

@@ -11,7 +11,7 @@ pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
         Error::config(
             "pipeline.devices",
             format!(
-                "{stages} stages cannot share {} layers (embedding and head count as one each); use at most {0} devices or a deeper model",
+                "{stages} stages cannot share {} layers (embedding and head count as one each); use at most {0} devices",
                 weights.len()
             ),
         )

@@ -128,6 +128,7 @@ fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capa
             adapter: adapter.name.clone(),
             need: value.bytes(),
             limit,
+            help: None,
         }),
     }
 }
@@ -195,6 +196,7 @@ impl Plan {
                     adapter: adapter.name.clone(),
                     need: plan.ranks[rank].bytes + passing,
                     budget: *budget,
+                    help: None,
                 });
             }
         }

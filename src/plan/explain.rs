@@ -8,7 +8,7 @@ use super::costs::Prices;
 use super::machine::Machine;
 use super::text::percent;
 use super::workload::Workload;
-use super::{Candidate, Planned};
+use super::{Candidate, Planned, Without};
 use crate::schedule::Idle;
 
 /// Devices that differ less in speed count as equally fast.
@@ -45,6 +45,8 @@ pub struct Explanation {
     pub links: Vec<LinkShare>,
     /// Devices that are not used.
     pub left_out: Vec<Unused>,
+    /// What a step takes without each of those that are, if that was asked for.
+    pub without: Vec<Without>,
     /// The best other plans, the fastest first.
     pub alternatives: Vec<Alternative>,
     /// Plans looked at.
@@ -186,6 +188,7 @@ impl Planned {
                     reason: unused.reason.clone(),
                 })
                 .collect(),
+            without: self.without.clone(),
             alternatives: self.alternatives.iter().map(|other| alternative(other, best)).collect(),
             considered: self.considered,
             evaluated: self.evaluated,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::form::{Form, Layout};
 use super::improve::climb;
 use super::judge::{Judge, NEVER, Point, lacking, one_stage};
-use super::machine::Machine;
+use super::machine::{DeviceProfile, Machine};
 use super::search::{Board, chunked_seed};
 use super::space::Space;
 use super::start::smallest_worst;
@@ -31,35 +31,31 @@ impl Closest {
     }
 }
 
-/// The error for options that leave no plan that fits. `machine` has the budgets that apply.
+/// The error for options that leave no plan that fits.
 pub(super) fn nothing_fits(workload: &Workload, machine: &Machine, options: &Options) -> Result<Error> {
-    let refuse = |message: String| Ok(Error::config("plan", message));
-    let Some(closest) = closest(workload, machine, options)? else {
-        return refuse("no plan fits, and none comes close".into());
+    let limited = machine.within(&options.budgets);
+    let Some(closest) = closest(workload, &limited, options)? else {
+        return Ok(Error::no_plan("none comes close", Vec::new()));
     };
     let worst = closest.worst();
     let rank = closest.lacks.iter().position(|&lacks| lacks == worst).unwrap_or_default();
     let device = closest.point.devices[rank];
-    let name = &machine.devices[device].name;
-    if worst >= NEVER {
-        return refuse(format!(
-            "no plan fits: device {device} ({name}) binds at most {} at once, and {} has a larger tensor; use a shorter sequence or a smaller model",
-            bytes(machine.devices[device].max_binding.unwrap_or_default()),
-            too_large(workload, machine, device, &closest.point.stages)
-        ));
-    }
-    let budget = machine.devices[device].memory.unwrap_or_default();
-    let help = suggestions(workload, machine, options, &closest)?;
-    let help = if help.is_empty() {
-        "no single change would make it fit: use a smaller model, sequence or batch".to_string()
+    let DeviceProfile { name, max_binding, memory, .. } = &limited.devices[device];
+    let lacks = if worst >= NEVER {
+        format!(
+            "device {device} ({name}) binds at most {} at once, and {} has a larger tensor",
+            bytes(max_binding.unwrap_or_default()),
+            too_large(workload, &limited, device, &closest.point.stages)
+        )
     } else {
-        format!("it would fit with {}", help.join(", or with "))
+        let budget = memory.unwrap_or_default();
+        format!(
+            "in the one that comes closest device {device} ({name}) lacks {worst} bytes: it needs {} and may use {}",
+            bytes(budget + worst),
+            bytes(budget)
+        )
     };
-    refuse(format!(
-        "no plan fits: in the one that comes closest device {device} ({name}) lacks {worst} bytes: it needs {} and may use {}; {help}",
-        bytes(budget + worst),
-        bytes(budget)
-    ))
+    Ok(Error::no_plan(lacks, suggestions(workload, machine, options, &closest)?))
 }
 
 /// A layer of the stages whose tensors the device cannot bind.
@@ -150,9 +146,14 @@ fn closest_of_form(judge: &mut Judge, at: usize, layout: &Layout) -> Result<Opti
     Ok(Some(Closest { point, lacks: least }))
 }
 
-/// Whether a plan fits.
-fn fits(workload: &Workload, machine: &Machine, options: &Options) -> Result<bool> {
-    Ok(closest(workload, machine, options)?.is_some_and(|closest| closest.worst() == 0))
+/// Whether there is a plan that fits.
+///
+/// # Errors
+///
+/// Those of [`plan`](super::plan()) for options that contradict one another.
+pub fn fits(workload: &Workload, machine: &Machine, options: &Options) -> Result<bool> {
+    let limited = machine.within(&options.budgets);
+    Ok(closest(workload, &limited, options)?.is_some_and(|closest| closest.worst() == 0))
 }
 
 /// The changes with which a plan fits, in words that follow `it would fit with`.
@@ -206,7 +207,7 @@ fn another_device(workload: &Workload, machine: &Machine, options: &Options) -> 
     let mut kinds: Vec<usize> = (0..machine.devices.len()).collect();
     kinds.sort_by_key(|&device| machine.devices[device].memory);
     for device in kinds {
-        let mut larger = machine.clone();
+        let mut larger = machine.within(&options.budgets);
         let new = larger.devices.len();
         larger.devices.push(machine.devices[device].clone());
         // The new device lies in the machine as the one it is like.
@@ -226,24 +227,31 @@ fn another_device(workload: &Workload, machine: &Machine, options: &Options) -> 
     Ok(None)
 }
 
-/// The budgets with which the closest plan fits, in whole MiB.
+/// The budgets with which the closest plan fits, in whole MiB, where budgets that were given are what is in the way.
 fn more_memory(
     workload: &Workload,
     machine: &Machine,
     options: &Options,
     closest: &Closest,
 ) -> Result<Option<String>> {
-    let mut larger = machine.clone();
+    let mut budgets = options.budgets.clone();
+    budgets.resize(machine.devices.len(), None);
     let mut parts = Vec::new();
     for (&device, &lacks) in closest.point.devices.iter().zip(&closest.lacks).filter(|(_, lacks)| **lacks > 0)
     {
-        let budget = &mut larger.devices[device].memory;
-        let needed = (budget.unwrap_or_default() + lacks).div_ceil(1 << 20);
-        *budget = Some(needed << 20);
-        parts.push((device, format!("{device}={needed}MiB")));
+        let memory = machine.devices[device].memory;
+        let needed = (budgets[device].or(memory).unwrap_or_default().saturating_add(lacks)).div_ceil(1 << 20);
+        // No option gives a device memory that it does not have.
+        if budgets[device].is_none() || memory.is_some_and(|memory| memory >> 20 < needed) {
+            return Ok(None);
+        }
+        budgets[device] = Some(needed << 20);
+        let order = options.devices.as_ref();
+        let at = order.and_then(|order| order.iter().position(|&other| other == device)).unwrap_or(device);
+        parts.push((at, format!("{at}={needed}MiB")));
     }
     parts.sort();
     let parts: Vec<String> = parts.into_iter().map(|(_, part)| part).collect();
-    let fits = fits(workload, &larger, options)?;
+    let fits = fits(workload, machine, &Options { budgets, ..options.clone() })?;
     Ok(fits.then(|| format!("--memory {}", parts.join(","))))
 }

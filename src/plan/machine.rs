@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::read;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schedule::Jitter;
 
 /// A machine.
@@ -44,6 +44,9 @@ pub struct DeviceProfile {
     /// Driver and version; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub driver: String,
+    /// The adapter of the machine at hand that it is; its own number if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<usize>,
     /// Bytes that a plan may use; none if unknown. In a file a number of bytes, or text such as `"24GiB"`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "read::write_size")]
     pub memory: Option<u64>,
@@ -192,6 +195,72 @@ impl Machine {
             links: self.links.iter().map(link).collect(),
             ..self.clone()
         }
+    }
+
+    /// The devices that a list of adapters means. A device that is named twice must be there twice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::error::Error::Config) for an adapter that no device is, or fewer devices than are named.
+    pub fn of_adapters(&self, adapters: &[usize]) -> Result<Vec<usize>> {
+        let mut found: Vec<usize> = Vec::new();
+        for &adapter in adapters {
+            let own = |&device: &usize| self.adapter(device) == adapter;
+            let all: Vec<usize> = (0..self.devices.len()).filter(own).collect();
+            match all.iter().find(|device| !found.contains(device)) {
+                Some(&device) => found.push(device),
+                None => return Err(self.lacks(adapter, all.len())),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The adapter of the machine at hand that a device is.
+    pub fn adapter(&self, device: usize) -> usize {
+        self.devices[device].adapter.unwrap_or(device)
+    }
+
+    fn lacks(&self, adapter: usize, times: usize) -> Error {
+        let count = self.devices.len();
+        let numbers: Vec<String> = (0..count).map(|device| self.adapter(device).to_string()).collect();
+        let message = match times {
+            0 => {
+                format!("device {adapter} does not exist: {} has {count} ({})", self.name, numbers.join(", "))
+            }
+            _ => format!(
+                "device {adapter} is named more often than {} has it; name each of its {count} ({}) once",
+                self.name,
+                numbers.join(", ")
+            ),
+        };
+        Error::config("devices", message)
+    }
+
+    /// The machine without one of its devices; those behind it move up.
+    pub fn without(&self, device: usize) -> Machine {
+        let mut machine = self.clone();
+        machine.devices.remove(device);
+        machine.slowdown.retain({
+            let mut row = 0..;
+            move |_| row.next() != Some(device)
+        });
+        for row in machine.slowdown.iter_mut().filter(|row| device < row.len()) {
+            row.remove(device);
+        }
+        machine.links.retain(|link| link.from != device && link.to != device);
+        for end in machine.links.iter_mut().flat_map(|link| [&mut link.from, &mut link.to]) {
+            *end -= usize::from(*end > device);
+        }
+        machine
+    }
+
+    /// The machine with other budgets; where there is none, the device's memory is its budget.
+    pub fn within(&self, budgets: &[Option<u64>]) -> Machine {
+        let mut machine = self.clone();
+        for (device, budget) in machine.devices.iter_mut().zip(budgets) {
+            device.memory = budget.or(device.memory);
+        }
+        machine
     }
 
     /// The way from one device to another.

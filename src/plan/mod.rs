@@ -18,6 +18,7 @@ mod fit;
 mod form;
 mod improve;
 mod judge;
+mod keys;
 mod machine;
 mod planner;
 mod print;
@@ -27,13 +28,16 @@ mod space;
 mod start;
 mod table;
 mod text;
+mod without;
 mod workload;
 
 pub use costs::{Assignment, costs};
 pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
+pub use fit::fits;
+pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
-pub use read::MACHINE_KEYS;
+pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
     Workload,
@@ -135,6 +139,8 @@ pub struct Planned {
     pub alternatives: Vec<Candidate>,
     /// The devices that `best` does without.
     pub left_out: Vec<LeftOut>,
+    /// What each device of `best` is worth, if that was asked for: see [`without`](without()).
+    pub without: Vec<Without>,
     /// The stages that the devices of `best` would have in its schedule if memory were no limit, if that were faster.
     pub unlimited: Option<Vec<Range<usize>>>,
     /// Plans looked at.
@@ -152,6 +158,7 @@ impl Planned {
             candidate.devices.iter_mut().for_each(|device| *device = number(*device));
         }
         self.left_out.iter_mut().for_each(|left_out| left_out.device = number(left_out.device));
+        self.without.iter_mut().for_each(|without| without.device = number(without.device));
         self.left_out.sort_by_key(|left_out| left_out.device);
     }
 }

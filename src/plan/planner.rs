@@ -9,6 +9,7 @@ use super::judge::{Judge, Point, Timed, assignment};
 use super::machine::Machine;
 use super::search::{Board, allowance, search};
 use super::space::Space;
+use super::text::bytes;
 use super::workload::Workload;
 use super::{Candidate, LeftOut, Options, Planned, ScheduleChoice};
 use crate::error::Result;
@@ -27,11 +28,13 @@ const WORTH_SAYING: f64 = 1e-3;
 ///
 /// # Errors
 ///
-/// [`Error::Config`](crate::error::Error::Config) for options that contradict the workload, the machine or one another, and if no plan fits: by how
-/// many bytes on which device, and what would make it fit. Those of [`Schedule::validate`](crate::schedule::Schedule)
+/// [`Error::Config`](crate::error::Error::Config) for options that contradict the workload, the machine or one another.
+/// [`Error::NoPlan`](crate::error::Error::NoPlan) if no plan fits: by how many bytes on which device, and what would make
+/// it fit. Those of [`Schedule::validate`](crate::schedule::Schedule)
 /// for a schedule made by hand.
 pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result<Planned> {
-    let machine = with_budgets(machine, &options.budgets);
+    let whole = machine;
+    let machine = machine.within(&options.budgets);
     let space = Space::new(workload, &machine, options)?;
     let mut judge = Judge::new(&space)?;
     let mut board = Board::default();
@@ -46,7 +49,7 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         Some(best) => best,
         None => match all.first() {
             Some(first) => first.clone(),
-            None => return Err(nothing_fits(workload, &machine, options)?),
+            None => return Err(nothing_fits(workload, whole, options)?),
         },
     };
     let mut chosen = candidate(&judge, &best)?;
@@ -70,19 +73,12 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         alternatives: others.into_iter().map(|(other, _)| other).collect(),
         best: chosen,
         left_out,
+        without: Vec::new(),
         unlimited,
         considered: judge.considered,
         evaluated: judge.simulated,
         complete,
     })
-}
-
-fn with_budgets(machine: &Machine, budgets: &[Option<u64>]) -> Machine {
-    let mut machine = machine.clone();
-    for (device, budget) in machine.devices.iter_mut().zip(budgets) {
-        device.memory = budget.or(device.memory);
-    }
-    machine
 }
 
 fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
@@ -162,7 +158,10 @@ fn left_out(judge: &Judge, best: &Timed, all: &[Timed]) -> Vec<LeftOut> {
                 "the fastest plan found that uses it takes {:.1} % longer",
                 100.0 * (with.step / best.step - 1.0)
             ),
-            (None, None) => "no plan that uses it was found to fit".to_string(),
+            (None, None) => match machine.devices[device].memory {
+                Some(memory) => format!("no plan was found that uses it and fits its {}", bytes(memory)),
+                None => "no plan that uses it was found to fit".to_string(),
+            },
         };
         LeftOut { device, reason }
     })

@@ -52,6 +52,17 @@ impl fmt::Display for Explanation {
                 writeln!(f, "  {} {name}: {}", unused.device, unused.reason)?;
             }
         }
+        if !self.without.is_empty() {
+            writeln!(f, "\nwhat each device is worth:")?;
+            for without in &self.without {
+                let what = match without.slower {
+                    None => "nothing fits".to_string(),
+                    Some(slower) if slower < WORTH_SAYING => "as fast".to_string(),
+                    Some(slower) => format!("{} slower", percent(slower)),
+                };
+                writeln!(f, "  without device {} ({}): {what}", without.device, without.name)?;
+            }
+        }
         self.write_alternatives(f)?;
         let proof = if self.complete {
             "; no plan with a named schedule is faster"

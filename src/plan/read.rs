@@ -7,12 +7,14 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{MACHINE_KEYS, NEEDED, of};
 use super::machine::{
     DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
 };
 use crate::error::{Error, Result, nearest};
 use crate::folder::files::check_toml;
 use crate::schedule::Jitter;
+use crate::size;
 
 /// Rates: from a hundred thousand times below a slow adapter to a thousand times above a fast one.
 const RATE: RangeInclusive<f64> = 1e-4..=1e9;
@@ -30,53 +32,21 @@ const STEPS: RangeInclusive<f64> = 1.0..=1e12;
 const UNIX_SECONDS: RangeInclusive<f64> = 0.0..=253_402_300_799.0;
 /// Standard deviations as a part of a mean.
 const SPREAD: RangeInclusive<f64> = 0.0..=1000.0;
+/// The number of an adapter.
+const ADAPTERS: RangeInclusive<f64> = 0.0..=255.0;
 /// More devices than anyone plugs into one machine.
 const MAX_DEVICES: usize = 16;
 
-/// The keys of each table of a machine file, by the table's path.
-pub const MACHINE_KEYS: &[(&str, &[&str])] = &[
-    ("", ROOT),
-    ("measured", MEASURED),
-    ("link", LINK),
-    ("links", LINKS),
-    ("devices", DEVICE),
-    ("devices.jitter", JITTER),
-    ("devices.measured", MEASURED),
-    ("devices.rates", RATES),
-    ("devices.shapes", SHAPE),
-    ("devices.shapes.measured", MEASURED),
-    ("devices.shapes.layers", LAYER),
-];
-
-const ROOT: &[&str] = &["name", "cores", "slowdown", "measured", "link", "devices", "links"];
-const LINK: &[&str] = &["latency_us", "gb_s", "out_gb_s", "into_gb_s"];
-const LINKS: &[&str] = &["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"];
-const DEVICE: &[&str] = &[
-    "name",
-    "driver",
-    "memory",
-    "max_binding",
-    "cores",
-    "copy_engine",
-    "jitter",
-    "measured",
-    "rates",
-    "shapes",
-];
-const MEASURED: &[&str] = &["unix_seconds", "steps", "spread", "others", "trained"];
-const JITTER: &[&str] = &["part", "seconds"];
-const RATES: &[&str] = &[
-    "matmul_gflops",
-    "memory_gb_s",
-    "launch_us",
-    "submit_us",
-    "optimizer_gb_s",
-    "norm_gb_s",
-    "clear_gb_s",
-    "barrier_us",
-];
-const SHAPE: &[&str] = &["shape", "submit_us", "measured", "layers"];
-const LAYER: &[&str] = &["forward", "input", "weight", "backward"];
+/// Of 10¹² operations on the data sheet, 10⁹ that portable WGSL reaches in training: a tenth.
+const GFLOPS_OF_PEAK: f64 = 100.0;
+/// Of the bandwidth on the data sheet, what kernels reach.
+const BANDWIDTH_OF_PEAK: f64 = 0.75;
+/// What a launch, a submission and a read-back take on a usual GPU.
+const LAUNCH_US: f64 = 3.0;
+const SUBMIT_US: f64 = 60.0;
+const BARRIER_US: f64 = 200.0;
+/// Between two cards through the host, over PCIe 4.0 x8.
+const LINK: Link = Link { latency_us: 150.0, gb_s: 4.0, out_gb_s: Some(12.0), into_gb_s: Some(12.0) };
 
 type Value<'t> = Spanned<DeValue<'t>>;
 
@@ -87,7 +57,14 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     let root = DeTable::parse(text)
         .map_err(|error| file.error(error.span().unwrap_or(0..0), &error.message().replace('\n', ", ")))?;
     let root = Section::new(&file, root.get_ref(), root.span(), String::new());
-    root.known(ROOT)?;
+    let mut missing = Vec::new();
+    root.check("", &mut missing)?;
+    if let Some((span, _)) = missing.first() {
+        let span = span.clone();
+        let paths: Vec<String> = missing.into_iter().map(|(_, path)| path).collect();
+        let are = if paths.len() == 1 { "is" } else { "are" };
+        return Err(file.error(span, &format!("{} {are} missing", paths.join(", "))));
+    }
     let devices = root.tables("devices")?.iter().map(device).collect::<Result<Vec<_>>>()?;
     if devices.is_empty() || devices.len() > MAX_DEVICES {
         let message = format!(
@@ -100,7 +77,6 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     let count = devices.len();
     let mut links: Vec<LinkProfile> = Vec::new();
     for section in root.tables("links")? {
-        section.known(LINKS)?;
         let end = |key| section.required(key, |v, path| file.index(v, path, count));
         let (from, to) = (end("from")?, end("to")?);
         if from == to {
@@ -113,22 +89,20 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
         }
         links.push(LinkProfile { from, to, link: link(&section)? });
     }
-    let usual = root.table("link")?;
-    usual.known(LINK)?;
+    let names = || devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(" + ");
     Ok(Machine {
-        name: root.required("name", |v, path| file.text(v, path))?,
+        name: root.optional("name", |v, path| file.text(v, path))?.unwrap_or_else(names),
         cores,
         slowdown: root.optional("slowdown", |v, path| file.matrix(v, path, count))?.unwrap_or_default(),
         measured: evidence(&root)?,
-        link: link(&usual)?,
-        devices,
+        link: root.has("link").then(|| link(&root.table("link")?)).transpose()?.unwrap_or(LINK),
         links,
+        devices,
     })
 }
 
 fn device(section: &Section) -> Result<DeviceProfile> {
     let file = section.file;
-    section.known(DEVICE)?;
     let mut shapes: Vec<ShapeProfile> = Vec::new();
     for part in section.tables("shapes")? {
         let profile = shape(&part)?;
@@ -141,15 +115,14 @@ fn device(section: &Section) -> Result<DeviceProfile> {
     Ok(DeviceProfile {
         name: section.required("name", |v, path| file.text(v, path))?,
         driver: section.optional("driver", |v, path| file.text(v, path))?.unwrap_or_default(),
+        adapter: section
+            .optional("adapter", |v, path| file.number(v, path, ADAPTERS))?
+            .map(|index| index as usize),
         memory: section.optional("memory", |v, path| file.size(v, path))?,
         max_binding: section.optional("max_binding", |v, path| file.size(v, path))?,
         cores: section.optional("cores", |v, path| file.number(v, path, CORES))?.unwrap_or(0.0),
         copy_engine: section.optional("copy_engine", |v, path| file.flag(v, path))?.unwrap_or(false),
-        jitter: section
-            .table
-            .contains_key("jitter")
-            .then(|| jitter(&section.table("jitter")?))
-            .transpose()?,
+        jitter: section.has("jitter").then(|| jitter(&section.table("jitter")?)).transpose()?,
         measured: evidence(section)?,
         rates: rates(&section.table("rates")?)?,
         shapes,
@@ -158,24 +131,28 @@ fn device(section: &Section) -> Result<DeviceProfile> {
 
 fn rates(section: &Section) -> Result<Rates> {
     let file = section.file;
-    section.known(RATES)?;
-    let rate = |key| section.required(key, |v, path| file.number(v, path, RATE));
-    let time = |key| section.required(key, |v, path| file.number(v, path, MICROSECONDS));
-    let maybe = |key| section.optional(key, |v, path| file.number(v, path, RATE));
+    let rate = |key| section.optional(key, |v, path| file.number(v, path, RATE));
+    let time = |key, usual: f64| {
+        section.optional(key, |v, path| file.number(v, path, MICROSECONDS)).map(|time| time.unwrap_or(usual))
+    };
+    // What is reached counts before what is on the data sheet.
+    let reached = |key, peak, part: f64| match (rate(key)?, rate(peak)?) {
+        (Some(rate), _) => Ok(rate),
+        (None, peak) => Ok(peak.unwrap_or_default() * part),
+    };
     Ok(Rates {
-        matmul_gflops: rate("matmul_gflops")?,
-        memory_gb_s: rate("memory_gb_s")?,
-        launch_us: time("launch_us")?,
-        submit_us: time("submit_us")?,
-        optimizer_gb_s: maybe("optimizer_gb_s")?,
-        norm_gb_s: maybe("norm_gb_s")?,
-        clear_gb_s: maybe("clear_gb_s")?,
-        barrier_us: time("barrier_us")?,
+        matmul_gflops: reached("matmul_gflops", "peak_tflops", GFLOPS_OF_PEAK)?,
+        memory_gb_s: reached("memory_gb_s", "peak_gb_s", BANDWIDTH_OF_PEAK)?,
+        launch_us: time("launch_us", LAUNCH_US)?,
+        submit_us: time("submit_us", SUBMIT_US)?,
+        optimizer_gb_s: rate("optimizer_gb_s")?,
+        norm_gb_s: rate("norm_gb_s")?,
+        clear_gb_s: rate("clear_gb_s")?,
+        barrier_us: time("barrier_us", BARRIER_US)?,
     })
 }
 
 fn jitter(section: &Section) -> Result<Jitter> {
-    section.known(JITTER)?;
     let number = |key, range: RangeInclusive<f64>| {
         section.required(key, |v, path| section.file.number(v, path, range))
     };
@@ -184,12 +161,10 @@ fn jitter(section: &Section) -> Result<Jitter> {
 
 fn shape(section: &Section) -> Result<ShapeProfile> {
     let file = section.file;
-    section.known(SHAPE)?;
     let layers = section.table("layers")?;
     let mut profiles = BTreeMap::new();
     for kind in layers.table.keys().map(|key| key.get_ref().to_string()) {
         let layer = layers.table(&kind)?;
-        layer.known(LAYER)?;
         let time = |key| layer.required(key, |v, path| file.number(v, path, SECONDS));
         let profile = LayerProfile {
             forward: time("forward")?,
@@ -209,11 +184,10 @@ fn shape(section: &Section) -> Result<ShapeProfile> {
 
 /// The section's `measured`, if it has it.
 fn evidence(section: &Section) -> Result<Option<Evidence>> {
-    if !section.table.contains_key("measured") {
+    if !section.has("measured") {
         return Ok(None);
     }
     let (section, file) = (section.table("measured")?, section.file);
-    section.known(MEASURED)?;
     let number =
         |key, range: RangeInclusive<f64>| section.required(key, |v, path| file.number(v, path, range));
     Ok(Some(Evidence {
@@ -296,16 +270,16 @@ impl File<'_> {
     }
 
     fn size(&self, value: &Value, path: &str) -> Result<u64> {
-        let bytes = match value.get_ref() {
-            DeValue::Integer(integer) => self.integer(integer).and_then(|bytes| u64::try_from(bytes).ok()),
-            DeValue::String(text) => parse_size(text),
-            _ => return self.wrong(value, path, "bytes, or a size such as \"24GiB\""),
+        let given = match value.get_ref() {
+            DeValue::Integer(integer) => match self.integer(integer) {
+                Some(bytes) => bytes.to_string(),
+                None => integer.as_str().to_string(),
+            },
+            DeValue::Float(float) => float.as_str().to_string(),
+            DeValue::String(text) => text.to_string(),
+            _ => return self.wrong(value, path, "a size such as \"24GiB\", or bytes"),
         };
-        bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
-            let message =
-                format!("{path} is not a size such as \"24GiB\"; units: KiB, MiB, GiB, TiB, KB, MB, GB, TB");
-            self.error(value.span(), &message)
-        })
+        size::parse(&given).map_err(|message| self.error(value.span(), &format!("{path}: {message}")))
     }
 
     fn matrix(&self, value: &Value, path: &str, count: usize) -> Result<Vec<Vec<f64>>> {
@@ -334,6 +308,11 @@ struct Section<'a, 't> {
     path: String,
 }
 
+/// A key, and the others that would do.
+fn alternatives(path: &str, others: &[&str]) -> String {
+    if others.is_empty() { path.to_string() } else { format!("{path} (or {})", others.join(" or ")) }
+}
+
 impl<'a, 't> Section<'a, 't> {
     fn new(
         file: &'a File<'t>,
@@ -348,17 +327,64 @@ impl<'a, 't> Section<'a, 't> {
         if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Refuses a key that is not in the list.
-    fn known(&self, keys: &[&str]) -> Result<()> {
-        let Some(stranger) = self.table.keys().find(|key| !keys.contains(&key.get_ref().as_ref())) else {
-            return Ok(());
-        };
-        let message = format!(
-            "unknown key {}; did you mean {}?",
-            self.path_to(stranger.get_ref()),
-            self.path_to(nearest(stranger.get_ref(), keys.iter().copied()))
-        );
-        Err(self.file.error(stranger.span(), &message))
+    fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Refuses a key that does not exist, here or in a table within, and collects those that are missing with the span
+    /// of the table that lacks them. `kind` is this table's path in [`MACHINE_KEYS`].
+    fn check(&self, kind: &str, missing: &mut Vec<(std::ops::Range<usize>, String)>) -> Result<()> {
+        // Times are a table for each kind of layer, whatever its name.
+        let is_map = kind == "devices.shapes.layers" && self.path.ends_with(".layers");
+        let keys = of(MACHINE_KEYS, kind).unwrap_or_default();
+        if let Some(stranger) =
+            self.table.keys().find(|key| !is_map && !keys.contains(&key.get_ref().as_ref()))
+        {
+            let message = format!(
+                "unknown key {}; did you mean {}?",
+                self.path_to(stranger.get_ref()),
+                self.path_to(nearest(stranger.get_ref(), keys.iter().copied()))
+            );
+            return Err(self.file.error(stranger.span(), &message));
+        }
+        for names in of(NEEDED, kind).unwrap_or_default().iter().filter(|_| !is_map) {
+            if names.iter().any(|name| self.has(name)) {
+                continue;
+            }
+            let within = format!("{kind}.{}", names[0]);
+            // Of a table that is missing, what it would need.
+            let all = of(NEEDED, &within).filter(|_| !within.ends_with(".layers")).unwrap_or(&[]);
+            let path = self.path_to(names[0]);
+            match all {
+                [] => missing.push((self.span.clone(), alternatives(&path, &names[1..]))),
+                all => missing.extend(all.iter().map(|names| {
+                    let path = alternatives(&format!("{path}.{}", names[0]), &names[1..]);
+                    (self.span.clone(), path)
+                })),
+            }
+        }
+        for (key, value) in self.table {
+            let kind = match kind {
+                "" => key.get_ref().to_string(),
+                _ if is_map => kind.to_string(),
+                _ => format!("{kind}.{}", key.get_ref()),
+            };
+            if of(MACHINE_KEYS, &kind).is_none() {
+                continue;
+            }
+            // What has the wrong type is told when it is read.
+            let path = self.path_to(key.get_ref());
+            if let Some(table) = value.get_ref().as_table() {
+                Section::new(self.file, table, value.span(), path.clone()).check(&kind, missing)?;
+            }
+            for (i, item) in value.get_ref().as_array().into_iter().flatten().enumerate() {
+                if let Some(table) = item.get_ref().as_table() {
+                    let section = Section::new(self.file, table, item.span(), format!("{path}[{i}]"));
+                    section.check(&kind, missing)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn optional<T>(
@@ -396,34 +422,10 @@ impl<'a, 't> Section<'a, 't> {
     }
 }
 
-const UNITS: [(&str, u64); 9] = [
-    ("TiB", 1 << 40),
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("TB", 1_000_000_000_000),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("KB", 1_000),
-    ("B", 1),
-];
-
-/// `24GiB`, `512 MiB`, `1.5GB`.
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (number, unit) = UNITS.iter().find_map(|&(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
-    let bytes = number.trim().parse::<f64>().ok()? * unit as f64;
-    (bytes.is_finite() && (0.0..=1e18).contains(&bytes)).then_some(bytes as u64)
-}
-
-/// Whole binary units as text, other sizes as a number of bytes.
+/// A size as text.
 pub(super) fn write_size<S: Serializer>(
     size: &Option<u64>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    let bytes = size.unwrap_or_default();
-    match UNITS[..4].iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
-        Some((name, unit)) => format!("{}{name}", bytes / unit).serialize(serializer),
-        None => bytes.serialize(serializer),
-    }
+    size.map(size::text).serialize(serializer)
 }

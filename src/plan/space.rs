@@ -94,10 +94,11 @@ impl Pool {
 }
 
 /// Whether two devices differ in nothing but their names.
-fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
+pub(super) fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
     let profile = |device: usize| DeviceProfile {
         name: String::new(),
         driver: String::new(),
+        adapter: None,
         ..machine.devices[device].clone()
     };
     // The other device as each of the two sees it.

@@ -36,7 +36,7 @@ use crate::folder::files::{
     is_taken, read_bytes, read_json, remove, sync_folder, write_json,
 };
 pub use crate::folder::write_atomic;
-use crate::folder::{Dtype, Kind, Layout, ModelFolder, TensorWriter, Tensors};
+use crate::folder::{Dtype, Kind, Layout, ModelFolder, TensorWriter, Tensors, absent, model_config};
 
 /// Where a run's checkpoints are.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
@@ -312,10 +312,10 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         path,
         match path {
             _ if path.is_dir() => {
-                "is neither a model folder (no config.json) nor a run folder with a complete checkpoint (checkpoints/)"
+                "is a folder, but neither a model folder (no config.json) nor a run folder with a complete checkpoint (checkpoints/)".into()
             }
-            _ if path.exists() => "is a file; give the run, checkpoint or model folder that it is in",
-            _ => "does not exist; give a run, checkpoint or model folder",
+            _ if path.exists() => "is a file; give the run, checkpoint or model folder that it is in".into(),
+            _ => absent(path),
         },
     ))
 }
@@ -397,6 +397,17 @@ pub fn open_model(folder: &Path) -> Result<ModelFolder> {
         check(folder, Files::Weights)?;
     }
     ModelFolder::open(folder)
+}
+
+/// What the `config.json` of a folder says that has it and no weights; none for any other.
+///
+/// # Errors
+/// As [`model_config`].
+pub fn without_weights(folder: &Path) -> Result<Option<Value>> {
+    let weights = [Kind::Model.weights_name().into(), Kind::Model.index_name(), CHECKPOINTS.into()];
+    let others = weights.iter().any(|name| is_taken(&folder.join(name)));
+    let is_bare = !others && folder.join(Kind::Model.config_name()).is_file();
+    (is_bare && !folder.join(Kind::Adapter.config_name()).is_file()).then(|| model_config(folder)).transpose()
 }
 
 /// Opens an adapter folder, and verifies it first if it is a checkpoint's.

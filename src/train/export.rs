@@ -25,7 +25,7 @@ pub struct Output<'a> {
 }
 
 /// What was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Tensors; of tied ones only the owner is stored.
     pub tensors: usize,
@@ -33,6 +33,8 @@ pub struct Written {
     pub elements: u64,
     /// How they are stored.
     pub dtype: Dtype,
+    /// Tensors larger than a file was to be, and their bytes: each has a file of its own.
+    pub oversized: Vec<(String, u64)>,
 }
 
 /// Writes the model of a run, a checkpoint or a folder as a folder that transformers reads (an adapter as one that PEFT
@@ -67,7 +69,7 @@ fn export_adapter(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)
         each(elements, total);
     }
     writer.finish()?;
-    Ok(Written { tensors: adapter.tensors.len(), elements, dtype: Dtype::F32 })
+    Ok(Written { tensors: adapter.tensors.len(), elements, dtype: Dtype::F32, oversized: Vec::new() })
 }
 
 /// Writes the model that an adapter and its base model are together: every adapted weight is W + scale·B·A, and nothing
@@ -153,7 +155,10 @@ fn write(pretrained: &Pretrained, output: &Output, each: &mut dyn FnMut(u64, u64
         }
     }
     writer.finish()?;
-    Ok(Written { tensors: tensors.len(), elements: total, dtype })
+    let bytes = |shape: &[usize]| (shape.iter().product::<usize>() * dtype.size()) as u64;
+    let sizes = tensors.iter().map(|(name, shape)| (name.clone(), bytes(shape)));
+    let oversized = sizes.filter(|&(_, bytes)| bytes > output.shard_bytes).collect();
+    Ok(Written { tensors: tensors.len(), elements: total, dtype, oversized })
 }
 
 /// What an adapter adds to a weight (rows, columns): scale · left (rows, r) · right (r, columns).

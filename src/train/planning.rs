@@ -1,23 +1,28 @@
 //! From a config and a machine to a plan, and back when the machine turns out to be another.
 
+use std::collections::BTreeMap;
+use std::iter::successors;
 use std::ops::RangeInclusive;
 
-use super::config::{Config, Devices, Recompute};
-use super::trainer::names;
+use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device};
-use crate::model::{Lora, Model};
+use crate::model::{Lora, Model, Weights};
 use crate::pipeline::timeline::{DeviceName, Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Prediction, Setup, Use};
 use crate::plan::{
-    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Workload, plan,
+    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload,
+    fits, plan, without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
+
+/// Tokens below which a shorter sequence is no help.
+const SHORTEST: usize = 16;
 
 /// What is to be planned, and for what.
 #[derive(Clone)]
@@ -76,32 +81,85 @@ pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<O
     Ok(Some(schedule))
 }
 
+/// The machine's devices that a config means, in the order of the pipeline; none if they are left to the planner. A list
+/// names adapters ([`Machine::of_adapters`]). If the machine is another one, a list of as many devices as it has stands
+/// for all of them.
+///
+/// # Errors
+///
+/// [`Error::Config`] for devices that the machine does not have.
+pub fn chosen(devices: &Devices, machine: &Machine) -> Result<Option<Vec<usize>>> {
+    let count = machine.devices.len();
+    match devices {
+        Devices::List(list) if !list.is_empty() => match machine.of_adapters(list) {
+            Err(_) if list.len() == count => Ok(Some((0..count).collect())),
+            found => found.map(Some),
+        },
+        Devices::Count(wanted) if *wanted > count => {
+            let message = format!("{wanted} are asked for, and {} has {count}", machine.name);
+            Err(Error::config("devices", message))
+        }
+        devices => {
+            let all = devices.resolve(&vec![false; count])?;
+            Ok((*devices != Devices::default() || count == 1).then_some(all))
+        }
+    }
+}
+
 impl Planning {
-    /// For opened devices, one for each of the machine's.
+    /// For a machine of which these devices are opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`Planning::for_machine`].
     pub fn for_devices(
         config: &Config,
         machine: Machine,
-        devices: &[Device],
+        devices: &BTreeMap<usize, Device>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
-        if devices.len() != machine.devices.len() {
-            let message = format!(
-                "it has {} devices, the run {}; give as many with --devices",
-                machine.devices.len(),
-                devices.len()
-            );
-            return Err(Error::config(machine.name, message));
-        }
-        let adapters = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
-        Planning::new(config, machine, adapters, names(devices), given)
+        let adapters =
+            machine.devices.iter().enumerate().map(|(number, profile)| match devices.get(&number) {
+                Some(device) => (device.info().clone(), *device.capabilities()),
+                None => imagined(machine.adapter(number), profile),
+            });
+        let adapters = adapters.collect();
+        let profiles = machine.devices.iter().enumerate();
+        let names = profiles.map(|(number, profile)| DeviceName {
+            number,
+            adapter: devices.get(&number).map(|device| device.info().index).or(profile.adapter),
+            name: profile.name.clone(),
+        });
+        let names = names.collect();
+        Planning::new(config, machine, adapters, names, given)
     }
 
     /// For a machine that may not be there: its devices are taken for GPUs without subgroups.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for a config that the machine or its schedule contradicts.
     pub fn for_machine(config: &Config, machine: Machine, given: Option<Schedule>) -> Result<Planning> {
-        let adapters = machine.devices.iter().enumerate().map(|(index, device)| imagined(index, device));
-        let (adapters, names) = (adapters.collect(), machine.devices.iter().map(|device| &device.name));
-        let names = DeviceName::list(names);
-        Planning::new(config, machine, adapters, names, given)
+        Planning::for_devices(config, machine, &BTreeMap::new(), given)
+    }
+
+    /// The machine's devices that may be used, in order.
+    pub fn candidates(&self) -> Vec<usize> {
+        self.options.devices.clone().unwrap_or_else(|| (0..self.machine.devices.len()).collect())
+    }
+
+    /// Limits the candidates, in their order, to so many bytes; none leaves one its memory.
+    pub fn limit(&mut self, budgets: &[Option<u64>]) {
+        let candidates = self.candidates();
+        self.options.budgets.resize(self.machine.devices.len(), None);
+        for (device, &budget) in candidates.into_iter().zip(budgets) {
+            self.options.budgets[device] = budget;
+        }
+    }
+
+    /// The adapters of a plan's ranks.
+    pub fn adapters(&self, candidate: &Candidate) -> Vec<AdapterInfo> {
+        candidate.devices.iter().map(|&device| self.adapters[device].0.clone()).collect()
     }
 
     fn new(
@@ -120,9 +178,8 @@ impl Planning {
         };
         let t = &config.train;
         let workload = workload(&model, t.batch, t.sequence, &counts, &adapters[0].1)?;
-        let fixed = config.pipeline.devices != Devices::default() || adapters.len() == 1;
         let options = Options {
-            devices: fixed.then(|| (0..adapters.len()).collect()),
+            devices: chosen(&config.pipeline.devices, &machine)?,
             schedule: match (given, &config.pipeline.schedule) {
                 (Some(schedule), _) => ScheduleChoice::Given(schedule),
                 (None, Some(name)) => ScheduleChoice::Named(name.clone()),
@@ -151,16 +208,20 @@ impl Planning {
 
     /// Numbers the devices anew: those of the best plan come first, in the order of the pipeline, then those that it does
     /// without. So a device's number is its rank and its position in the list that the config of the run keeps. What is
-    /// `opened` stands in the order of the machine, and is put into the new one.
-    pub fn number<T: Clone>(&mut self, planned: &mut Planned, opened: &mut Vec<T>) {
+    /// `opened` has the devices' numbers too.
+    pub fn number<T>(&mut self, planned: &mut Planned, opened: &mut BTreeMap<usize, T>) {
         let mut order = planned.best.devices.clone();
         order.extend((0..self.names.len()).filter(|device| !planned.best.devices.contains(device)));
+        let number = |device: usize| order.iter().position(|&old| old == device).unwrap_or(device);
         self.machine = self.machine.reordered(&order);
         self.adapters = order.iter().map(|&old| self.adapters[old].clone()).collect();
         let name = |(number, &old): (usize, &usize)| DeviceName { number, ..self.names[old].clone() };
         self.names = order.iter().enumerate().map(name).collect();
-        *opened = order.iter().map(|&old| opened[old].clone()).collect();
-        planned.renumber(|device| order.iter().position(|&old| old == device).unwrap_or(device));
+        self.options.devices.iter_mut().flatten().for_each(|device| *device = number(*device));
+        self.options.budgets.resize(order.len(), None);
+        self.options.budgets = order.iter().map(|&old| self.options.budgets[old]).collect();
+        *opened = std::mem::take(opened).into_iter().map(|(old, device)| (number(old), device)).collect();
+        planned.renumber(number);
     }
 
     /// The best plan, its bytes counted as they will be allocated.
@@ -169,23 +230,79 @@ impl Planning {
     ///
     /// Those of [`plan`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
     pub fn search(&self) -> Result<Planned> {
-        let mut machine = self.machine.clone();
-        for _ in 0..CORRECTIONS {
-            let mut planned = plan(&self.workload, &machine, &self.options)?;
+        let mut options = self.options.clone();
+        options.budgets.resize(self.machine.devices.len(), None);
+        let mut tries = 0;
+        loop {
+            let mut planned = match plan(&self.workload, &self.machine, &options) {
+                Err(Error::NoPlan { lacks, mut help }) => {
+                    help.extend(self.other_models());
+                    return Err(Error::NoPlan { lacks, help });
+                }
+                planned => planned?,
+            };
             match self.count(&mut planned.best) {
                 Ok(()) => return Ok(planned),
                 // The planner adds up layers, so it may be a little off; it looks again with so much less.
-                Err(Error::Memory { device, need, budget, .. }) => {
-                    let profile = &mut machine.devices[planned.best.devices[device]];
+                Err(Error::Memory { device, need, budget, .. }) if tries < CORRECTIONS => {
+                    let device = planned.best.devices[device];
                     let short = need.saturating_sub(budget).max(budget / 256);
-                    profile.memory = profile.memory.map(|bytes| bytes.saturating_sub(short));
+                    let room = options.budgets[device].or(self.machine.devices[device].memory);
+                    options.budgets[device] = room.map(|bytes| bytes.saturating_sub(short));
+                    tries += 1;
+                }
+                Err(Error::Memory { device, need, budget, .. }) => {
+                    let device = planned.best.devices[device];
+                    let name = &self.machine.devices[device].name;
+                    let lacks = need.saturating_sub(budget);
+                    let message = format!(
+                        "device {device} ({name}) lacks {lacks} bytes: it needs {need} and may use {budget}"
+                    );
+                    return Err(Error::no_plan(message, self.other_models()));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let mut planned = plan(&self.workload, &machine, &self.options)?;
-        self.count(&mut planned.best)?;
-        Ok(planned)
+    }
+
+    /// What a step takes without each device of a plan.
+    pub fn without(&self, planned: &Planned) -> Vec<Without> {
+        without(&self.workload, &self.machine, &self.options, &planned.best)
+    }
+
+    /// Changes of what is trained with which a plan fits, in words that follow `it would fit with`.
+    fn other_models(&self) -> Vec<String> {
+        let fits = |config: &Config| {
+            let given = match &self.options.schedule {
+                ScheduleChoice::Given(schedule) => Some(schedule.clone()),
+                _ => None,
+            };
+            let (adapters, names) = (self.adapters.clone(), self.names.clone());
+            let other = Planning::new(config, self.machine.clone(), adapters, names, given);
+            let fits = |other: Planning| fits(&other.workload, &self.machine, &self.options);
+            other.and_then(fits).unwrap_or(false)
+        };
+        let mut found = Vec::new();
+        let config = &self.config;
+        let stored = [Weights::BF16, Weights::BF16Only].map(|weights| {
+            let train = TrainConfig { weights, ..config.train.clone() };
+            (Config { train, ..config.clone() }, format!("--set train.weights={}", weights.name()))
+        });
+        found.extend(stored.into_iter().find(|(config, _)| fits(config)).map(|(_, words)| words));
+        let shorter = successors(Some(config.train.sequence / 2), |sequence| Some(sequence / 2));
+        let mut shorter = shorter.take_while(|&sequence| sequence >= SHORTEST).map(|sequence| {
+            let train = TrainConfig { sequence, ..config.train.clone() };
+            (Config { train, ..config.clone() }, format!("--set train.sequence={sequence}"))
+        });
+        found.extend(shorter.find(|(config, _)| fits(config)).map(|(_, words)| words));
+        if config.path.is_some() && config.adapter.is_none() {
+            let adapter = AdapterConfig { rank: 8, alpha: 16.0, rank_stabilised: false, targets: None };
+            let config = Config { adapter: Some(adapter), ..config.clone() };
+            found.extend(
+                fits(&config).then(|| "--set adapter.rank=8, which trains an adapter alone".to_string()),
+            );
+        }
+        found
     }
 
     /// Replaces the planner's bytes by those that will be allocated.
@@ -257,7 +374,7 @@ impl Planning {
             schedule: ScheduleChoice::Given(schedule),
             cuts: Some(cuts),
             recompute: RecomputeChoice::Stages(recompute),
-            budgets: Vec::new(),
+            budgets: self.options.budgets.clone(),
         };
         Ok(plan(&self.workload, &self.machine, &options)?.best)
     }
@@ -297,8 +414,13 @@ impl Planning {
             shared: self.config.shared,
             recompute: candidate.repeated(),
             purpose: Use::Training,
-            budgets: candidate.devices.iter().map(|&d| self.machine.devices[d].memory).collect(),
+            budgets: candidate.devices.iter().map(|&device| self.budget(device)).collect(),
         }
+    }
+
+    /// Bytes that a device may use.
+    fn budget(&self, device: usize) -> Option<u64> {
+        self.options.budgets.get(device).copied().flatten().or(self.machine.devices[device].memory)
     }
 }
 

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::checkpoint::{open_adapter, open_model, resolve};
+use super::checkpoint::{open_adapter, open_model, resolve, without_weights};
 use super::config::{AdapterConfig, Config, Described};
 use super::data::{Corpus, Reader, RecordFormat};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{Adapter, AdapterConfig as PeftConfig, Targets};
 use crate::folder::files::read_text;
-use crate::folder::{Dtype, Fingerprint, Kind, ModelFolder, Tensors, companions};
+use crate::folder::{Dtype, Fingerprint, Kind, ModelFolder, Tensors, absent, companions};
 use crate::model::{Model, Parameter, Weights};
 use crate::pipeline::Executor;
 use crate::text::chat::ChatTemplate;
@@ -119,19 +119,23 @@ fn stored(tensors: &Tensors, model: &Model) -> Weights {
 
 /// The folder that an adapter says it was trained on: from here, or from where the adapter lies.
 fn named_base(adapter: &Adapter, path: &Path) -> Result<PathBuf> {
-    let lost = |what: String| Error::config("--base", format!("{what}; give the folder of the base model"));
+    // Only one verb takes a base model of another name.
+    let lost = |what: String| {
+        let help = "a base model that lies elsewhere is given to `polystage merge` as --base";
+        Error::checkpoint(path, format!("{what}; {help}"))
+    };
     let Some(name) = adapter.config.base_model.as_deref().filter(|name| !name.is_empty()) else {
-        return Err(lost(format!("{} does not name its base model", path.display())));
+        return Err(lost("does not name its base model".into()));
     };
     let places = [PathBuf::from(name), path.join(name)];
-    let missing = || lost(format!("{} names {name:?}, which is no folder here", path.display()));
+    let missing = || lost(format!("names {name:?} as its base model, which {}", absent(Path::new(name))));
     places.into_iter().find(|place| place.is_dir()).ok_or_else(missing)
 }
 
 /// Where `model.path` leads, from the first of `bases` where there is something.
 pub fn find(path: &str, bases: &[PathBuf]) -> Result<PathBuf> {
     let found = bases.iter().map(|base| base.join(path)).find(|path| path.exists());
-    found.ok_or_else(|| Error::config("model.path", format!("{path} does not exist")))
+    found.ok_or_else(|| Error::config("model.path", format!("{path} {}", absent(Path::new(path)))))
 }
 
 /// The model at `model.path`, for [`Config::parse_with`].
@@ -151,6 +155,15 @@ pub fn describe(path: &str, bases: &[PathBuf]) -> Result<Described> {
     });
     let weights = pretrained.model.weights();
     Ok(Described { model: pretrained.model.config().clone(), adapter, weights })
+}
+
+/// As [`describe`], for what needs no weights: a folder with `config.json` alone will do.
+pub fn sketch(path: &str, bases: &[PathBuf]) -> Result<Described> {
+    let Some(config) = without_weights(&find(path, bases)?)? else { return describe(path, bases) };
+    let stored = ["dtype", "torch_dtype"].iter().find_map(|key| config[*key].as_str());
+    let weights = if stored == Some(Dtype::BF16.torch_name()) { Weights::BF16 } else { Weights::F32 };
+    let model = Model::from_hugging_face(&config)?.config().clone();
+    Ok(Described { model, adapter: None, weights })
 }
 
 /// How text becomes tokens.
@@ -331,8 +344,20 @@ impl Source {
     }
 }
 
+/// The path of a model that is here, as a config can name it.
+///
+/// # Errors
+/// [`Error::Checkpoint`] where there is nothing, or where the name is not text.
+pub fn named(path: &Path) -> Result<String> {
+    if !path.exists() {
+        return Err(Error::checkpoint(path, absent(path)));
+    }
+    let message = "has a name that is not UTF-8, which a config cannot hold; rename the folder";
+    nameable(path).ok_or_else(|| Error::checkpoint(path, message))
+}
+
 /// A path as a configuration, which is text, can name it: from anywhere, or at least from here.
-pub fn nameable(path: &Path) -> Option<String> {
+fn nameable(path: &Path) -> Option<String> {
     let everywhere = path.canonicalize().ok().and_then(|path| path.to_str().map(String::from));
     everywhere.or_else(|| path.to_str().map(String::from))
 }

@@ -13,6 +13,7 @@ use crate::folder::{Dtype, Kind, Layout};
 use crate::gpu::Device;
 use crate::model::{Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
+use crate::pipeline::timeline::DeviceName;
 use crate::pipeline::{Executor, Plan};
 
 /// Elements that pass through host memory at a time: no more than loading takes room for.
@@ -112,13 +113,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// Goes on with another plan, whose weights are to be set, on those of `devices` that have these numbers.
-    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device], numbers: &[usize]) -> Result<()> {
+    /// Goes on with another plan, whose weights are to be set, on these devices with their numbers.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[(usize, Device)]) -> Result<()> {
         self.executor.stop().await;
-        let used: Vec<Device> = numbers.iter().map(|&number| devices[number].clone()).collect();
+        let used: Vec<Device> = devices.iter().map(|(_, device)| device.clone()).collect();
         self.executor = Executor::launch(plan, &used)?;
-        let names = names(devices);
-        self.devices = numbers.iter().map(|&number| names[number].clone()).collect();
+        let name =
+            |(name, (number, _)): (DeviceName, &(usize, Device))| DeviceName { number: *number, ..name };
+        self.devices = names(&used).into_iter().zip(devices).map(name).collect();
         // What the devices of the plan before did is nothing that these have done.
         self.timeline.clear();
         Ok(())

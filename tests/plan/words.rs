@@ -1,6 +1,6 @@
 //! What is fixed by hand, what is refused, what does not fit, and what is said about a plan.
 
-use polystage::plan::{Machine, Options, RecomputeChoice, ScheduleChoice, Workload, plan};
+use polystage::plan::{Machine, Options, RecomputeChoice, ScheduleChoice, Workload, plan, without};
 use polystage::schedule::{AUTO, NAMES, Schedule, generate};
 
 use super::workloads::{Gpt, gpu, machine};
@@ -138,12 +138,19 @@ fn suggestions(message: &str) -> Vec<String> {
 #[test]
 fn a_model_too_large_says_by_how_many_bytes_and_what_would_help() {
     let workload = workload();
-    let machine = two_cards([Some(1000 * MIB), Some(500 * MIB)]);
-    let one = Options { microbatches: Some(1), recompute: RecomputeChoice::Never, ..Options::default() };
+    let machine = two_cards([None, None]);
+    let budgets = vec![Some(1000 * MIB), Some(500 * MIB)];
+    let one = Options {
+        microbatches: Some(1),
+        recompute: RecomputeChoice::Never,
+        budgets: budgets.clone(),
+        ..Options::default()
+    };
     let gpipe = Options {
         microbatches: Some(16),
         recompute: RecomputeChoice::Never,
         schedule: named("gpipe"),
+        budgets,
         ..Options::default()
     };
     let both = Options { microbatches: Some(1), ..gpipe.clone() };
@@ -161,7 +168,7 @@ fn check_suggestions(workload: &Workload, machine: &Machine, options: &Options, 
     // The number of bytes is exact: with one byte less than the suggested memory it does not fit.
     let all = suggestions(&message);
     let memory = all.iter().find_map(|one| one.strip_prefix("--memory ")).unwrap();
-    let mut budgets = vec![None; 2];
+    let mut budgets = options.budgets.clone();
     for part in memory.split(',') {
         let (device, size) = part.split_once('=').unwrap();
         let size: u64 = size.strip_suffix("MiB").unwrap().parse().unwrap();
@@ -183,7 +190,9 @@ fn check_suggestions(workload: &Workload, machine: &Machine, options: &Options, 
                 Options { recompute: RecomputeChoice::AsNeeded, ..options.clone() }
             }
             "another schedule" => Options { schedule: ScheduleChoice::Any, ..options.clone() },
-            "all choices left to the planner" => Options::default(),
+            "all choices left to the planner" => {
+                Options { budgets: options.budgets.clone(), ..Options::default() }
+            }
             one if one.contains("smaller microbatches") => {
                 let count = one.split(' ').next().unwrap().parse().unwrap();
                 Options { microbatches: Some(count), ..options.clone() }
@@ -193,6 +202,52 @@ fn check_suggestions(workload: &Workload, machine: &Machine, options: &Options, 
         plan(workload, machine, &changed).unwrap_or_else(|error| panic!("{one}: {error}"));
     }
     assert!(all.iter().any(|one| one.contains(help)), "{message}");
+}
+
+#[test]
+fn more_memory_than_a_device_has_is_never_suggested() {
+    let workload = workload();
+    let machine = two_cards([Some(100 * MIB), Some(5000 * MIB)]);
+    let says = |budgets: [u64; 2], devices: &[usize]| {
+        let budgets = budgets.map(|mib| Some(mib * MIB)).to_vec();
+        let options = Options { budgets, devices: Some(devices.to_vec()), ..Options::default() };
+        plan(&workload, &machine, &options).unwrap_err().to_string()
+    };
+    assert!(!says([100, 100], &[0]).contains("--memory"), "it has no more");
+    // The position in the list of devices, which is not the machine's number.
+    assert!(says([100, 100], &[1]).contains("--memory 0="), "{}", says([100, 100], &[1]));
+}
+
+#[test]
+fn what_a_device_is_worth_is_said_for_each_that_is_used() {
+    let workload = workload();
+    let cards = ["a", "a", "b"].map(|name| gpu(name, if name == "a" { 3000.0 } else { 1500.0 }, None));
+    let machine = machine(cards.to_vec());
+    let options = Options::default();
+    let mut planned = plan(&workload, &machine, &options).unwrap();
+    planned.without = without(&workload, &machine, &options, &planned.best);
+    let text = planned.explain(&workload, &machine).to_string();
+    let slower: Vec<f64> = planned.without.iter().map(|without| without.slower.unwrap()).collect();
+    assert_eq!(planned.without.iter().map(|without| without.device).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(slower[0], slower[1], "alike");
+    assert!(slower[0] > slower[2] && slower[2] > 0.05, "{slower:?}");
+    assert!(text.contains(&format!("without device 2 (b): {:.1} % slower", 100.0 * slower[2])), "{text}");
+    // In a fixed order those that are left keep theirs.
+    let order = Options { devices: Some(vec![2, 0]), ..Options::default() };
+    let best = plan(&workload, &machine, &order).unwrap().best;
+    let found = without(&workload, &machine, &order, &best);
+    let alone = |device| {
+        let options = Options { devices: Some(vec![device]), ..Options::default() };
+        Some(plan(&workload, &machine, &options).unwrap().best.simulation.expected)
+    };
+    assert_eq!(found.iter().map(|without| without.step_seconds).collect::<Vec<_>>(), [alone(2), alone(0)]);
+    let small = Options { budgets: vec![Some(10 * MIB), None, None], devices: Some(vec![0, 1]), ..order };
+    let best = plan(&workload, &machine, &Options { budgets: Vec::new(), ..small.clone() }).unwrap().best;
+    let mut planned = plan(&workload, &machine, &Options::default()).unwrap();
+    planned.without = without(&workload, &machine, &small, &best);
+    assert_eq!(planned.without[1].step_seconds, None);
+    let text = planned.explain(&workload, &machine).to_string();
+    assert!(text.contains("without device 1 (a): nothing fits"), "{text}");
 }
 
 #[test]
@@ -238,6 +293,7 @@ fn a_tensor_too_large_for_a_binding_is_named() {
     machine.devices[0].max_binding = Some(table - 1);
     let message = plan(&workload, &machine, &Options::default()).unwrap_err().to_string();
     assert!(message.contains("binds at most") && message.contains("`embedding`"), "{message}");
+    assert!(!message.contains("sequence"), "the table is as large whatever the sequence: {message}");
 }
 
 #[test]
@@ -325,6 +381,7 @@ fn the_json_keys_are_stable() {
         "devices",
         "links",
         "left_out",
+        "without",
         "alternatives",
         "jitter_seconds",
         "considered",

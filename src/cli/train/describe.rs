@@ -4,9 +4,8 @@ use super::job::Job;
 use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::pipeline::timeline::duration;
+use crate::pipeline::timeline::{DeviceName, duration};
 use crate::train::data::Corpus;
-use crate::train::trainer::names;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
 /// nothing but how common each is.
@@ -33,7 +32,9 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, device) in plan.ranks.iter().zip(names(&job.devices)) {
+    for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
+        let (adapter, name) = (Some(adapter.index), adapter.name.clone());
+        let device = DeviceName { number: rank.rank, adapter, name };
         let layers: Vec<String> =
             rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {

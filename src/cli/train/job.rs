@@ -1,12 +1,13 @@
 //! What a run will be.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Launch;
-use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, settle};
+use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, for_file, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{AdapterInfo, Device};
 use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
@@ -22,10 +23,12 @@ use crate::train::trainer::Trainer;
 /// Everything that is settled before a device is used.
 pub(super) struct Job {
     pub(super) config: Config,
-    /// Every device that was opened, each at the position that is its number: first those of the plan, in its order.
-    pub(super) all: Vec<Device>,
+    /// Every device that was opened, by its number: first those of the plan, in its order; none where a dry run has its machine from a file.
+    pub(super) all: BTreeMap<usize, Device>,
     /// Those of the plan, in pipeline order.
     pub(super) devices: Vec<Device>,
+    /// The adapters of the plan, in pipeline order.
+    pub(super) adapters: Vec<AdapterInfo>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
     /// For the profiles that it was planned with, if they come from the cache.
@@ -57,7 +60,7 @@ pub(super) fn prepare(
         Run::check_new(&out)?;
         Resume::default()
     };
-    let (all, devices, plan, planned) = if launch.no_plan {
+    let (all, adapters, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
@@ -66,22 +69,50 @@ pub(super) fn prepare(
             None => Trainer::setup(&config, budgets)?,
         };
         let plan = Plan::within(setup, &devices)?;
-        (devices.clone(), devices, plan, None)
+        let adapters = devices.iter().map(|device| device.info().clone()).collect();
+        (devices.into_iter().enumerate().collect(), adapters, plan, None)
     } else {
-        let (mut planning, mut all) = for_devices(&config, machine, environment, bases)?;
+        let (mut planning, mut all) = match &machine.machine {
+            Some(file) if launch.dry_run => (for_file(&config, file, machine, bases)?, BTreeMap::new()),
+            _ => for_devices(&config, machine, environment, bases)?,
+        };
         let mut planned = planning.search()?;
         planning.number(&mut planned, &mut all);
         let plan = planning.plan(&planned.best)?;
-        (all.clone(), all[..plan.ranks.len()].to_vec(), plan, Some((planning, planned)))
+        (all, planning.adapters(&planned.best), plan, Some((planning, planned)))
+    };
+    let devices = match &planned {
+        Some((_, planned)) => {
+            pick(&all, &planned.best.devices).into_iter().map(|(_, device)| device).collect()
+        }
+        None => all.values().cloned().collect(),
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
     resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
     let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
-        Lessons::new(cache, planning.clone(), all.clone(), planned.best.clone())
+        Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
-    settle(&mut config, &devices, plan.schedule.microbatches);
+    settle(&mut config, &adapters, plan.schedule.microbatches);
     let isolation = environment.isolation.clone();
-    Ok(Job { config, all, devices, plan, planned, lessons, source, isolation, batches, out, resume })
+    Ok(Job {
+        config,
+        all,
+        devices,
+        adapters,
+        plan,
+        planned,
+        lessons,
+        source,
+        isolation,
+        batches,
+        out,
+        resume,
+    })
+}
+
+/// Those of the devices that were opened which have these numbers, with them.
+pub(super) fn pick(all: &BTreeMap<usize, Device>, numbers: &[usize]) -> Vec<(usize, Device)> {
+    numbers.iter().filter_map(|&number| Some((number, all.get(&number)?.clone()))).collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).

@@ -1,10 +1,11 @@
 //! The run itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::describe::describe;
-use super::job::Job;
+use super::job::{Job, pick};
 use super::report::{Progress, compared, finish};
 use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
@@ -21,8 +22,9 @@ use crate::train::trainer::{Row, Trainer};
 pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
     let beginning = Beginning::new(&job)?;
-    let Job { config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume } =
-        job;
+    let Job {
+        config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume, ..
+    } = job;
     let Resume { checkpoint, .. } = resume;
     let budgets = plan.setup.budgets.clone();
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
@@ -154,7 +156,10 @@ fn promise(run: &mut Run, trainer: &mut Trainer, replanner: Option<&Replanner>) 
     let Some(replanner) = replanner else { return };
     let (current, planning) = (replanner.current(), replanner.planning());
     trainer.predict(current.simulation.expected);
-    run.predict(Prediction::of_plan(current, planning.names()), planning.machine.clone());
+    run.predict(
+        Prediction::of_plan(current, planning.names()),
+        planning.machine.within(&planning.options.budgets),
+    );
 }
 
 /// Says how well steps keep to their prediction, once; moves to another plan where the config allows it. Whether the
@@ -164,7 +169,7 @@ fn compare(
     trainer: &mut Trainer,
     row: &Row,
     may_move: Option<&Run>,
-    all: &[Device],
+    all: &BTreeMap<usize, Device>,
     bar: &Progress,
 ) -> Result<bool> {
     let known = replanner.residual().is_some();
@@ -192,7 +197,7 @@ fn compare(
         }
         Verdict::Move { to, off, staying } => {
             if let Some(run) = may_move {
-                run.move_to(trainer, replanner.planning().plan(&to)?, all, &to.devices)?;
+                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
             }
             let cuts = to.cuts();
             bar.note(format!(

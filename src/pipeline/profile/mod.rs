@@ -94,7 +94,8 @@ impl Profiler<'_> {
         machine.slowdown = vec![vec![1.0; count]; count];
         for i in 0..count {
             let profile = profiles[&first(i)].clone();
-            machine.devices.push(DeviceProfile { memory: self.budgets[i], ..profile });
+            let adapter = Some(self.devices[i].info().index);
+            machine.devices.push(DeviceProfile { adapter, memory: self.budgets[i], ..profile });
             for j in i + 1..count {
                 let pair = pairs[&(first(i), first(j))];
                 machine.slowdown[i][j] = pair.slowdown.0;

@@ -160,8 +160,10 @@ impl Config {
             ));
         }
         if t.sequence > self.model.context {
+            // The context of a model that exists is what it is.
+            let help = if self.path.is_some() { "lower it" } else { "lower the one or raise the other" };
             return refuse(format!(
-                "train.sequence = {} is longer than model.context = {}; lower the one or raise the other",
+                "train.sequence = {} is longer than model.context = {}; {help}",
                 t.sequence, self.model.context
             ));
         }
