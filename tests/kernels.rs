@@ -51,7 +51,7 @@ fn packed_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give_with_every_
 fn speeds_are_finite_and_positive_on_every_adapter() {
     for adapter in adapters() {
         let device = &open(&[adapter.index])[0];
-        let speed = device.block_on(bench::measure(device)).expect("measures");
+        let speed = device.block_on(bench::measure(device, || ())).expect("measures");
         eprintln!("{}: {speed:?}", adapter.name);
         for number in [
             speed.matmul_gflops,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::profile::noise::cpu_seconds;
 use super::timeline::{Event, Track};
 use super::{Batch, Executor, Plan, Setup, Use};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
@@ -19,7 +19,7 @@ use crate::schedule::{Action, Jitter, Kind, Schedule};
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 pub(super) const MICROBATCHES: usize = 2;
 /// Measured steps go on until their time is up, or this many have been done, …
-const STEPS: usize = 12;
+pub(super) const STEPS: usize = 12;
 /// … and then for as long as patience allows until the standard error of their mean is this part of it.
 const PRECISION: f64 = 0.01;
 /// Fewer samples say nothing about how they spread.
@@ -76,6 +76,17 @@ impl Times {
     pub(super) fn of(&self, stage: usize, kind: Kind) -> f64 {
         self.actions.get(&(stage, kind)).copied().unwrap_or(0.0)
     }
+
+    /// A whole step, the update included.
+    pub(super) fn step(&self) -> f64 {
+        self.busy + self.update + self.barrier.max(0.0)
+    }
+
+    /// All actions of a stage in a step.
+    pub(super) fn stage(&self, stage: usize) -> f64 {
+        let own = self.actions.iter().filter(|((of, _), _)| *of == stage);
+        MICROBATCHES as f64 * own.map(|(_, seconds)| seconds).sum::<f64>()
+    }
 }
 
 impl Probe {
@@ -119,6 +130,21 @@ impl Probe {
         let batch = Batch { inputs: tokens(1), targets: tokens(2) };
         let adapted = model.adapter().is_some();
         Ok(Probe { executor, batch, weights, adapted, warm: false })
+    }
+
+    /// On one device, within its memory; none if it does not fit.
+    pub(super) fn new_if_it_fits(
+        model: &Model,
+        schedule: Schedule,
+        cuts: Vec<usize>,
+        shape: (usize, usize),
+        device: &Device,
+    ) -> Result<Option<Probe>> {
+        match Probe::new(model, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
+            Ok(probe) => Ok(Some(probe)),
+            Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Runs steps for some seconds and takes their times. Where they vary it goes on for up to `patience` seconds.

@@ -1,6 +1,7 @@
 //! `polystage train`.
 
 mod job;
+mod progress;
 mod report;
 mod steps;
 

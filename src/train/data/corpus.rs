@@ -312,7 +312,7 @@ impl Corpus {
     /// The first token of a window has nothing before it and is no target, so the last position of each has none. What
     /// is left at the end, if it is more than one token, is a window too, filled up with padding. Each may fail as
     /// [`Corpus::read`].
-    pub fn windows(&self, length: usize) -> impl Iterator<Item = Result<Batch>> {
+    pub fn windows(&self, length: usize) -> impl ExactSizeIterator<Item = Result<Batch>> {
         let length = length.max(1);
         (0..self.len.saturating_sub(1)).step_by(length).map(move |start| {
             let mut inputs = vec![self.padding; length];
