@@ -61,8 +61,8 @@ fn planned(count: usize, kept: Option<&PathBuf>) -> String {
     let many = if count == 1 { "" } else { "s" };
     let kept = kept.map_or("not kept".into(), |folder| format!("kept in {}", folder.display()));
     format!(
-        "measuring this machine for the planner: {count} measurement{many}, each of a second or a few steps if those \
-         are longer; {kept}"
+        "measuring this machine for the planner: {count} measurement{many} of about a second each, longer where steps \
+         are; {kept}"
     )
 }
 

@@ -261,7 +261,7 @@ mod tests {
         let mut pace = Pace::default();
         let left = Left { steps: 60.0, evaluations: 2.0, saves: 1.0 };
         assert_eq!(pace.left(&left), None);
-        [1.0, 3.0].map(|seconds| pace.step.hear(seconds));
+        [1.0, 3.0].into_iter().for_each(|seconds| pace.step.hear(seconds));
         // Nobody knows yet how long an evaluation takes.
         assert_eq!(pace.left(&left), Some(Time { seconds: 120.0, is_bound: true }));
         pace.evaluation.hear(50.0);
