@@ -42,8 +42,12 @@ impl Measuring {
         match progress {
             Progress::Planned(count) => self.display.note(planned(count, self.kept.as_ref())),
             Progress::Measuring { what, number, count, remaining } => {
-                let (what, since) = (what.to_string(), Some(Instant::now()));
-                *lock(&self.state) = State { what, number, count, remaining, since, others: None };
+                let mut state = lock(&self.state);
+                if state.number != number {
+                    state.since = Some(Instant::now());
+                }
+                let (what, since) = (what.to_string(), state.since);
+                *state = State { what, number, count, remaining, since, others: None };
             }
             Progress::Waiting(others) => lock(&self.state).others = Some(others),
             Progress::Step => return,
@@ -70,8 +74,8 @@ impl State {
     /// What to show so many seconds after the measurement began.
     fn view(&self, elapsed: f64) -> View {
         let left = self.remaining.map(|Remaining { this, later }| (this - elapsed).max(0.0) + later);
-        // Of this measurement: half until something is known.
-        let own = self.remaining.map_or(0.5, |Remaining { this, .. }| (elapsed / this.max(1e-3)).min(0.95));
+        // Of this measurement: nothing until something is known.
+        let own = self.remaining.map_or(0.0, |Remaining { this, .. }| (elapsed / this.max(1e-3)).min(0.95));
         let part = (self.number as f64 - 1.0 + own) / self.count.max(1) as f64;
         let place =
             if self.number > 0 { format!(", {} of {}", self.number, self.count) } else { String::new() };

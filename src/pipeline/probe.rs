@@ -27,6 +27,9 @@ const FEW: usize = 5;
 /// Of so many samples, one may be an accident.
 const PER_ACCIDENT: usize = 20;
 
+/// Less of a step than this says nothing about how long it takes.
+const LITTLE: f64 = 0.05;
+
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
 
@@ -40,6 +43,21 @@ pub(super) struct Probe {
     adapted: bool,
     /// Whether it has run a step.
     warm: bool,
+}
+
+/// What is heard of a probe at work.
+pub(super) enum Beat {
+    /// In the middle of a step, which takes about so many seconds.
+    Within { step: f64 },
+    /// Between two steps: whether there were enough.
+    After { enough: bool },
+}
+
+impl Beat {
+    /// Whether there were enough steps.
+    pub(super) fn is_enough(&self) -> bool {
+        matches!(self, Beat::After { enough: true })
+    }
 }
 
 /// What steps of a probe took, in seconds.
@@ -148,16 +166,17 @@ impl Probe {
     }
 
     /// Runs steps for some seconds and takes their times. Where they vary it goes on for up to `patience` seconds.
-    /// Asks `go_on` after each step, with whether that was enough.
+    /// Asks `go_on` after each step whether to; what it answers within one does not matter.
     pub(super) fn measure(
         &mut self,
         seconds: f64,
         patience: f64,
-        mut go_on: impl FnMut(bool) -> bool,
+        mut go_on: impl FnMut(Beat) -> bool,
     ) -> Result<Times> {
         let watch = self.executor.watch();
         let mut taken: HashMap<Key, Vec<f64>> = HashMap::new();
         let mut elapsed = 0.0;
+        let (begun, before) = (now(), watch.steps());
         // The first step of all also compiles, and touches fresh memory.
         let mut step = usize::from(std::mem::replace(&mut self.warm, true));
         loop {
@@ -168,11 +187,16 @@ impl Probe {
             };
             let enough = elapsed >= seconds || step > STEPS;
             let enough = step >= 2 && enough && (elapsed >= patience || is_known());
-            if step > 0 && !go_on(enough) {
+            if step > 0 && !go_on(Beat::After { enough }) {
                 break;
             }
             let (start, cpu) = (now(), cpu_seconds());
-            let report = watch.block_on(self.executor.step(self.batch.clone()))?;
+            let report = watch.block_on_and(self.executor.step(self.batch.clone()), || {
+                let steps = watch.steps() - before;
+                if steps > LITTLE {
+                    go_on(Beat::Within { step: (now() - begun) / steps });
+                }
+            })?;
             let (middle, cpu) = (now(), cpu_seconds() - cpu);
             watch.block_on(self.executor.update(NO_CHANGE))?;
             watch.block_on(self.executor.settle())?;

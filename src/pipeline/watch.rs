@@ -63,6 +63,16 @@ impl Watch {
     /// Runs a future on this thread, looking for stalls: the explicit blocking wrapper for native programs.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        self.block_on_and(future, || ())
+    }
+
+    /// The same; `each` is called several times a second meanwhile.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn block_on_and<T>(
+        &self,
+        future: impl Future<Output = Result<T>>,
+        mut each: impl FnMut(),
+    ) -> Result<T> {
         struct Unpark(std::thread::Thread);
         impl std::task::Wake for Unpark {
             fn wake(self: Arc<Self>) {
@@ -80,6 +90,7 @@ impl Watch {
             if let Some(stall) = watch.stall() {
                 return Err(stall);
             }
+            each();
             std::thread::park_timeout(std::time::Duration::from_secs_f64(INTERVAL));
         }
     }

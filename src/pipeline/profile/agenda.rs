@@ -50,6 +50,11 @@ impl Agenda {
         self.done + 1
     }
 
+    /// So many seconds of the next one are over before its first step.
+    pub(super) fn ready(&mut self, seconds: f64) {
+        self.beside = seconds;
+    }
+
     /// The next one has been done in so many seconds.
     pub(super) fn end(&mut self, seconds: f64) {
         if self.tasks.is_empty() {

@@ -20,7 +20,7 @@ pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
 use noise::{Quiet, beside, is_as_good, limit};
 use pair::Pair;
 
-use super::probe::{LAYERS, MICROBATCHES, Probe, Times, layers_schedule};
+use super::probe::{Beat, LAYERS, MICROBATCHES, Probe, Times, layers_schedule};
 use super::workload::{KINDS, extents, kernels, shape_key};
 use crate::error::Result;
 use crate::gpu::{Device, now};
@@ -64,7 +64,7 @@ pub struct Profiler<'a> {
 pub enum Progress<'a> {
     /// So many measurements will be made; said before the first, if there is any.
     Planned(usize),
-    /// A measurement begins.
+    /// A measurement begins; again, with the same number, whenever more is known about how long it takes.
     Measuring {
         /// What it measures.
         what: &'a str,
@@ -72,7 +72,7 @@ pub enum Progress<'a> {
         number: usize,
         /// How many there are, as far as is known by now.
         count: usize,
-        /// How long it takes from here; none before there is something to go by.
+        /// How long it takes from its beginning; none before there is something to go by.
         remaining: Option<Remaining>,
     },
     /// It waits, because other programs take this part of the cores.
@@ -90,14 +90,15 @@ pub struct Remaining {
     pub later: f64,
 }
 
-/// Says that a measurement begins.
-fn begin(task: Task, what: &str, agenda: &mut Agenda, say: &mut dyn FnMut(Progress)) {
+/// Says that a measurement begins, and which number it has.
+fn begin(task: Task, what: &str, agenda: &mut Agenda, say: &mut dyn FnMut(Progress)) -> usize {
     let number = agenda.begin(task);
     let (count, remaining) = (agenda.count(), agenda.remaining());
     if number == 1 {
         say(Progress::Planned(count));
     }
     say(Progress::Measuring { what, number, count, remaining });
+    number
 }
 
 impl Profiler<'_> {
@@ -314,11 +315,20 @@ impl Profiler<'_> {
                 break;
             }
             let started = now();
-            begin(Task::Layers { device: index, size, split }, &what, agenda, say);
+            let number = begin(Task::Layers { device: index, size, split }, &what, agenda, say);
             let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
-            let go_on = |enough: bool| {
-                say(Progress::Step);
-                !enough
+            agenda.ready(now() - started);
+            let go_on = |beat: Beat| {
+                match beat {
+                    Beat::After { .. } => say(Progress::Step),
+                    Beat::Within { step } => {
+                        // A block is at most a third of it.
+                        agenda.hear(index, step / size as f64, step / size as f64 / 3.0);
+                        let (count, remaining) = (agenda.count(), agenda.remaining());
+                        say(Progress::Measuring { what: &what, number, count, remaining });
+                    }
+                }
+                !beat.is_enough()
             };
             let times = probe.measure(SECONDS, self.patience, go_on)?;
             weights = probe.weights;

@@ -125,23 +125,21 @@ impl Profiler<'_> {
         format!("{devices} {} tokens up to {}", family_key(self.model), about.unwrap_or(tokens))
     }
 
-    /// The model with so many blocks and few tokens that it knows.
-    fn small(&self, adapter: bool) -> Result<Model> {
+    /// The model with one block and few tokens, without an adapter: then gradients cross every boundary.
+    fn small(&self) -> Result<Model> {
         let config = self.model.config();
         let vocabulary = config.vocabulary.min(VOCABULARY);
-        let config = ModelConfig { layers: 1, vocabulary, ..config.clone() };
-        let adapter = self.model.adapter().filter(|_| adapter);
-        Ok(Model::with_adapter(&config, adapter)?.with_weights(self.model.weights()))
+        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
+        Ok(model.with_weights(self.model.weights()))
     }
 
     /// A pipeline of two ranks and one microbatch: every hop lies open.
     fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
-        // Gradients cross every boundary of a model without an adapter.
-        let model = self.small(false)?;
+        let model = self.small()?;
         let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
-        let times = probe.measure(SECONDS, 0.0, |enough| !enough)?;
+        let times = probe.measure(SECONDS, 0.0, |beat| !beat.is_enough())?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
         let link = |(hop, copy): (f64, f64)| Link {
@@ -162,7 +160,7 @@ impl Profiler<'_> {
         shared: f64,
         say: &mut dyn FnMut(Progress),
     ) -> Result<((f64, f64), Evidence)> {
-        let model = self.small(true)?;
+        let model = self.small()?;
         let probe = |device: &Device| {
             let schedule = generate("gpipe", 1, MICROBATCHES)?;
             Probe::new_if_it_fits(&model, schedule, Vec::new(), (size, self.sequence), device)
@@ -179,7 +177,7 @@ impl Profiler<'_> {
                 break;
             }
             for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
-                let times = probe.measure(TURN, 0.0, |enough| !enough)?;
+                let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
                 *sum += times.busy;
                 measured.steps += times.steps as u64;
                 spreads.push(times.jitter.part);
@@ -216,11 +214,11 @@ fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
                 measuring.fetch_sub(1, Ordering::AcqRel);
             }
         };
-        let times = probe.measure(TURN, 0.0, |enough| {
-            if enough {
+        let times = probe.measure(TURN, 0.0, |beat| {
+            if beat.is_enough() {
                 leave();
             }
-            !enough || measuring.load(Ordering::Acquire) > 0
+            !beat.is_enough() || measuring.load(Ordering::Acquire) > 0
         });
         // After a failure too, or the other would go on for ever.
         leave();
