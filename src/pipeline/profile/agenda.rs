@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::pair::{LONG_TURNS, TURN, TURNS};
-use super::{Remaining, SECONDS};
+use super::{Remaining, SECONDS, is_too_long};
 use crate::pipeline::probe::STEPS;
 
 /// One measurement.
@@ -84,8 +84,15 @@ impl Agenda {
     /// Seconds that are left of the next one and of those after it; none before there is something to go by.
     pub(super) fn remaining(&self) -> Option<Remaining> {
         let (first, later) = self.tasks.split_first()?;
-        let later = later.iter().map(|&task| self.expected(task)).sum::<Option<f64>>()?;
+        let later = later.iter().filter(|&&task| !self.is_too_long(task));
+        let later = later.map(|&task| self.expected(task)).sum::<Option<f64>>()?;
         Some(Remaining { this: self.expected(*first)?, later })
+    }
+
+    /// Whether these microbatches will be left out, going by smaller ones of the device.
+    fn is_too_long(&self, task: Task) -> bool {
+        let Task::Layers { device, size, .. } = task else { return false };
+        self.steps.get(&device).is_some_and(|&(step, _)| is_too_long(step * size as f64))
     }
 
     fn expected(&self, task: Task) -> Option<f64> {
@@ -142,12 +149,13 @@ mod tests {
         agenda.hear(0, 2.0, 0.5);
         agenda.end(10.0);
         assert_eq!((agenda.begin(tasks[1]), agenda.count()), (2, 4));
-        // Two steps of 2 s, 6 s beside them; then twice two of 16 s.
+        // Two steps of 2 s, 6 s beside them; the others would take too long.
         let left = agenda.remaining().unwrap();
-        assert!(
-            (left.this - 10.0).abs() < 1e-9 && (left.later - 2.0 * (6.0 + 32.0)).abs() < 1e-9,
-            "{left:?}"
-        );
+        assert!((left.this - 10.0).abs() < 1e-9 && left.later == 0.0, "{left:?}");
+        // Shorter steps: 1.2 s of them; then twice two of 2 s.
+        agenda.hear(0, 0.25, 0.1);
+        let left = agenda.remaining().unwrap();
+        assert!((left.this - 7.2).abs() < 1e-9 && (left.later - 20.0).abs() < 1e-9, "{left:?}");
     }
 
     #[test]
