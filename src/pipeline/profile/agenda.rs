@@ -84,13 +84,13 @@ impl Agenda {
     /// Seconds that are left of the next one and of those after it; none before there is something to go by.
     pub(super) fn remaining(&self) -> Option<Remaining> {
         let (first, later) = self.tasks.split_first()?;
-        let later = later.iter().filter(|&&task| !self.is_too_long(task));
+        let later = later.iter().filter(|&&task| !self.is_needless(task));
         let later = later.map(|&task| self.expected(task)).sum::<Option<f64>>()?;
         Some(Remaining { this: self.expected(*first)?, later })
     }
 
-    /// Whether these microbatches will be left out, going by smaller ones of the device.
-    fn is_too_long(&self, task: Task) -> bool {
+    /// Whether it will be left out, going by what is known of the device.
+    fn is_needless(&self, task: Task) -> bool {
         let Task::Layers { device, size, .. } = task else { return false };
         self.steps.get(&device).is_some_and(|&(step, _)| is_too_long(step * size as f64))
     }
@@ -152,10 +152,21 @@ mod tests {
         // Two steps of 2 s, 6 s beside them; the others would take too long.
         let left = agenda.remaining().unwrap();
         assert!((left.this - 10.0).abs() < 1e-9 && left.later == 0.0, "{left:?}");
-        // Shorter steps: 1.2 s of them; then twice two of 2 s.
+        // Shorter ones: 1.2 s of them; then twice two of 2 s.
         agenda.hear(0, 0.25, 0.1);
         let left = agenda.remaining().unwrap();
         assert!((left.this - 7.2).abs() < 1e-9 && (left.later - 20.0).abs() < 1e-9, "{left:?}");
+    }
+
+    #[test]
+    fn of_long_steps_nothing_but_the_first_measurement_is_waited_for() {
+        let tasks: Vec<Task> = [layers(0, 1), layers(0, 8)].concat();
+        let mut agenda = Agenda::new(tasks.clone());
+        agenda.begin(tasks[0]);
+        agenda.ready(3.0);
+        // In the middle of the first step.
+        agenda.hear(0, 10.0, 1.0);
+        assert_eq!(agenda.remaining(), Some(Remaining { this: 23.0, later: 0.0 }));
     }
 
     #[test]

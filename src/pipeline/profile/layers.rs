@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::agenda::{Agenda, Task};
 use super::noise::{beside, is_as_good};
-use super::{GIGA, MICRO, Profiler, Progress, SECONDS, begin, short, unix_seconds};
+use super::{GIGA, MICRO, Profiler, Progress, SECONDS, begin, is_too_long, short, unix_seconds};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::graph::Phase;
@@ -13,10 +13,6 @@ use crate::pipeline::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
 use crate::pipeline::workload::KINDS;
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};
-
-/// Seconds of a step from which on B is taken for I and W together, instead of being measured too: what is beside the
-/// same kernels in the same order is nothing in so long a time.
-const LONG_STEP: f64 = 3.0;
 
 impl Profiler<'_> {
     /// Measures the layers for microbatches of `size` sequences, and rates with them. None where the layers do not fit.
@@ -31,8 +27,13 @@ impl Profiler<'_> {
         let what = format!("{}: {size} x {} tokens", short(device), self.sequence);
         let mut by_split: Vec<Times> = Vec::new();
         let mut weights = 0;
+        // About the part of a step that one block is.
+        let flops =
+            self.model.with_blocks(LAYERS[1].len() + LAYERS[2].len())?.layer_flops(size, self.sequence)?;
+        let block = flops[1] / flops.iter().sum::<f64>().max(1.0);
         for split in [true, false] {
-            if by_split.iter().any(|apart| apart.step() > LONG_STEP) {
+            // What is beside the same kernels is nothing in so long a time: B takes I and W together.
+            if by_split.iter().any(|apart| is_too_long(apart.step())) {
                 break;
             }
             let started = now();
@@ -43,8 +44,7 @@ impl Profiler<'_> {
                 match beat {
                     Beat::After { .. } => say(Progress::Step),
                     Beat::Within { step } => {
-                        // A block is at most a third of it.
-                        agenda.hear(index, step / size as f64, step / size as f64 / 3.0);
+                        agenda.hear(index, step / size as f64, block * step / size as f64);
                         let (count, remaining) = (agenda.count(), agenda.remaining());
                         say(Progress::Measuring { what: &what, number, count, remaining });
                     }

@@ -86,7 +86,7 @@ pub struct Remaining {
     pub later: f64,
 }
 
-/// Whether microbatches of which a probe's step takes so long are not measured.
+/// Whether a probe's step is so long that no more is measured than must be: microbatches of one size, I and W apart.
 fn is_too_long(step: f64) -> bool {
     step * STEPS_OF_A_MEASUREMENT > LONGEST
 }
