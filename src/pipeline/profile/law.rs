@@ -155,13 +155,10 @@ fn solve(equations: impl Iterator<Item = ([f64; TERMS], f64)> + Clone, count: us
         if rows[pivot][pivot].abs() < 1e-9 {
             return None;
         }
-        for row in 0..count {
-            if row != pivot {
-                let factor = rows[row][pivot] / rows[pivot][pivot];
-                for column in pivot..=TERMS {
-                    rows[row][column] -= factor * rows[pivot][column];
-                }
-            }
+        let top = rows[pivot];
+        for (_, row) in rows.iter_mut().enumerate().filter(|(row, _)| *row != pivot) {
+            let factor = row[pivot] / top[pivot];
+            row.iter_mut().zip(top).for_each(|(value, top)| *value -= factor * top);
         }
     }
     Some(std::array::from_fn(|term| match term < count {
