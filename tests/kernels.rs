@@ -9,7 +9,7 @@ use crate::common::{adapters, open};
 fn every_op_with_every_kernel_variant_matches_the_reference_on_every_adapter() {
     for adapter in adapters() {
         let device = &open(&[adapter.index])[0];
-        let outcomes = device.block_on(verify(device, |_| ())).expect("runs");
+        let outcomes = device.block_on(verify(device, |_, _| ())).expect("runs");
         let failed: Vec<&Outcome> = outcomes.iter().filter(|o| !o.passed).collect();
         let counts = format!("{}: {} of {} failed", adapter.name, failed.len(), outcomes.len());
         assert!(failed.is_empty(), "{counts}\n{failed:#?}");
@@ -51,7 +51,7 @@ fn packed_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give_with_every_
 fn speeds_are_finite_and_positive_on_every_adapter() {
     for adapter in adapters() {
         let device = &open(&[adapter.index])[0];
-        let speed = device.block_on(bench::measure(device)).expect("measures");
+        let speed = device.block_on(bench::measure(device, || ())).expect("measures");
         eprintln!("{}: {speed:?}", adapter.name);
         for number in [
             speed.matmul_gflops,

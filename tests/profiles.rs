@@ -15,6 +15,15 @@ impl Lab {
         self.0.path("profiles")
     }
 
+    /// Plans with another sequence, and gives what was said meanwhile.
+    fn plan(&self, sequence: usize) -> String {
+        let sequence = format!("train.sequence={sequence}");
+        // Few rows are summed by other kernels.
+        let whole = "pipeline.microbatches=1";
+        let output = self.run(&["plan", "tiny.toml", "--set", &sequence, "--set", whole]);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         let arguments = [arguments, &["--devices", "0"]].concat();
         let output = self.0.command(&arguments).env("POLYSTAGE_CACHE", self.cache()).output().unwrap();
@@ -92,6 +101,39 @@ fn a_run_corrects_a_wrong_profile_and_says_so_and_measuring_anew_replaces_it() {
     let wrong_forward = lab.forward();
     lab.run(&["plan", "tiny.toml", "--measure"]);
     assert!(lab.forward() < 0.4 * wrong_forward, "{} {wrong_forward}", lab.forward());
+}
+
+/// What the cache has is made by hand, so that it does not depend on this machine.
+#[test]
+fn another_sequence_is_measured_only_where_no_law_of_those_before_holds_and_that_is_said_at_once() {
+    let lab = Lab(Place::new());
+    let said = lab.plan(16);
+    assert!(said.starts_with("measuring this machine for the planner: 2 measurements"), "{said}");
+    assert!(said.contains("kept in "), "{said}");
+    // The same for twice as long a sequence: twice the times in one lab, the same times in the other.
+    let mut table = lab.read();
+    let device = table["devices"][0].as_table_mut().unwrap();
+    device.remove("measured");
+    let shapes = device["shapes"].as_array_mut().unwrap();
+    shapes[0].as_table_mut().unwrap().remove("measured");
+    let known = shapes[0].clone();
+    std::fs::write(lab.file(), table.to_string()).unwrap();
+    assert_eq!(lab.plan(16), "");
+    for (factor, is_measured) in [(2.0, false), (1.0, true)] {
+        let mut long = known.as_table().unwrap().clone();
+        let shape = long["shape"].as_str().unwrap().replace(" sequence 16", " sequence 32");
+        long.insert("shape".into(), Value::String(shape));
+        for (_, layer) in long["layers"].as_table_mut().unwrap() {
+            for (_, seconds) in layer.as_table_mut().unwrap() {
+                *seconds = Value::Float(seconds.as_float().unwrap() * factor);
+            }
+        }
+        table["devices"][0]["shapes"] = Value::Array(vec![known.clone(), Value::Table(long)]);
+        std::fs::write(lab.file(), table.to_string()).unwrap();
+        let said = lab.plan(24);
+        assert_eq!(said.contains("measuring this machine"), is_measured, "{factor}: {said}");
+        assert_eq!(lab.read() == table, !is_measured, "{factor}");
+    }
 }
 
 #[test]

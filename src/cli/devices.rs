@@ -1,5 +1,6 @@
 //! `polystage devices`.
 
+use super::progress::Counter;
 use super::{adapters, print, say, show_bytes};
 use crate::error::Result;
 use crate::gpu::{AdapterInfo, Device, OpenOptions};
@@ -23,7 +24,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     for adapter in &adapters {
         let speed = if arguments.bench {
             let device = pollster::block_on(Device::open(adapter.index, OpenOptions::default()))?;
-            Some(device.block_on(bench::measure(&device))?)
+            let name = adapter.name.clone();
+            let bar = Counter::new(bench::MEASUREMENTS, move |done, all| {
+                format!("measuring {name}, {}/{all}", (done + 1).min(all))
+            });
+            Some(device.block_on(bench::measure(&device, || bar.one_more()))?)
         } else {
             None
         };

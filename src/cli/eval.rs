@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use super::placement::Placement;
+use super::progress::Counter;
 use super::records::{RecordArguments, left_out};
-use super::{Environment, note, print, progress_bar, say, show_count};
+use super::{Environment, note, print, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
@@ -109,12 +110,10 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
 fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpus) -> Result<Evaluation> {
     let (sequences, sequence) = (plan.setup.batch * plan.schedule.microbatches, plan.setup.sequence);
     let windows = corpus.windows(sequence).len() as u64;
-    let bar = progress_bar(windows, "{bar:30.cyan/dim} {pos}/{len}  {left}");
+    let bar = Counter::new(windows, |done, all| format!("window {done}/{all}"));
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
     watch.block_on(pretrained.load(&mut executor))?;
-    let scored = evaluate(&mut executor, corpus, sequences, sequence, |done| bar.set_position(done as u64));
-    let found = watch.block_on(scored)?;
-    bar.finish_and_clear();
-    Ok(found)
+    let scored = evaluate(&mut executor, corpus, sequences, sequence, |done| bar.done(done as u64));
+    watch.block_on(scored)
 }

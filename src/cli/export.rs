@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{in_the_way, note, progress_bar, say, show_bytes, show_count};
+use super::progress::Counter;
+use super::{in_the_way, note, say, show_bytes, show_count};
 use crate::error::{Error, Result};
 use crate::folder::Dtype;
 use crate::size;
@@ -51,13 +52,10 @@ impl OutputArguments {
             "f16" => Dtype::F16,
             _ => Dtype::F32,
         });
-        let bar = progress_bar(0, "{bar:30} {percent} %  {left}");
+        let bar = Counter::new(0, |done, all| format!("{} %", 100 * done / all.max(1)));
         let output = Output { path: &self.out, dtype, shard_bytes };
-        let written = work(&output, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        });
-        bar.finish_and_clear();
+        let written = work(&output, &mut |done, all| bar.done_of(done, all));
+        drop(bar);
         let written = written.map_err(in_the_way)?;
         let oversized = &written.oversized;
         if let Some((name, bytes)) = oversized.iter().max_by_key(|(_, bytes)| bytes) {

@@ -12,10 +12,12 @@ mod export;
 mod fault;
 mod finetune;
 mod generate;
+mod measuring;
 mod merge;
 mod placement;
 mod plan;
 mod planning;
+mod progress;
 mod recipe;
 mod records;
 mod schedule;
@@ -29,7 +31,6 @@ use std::path::Path;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::error::{Error, Result, one_line};
 use crate::folder::write_atomic;
@@ -246,19 +247,6 @@ fn clock(seconds: f64) -> String {
     let all = seconds.round() as u64;
     let (hours, minutes, seconds) = (all / 3600, all / 60 % 60, all % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
-}
-
-/// A bar on standard error, where that is a terminal. In its style `{left}` is the time that is still needed.
-fn progress_bar(length: u64, style: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style.with_key("left", |state: &ProgressState, line: &mut dyn std::fmt::Write| {
-            if state.pos() > 0 {
-                let _ = write!(line, "{} left", clock(state.eta().as_secs_f64()));
-            }
-        }));
-    }
-    bar
 }
 
 /// Most characters of a line for people.

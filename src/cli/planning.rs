@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
-
+use super::measuring::Measuring;
 use super::{Environment, adapters, budgets, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
-use crate::pipeline::profile::{Cache, Profiler, Progress};
+use crate::pipeline::profile::{Cache, Profiler};
 use crate::plan::{Candidate, Machine};
 use crate::train::config::{Config, Described, Devices};
 use crate::train::lessons::loudest;
@@ -200,20 +199,8 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
         patience: PATIENCE,
     };
     let sizes: Vec<usize> = config.microbatches().iter().map(|m| config.train.batch / m).collect();
-    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    let machine = profiler.machine(&sizes, &mut |progress| {
-        let message = match progress {
-            Progress::Measuring(what) => what.to_string(),
-            Progress::Waiting(others) => {
-                format!("waiting for quiet: other programs take {:.0} % of the cores", 100.0 * others)
-            }
-            Progress::Step => return,
-        };
-        spinner.set_message(message);
-    });
-    spinner.finish_and_clear();
-    machine
+    let mut display = Measuring::new(profiler.cache.as_ref().map(|cache| cache.folder.clone()));
+    profiler.machine(&sizes, &mut |progress| display.hear(progress))
 }
 
 /// The budget of each device: `--memory`, or what it has.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::progress::Counter;
 use super::{adapters, open, parse_devices, print, say};
 use crate::error::Result;
 use crate::gpu::Device;
-use crate::ops::verify::{self, Outcome};
+use crate::ops::verify::{self, Outcome, cases};
+use crate::schedule;
 use crate::train::config::Devices;
 use crate::train::prove::{self, Proof};
 
@@ -48,13 +49,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
                 "op", "cases", "NMSE", "allowed", "ULP", "result", "kernels"
             ))?;
         }
-        let bar = ProgressBar::new_spinner();
-        let mut cases = 0;
-        let outcomes = device.block_on(verify::verify(device, |outcome| {
-            cases += 1;
-            bar.set_message(format!("{cases} cases, {} {}", outcome.op, outcome.case));
-        }))?;
-        bar.finish_and_clear();
+        let name = device.info().name.clone();
+        let bar = Counter::new(cases().len() as u64, move |done, all| format!("{name}: case {done}/{all}"));
+        let outcomes = device.block_on(verify::verify(device, |case, _| bar.done(case as u64)))?;
+        drop(bar);
         passed &= outcomes.iter().all(|o| o.passed);
         if !arguments.json {
             table(&outcomes)?;
@@ -84,18 +82,16 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
     indices.sort();
     indices.dedup();
     let mut proofs = Vec::new();
-    let bar = ProgressBar::new_spinner();
-    bar.set_message("training with one stage and with several");
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    for &index in &indices {
-        for count in [2, 3] {
-            prove::prove(&vec![index; count], |proof| proofs.push(proof))?;
-        }
+    let mut lists: Vec<Vec<usize>> = indices.iter().flat_map(|&i| [vec![i; 2], vec![i; 3]]).collect();
+    lists.extend((indices.len() > 1).then_some(named));
+    let all = lists.len() * schedule::NAMES.len();
+    let bar = Counter::new(all as u64, |done, all| format!("one stage against several: {done}/{all}"));
+    for list in &lists {
+        prove::prove(list, |proof| {
+            proofs.push(proof);
+            bar.one_more();
+        })?;
     }
-    if indices.len() > 1 {
-        prove::prove(&named, |proof| proofs.push(proof))?;
-    }
-    bar.finish_and_clear();
     Ok(proofs)
 }
 

@@ -30,19 +30,26 @@ const LONG_ENOUGH: f64 = 0.025;
 /// Measurements of which the median counts.
 const REPEATS: usize = 5;
 
-/// Measures a device; nothing else should run on it.
-pub async fn measure(device: &Device) -> Result<Speed> {
+/// What [`measure`] measures, one after another.
+pub const MEASUREMENTS: u64 = 4;
+
+/// Measures a device; nothing else should run on it. `each` hears of every measurement that is done.
+pub async fn measure(device: &Device, mut each: impl FnMut()) -> Result<Speed> {
     let matmul = Op::Matmul { layout: MatmulLayout::NN, epilogue: Epilogue::None };
     let square = |n: usize| vec![vec![n, n], vec![n, n]];
     let (n, seconds) = grow(device, &matmul, 256, 8192, &square).await?;
     let matmul_gflops = 2.0 * (n as f64).powi(3) / seconds / 1e9;
+    each();
     let pair = |n: usize| vec![vec![n], vec![n]];
     let (n, seconds) = grow(device, &Op::Add, 4 << 20, 64 << 20, &pair).await?;
     let memory_gb_s = 12.0 * n as f64 / seconds / 1e9;
+    each();
     let bytes = if device.capabilities().software { 16 << 20 } else { 64 << 20 };
     let bytes = bytes.min(device.capabilities().max_buffer);
     let (upload, readback) = transfers(device, bytes).await?;
+    each();
     let (_, latency) = transfers(device, 4).await?;
+    each();
     let speed = |seconds: f64| bytes as f64 / seconds / 1e9;
     Ok(Speed {
         matmul_gflops,

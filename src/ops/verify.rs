@@ -76,10 +76,11 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
     }
 }
 
-/// Runs every case with every set of launches that the device can run; `each` sees the outcomes as they come.
-pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
+/// Runs every case with every set of launches that the device can run; `each` sees the outcomes as they come, with the number
+/// of their case from 1 on.
+pub async fn verify(device: &Device, mut each: impl FnMut(usize, &Outcome)) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    for case in cases() {
+    for (number, case) in (1..).zip(cases()) {
         let arguments = arguments(&case);
         let wanted = wanted(&case, &arguments);
         let node = single_node(&case)?;
@@ -94,7 +95,7 @@ pub async fn verify(device: &Device, mut each: impl FnMut(&Outcome)) -> Result<V
             let got = run(device, &case, &arguments, node.clone(), plan).await?;
             device.check(&format!("{}, {choice}", case.label))?;
             let outcome = judge(&case, variant, &got, &wanted);
-            each(&outcome);
+            each(number, &outcome);
             outcomes.push(outcome);
         }
     }

@@ -11,7 +11,7 @@ use super::decode::Grow;
 use super::launch::{build, start};
 use super::log::Log;
 use super::plan::Plan;
-use super::rank::{Command, Reply};
+use super::rank::{Command, Rank, Reply};
 use super::timeline::Event;
 use super::watch::Watch;
 use crate::error::{Error, Result};
@@ -52,6 +52,8 @@ pub struct Executor {
     pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,
+    /// Floating-point operations of a step.
+    flops: f64,
     training: bool,
 }
 
@@ -74,6 +76,7 @@ impl Executor {
                 }
             }
         }
+        let flops = ranks.iter().map(Rank::step_flops).sum();
         let (reply, replies) = mpsc::unbounded();
         let commands = ranks
             .into_iter()
@@ -96,6 +99,7 @@ impl Executor {
             sent,
             devices,
             rows,
+            flops,
             training,
         })
     }
@@ -108,7 +112,7 @@ impl Executor {
 
     /// What blocks a native thread on this executor's futures, and notices a stall.
     pub fn watch(&self) -> Watch {
-        Watch::new(&self.logs, &self.names)
+        Watch::new(&self.logs, &self.names, self.flops)
     }
 
     /// The model's parameters, in model order.

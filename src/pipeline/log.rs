@@ -111,6 +111,11 @@ impl Log {
         self.lock().events.push(event);
     }
 
+    /// Operations of all submissions that have finished.
+    pub(super) fn flops(&self) -> f64 {
+        self.lock().flops
+    }
+
     /// Takes the events so far.
     pub(super) fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.lock().events)

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::profile::noise::cpu_seconds;
 use super::timeline::{Event, Track};
 use super::{Batch, Executor, Plan, Setup, Use};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
@@ -19,13 +19,16 @@ use crate::schedule::{Action, Jitter, Kind, Schedule};
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 pub(super) const MICROBATCHES: usize = 2;
 /// Measured steps go on until their time is up, or this many have been done, …
-const STEPS: usize = 12;
+pub(super) const STEPS: usize = 12;
 /// … and then for as long as patience allows until the standard error of their mean is this part of it.
 const PRECISION: f64 = 0.01;
 /// Fewer samples say nothing about how they spread.
 const FEW: usize = 5;
 /// Of so many samples, one may be an accident.
 const PER_ACCIDENT: usize = 20;
+
+/// Less of a step than this says nothing about how long it takes.
+const LITTLE: f64 = 0.05;
 
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
@@ -40,6 +43,21 @@ pub(super) struct Probe {
     adapted: bool,
     /// Whether it has run a step.
     warm: bool,
+}
+
+/// What is heard of a probe at work.
+pub(super) enum Beat {
+    /// In the middle of a step, which takes about so many seconds.
+    Within { step: f64 },
+    /// Between two steps: whether there were enough.
+    After { enough: bool },
+}
+
+impl Beat {
+    /// Whether there were enough steps.
+    pub(super) fn is_enough(&self) -> bool {
+        matches!(self, Beat::After { enough: true })
+    }
 }
 
 /// What steps of a probe took, in seconds.
@@ -75,6 +93,17 @@ impl Times {
     /// Seconds of an action of a stage; 0 if there was none.
     pub(super) fn of(&self, stage: usize, kind: Kind) -> f64 {
         self.actions.get(&(stage, kind)).copied().unwrap_or(0.0)
+    }
+
+    /// A whole step, the update included.
+    pub(super) fn step(&self) -> f64 {
+        self.busy + self.update + self.barrier.max(0.0)
+    }
+
+    /// All actions of a stage in a step.
+    pub(super) fn stage(&self, stage: usize) -> f64 {
+        let own = self.actions.iter().filter(|((of, _), _)| *of == stage);
+        MICROBATCHES as f64 * own.map(|(_, seconds)| seconds).sum::<f64>()
     }
 }
 
@@ -122,17 +151,33 @@ impl Probe {
         Ok(Probe { executor, batch, weights, adapted, warm: false })
     }
 
+    /// On one device, within its memory; none if it does not fit.
+    pub(super) fn new_if_it_fits(
+        model: &Model,
+        schedule: Schedule,
+        cuts: Vec<usize>,
+        shape: (usize, usize),
+        device: &Device,
+    ) -> Result<Option<Probe>> {
+        match Probe::new(model, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
+            Ok(probe) => Ok(Some(probe)),
+            Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Runs steps for some seconds and takes their times. Where they vary it goes on for up to `patience` seconds.
-    /// Asks `go_on` after each step, with whether that was enough.
+    /// Asks `go_on` after each step whether to; what it answers within one does not matter.
     pub(super) fn measure(
         &mut self,
         seconds: f64,
         patience: f64,
-        mut go_on: impl FnMut(bool) -> bool,
+        mut go_on: impl FnMut(Beat) -> bool,
     ) -> Result<Times> {
         let watch = self.executor.watch();
         let mut taken: HashMap<Key, Vec<f64>> = HashMap::new();
         let mut elapsed = 0.0;
+        let (begun, before) = (now(), watch.steps());
         // The first step of all also compiles, and touches fresh memory.
         let mut step = usize::from(std::mem::replace(&mut self.warm, true));
         loop {
@@ -143,11 +188,16 @@ impl Probe {
             };
             let enough = elapsed >= seconds || step > STEPS;
             let enough = step >= 2 && enough && (elapsed >= patience || is_known());
-            if step > 0 && !go_on(enough) {
+            if step > 0 && !go_on(Beat::After { enough }) {
                 break;
             }
             let (start, cpu) = (now(), cpu_seconds());
-            let report = watch.block_on(self.executor.step(self.batch.clone()))?;
+            let report = watch.block_on_and(self.executor.step(self.batch.clone()), || {
+                let steps = watch.steps() - before;
+                if steps > LITTLE {
+                    go_on(Beat::Within { step: (now() - begun) / steps });
+                }
+            })?;
             let (middle, cpu) = (now(), cpu_seconds() - cpu);
             watch.block_on(self.executor.update(NO_CHANGE))?;
             watch.block_on(self.executor.settle())?;

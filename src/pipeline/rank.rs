@@ -196,17 +196,21 @@ impl Rank {
         self.finish_step().await
     }
 
+    /// Floating-point operations of a step's actions, as the log counts them.
+    pub(super) fn step_flops(&self) -> f64 {
+        let of = |action: &Action| {
+            let program = &self.stages.get(&action.stage)?.program;
+            Some(runs(action.kind).1.iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
+        };
+        self.actions.iter().filter_map(of).sum()
+    }
+
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
     /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
     async fn compute(&mut self, action: Action, batch: &Batch) -> Result<()> {
         let label = action.to_string();
         let device = self.device.clone();
-        let (kind, phases): (_, &[Phase]) = match action.kind {
-            Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
-            Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
-            Kind::B => (EventKind::Backward, &[Phase::Input, Phase::Weight]),
-            _ => (EventKind::Forward, &[Phase::Forward]),
-        };
+        let (kind, phases) = runs(action.kind);
         let mut recorder = device.record();
         // Copies of the submission that is being recorded.
         let mut copies: Vec<Recorded> = self.receive(action, &mut recorder).await?.into_iter().collect();
@@ -394,6 +398,16 @@ impl Rank {
             }
         }
         Ok(logits)
+    }
+}
+
+/// What an action is in a timeline, and the phases that it runs.
+fn runs(kind: Kind) -> (EventKind, &'static [Phase]) {
+    match kind {
+        Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
+        Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
+        Kind::B => (EventKind::Backward, &[Phase::Input, Phase::Weight]),
+        _ => (EventKind::Forward, &[Phase::Forward]),
     }
 }
 

@@ -22,12 +22,20 @@ const AWAKE: f64 = 5.0 * INTERVAL;
 pub struct Watch {
     logs: Vec<Arc<Log>>,
     names: Vec<String>,
+    /// Floating-point operations of a step.
+    step: f64,
     patience: Patience,
 }
 
 impl Watch {
-    pub(super) fn new(logs: &[Arc<Log>], names: &[String]) -> Watch {
-        Watch { logs: logs.to_vec(), names: names.to_vec(), patience: Patience::new(now()) }
+    pub(super) fn new(logs: &[Arc<Log>], names: &[String], step: f64) -> Watch {
+        Watch { logs: logs.to_vec(), names: names.to_vec(), step, patience: Patience::new(now()) }
+    }
+
+    /// What all devices have done so far, in steps: half a step more while half of its operations are done. May be asked
+    /// from any thread while a step runs, and makes none slower.
+    pub fn steps(&self) -> f64 {
+        self.logs.iter().map(|log| log.flops()).sum::<f64>() / self.step.max(1.0)
     }
 
     /// The rank that has made no progress for too long, if any: one whose device works rather than one that waits
@@ -55,6 +63,16 @@ impl Watch {
     /// Runs a future on this thread, looking for stalls: the explicit blocking wrapper for native programs.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn block_on<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        self.block_on_and(future, || ())
+    }
+
+    /// The same; `each` is called several times a second meanwhile.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn block_on_and<T>(
+        &self,
+        future: impl Future<Output = Result<T>>,
+        mut each: impl FnMut(),
+    ) -> Result<T> {
         struct Unpark(std::thread::Thread);
         impl std::task::Wake for Unpark {
             fn wake(self: Arc<Self>) {
@@ -64,7 +82,7 @@ impl Watch {
         let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut context = std::task::Context::from_waker(&waker);
         let mut future = std::pin::pin!(future);
-        let mut watch = Watch::new(&self.logs, &self.names);
+        let mut watch = Watch::new(&self.logs, &self.names, self.step);
         loop {
             if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
                 return output;
@@ -72,6 +90,7 @@ impl Watch {
             if let Some(stall) = watch.stall() {
                 return Err(stall);
             }
+            each();
             std::thread::park_timeout(std::time::Duration::from_secs_f64(INTERVAL));
         }
     }

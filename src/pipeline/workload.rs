@@ -2,7 +2,7 @@
 
 use super::{link, tied};
 use crate::error::Result;
-use crate::gpu::Capabilities;
+use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
 use crate::model::{Model, Purpose};
 use crate::ops::lower;
@@ -56,10 +56,26 @@ fn kind_of(model: &Model, layer: usize) -> usize {
 
 /// The key of measured times: everything that they depend on beside the device and the shaders.
 pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
-    // Whatever the number of blocks, one takes the same time.
+    format!("{}{BATCH}{sequences}{SEQUENCE}{sequence}", family_key(model))
+}
+
+/// The sequences of a microbatch and their tokens, of which `key` is this model's key; none if it is another's.
+pub fn extents(model: &Model, key: &str) -> Option<(usize, usize)> {
+    let rest = key.strip_prefix(&family_key(model))?.strip_prefix(BATCH)?;
+    let (sequences, sequence) = rest.split_once(SEQUENCE)?;
+    Some((sequences.parse().ok()?, sequence.parse().ok()?))
+}
+
+const BATCH: &str = " batch ";
+const SEQUENCE: &str = " sequence ";
+
+/// What the keys of a model's shapes have in common.
+pub fn family_key(model: &Model) -> String {
     let mut config = serde_json::to_value(model.config()).unwrap_or_default();
     if let Some(table) = config.as_object_mut() {
+        // Whatever the number of blocks, one takes the same time; and so does a sequence, however long it might be.
         table.remove("layers");
+        table.remove("context");
     }
     if let (Some(adapter), Some(table)) = (model.adapter(), config.as_object_mut()) {
         table.insert("adapter rank".into(), adapter.rank.into());
@@ -68,8 +84,21 @@ pub fn shape_key(model: &Model, sequences: usize, sequence: usize) -> String {
     if let (true, Some(table)) = (model.weights().packed(), config.as_object_mut()) {
         table.insert("weights".into(), model.weights().name().into());
     }
-    let words = config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ");
-    format!("{words} batch {sequences} sequence {sequence}")
+    config.to_string().replace(['{', '}', '"'], "").replace([':', ','], " ")
+}
+
+/// The kernels of a training step of such microbatches, in order. Where they differ, so does the law that times follow.
+pub fn kernels(
+    model: &Model,
+    sequences: usize,
+    sequence: usize,
+    capabilities: &Capabilities,
+) -> Result<Vec<KernelKey>> {
+    let model = model.with_blocks(1)?;
+    let purpose = Purpose::Training { tokens: sequences * sequence };
+    let graph = model.stage_graph(0..model.layers(), sequences, sequence, purpose)?.graph;
+    let launches = graph.nodes.iter().flat_map(|node| lower(&graph, node, capabilities, false).launches);
+    Ok(launches.map(|launch| launch.key).collect())
 }
 
 fn tie(model: &Model) -> Option<TiedLayers> {

@@ -115,7 +115,7 @@ pub struct ShapeProfile {
 pub struct Evidence {
     /// When: seconds since the beginning of 1970, UTC.
     pub unix_seconds: u64,
-    /// Steps of which the times are the mean.
+    /// Steps of which the times are the mean; 0 for times that follow from those of other shapes.
     pub steps: u64,
     /// Standard deviation of a step's seconds as a part of their mean.
     pub spread: f64,

@@ -27,7 +27,7 @@ const CORES: RangeInclusive<f64> = 0.0..=65536.0;
 /// How many times slower.
 const SLOWDOWN: RangeInclusive<f64> = 1.0..=1000.0;
 /// Steps of a measurement.
-const STEPS: RangeInclusive<f64> = 1.0..=1e12;
+const STEPS: RangeInclusive<f64> = 0.0..=1e12;
 /// Seconds since 1970, to the year 9999.
 const UNIX_SECONDS: RangeInclusive<f64> = 0.0..=253_402_300_799.0;
 /// Standard deviations as a part of a mean.

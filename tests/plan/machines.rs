@@ -168,8 +168,8 @@ fn a_tampered_file_is_refused_with_its_line() {
         ),
         (
             "copy_engine = false",
-            "measured = { unix_seconds = 0, steps = 0, spread = 0, trained = true }\ncopy_engine = false",
-            "devices[0].measured.steps = 0 must be between 1 and",
+            "measured = { unix_seconds = 0, steps = -1, spread = 0, trained = true }\ncopy_engine = false",
+            "devices[0].measured.steps = -1 must be between 0 and",
         ),
         (
             "copy_engine = false",

@@ -2,6 +2,7 @@
 
 mod describe;
 mod job;
+mod progress;
 mod report;
 mod sample;
 mod steps;

@@ -1,110 +1,12 @@
 //! What a run says of itself while it goes on and at its end.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-
-use crate::cli::{clock, note, say, show_bytes, show_count};
+use crate::cli::{say, show_bytes};
 use crate::error::Result;
 use crate::pipeline::profile::Outcome;
 use crate::train::checkpoint;
 use crate::train::lessons::Lesson;
 use crate::train::run::{LOSSES, Run, TIMELINE};
 use crate::train::trainer::{Row, Trainer};
-
-/// How far a run is: on a terminal a line that stays where it is, elsewhere a line now and then.
-pub(super) struct Progress {
-    bar: ProgressBar,
-    /// What stands behind the bar, which is drawn with it: once a step.
-    line: Arc<Mutex<String>>,
-    steps: u64,
-    started: Instant,
-    /// When the last step ended, and the seconds of those before it, with evaluations and checkpoints.
-    ended: Option<Instant>,
-    recent: VecDeque<f64>,
-    /// When a line was last printed where there is no terminal.
-    printed: Option<Instant>,
-}
-
-/// Steps from which the time that is left is estimated.
-const RECENT: usize = 10;
-/// Seconds between two lines where there is no terminal.
-const PAUSE: f64 = 10.0;
-
-impl Progress {
-    pub(super) fn new(steps: u64, done: u64) -> Progress {
-        let line = Arc::new(Mutex::new(format!("{done}/{steps}")));
-        let shown = line.clone();
-        let style = ProgressStyle::with_template("{wide_bar:.cyan/dim} {line}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        let draw = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
-            let _ = shown.lock().map(|line| out.write_str(&line));
-        };
-        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        bar.set_style(style.with_key("line", draw));
-        bar.set_position(done);
-        let (started, recent) = (Instant::now(), VecDeque::new());
-        Progress { bar, line, steps, started, ended: None, recent, printed: None }
-    }
-
-    /// A step has ended.
-    pub(super) fn step(&mut self, row: &Row) {
-        let now = Instant::now();
-        // The first step of a run takes longer than any other.
-        if let Some(before) = self.ended.replace(now) {
-            self.recent.push_back((now - before).as_secs_f64());
-            self.recent.drain(..self.recent.len().saturating_sub(RECENT));
-        }
-        let elapsed = clock((now - self.started).as_secs_f64());
-        let mean = self.recent.iter().sum::<f64>() / self.recent.len() as f64;
-        let left = match self.recent.is_empty() || row.step >= self.steps {
-            true => String::new(),
-            false => format!(", {} left", clock(mean * (self.steps - row.step) as f64)),
-        };
-        let text = format!(
-            "{}/{}  loss {:.4}  {} tokens/s  {elapsed} elapsed{left}",
-            row.step,
-            self.steps,
-            row.loss,
-            show_count(row.tokens_per_second as u64)
-        );
-        let due = self.printed.is_none_or(|printed| (now - printed).as_secs_f64() > PAUSE);
-        if self.bar.is_hidden() && (due || row.step == self.steps) {
-            self.printed = Some(now);
-            note(format!("step {text}"));
-        }
-        self.draw(row.step, text);
-    }
-
-    /// An evaluation after so many steps has come so far.
-    pub(super) fn evaluating(&self, step: u64, windows: usize) {
-        self.draw(step, format!("{step}/{}  evaluating, window {windows}", self.steps));
-    }
-
-    fn draw(&self, step: u64, text: String) {
-        if let Ok(mut line) = self.line.lock() {
-            *line = text;
-        }
-        self.bar.update(|state| state.set_pos(step));
-    }
-
-    /// Says something above the line.
-    pub(super) fn note(&self, text: impl std::fmt::Display) {
-        self.bar.suspend(|| note(text));
-    }
-
-    /// Leaves the line where it is, as the last word about a run that has failed.
-    pub(super) fn abandon(&self) {
-        self.bar.abandon();
-    }
-
-    /// Takes the line away.
-    pub(super) fn end(self) {
-        self.bar.finish_and_clear();
-    }
-}
 
 pub(super) fn finish(run: &Run, trainer: &Trainer, last: Option<&Row>, entropy: Option<f64>) -> Result<()> {
     let Some(row) = last else {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::describe::describe;
 use super::job::{Job, pick};
-use super::report::{Progress, compared, finish};
+use super::progress::{Doing, Progress};
+use super::report::{compared, finish};
 use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
@@ -26,9 +27,10 @@ pub(super) fn train(job: Job) -> Result<u8> {
         config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume, ..
     } = job;
     let Resume { checkpoint, .. } = resume;
-    let budgets = plan.setup.budgets.clone();
+    let (budgets, microbatches) = (plan.setup.budgets.clone(), plan.schedule.microbatches);
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
+    let windows = source.valid.as_ref().map(|valid| valid.windows(config.train.sequence).len());
     trainer.evaluate_on(source.valid);
     if checkpoint.is_none() || config.adapter.is_some() {
         watch.block_on(trainer.begin(&source.origin))?;
@@ -48,9 +50,12 @@ pub(super) fn train(job: Job) -> Result<u8> {
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
     promise(&mut run, &mut trainer, replanner.as_ref());
-    let mut bar = Progress::new(config.train.steps, trainer.step_number());
+    let bar = Progress::new(&config, trainer.step_number(), microbatches, windows.is_some());
     let mut last = None;
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
+        // A run that has moved to another plan has other devices to watch.
+        let watch = trainer.watch();
+        bar.step_begins(watch.clone());
         let mut row = match watch.block_on(trainer.step()) {
             Ok(row) => row,
             Err(error) => {
@@ -62,14 +67,14 @@ pub(super) fn train(job: Job) -> Result<u8> {
         if let Some(lessons) = &mut lessons {
             lessons.step(trainer.events());
         }
-        let evaluated = evaluate(&mut trainer, &config, &mut row, &bar);
+        bar.step(&row);
+        let evaluated = evaluate(&mut trainer, &config, &mut row, windows, &bar);
         run.log(&row)?;
         if let Err(error) = evaluated {
             bar.abandon();
             let failed = format!("the evaluation after step {}", row.step);
             return Err(fail(error, &failed, &run, &mut trainer, saved));
         }
-        bar.step(&row);
         if let Some(warning) = row.valid_loss.and_then(|_| run.overfitting(config.train.patience)) {
             bar.note(warning);
         }
@@ -84,7 +89,9 @@ pub(super) fn train(job: Job) -> Result<u8> {
         let every = config.output.checkpoint_every;
         let best = row.valid_loss.is_some() && run.best().is_some_and(|(step, _)| step == row.step);
         if best || every > 0 && row.step.is_multiple_of(every) {
+            bar.begin(Doing::Save);
             run.save(&mut trainer)?;
+            bar.end();
             draw(&run, &trainer, &bar);
             // A run that is killed has learnt something too.
             lessons.iter_mut().for_each(|lessons| drop(lessons.teach()));
@@ -100,7 +107,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer)?;
     }
     draw(&run, &trainer, &bar);
-    bar.end();
+    drop(bar);
     let learnt = lessons.map(|mut lessons| lessons.teach()).unwrap_or_default();
     let interrupted = stop.load(Ordering::SeqCst) > 0 && trainer.step_number() < config.train.steps;
     finish(&run, &trainer, last.as_ref(), entropy)?;
@@ -135,13 +142,22 @@ fn fail(error: Error, failed: &str, run: &Run, trainer: &mut Trainer, saved: Opt
 }
 
 /// Evaluates where it is due, and puts the loss into the row.
-fn evaluate(trainer: &mut Trainer, config: &Config, row: &mut Row, bar: &Progress) -> Result<()> {
+fn evaluate(
+    trainer: &mut Trainer,
+    config: &Config,
+    row: &mut Row,
+    windows: Option<usize>,
+    bar: &Progress,
+) -> Result<()> {
+    let Some(windows) = windows else { return Ok(()) };
     if !row.step.is_multiple_of(config.train.evaluate_every) && row.step != config.train.steps {
         return Ok(());
     }
     let watch = trainer.watch();
     let step = row.step;
-    let found = watch.block_on(trainer.evaluate(|windows| bar.evaluating(step, windows)))?;
+    bar.begin(Doing::Evaluation(0, windows));
+    let found = watch.block_on(trainer.evaluate(|done| bar.evaluating(done)))?;
+    bar.end();
     let Some(found) = found else { return Ok(()) };
     row.valid_loss = Some(found.loss);
     bar.note(format!(

@@ -2,28 +2,31 @@
 //! Every figure comes from [real steps](super::probe) and takes seconds; a [`Cache`] keeps them, with what they rest on:
 //! what was measured beside other programs is measured again when they are gone, and training runs correct the rest.
 
+mod agenda;
 mod cache;
+mod law;
+mod layers;
 mod learn;
 pub mod noise;
 mod pair;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agenda::{Agenda, Task};
 pub use cache::Cache;
+use law::{Extents, Point, priced};
 pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
-use noise::{Quiet, beside, is_as_good, limit};
+use noise::{Quiet, beside, limit};
 use pair::Pair;
 
-use super::probe::{LAYERS, MICROBATCHES, Probe, Times, layers_schedule};
-use super::workload::{KINDS, shape_key};
-use crate::error::{Error, Result};
+use super::probe::{LAYERS, MICROBATCHES};
+use super::workload::{KINDS, extents, kernels, shape_key};
+use crate::error::Result;
 use crate::gpu::Device;
-use crate::graph::Phase;
-use crate::model::{Model, Purpose};
+use crate::model::Model;
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
-use crate::schedule::{Jitter, Kind};
 
 const GIGA: f64 = 1e9;
 const MICRO: f64 = 1e-6;
@@ -55,12 +58,48 @@ pub struct Profiler<'a> {
 /// What a profiler says while it measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Progress<'a> {
-    /// It begins to measure something: what.
-    Measuring(&'a str),
+    /// So many measurements will be made; said before the first, if there is any.
+    Planned(usize),
+    /// A measurement begins; again, with the same number, whenever more is known about how long it takes.
+    Measuring {
+        /// What it measures.
+        what: &'a str,
+        /// Its number, from 1 on.
+        number: usize,
+        /// How many there are, as far as is known by now.
+        count: usize,
+        /// How long it takes from its beginning; none before there is something to go by.
+        remaining: Option<Remaining>,
+    },
     /// It waits, because other programs take this part of the cores.
     Waiting(f64),
     /// One or more steps of a probe have ended; nothing runs at the moment.
     Step,
+}
+
+/// Seconds that measuring still takes, about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Remaining {
+    /// The measurement that begins.
+    pub this: f64,
+    /// All that come after it.
+    pub later: f64,
+}
+
+/// Whether a probe's step is so long that no more is measured than must be: microbatches of one size, I and W apart.
+fn is_too_long(step: f64) -> bool {
+    step * STEPS_OF_A_MEASUREMENT > LONGEST
+}
+
+/// Says that a measurement begins, and which number it has.
+fn begin(task: Task, what: &str, agenda: &mut Agenda, say: &mut dyn FnMut(Progress)) -> usize {
+    let number = agenda.begin(task);
+    let (count, remaining) = (agenda.count(), agenda.remaining());
+    if number == 1 {
+        say(Progress::Planned(count));
+    }
+    say(Progress::Measuring { what, number, count, remaining });
+    number
 }
 
 impl Profiler<'_> {
@@ -73,12 +112,15 @@ impl Profiler<'_> {
     /// rates.
     pub fn machine(&self, sizes: &[usize], say: &mut dyn FnMut(Progress)) -> Result<Machine> {
         let first = |device: usize| first_of_adapter(self.devices, device);
+        let sizes = &sizes.iter().copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
         let quiet = &mut Quiet::new(say);
         let mut profiles: HashMap<usize, DeviceProfile> = HashMap::new();
         let mut pairs: HashMap<(usize, usize), Pair> = HashMap::new();
         let count = self.devices.len();
-        for device in (0..count).filter(|&d| first(d) == d) {
-            profiles.insert(device, self.device(device, sizes, quiet)?);
+        let adapters: Vec<usize> = (0..count).filter(|&d| first(d) == d).collect();
+        let agenda = &mut self.agenda(&adapters, sizes);
+        for &device in &adapters {
+            profiles.insert(device, self.device(device, sizes, quiet, agenda)?);
         }
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         for i in 0..count {
@@ -86,7 +128,7 @@ impl Profiler<'_> {
                 let key = (first(i), first(j));
                 if let Entry::Vacant(entry) = pairs.entry(key) {
                     let demand = profiles[&key.0].cores + profiles[&key.1].cores;
-                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), quiet)?);
+                    entry.insert(self.pair((i, j), sizes, (demand / cores).max(1.0), quiet, agenda)?);
                 }
             }
         }
@@ -115,46 +157,81 @@ impl Profiler<'_> {
         Ok(machine)
     }
 
-    /// One adapter, from the cache as far as it has the shapes.
-    fn device(&self, index: usize, sizes: &[usize], quiet: &mut Quiet) -> Result<DeviceProfile> {
+    /// What the cache does not have.
+    fn agenda(&self, adapters: &[usize], sizes: &[usize]) -> Agenda {
+        let mut tasks = Vec::new();
+        for &device in adapters {
+            let profile = self.known(device);
+            let is_unknown = |size: &usize| profile.shape(&self.shape(*size)).is_none();
+            for size in chosen(sizes).into_iter().filter(is_unknown) {
+                tasks.extend([true, false].map(|split| Task::Layers { device, size, split }));
+            }
+        }
+        let mut seen = Vec::new();
+        for i in 0..self.devices.len() {
+            for j in i + 1..self.devices.len() {
+                let pair = (first_of_adapter(self.devices, i), first_of_adapter(self.devices, j));
+                if !seen.contains(&pair) && self.known_pair((i, j), sizes).is_none() {
+                    tasks.extend(self.pair_tasks((i, j), sizes));
+                }
+                seen.push(pair);
+            }
+        }
+        Agenda::new(tasks)
+    }
+
+    /// What the cache has of an adapter.
+    fn known(&self, device: usize) -> DeviceProfile {
+        let device = &self.devices[device];
+        let cached = self.cache.as_ref().filter(|_| !self.fresh).and_then(|cache| cache.read_device(device));
+        cached.unwrap_or_else(|| bare(device))
+    }
+
+    /// The key of microbatches of so many sequences.
+    fn shape(&self, size: usize) -> String {
+        shape_key(self.model, size, self.sequence)
+    }
+
+    /// One adapter, from the cache as far as it has the shapes, or shapes around them.
+    fn device(
+        &self,
+        index: usize,
+        sizes: &[usize],
+        quiet: &mut Quiet,
+        agenda: &mut Agenda,
+    ) -> Result<DeviceProfile> {
         let device = &self.devices[index];
         let limit = limit(device);
-        let bare = || DeviceProfile {
-            name: device.info().name.clone(),
-            driver: device.info().driver.clone(),
-            max_binding: Some(device.capabilities().max_binding),
-            ..DeviceProfile::default()
-        };
-        let cached = || self.cache.as_ref().and_then(|cache| cache.read_device(device));
-        let mut profile = cached().filter(|_| !self.fresh).unwrap_or_else(bare);
-        let shape = |size: usize| shape_key(self.model, size, self.sequence);
-        let mut sorted = sizes.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
+        let mut profile = self.known(index);
         let mut samples: BTreeMap<usize, ShapeProfile> = BTreeMap::new();
         let mut measured = Vec::new();
         let mut seconds_per_sequence = 0.0;
-        for size in chosen(&sorted) {
-            let known = profile.shape(&shape(size)).cloned();
+        for size in chosen(sizes) {
+            let is_own = |task: Task| matches!(task, Task::Layers { device, size: of, .. } if (device, of) == (index, size));
+            let known = profile.shape(&self.shape(size)).cloned();
             let is_good = |known: &ShapeProfile, quiet: &mut Quiet| {
                 let loudest = beside(known.measured).into_iter().chain(beside(profile.measured));
                 !quiet.is_worth(loudest.reduce(f64::max), limit)
             };
-            if let Some(known) = known.filter(|known| is_good(known, quiet)) {
-                seconds_per_sequence = step_seconds(&known) / size as f64;
-                samples.insert(size, known);
+            let good = match known {
+                Some(known) => Some(known).filter(|known| is_good(known, quiet)),
+                None => self.by_law(device, &profile, size, quiet)?,
+            };
+            if let Some(good) = good {
+                seconds_per_sequence = step_seconds(&good) / size as f64;
+                profile.put(good.clone());
+                samples.insert(size, good);
+                agenda.leave_out(is_own);
                 continue;
             }
-            if seconds_per_sequence * size as f64 * STEPS_OF_A_MEASUREMENT > LONGEST {
+            if is_too_long(seconds_per_sequence * size as f64) {
+                agenda.leave_out(is_own);
                 continue;
             }
-            let what = format!("measuring {}: microbatches of {size} sequences", profile.name);
-            let (sample, others) = quiet.measure(limit, |say| {
-                say(Progress::Measuring(&what));
-                self.measure(device, size, say)
-            })?;
+            let (sample, others) = quiet.measure(limit, |say| self.measure(index, size, agenda, say))?;
+            agenda.leave_out(is_own);
             let Some(sample) = sample else { break };
-            let sample = sample.beside(others, shape(size));
+            let sample = sample.beside(others, self.shape(size));
             sample.put(&mut profile, limit);
             // The one before, if noise has come back.
             let Some(best) = profile.shape(&sample.shape.shape) else { break };
@@ -162,16 +239,19 @@ impl Profiler<'_> {
             samples.insert(size, best.clone());
             measured.push(sample);
         }
+        // Where one does not fit, larger ones do not either.
+        agenda.leave_out(|task| matches!(task, Task::Layers { device, .. } if device == index));
         let mut is_new = !measured.is_empty();
         if profile.rates.matmul_gflops == 0.0 {
-            let what = format!("measuring {}: rates, because no three layers fit", profile.name);
-            (quiet.say)(Progress::Measuring(&what));
+            let what = format!("{}: rates, because no three layers fit", short(device));
+            let (number, remaining) = (agenda.count() + 1, None);
+            (quiet.say)(Progress::Measuring { what: &what, number, count: number, remaining });
             profile.rates = rates_alone(device)?;
             is_new = true;
         }
         if let Some(cache) = self.cache.as_ref().filter(|_| is_new) {
             // Other programs may have added to the file meanwhile.
-            let mut newest = cached().unwrap_or_else(bare);
+            let mut newest = cache.read_device(device).unwrap_or_else(|| bare(device));
             // Whoever asks for new measurements gets them, however loud it is.
             let limit = if self.fresh { 1.0 } else { limit };
             measured.iter().for_each(|sample| sample.put(&mut newest, limit));
@@ -180,137 +260,44 @@ impl Profiler<'_> {
             }
             cache.write_device(device, newest);
         }
-        for &size in sorted.iter().filter(|size| !samples.contains_key(size)) {
+        for &size in sizes.iter().filter(|size| !samples.contains_key(size)) {
+            let shape = self.shape(size);
             // Training runs have added sizes between those that are measured.
-            let good =
-                profile.shape(&shape(size)).is_some_and(|s| !quiet.is_worth(beside(s.measured), limit));
+            let good = profile.shape(&shape).is_some_and(|s| !quiet.is_worth(beside(s.measured), limit));
             if !good && let Some(between) = interpolated(&samples, size) {
-                profile.put(ShapeProfile { shape: shape(size), ..between });
+                profile.put(ShapeProfile { shape, ..between });
             }
         }
         Ok(profile)
     }
 
-    /// Measures the layers for microbatches of `size` sequences, and rates with them. None where the layers do not fit.
-    fn measure(&self, device: &Device, size: usize, say: &mut dyn FnMut(Progress)) -> Result<Option<Sample>> {
-        let mut by_split = Vec::new();
-        let mut weights = 0;
-        for split in [true, false] {
-            let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
-            let go_on = |enough: bool| {
-                say(Progress::Step);
-                !enough
-            };
-            by_split.push(probe.measure(SECONDS, self.patience, go_on)?);
-            weights = probe.weights;
-            probe.stop()?;
-        }
-        let (apart, joined) = (&by_split[0], &by_split[1]);
-        let part = (apart.jitter.part + joined.jitter.part) / 2.0;
-        let adapted = self.model.adapter().is_some();
-        let submit = (apart.submit + joined.submit) / 2.0;
-        let mut layers = BTreeMap::new();
-        for (kind, name) in KINDS.iter().enumerate() {
-            let seconds = |times: &Times, action: Kind| match kind {
-                0 => (times.of(0, action) - submit).max(0.0),
-                1 if adapted && action != Kind::F => ((times.of(2, action) - submit) / 2.0).max(0.0),
-                1 => ((times.of(1, action) + times.of(2, action) - 2.0 * submit) / 3.0).max(0.0),
-                _ => (times.of(3, action) - submit).max(0.0),
-            };
-            let profile = LayerProfile {
-                forward: (seconds(apart, Kind::F) + seconds(joined, Kind::F)) / 2.0,
-                input: seconds(apart, Kind::I),
-                weight: seconds(apart, Kind::W),
-                backward: Some(seconds(joined, Kind::B)),
-            };
-            layers.insert(name.to_string(), profile);
-        }
-        let software = device.capabilities().software;
-        let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
-        let rates = Rates {
-            matmul_gflops: self.block_flops(size)? / GIGA / layers["block"].sum().max(1e-9),
-            memory_gb_s: rate(7 * weights, joined.update),
-            launch_us: 0.0,
-            submit_us: submit / MICRO,
-            optimizer_gb_s: Some(rate(weights, joined.update)),
-            norm_gb_s: Some(rate(weights, joined.norm)),
-            clear_gb_s: Some(rate(weights, joined.clear)),
-            barrier_us: joined.barrier / MICRO,
-        };
-        let evidence = Evidence {
-            unix_seconds: unix_seconds(),
-            steps: (apart.steps + joined.steps) as u64,
-            spread: part,
-            ..Evidence::default()
-        };
-        Ok(Some(Sample {
-            shape: ShapeProfile {
-                submit_us: Some(submit / MICRO),
-                measured: Some(evidence),
-                layers,
-                ..ShapeProfile::default()
-            },
-            // A software adapter's demand is its number of threads; what goes beyond is this program's own.
-            cores: if software { joined.cores.round().max(1.0) } else { joined.cores.min(1.0) },
-            jitter: Jitter { part, ..joined.jitter },
-            rates,
-            adapted,
-        }))
-    }
-
-    fn block_flops(&self, size: usize) -> Result<f64> {
-        let purpose = Purpose::Training { tokens: size * self.sequence };
-        let model = self.model.with_blocks(2)?;
-        let graph = model.stage_graph(2..3, size, self.sequence, purpose)?.graph;
-        Ok([Phase::Forward, Phase::Input, Phase::Weight].iter().map(|&p| graph.phase_flops(p)).sum())
-    }
-
-    /// A probe of three blocks between embedding and head; none if it does not fit.
-    fn probe(&self, device: &Device, size: usize, split: bool) -> Result<Option<Probe>> {
-        let (schedule, cuts) = layers_schedule(split);
-        let model = self.model.with_blocks(LAYERS[1].len() + LAYERS[2].len())?;
-        let shape = (size, self.sequence);
-        match Probe::new(&model, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
-            Ok(probe) => Ok(Some(probe)),
-            Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// What one measurement of a device shows.
-struct Sample {
-    shape: ShapeProfile,
-    cores: f64,
-    jitter: Jitter,
-    rates: Rates,
-    /// Whether an adapter is trained: its few weights say little about how fast many are updated.
-    adapted: bool,
-}
-
-impl Sample {
-    /// Notes for which shape, and what others took meanwhile.
-    fn beside(mut self, others: Option<f64>, shape: String) -> Sample {
-        self.shape.shape = shape;
-        self.shape.measured = self.shape.measured.map(|evidence| Evidence { others, ..evidence });
-        self
-    }
-
-    /// Puts it into a profile, except where that rests on less noise.
-    fn put(&self, profile: &mut DeviceProfile, limit: f64) {
-        let others = beside(self.shape.measured);
-        let is_better = |before: Option<Evidence>| is_as_good(others, beside(before), limit);
-        if profile.shape(&self.shape.shape).is_none_or(|before| is_better(before.measured)) {
-            profile.put(self.shape.clone());
-        }
-        if is_better(profile.measured) {
-            (profile.cores, profile.jitter) = (self.cores, Some(self.jitter));
-            let is_loud = beside(profile.measured).is_some_and(|others| others > limit);
-            if !self.adapted || is_loud || profile.rates.matmul_gflops == 0.0 {
-                profile.rates = self.rates;
+    /// Times for microbatches of `size` sequences by those that are known of this model in the same kernels, if they
+    /// follow a law.
+    fn by_law(
+        &self,
+        device: &Device,
+        profile: &DeviceProfile,
+        size: usize,
+        quiet: &mut Quiet,
+    ) -> Result<Option<ShapeProfile>> {
+        let limit = limit(device);
+        let kernels = |size, sequence| kernels(self.model, size, sequence, device.capabilities());
+        let wanted = kernels(size, self.sequence)?;
+        let mut points = Vec::new();
+        for shape in &profile.shapes {
+            let Some((sequences, sequence)) = extents(self.model, &shape.shape) else { continue };
+            // Not what a law says itself.
+            let is_seen = shape.measured.is_none_or(|evidence| evidence.steps > 0);
+            if is_seen
+                && !quiet.is_worth(beside(shape.measured), limit)
+                && kernels(sequences, sequence)? == wanted
+            {
+                points.push(Point { extents: Extents { sequences, sequence }, shape: shape.clone() });
             }
-            profile.measured = self.shape.measured;
         }
+        let extents = Extents { sequences: size, sequence: self.sequence };
+        let found = priced(&points, extents, self.model.config().layers);
+        Ok(found.map(|found| ShapeProfile { shape: self.shape(size), ..found }))
     }
 }
 
@@ -318,6 +305,22 @@ impl Sample {
 pub fn first_of_adapter(devices: &[Device], device: usize) -> usize {
     let adapter = |device: usize| devices[device].info().index;
     (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device)
+}
+
+/// A profile of an adapter of which nothing is known.
+fn bare(device: &Device) -> DeviceProfile {
+    DeviceProfile {
+        name: device.info().name.clone(),
+        driver: device.info().driver.clone(),
+        max_binding: Some(device.capabilities().max_binding),
+        ..DeviceProfile::default()
+    }
+}
+
+/// An adapter's name without what drivers add in brackets.
+fn short(device: &Device) -> &str {
+    let name = &device.info().name;
+    name.split(" (").next().unwrap_or(name)
 }
 
 /// Seconds since the beginning of 1970; 0 on a machine whose clock stands before it.
@@ -365,14 +368,15 @@ fn interpolated(samples: &BTreeMap<usize, ShapeProfile>, size: usize) -> Option<
         };
         layers.insert(kind.clone(), profile);
     }
-    // It rests on both; what is known of the one stands for them.
+    // It rests on both; what is known of the one stands for them, but for the steps.
     let ShapeProfile { submit_us, measured, .. } = *below.1;
+    let measured = measured.map(|evidence| Evidence { steps: 0, ..evidence });
     Some(ShapeProfile { shape: String::new(), submit_us, measured, layers })
 }
 
 /// Rates of a device on which no layers could be measured.
 fn rates_alone(device: &Device) -> Result<Rates> {
-    let speed = device.block_on(crate::ops::bench::measure(device))?;
+    let speed = device.block_on(crate::ops::bench::measure(device, || ()))?;
     Ok(Rates {
         matmul_gflops: speed.matmul_gflops,
         memory_gb_s: speed.memory_gb_s,

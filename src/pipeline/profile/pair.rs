@@ -2,20 +2,29 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
-use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, unix_seconds};
+use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{Device, now};
 use crate::model::{Model, ModelConfig};
-use crate::pipeline::probe::Probe;
-use crate::pipeline::workload::shape_key;
+use crate::pipeline::probe::{MICROBATCHES, Probe};
+use crate::pipeline::workload::family_key;
 use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
 use crate::schedule::generate;
 
 /// Turns in which two devices work, each of them alone and then both, so that a change of the machine's speed …
-const TURNS: usize = 4;
-/// … in the seconds of such a turn is not taken for an effect of one on the other.
-const TURN: f64 = 0.4;
+pub(super) const TURNS: usize = 4;
+/// … in the seconds of such a turn is not taken for an effect of one on the other. …
+pub(super) const TURN: f64 = 0.4;
+/// … Two turns that take so long together are enough.
+pub(super) const LONG_TURNS: f64 = 8.0;
+/// Tokens that a pair's models know at most: what crosses a boundary does not depend on them, and a head is a matrix product
+/// like those of blocks.
+const VOCABULARY: usize = 256;
+/// The factor from one number of tokens for which pairs are measured to the next: what tensors of about the same size
+/// show holds for all of them.
+const FACTOR: usize = 4;
 
 /// Two devices at work side by side.
 #[derive(Clone, Copy)]
@@ -37,29 +46,29 @@ impl Profiler<'_> {
         sizes: &[usize],
         shared: f64,
         quiet: &mut Quiet,
+        agenda: &mut Agenda,
     ) -> Result<Pair> {
         let (a, b) = (&self.devices[i], &self.devices[j]);
-        let size = sizes.iter().copied().min().unwrap_or(1);
         let limit = limit(a).min(limit(b));
-        let key =
-            |cache: &Cache| format!("{} {}", cache.key(&[a, b]), shape_key(self.model, size, self.sequence));
-        let known = self.cache.as_ref().filter(|_| !self.fresh).and_then(|cache| cache.read(&key(cache)));
-        let known = known.filter(|known| known.devices.len() == 2).map(|known| Pair {
-            there: known.link(0, 1),
-            back: known.link(1, 0),
-            slowdown: (known.slowdown(0, 1), known.slowdown(1, 0)),
-            measured: known.measured,
-        });
+        let known = self.known_pair((i, j), sizes);
+        let tasks = self.pair_tasks((i, j), sizes);
         if let Some(known) = known
             && !quiet.is_worth(beside(known.measured), limit)
         {
+            agenda.leave_out(|task| tasks.contains(&task));
             return Ok(known);
         }
-        let what = format!("measuring {} beside {}", a.info().name, b.info().name);
+        let what = format!("{} beside {}", short(a), short(b));
+        let size = smallest(sizes);
         let (pair, others) = quiet.measure(limit, |say| {
-            say(Progress::Measuring(&what));
+            let started = now();
+            begin(tasks[0], &what, agenda, say);
             let (there, back) = self.links(a, b, size)?;
+            agenda.end(now() - started);
+            let started = now();
+            begin(tasks[1], &what, agenda, say);
             let (slowdown, measured) = self.disturbance(a, b, size, shared, say)?;
+            agenda.end(now() - started);
             Ok(Pair { there, back, slowdown, measured: Some(measured) })
         })?;
         let measured = pair.measured.map(|evidence| Evidence { others, ..evidence });
@@ -84,22 +93,53 @@ impl Profiler<'_> {
             ..Machine::default()
         };
         if let Some(cache) = &self.cache {
-            cache.write(&key(cache), machine);
+            cache.write(&self.pair_key(cache, (i, j), sizes), machine);
         }
         Ok(pair)
+    }
+
+    /// What is measured of two devices.
+    pub(super) fn pair_tasks(&self, (i, j): (usize, usize), sizes: &[usize]) -> [Task; 2] {
+        let pair = (first_of_adapter(self.devices, i), first_of_adapter(self.devices, j));
+        let size = smallest(sizes);
+        [Task::Links { pair, size }, Task::Slowdown { pair, size }]
+    }
+
+    /// What the cache has of two devices.
+    pub(super) fn known_pair(&self, pair: (usize, usize), sizes: &[usize]) -> Option<Pair> {
+        let cache = self.cache.as_ref().filter(|_| !self.fresh)?;
+        let known = cache.read(&self.pair_key(cache, pair, sizes))?;
+        (known.devices.len() == 2).then(|| Pair {
+            there: known.link(0, 1),
+            back: known.link(1, 0),
+            slowdown: (known.slowdown(0, 1), known.slowdown(1, 0)),
+            measured: known.measured,
+        })
+    }
+
+    fn pair_key(&self, cache: &Cache, (i, j): (usize, usize), sizes: &[usize]) -> String {
+        let tokens = smallest(sizes) * self.sequence;
+        let about =
+            std::iter::successors(Some(1usize), |most| most.checked_mul(FACTOR)).find(|&most| most >= tokens);
+        let devices = cache.key(&[&self.devices[i], &self.devices[j]]);
+        format!("{devices} {} tokens up to {}", family_key(self.model), about.unwrap_or(tokens))
+    }
+
+    /// The model with one block and few tokens, without an adapter: then gradients cross every boundary.
+    fn small(&self) -> Result<Model> {
+        let config = self.model.config();
+        let vocabulary = config.vocabulary.min(VOCABULARY);
+        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
+        Ok(model.with_weights(self.model.weights()))
     }
 
     /// A pipeline of two ranks and one microbatch: every hop lies open.
     fn links(&self, a: &Device, b: &Device, size: usize) -> Result<(Link, Link)> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
-        // Gradients cross every boundary of a model without an adapter.
-        let config = self.model.config();
-        // What crosses a boundary does not depend on the vocabulary.
-        let vocabulary = config.vocabulary.min(256);
-        let model = Model::new(&ModelConfig { layers: 1, vocabulary, ..config.clone() })?;
+        let model = self.small()?;
         let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
-        let times = probe.measure(SECONDS, 0.0, |enough| !enough)?;
+        let times = probe.measure(SECONDS, 0.0, |beat| !beat.is_enough())?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
         let link = |(hop, copy): (f64, f64)| Link {
@@ -120,16 +160,24 @@ impl Profiler<'_> {
         shared: f64,
         say: &mut dyn FnMut(Progress),
     ) -> Result<((f64, f64), Evidence)> {
-        let probe = |device| self.probe(device, size, false);
+        let model = self.small()?;
+        let probe = |device: &Device| {
+            let schedule = generate("gpipe", 1, MICROBATCHES)?;
+            Probe::new_if_it_fits(&model, schedule, Vec::new(), (size, self.sequence), device)
+        };
         let mut measured = Evidence { unix_seconds: unix_seconds(), steps: 1, ..Evidence::default() };
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else {
             return Ok(((1.0, 1.0), measured));
         };
         let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
         let mut spreads = Vec::new();
-        for _ in 0..TURNS {
+        let started = now();
+        for turn in 0..TURNS {
+            if turn >= 2 && now() - started > LONG_TURNS {
+                break;
+            }
             for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
-                let times = probe.measure(TURN, 0.0, |enough| !enough)?;
+                let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
                 *sum += times.busy;
                 measured.steps += times.steps as u64;
                 spreads.push(times.jitter.part);
@@ -151,6 +199,11 @@ impl Profiler<'_> {
     }
 }
 
+/// The size with which pairs are measured.
+fn smallest(sizes: &[usize]) -> usize {
+    sizes.iter().copied().min().unwrap_or(1)
+}
+
 /// Seconds of all actions of a step of each probe while both are at work: each goes on until the other has enough.
 fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
     let measuring = AtomicUsize::new(2);
@@ -161,11 +214,11 @@ fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
                 measuring.fetch_sub(1, Ordering::AcqRel);
             }
         };
-        let times = probe.measure(TURN, 0.0, |enough| {
-            if enough {
+        let times = probe.measure(TURN, 0.0, |beat| {
+            if beat.is_enough() {
                 leave();
             }
-            !enough || measuring.load(Ordering::Acquire) > 0
+            !beat.is_enough() || measuring.load(Ordering::Acquire) > 0
         });
         // After a failure too, or the other would go on for ever.
         leave();
