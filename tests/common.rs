@@ -1,5 +1,9 @@
 //! Adapters, tolerances and golden data.
 
+use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use polystage::gpu::{AdapterInfo, Device, OpenOptions};
 use polystage::pipeline::{Executor, Plan, Setup};
 
@@ -13,10 +17,55 @@ pub fn adapters() -> Vec<AdapterInfo> {
     adapters
 }
 
-/// Opens adapters by index; an index may repeat.
+/// Devices that no test uses at the moment. They keep their kernels, whose compilation takes most of the time of a test
+/// on a small model.
+static IDLE: Mutex<Vec<Device>> = Mutex::new(Vec::new());
+
+/// The devices of a test, which runs in a thread of its own: idle again when that ends.
+#[derive(Default)]
+struct Used(Vec<Device>);
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.0);
+    }
+}
+
+thread_local! {
+    static USED: RefCell<Used> = RefCell::default();
+}
+
+/// Opened adapters by index; an index may repeat. What this test has opened before and holds no memory any more is used
+/// again, then what other tests have.
 pub fn open(indices: &[usize]) -> Vec<Device> {
-    let options = OpenOptions::default();
-    indices.iter().map(|&i| pollster::block_on(Device::open(i, options)).expect("opens")).collect()
+    USED.with_borrow_mut(|Used(used)| {
+        let mut free: Vec<Device> = used.iter().filter(|device| rests(device)).cloned().collect();
+        let mut take = |index: usize| {
+            let is = |device: &Device| device.info().index == index;
+            if let Some(at) = free.iter().position(is) {
+                return free.swap_remove(at);
+            }
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = idle.iter().position(|device| is(device) && rests(device));
+            let known = at.map(|at| idle.swap_remove(at));
+            drop(idle);
+            let options = OpenOptions::default();
+            let device =
+                known.unwrap_or_else(|| pollster::block_on(Device::open(index, options)).expect("opens"));
+            used.push(device.clone());
+            device
+        };
+        indices.iter().map(|&index| take(index)).collect()
+    })
+}
+
+/// Whether a device holds no memory, or soon does not: ranks free it in threads of their own.
+fn rests(device: &Device) -> bool {
+    let start = Instant::now();
+    while device.allocated() > 0 && start.elapsed() < Duration::from_millis(50) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    device.allocated() == 0 && device.check("resting").is_ok()
 }
 
 /// Launches a setup on these adapters.

@@ -182,7 +182,7 @@ fn step(setup: &Setup, batch: &Batch, devices: &[Device]) -> (f64, usize, Vec<(S
         let values = values.iter().map(|&g| g as f64 * report.gradient_scale).collect();
         gradients.push((p.name.clone(), values));
     }
-    watch.block_on(executor.stop());
+    pollster::block_on(executor.stop());
     (report.loss, evaluated.1, gradients)
 }
 
