@@ -105,6 +105,29 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
     run("lora", &["--resume", "--from", "lora/checkpoints/000004"]);
     assert_eq!(place.losses("lora"), losses);
 
+    // The run is enough to go on from; what is given again and differs is said.
+    let refused = |arguments: &[&str], words: &str| {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(one_line(&output).contains(words), "{arguments:?}: {}", one_line(&output));
+    };
+    refused(&["finetune", "--resume"], "--out RUN");
+    refused(&["finetune", "--resume", "--out", "lora", "--full"], "trains an adapter");
+    refused(&["finetune", "--resume", "--out", "nowhere"], "nothing to resume");
+    refused(&["finetune", "--out", "lora"], "MODEL");
+    let further = ["finetune", "--resume", "--out", "lora", "--no-plan", "--steps", "10", "--batch", "8"];
+    for dry in [&["--dry-run"][..], &[]] {
+        let output = place.run(&[&further[..], dry].concat());
+        let notes = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{notes}");
+        let warnings: Vec<&str> = notes.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert_eq!(warnings, ["warning: resuming with train.steps = 10, which was 8"]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("2 steps after 8"));
+    }
+    assert_eq!(place.losses("lora").len(), 10);
+    assert_eq!(place.losses("lora")[..8], losses[..]);
+    let after = eval(&place, "lora", "held.jsonl").0;
+
     // Merged, it is the same model; another tool could read it.
     place.succeed(&["merge", "lora", "--out", "merged"]);
     let merged = eval(&place, "merged", "held.jsonl").0;

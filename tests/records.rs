@@ -169,6 +169,101 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
 }
 
 #[test]
+fn records_of_alpaca_and_sharegpt_are_the_conversations_that_they_mean() {
+    let folder = chat_folder();
+    let tokenizer = Tokenizer::open(folder.path()).expect("opened");
+    let template = ChatTemplate::open(folder.path(), std::time::SystemTime::UNIX_EPOCH).expect("opened");
+    let mut format = RecordFormat::default();
+    let read = |format: &RecordFormat, line: &str| {
+        let reader = Reader { tokenizer: &tokenizer, template: template.as_ref(), format, ends: true };
+        let corpus = read_with(&reader, &[("a.jsonl", line)])?;
+        let batch = corpus.windows(corpus.len()).next().expect("counts")?;
+        Ok((tokenizer.decode(&tokens(&corpus))?, batch.counted()))
+    };
+    let plain = read(
+        &format,
+        r#"{"messages": [{"role": "user", "content": "Q\n\nI"}, {"role": "assistant", "content": "hello"}]}"#,
+    )
+    .expect("read");
+    for same in [
+        r#"{"instruction": "Q", "input": "I", "output": "hello"}"#,
+        r#"{"conversations": [{"from": "human", "value": "Q\n\nI"}, {"from": "gpt", "value": "hello"}]}"#,
+        r#"{"conversations": [{"role": "user", "content": "Q\n\nI"}, {"role": "assistant", "content": "hello"}]}"#,
+    ] {
+        assert_eq!(read(&format, same).expect("read"), plain, "{same}");
+    }
+    let empty = read(&format, r#"{"instruction": "Q", "input": "", "output": "hello"}"#).expect("read");
+    assert_eq!(empty.0, "user\nQ\nassistant\nhello\n");
+    let system = r#"{"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}"#;
+    assert!(read(&format, system).expect("read").0.starts_with("system\nS\nuser\nQ"));
+    let stranger = r#"{"conversations": [{"from": "alien", "value": "Q"}]}"#;
+    let refused = message(read(&format, stranger));
+    assert!(refused.contains("line 1: has a message 0 of \"alien\"") && refused.contains("data.bad_lines"));
+
+    // The same under other names, which then are the only ones.
+    let names = [
+        ("instruction", "task"),
+        ("output", "reply"),
+        ("messages", "talk"),
+        ("role", "who"),
+        ("content", "what"),
+    ];
+    format.keys = names.map(|(field, name)| (field.to_string(), name.to_string())).into();
+    let renamed = r#"{"task": "Q", "input": "I", "reply": "hello", "output": 7}"#;
+    assert_eq!(read(&format, renamed).expect("read"), plain);
+    let talk = r#"{"talk": [{"who": "human", "what": "Q\n\nI"}, {"who": "gpt", "what": "hello"}]}"#;
+    assert_eq!(read(&format, talk).expect("read"), plain);
+    assert!(message(read(&format, r#"{"instruction": "Q", "output": "A"}"#)).contains("task and reply"));
+}
+
+#[test]
+fn an_instruction_without_a_chat_template_is_asked_in_alpacas_words() {
+    let line = r#"{"instruction": "Add.", "input": "1 and 2", "output": "3"}"#;
+    let corpus = read(&Tokenizer::bytes(), &[("a.jsonl", line)]).expect("read");
+    let whole = text(&corpus);
+    assert!(
+        whole.starts_with("Below is an instruction that describes a task, paired with an input"),
+        "{whole}"
+    );
+    assert!(
+        whole.ends_with("### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3\0"),
+        "{whole}"
+    );
+    let (_, answer) = corpus.question(1000).expect("read").expect("has one");
+    assert_eq!(answer, [u32::from(b'3'), 0]);
+}
+
+#[test]
+fn records_are_evaluated_whole_whatever_the_window_and_cut_only_where_they_do_not_fit() {
+    let record = |prompt: &str, completion: &str| {
+        format!("{{\"prompt\": {prompt:?}, \"completion\": {completion:?}}}\n")
+    };
+    let lines =
+        [record("abc", "de"), record("f", "gh"), record("ijklmnop", "qrs"), record("t", "u")].concat();
+    let corpus = read(&Tokenizer::bytes(), &[("a.jsonl", &lines)]).expect("read");
+    // What counts, each with all of its record that stands before it.
+    let seen = |length: usize| -> Vec<(Vec<u32>, u32)> {
+        let rows = corpus.windows(length).map(|row| row.expect("read"));
+        let each = rows.flat_map(|row| {
+            let counted = (0..length).filter(|&t| row.targets[t] != IGNORE).collect::<Vec<_>>();
+            let of = |t: usize| (row.inputs[row.starts[t] as usize..=t].to_vec(), row.targets[t]);
+            counted.into_iter().map(of).collect::<Vec<_>>()
+        });
+        each.collect()
+    };
+    let tally = |length: usize| corpus.tally(length).expect("has records");
+    for length in [11, 12, 16, 40, 1000] {
+        assert_eq!(seen(length), seen(64), "{length}");
+        assert_eq!((tally(length).cut, tally(length).records, tally(length).longest), (0, 4, 12));
+    }
+    assert_eq!(seen(64).len(), 3 + 3 + 4 + 2);
+    assert_eq!((seen(10).len(), tally(10).cut), (12, 1), "one is cut, and every answer still counts");
+    // Text has no records, and its windows share nothing.
+    let plain = read(&Tokenizer::bytes(), &[("a.txt", "0123456789")]).expect("read");
+    assert!(plain.tally(4).is_none() && plain.windows(4).len() == 3);
+}
+
+#[test]
 fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
     let bad = [
         ("[1]", "is an array, not an object"),

@@ -192,3 +192,41 @@ fn a_message_without_end_is_refused_before_it_takes_the_memory() {
     let (_, error) = fail(&chatty(), &["chat", ".", "--devices", "0"], &"a".repeat(17 << 20));
     assert!(error.contains("standard input: has a line of more than 16777216 bytes"), "{error}");
 }
+
+#[test]
+fn a_chat_says_what_can_be_said_to_it_and_keeps_strange_commands_from_the_model() {
+    let place = chatty();
+    let chat = ["chat", ".", "--max-tokens", "4", "--temperature", "0", "--devices", "0"];
+    let (said, notes) = succeed(&place, &chat, "/help\n/rest\n/quit\nhello\n");
+    assert_eq!(said, "", "nothing reached the model");
+    assert!(["/reset", "/quit", "Ctrl-C"].into_iter().all(|words| notes.contains(words)), "{notes}");
+    assert!(notes.contains("/rest is not known"), "{notes}");
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_ends_an_answer_and_not_the_chat() {
+    use std::io::{BufRead, BufReader, Read};
+    let place = chatty();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    let chat =
+        ["chat", ".", "--context", "160", "--max-tokens", "80", "--temperature", "0", "--devices", "0"];
+    command.args(chat).current_dir(place.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut first = [0];
+    input.write_all(b"hello\n").unwrap();
+    output.read_exact(&mut first).unwrap();
+    // SAFETY: a signal to a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let mut notes = BufReader::new(child.stderr.take().unwrap());
+    let mut note = String::new();
+    notes.read_line(&mut note).unwrap();
+    assert_eq!(note, "the answer was stopped\n");
+    input.write_all(b"and now?\n/quit\n").unwrap();
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(rest.lines().count() >= 2, "another answer follows: {rest:?}");
+}

@@ -17,8 +17,9 @@ use crate::train::resume::last_config;
 use crate::train::run::CONFIG;
 use crate::train::source::{describe, named};
 
-/// Steps of a run unless it says otherwise.
+/// Steps of a run unless it says otherwise, and those over which the learning rate rises.
 const STEPS: u64 = 100;
+const WARMUP: u64 = 5;
 /// Evaluations of a run, if that does not mean more steps between two than this.
 const EVALUATIONS: u64 = 5;
 const EVALUATE_EVERY: u64 = 100;
@@ -179,6 +180,7 @@ fn usual(a: &Arguments) -> Vec<Setting> {
         ("train", "steps", steps.map(whole)),
         ("train", "evaluate_every", every.map(whole)),
         ("train", "learning_rate", Some(Value::from(rate))),
+        ("train", "warmup", Some(whole(WARMUP))),
         ("train", "weight_decay", Some(Value::from(0.0))),
     ];
     all.into_iter().filter_map(|(section, key, value)| Some((section, key, value?))).collect()

@@ -132,7 +132,7 @@ fn describe_time(job: &Job) -> Result<()> {
         say(format!(
             "         next: {} (+{:.1} %), {}, {} microbatches, {}",
             duration(other.simulation.expected),
-            100.0 * (other.simulation.expected / step - 1.0),
+            100.0 * (other.simulation.expected / step - 1.0).max(0.0),
             other.schedule.name,
             other.microbatches,
             layers.collect::<Vec<_>>().join(", ")
