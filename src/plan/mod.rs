@@ -27,7 +27,7 @@ mod search;
 mod space;
 mod start;
 mod table;
-mod text;
+pub(crate) mod text;
 mod without;
 mod workload;
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::explain::{Explanation, Waiting};
-use super::text::{bytes, grouped, percent, ranges, seconds, table};
+use super::text::{bytes, counted, grouped, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -28,11 +28,10 @@ impl fmt::Display for Explanation {
         }
         writeln!(
             f,
-            "{} with {} microbatches of {} sequence{} on {}",
+            "{} with {} of {} on {}",
             name_of(&self.schedule, self.chunks),
-            self.microbatches,
-            self.sequences,
-            if self.sequences == 1 { "" } else { "s" },
+            counted(self.microbatches, "microbatch"),
+            counted(self.sequences, "sequence"),
             self.machine
         )?;
         writeln!(f)?;
@@ -137,7 +136,7 @@ impl Explanation {
             vec![
                 format!("  +{}", percent(other.slower)),
                 name_of(&other.schedule, other.chunks),
-                format!("{} microbatches", other.microbatches),
+                counted(other.microbatches, "microbatch"),
                 format!("layers {}", devices.join(" ")),
                 repeats,
             ]

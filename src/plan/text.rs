@@ -73,3 +73,13 @@ pub(super) fn table(rows: Vec<Vec<String>>, right: &[usize]) -> String {
     }
     text
 }
+
+/// So many things: `1 sequence`, `2 sequences`, `4 microbatches`.
+pub fn counted(n: usize, thing: &str) -> String {
+    let end = match (n, thing.ends_with('h')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {thing}{end}", grouped(n as f64))
+}

@@ -5,6 +5,7 @@ use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
 use crate::pipeline::timeline::{DeviceName, duration};
+use crate::plan::text::counted;
 use crate::train::data::Corpus;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
@@ -28,8 +29,10 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     ))?;
     let entropy = describe_texts(job)?;
     say(format!(
-        "schedule {}, {} microbatches of {} sequences",
-        plan.schedule.name, plan.schedule.microbatches, plan.setup.batch
+        "schedule {}, {} of {}",
+        plan.schedule.name,
+        counted(plan.schedule.microbatches, "microbatch"),
+        counted(plan.setup.batch, "sequence")
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
     for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
@@ -100,7 +103,7 @@ fn describe_time(job: &Job) -> Result<()> {
         few if few < 10.0 => format!("{few:.1} epochs"),
         many => format!("{many:.0} epochs"),
     };
-    let count = format!("{} step{}", show_count(steps), if steps == 1 { "" } else { "s" });
+    let count = counted(steps as usize, "step");
     let after = if done > 0 { format!(" after {done}") } else { String::new() };
     let Some((_, planned)) = &job.planned else {
         return say(format!(
@@ -127,14 +130,14 @@ fn describe_time(job: &Job) -> Result<()> {
         let layers = (0..other.devices.len()).map(|rank| {
             let owned = other.stages.iter().zip(&other.stage_ranks).filter(|(_, owner)| **owner == rank);
             let layers: usize = owned.map(|(stage, _)| stage.len()).sum();
-            format!("device {}: {layers} layers", other.devices[rank])
+            format!("device {}: {}", other.devices[rank], counted(layers, "layer"))
         });
         say(format!(
-            "         next: {} (+{:.1} %), {}, {} microbatches, {}",
+            "         next: {} (+{:.1} %), {}, {}, {}",
             duration(other.simulation.expected),
             100.0 * (other.simulation.expected / step - 1.0).max(0.0),
             other.schedule.name,
-            other.microbatches,
+            counted(other.microbatches, "microbatch"),
             layers.collect::<Vec<_>>().join(", ")
         ))?;
     }
