@@ -146,7 +146,7 @@ fn a_run_on_a_machine_of_a_file_is_planned_dry_without_an_adapter() {
     let place = place();
     let dry = ["train", "gpt.toml", "--machine", "cards.toml", "--dry-run", "--out", "run"];
     let text = succeed(&place, &[&dry[..], &["--devices", "2,0"]].concat());
-    assert!(text.contains("(third)") && text.contains("(first)") && !text.contains("(second)"), "{text}");
+    assert!(text.contains(": third)") && text.contains(": first)") && !text.contains(": second)"), "{text}");
     assert!(text.contains("devices = [2, 0]") || text.contains("devices = [\n    2,\n    0,\n]"), "{text}");
     assert!(!place.path("run").exists());
     let model = golden("llama");

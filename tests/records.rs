@@ -275,7 +275,7 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
         ("{\"completion\": \"x\"}", "has a completion and no prompt"),
         ("{\"prompt\": \"x\", \"completion\": \"\"}", "has an empty completion"),
         ("{\"messages\": 5}", "has \"messages\" that are not a list"),
-        ("{\"messages\": [{}]}", "has a message 0 without a role"),
+        ("{\"messages\": [{}]}", "has a message 0 without a role (or from)"),
         ("{}", "has neither text, nor prompt and completion, nor messages"),
         ("{\"text\": \"x\"", "is not JSON (EOF while parsing an object at column 12)"),
     ];
@@ -283,7 +283,9 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
     for (line, wanted) in bad {
         let file = format!("{{\"text\": \"good\"}}\n\n{line}\n");
         let refused = message(read(&tokenizer, &[("a.jsonl", &file)]));
-        assert!(refused.contains(&format!("a.jsonl line 3: {wanted}; correct it")), "{refused}");
+        let (said, help) = refused.split_once("; correct it").expect(&refused);
+        assert!(said.contains(&format!("a.jsonl line 3: {wanted}")), "{refused}");
+        assert!(help.contains("data.bad_lines = \"skip\" (--skip-bad-lines)"), "{refused}");
     }
     let lines = bad.map(|(line, _)| format!("{line}\n")).concat() + "{\"text\": \"good\"}\n";
     let skip = Reader {
