@@ -42,6 +42,7 @@ pub const FIELDS: [&str; 14] = [
     "value",
 ];
 
+#[cfg(not(target_arch = "wasm32"))]
 impl RecordFormat {
     /// The name that stands for a field.
     pub(super) fn name<'a>(&'a self, field: &'a str) -> &'a str {
