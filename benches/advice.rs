@@ -116,8 +116,7 @@ fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let better = Config::parse(case.model, &settings, case.name).expect("parses");
     let used: Vec<usize> = advised.devices.iter().map(|&device| own[device]).collect();
     let devices = open(&used);
-    let fixed =
-        Planning::for_devices(&better, machine.reordered(&advised.devices), &numbered(&devices), None);
+    let fixed = Planning::for_devices(&better, machine.selected(&advised.devices), &numbered(&devices), None);
     let fixed = fixed.expect("plans");
     let best = fixed.search().expect("fits").best;
     let mut after = launch(&better, fixed.plan(&best).expect("fits"), &devices);

@@ -10,7 +10,6 @@ use super::recipe::{Recipe, insert};
 use super::records::RecordArguments;
 use super::train::{Launch, start};
 use crate::error::{Error, Result};
-use crate::folder::files::check_toml;
 use crate::train::config::Config;
 use crate::train::data::BadLines;
 use crate::train::resume::last_config;
@@ -128,13 +127,8 @@ fn resumed(arguments: &Arguments, model: Option<&Named>, name: Option<&str>) -> 
     let Some(run) = arguments.launch.resumed(name)? else {
         return Err(Error::config("--resume", "needs the run's folder: give --out RUN"));
     };
-    let text = last_config(&run)?;
+    let mut table = last_config(&run)?;
     let place = run.join(CONFIG).to_string_lossy().into_owned();
-    check_toml(&text, &place)?;
-    let mut table: Table = text.parse().map_err(|_| {
-        let message = "is damaged; put the config there that the run was trained with";
-        Error::config(place.as_str(), message)
-    })?;
     let adapted = table.contains_key("adapter");
     let recipe = &arguments.recipe;
     if recipe.full && adapted {

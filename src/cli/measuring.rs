@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::progress::{Display, View};
 use crate::pipeline::profile::{Progress, Remaining};
+use crate::plan::text::counted;
 
 /// Shows what a profiler says until it is dropped.
 pub(super) struct Measuring {
@@ -62,11 +63,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// What is said before the first measurement.
 fn planned(count: usize, kept: Option<&PathBuf>) -> String {
-    let many = if count == 1 { "" } else { "s" };
     let kept = kept.map_or("not kept".into(), |folder| format!("kept in {}", folder.display()));
     format!(
-        "measuring this machine for the planner: {count} measurement{many} of about a second each, longer where steps \
-         are; {kept}"
+        "measuring this machine for the planner: {} of about a second each, longer where steps \
+         are; {kept}",
+        counted(count, "measurement")
     )
 }
 

@@ -84,9 +84,7 @@ impl MachineArguments {
         }
         Ok(())
     }
-}
 
-impl MachineArguments {
     /// Reads a machine file. Of a list on the command line it has every device; one in a config may be meant for the
     /// machine at hand.
     fn read(&self, file: &Path) -> Result<Machine> {

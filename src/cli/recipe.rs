@@ -9,9 +9,6 @@ use crate::train::config::Described;
 const SEQUENCE: usize = 512;
 /// Sequences of a step.
 const BATCH: usize = 8;
-/// Of an adapter.
-const RANK: usize = 8;
-const ALPHA: f64 = 16.0;
 
 /// How a model is trained further. What is not given has the default that `--help` says, here and nowhere else.
 #[derive(clap::Args)]
@@ -91,8 +88,7 @@ impl Recipe {
         // An adapter that exists says itself what it is.
         let begins = !self.full && described.adapter.is_none();
         if begins {
-            insert(&mut table, "adapter", "rank", RANK as i64);
-            insert(&mut table, "adapter", "alpha", ALPHA);
+            table.insert("adapter".into(), Table::new().into());
         }
         for (section, key, value) in self.keys() {
             if begins || section != "adapter" {

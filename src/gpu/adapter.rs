@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::Capabilities;
 use crate::error::Error;
 
 /// One adapter, as listed by `polystage devices`.
@@ -218,4 +220,39 @@ fn free_host_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// A GPU without subgroups that is not there, which binds so many bytes at once; nothing limits it unless that is known.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (AdapterInfo, Capabilities) {
+    let max_binding = max_binding.unwrap_or(u64::MAX);
+    let capabilities = Capabilities {
+        software: false,
+        subgroup: None,
+        max_binding,
+        max_buffer: u64::MAX,
+        max_groups: 65535,
+    };
+    let info = AdapterInfo {
+        index,
+        name: name.into(),
+        vendor: String::new(),
+        vendor_id: 0,
+        device_id: 0,
+        backend: String::new(),
+        kind: "imagined".into(),
+        driver: String::new(),
+        software: false,
+        f16: false,
+        subgroups: false,
+        subgroup_size: [0, 0],
+        cooperative_matrices: Vec::new(),
+        max_buffer: u64::MAX,
+        max_binding,
+        max_storage_buffers: 8,
+        max_workgroup: 256,
+        workgroup_memory: 16 << 10,
+        memory: None,
+    };
+    (info, capabilities)
 }

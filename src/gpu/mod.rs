@@ -10,6 +10,8 @@ mod device;
 mod kernel;
 mod recorder;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use adapter::imagined;
 pub use adapter::{AdapterInfo, list, none_found};
 pub use buffer::{BindGroup, Buffer, Mapping, Range};
 pub use device::{Capabilities, Device, OpenOptions};

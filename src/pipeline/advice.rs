@@ -134,38 +134,12 @@ fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::imagined;
 
     /// A card of so many bytes that binds so many at once.
     fn card(index: usize, memory: Option<u64>, max_binding: u64) -> (AdapterInfo, Capabilities) {
-        let info = AdapterInfo {
-            index,
-            name: "card".into(),
-            vendor: String::new(),
-            vendor_id: 0,
-            device_id: 0,
-            backend: String::new(),
-            kind: String::new(),
-            driver: String::new(),
-            software: false,
-            f16: false,
-            subgroups: false,
-            subgroup_size: [0, 0],
-            cooperative_matrices: Vec::new(),
-            max_buffer: u64::MAX,
-            max_binding,
-            max_storage_buffers: 8,
-            max_workgroup: 256,
-            workgroup_memory: 16 << 10,
-            memory,
-        };
-        let capabilities = Capabilities {
-            software: false,
-            subgroup: None,
-            max_binding,
-            max_buffer: u64::MAX,
-            max_groups: 65535,
-        };
-        (info, capabilities)
+        let (info, capabilities) = imagined(index, "card", Some(max_binding));
+        (AdapterInfo { memory, ..info }, capabilities)
     }
 
     fn setup(purpose: Use, name: &str, budget: Option<u64>) -> Setup {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::costs::Prices;
 use super::machine::Machine;
-use super::text::percent;
+use super::text::{counted, percent};
 use super::workload::Workload;
 use super::{Candidate, Planned, Without};
 use crate::schedule::Idle;
@@ -322,12 +322,14 @@ fn why_memory(planned: &Planned, share: &DeviceShare) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(unlimited) = &planned.unlimited {
         let without = layers(unlimited, &planned.best, share.rank);
-        let by = |count: usize| format!("{count} layer{}", if count == 1 { "" } else { "s" });
         if without > share.layers {
-            why.push(format!("limited by memory to {} fewer", by(without - share.layers)));
+            why.push(format!("limited by memory to {} fewer", counted(without - share.layers, "layer")));
         }
         if without < share.layers {
-            why.push(format!("{} more because of the memory of others", by(share.layers - without)));
+            why.push(format!(
+                "{} more because of the memory of others",
+                counted(share.layers - without, "layer")
+            ));
         }
     }
     let repeated = share.stages.iter().filter(|stage| stage.recompute).count();

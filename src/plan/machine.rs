@@ -184,15 +184,17 @@ impl Machine {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// The same machine with its devices in another order: `order[i]` is the one that is to have the number `i`.
-    pub fn reordered(&self, order: &[usize]) -> Machine {
+    /// The machine of these devices alone: `order[i]` is the one that is to have the number `i`.
+    pub fn selected(&self, order: &[usize]) -> Machine {
         let row = |&i: &usize| order.iter().map(|&j| self.slowdown(i, j)).collect();
-        let number = |device: usize| order.iter().position(|&old| old == device).unwrap_or(device);
-        let link = |link: &LinkProfile| LinkProfile { from: number(link.from), to: number(link.to), ..*link };
+        let number = |device: usize| order.iter().position(|&old| old == device);
+        let link = |link: &LinkProfile| {
+            Some(LinkProfile { from: number(link.from)?, to: number(link.to)?, ..*link })
+        };
         Machine {
             slowdown: if self.slowdown.is_empty() { Vec::new() } else { order.iter().map(row).collect() },
             devices: order.iter().map(|&device| self.devices[device].clone()).collect(),
-            links: self.links.iter().map(link).collect(),
+            links: self.links.iter().filter_map(link).collect(),
             ..self.clone()
         }
     }
@@ -238,20 +240,8 @@ impl Machine {
 
     /// The machine without one of its devices; those behind it move up.
     pub fn without(&self, device: usize) -> Machine {
-        let mut machine = self.clone();
-        machine.devices.remove(device);
-        machine.slowdown.retain({
-            let mut row = 0..;
-            move |_| row.next() != Some(device)
-        });
-        for row in machine.slowdown.iter_mut().filter(|row| device < row.len()) {
-            row.remove(device);
-        }
-        machine.links.retain(|link| link.from != device && link.to != device);
-        for end in machine.links.iter_mut().flat_map(|link| [&mut link.from, &mut link.to]) {
-            *end -= usize::from(*end > device);
-        }
-        machine
+        let others: Vec<usize> = (0..self.devices.len()).filter(|&other| other != device).collect();
+        self.selected(&others)
     }
 
     /// The machine with other budgets; where there is none, the device's memory is its budget.

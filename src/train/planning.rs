@@ -7,14 +7,14 @@ use std::ops::RangeInclusive;
 use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
-use crate::gpu::{AdapterInfo, Capabilities, Device};
+use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::timeline::{DeviceName, Event, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Prediction, Setup, Use};
 use crate::plan::{
-    Candidate, DeviceProfile, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload,
-    fits, plan, without,
+    Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
+    without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 
@@ -121,7 +121,12 @@ impl Planning {
         let adapters =
             machine.devices.iter().enumerate().map(|(number, profile)| match devices.get(&number) {
                 Some(device) => (device.info().clone(), *device.capabilities()),
-                None => imagined(machine.adapter(number), profile),
+                None => {
+                    let mut imagined = imagined(machine.adapter(number), &profile.name, profile.max_binding);
+                    imagined.0.driver = profile.driver.clone();
+                    imagined.0.memory = profile.memory;
+                    imagined
+                }
             });
         let adapters = adapters.collect();
         let profiles = machine.devices.iter().enumerate();
@@ -213,7 +218,7 @@ impl Planning {
         let mut order = planned.best.devices.clone();
         order.extend((0..self.names.len()).filter(|device| !planned.best.devices.contains(device)));
         let number = |device: usize| order.iter().position(|&old| old == device).unwrap_or(device);
-        self.machine = self.machine.reordered(&order);
+        self.machine = self.machine.selected(&order);
         self.adapters = order.iter().map(|&old| self.adapters[old].clone()).collect();
         let name = |(number, &old): (usize, &usize)| DeviceName { number, ..self.names[old].clone() };
         self.names = order.iter().enumerate().map(name).collect();
@@ -296,11 +301,10 @@ impl Planning {
         });
         found.extend(shorter.find(|(config, _)| fits(config)).map(|(_, words)| words));
         if config.path.is_some() && config.adapter.is_none() {
-            let adapter = AdapterConfig { rank: 8, alpha: 16.0, rank_stabilised: false, targets: None };
+            let adapter = AdapterConfig::default();
+            let words = format!("--set adapter.rank={}, which trains an adapter alone", adapter.rank);
             let config = Config { adapter: Some(adapter), ..config.clone() };
-            found.extend(
-                fits(&config).then(|| "--set adapter.rank=8, which trains an adapter alone".to_string()),
-            );
+            found.extend(fits(&config).then_some(words));
         }
         found
     }
@@ -422,37 +426,4 @@ impl Planning {
     fn budget(&self, device: usize) -> Option<u64> {
         self.options.budgets.get(device).copied().flatten().or(self.machine.devices[device].memory)
     }
-}
-
-fn imagined(index: usize, device: &DeviceProfile) -> (AdapterInfo, Capabilities) {
-    let most = device.max_binding.unwrap_or(u64::MAX);
-    let capabilities = Capabilities {
-        software: false,
-        subgroup: None,
-        max_binding: most,
-        max_buffer: u64::MAX,
-        max_groups: 65535,
-    };
-    let info = AdapterInfo {
-        index,
-        name: device.name.clone(),
-        vendor: String::new(),
-        vendor_id: 0,
-        device_id: 0,
-        backend: String::new(),
-        kind: "imagined".into(),
-        driver: device.driver.clone(),
-        software: false,
-        f16: false,
-        subgroups: false,
-        subgroup_size: [0, 0],
-        cooperative_matrices: Vec::new(),
-        max_buffer: u64::MAX,
-        max_binding: most,
-        max_storage_buffers: 8,
-        max_workgroup: 256,
-        workgroup_memory: 16 << 10,
-        memory: device.memory,
-    };
-    (info, capabilities)
 }

@@ -41,7 +41,7 @@ impl Resume {
     /// [`Error::Config`] where there is no run, or its config or metrics cannot be read; [`Error::Checkpoint`] where it
     /// has had checkpoints and none is complete, the chosen one is damaged, or its adapter belongs to other weights.
     pub fn open(run: &Path, from: Option<&Path>, config: &mut Config, origin: &Origin) -> Result<Resume> {
-        let old = old_config(run)?;
+        let old = last_config(run)?;
         let metrics = Metrics::open(run).map_err(|error| error.config(&run.join(METRICS)))?;
         keep_microbatches(&old, config);
         let new: Table = config.to_toml().parse().unwrap_or_default();
@@ -76,31 +76,24 @@ impl Resume {
     }
 }
 
-/// The text of the config that a run was last trained with.
+/// The config that a run was last trained with.
 ///
 /// # Errors
 /// [`Error::Config`] where there is no run, or its config cannot be read.
-pub fn last_config(run: &Path) -> Result<String> {
+pub fn last_config(run: &Path) -> Result<Table> {
     let path = run.join(CONFIG);
-    read_text(&path).map_err(|error| match error {
+    let damaged = |what: String| {
+        let message = format!("{what}; put the config there that the run was trained with");
+        Error::config(path.to_string_lossy(), message)
+    };
+    let text = read_text(&path).map_err(|error| match error {
         Unreadable::Missing => {
             let message =
                 format!("{} does not exist or holds no run; there is nothing to resume", run.display());
             Error::config("--resume", message)
         }
-        other => damaged(&path, &other.to_string()),
-    })
-}
-
-fn damaged(config: &Path, what: &str) -> Error {
-    let message = format!("{what}; put the config there that the run was trained with");
-    Error::config(config.to_string_lossy(), message)
-}
-
-fn old_config(run: &Path) -> Result<Table> {
-    let path = run.join(CONFIG);
-    let damaged = |what: String| damaged(&path, &what);
-    let text = last_config(run)?;
+        other => damaged(other.to_string()),
+    })?;
     check_toml(&text, &path.to_string_lossy())?;
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
         damaged(format!("is damaged: {}", error.message().replace('\n', ", ")))

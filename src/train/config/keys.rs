@@ -1,7 +1,6 @@
 //! Every key of a config: its name, its unit and what it means. Suggestions for unknown keys, `polystage config` and
 //! docs/config.md have them from here. What a key is where it is left out, the structs in `mod.rs` say.
 
-use serde::Deserialize;
 use toml::Value;
 
 use super::{AdapterConfig, Config};
@@ -335,8 +334,7 @@ pub fn smallest() -> String {
 /// None, unless [`TABLES`] and the structs contradict each other.
 pub fn defaults() -> Result<toml::Table> {
     let mut all = Config::parse(&smallest(), &[], "the smallest config")?.to_table();
-    let adapter = AdapterConfig::deserialize(toml::Table::new()).ok();
-    let adapter = adapter.and_then(|adapter| toml::Table::try_from(adapter).ok()).unwrap_or_default();
+    let adapter = toml::Table::try_from(AdapterConfig::default()).unwrap_or_default();
     all.insert("adapter".into(), Value::Table(adapter));
     for table in TABLES {
         let Some(values) = all.get_mut(table.name).and_then(Value::as_table_mut) else { continue };

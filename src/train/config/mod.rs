@@ -144,6 +144,12 @@ pub struct AdapterConfig {
     pub targets: Option<Targets>,
 }
 
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig { rank: rank(), alpha: alpha(), rank_stabilised: false, targets: None }
+    }
+}
+
 impl AdapterConfig {
     /// As PEFT's configuration, for a model.
     pub fn peft(&self, model: &Model) -> PeftConfig {
