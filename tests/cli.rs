@@ -539,10 +539,10 @@ fn only_a_reader_that_has_gone_may_be_ignored_by_what_is_printed() {
 #[cfg(target_os = "linux")]
 fn a_full_disk_behind_standard_output_ends_a_run_before_it_begins() {
     let place = Place::new();
-    let (status, said) = with_output(&place, &["train", "tiny.toml", "--out", "run"], "/dev/full");
-    // A machine that is busy has a warning of its own.
-    let errors: Vec<&str> = said.lines().filter(|line| !line.starts_with("warning: ")).collect();
-    assert_eq!((status, errors.len()), (Some(1), 1), "{said}");
+    // Without a planner nothing is measured, and nothing said of that.
+    let train = ["train", "tiny.toml", "--no-plan", "--out", "run"];
+    let (status, said) = with_output(&place, &train, "/dev/full");
+    assert_eq!((status, said.lines().count()), (Some(1), 1), "{said}");
     assert!(!place.path("run").exists());
 }
 
