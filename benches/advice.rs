@@ -1,7 +1,7 @@
 //! Is the advice of `polystage trace` to be trusted? Ten plans that are not the best, on this machine's adapters: how long
 //! a step takes, what is advised, and how long it takes when that is followed, in turns with the plan as it was.
 //!
-//! It takes about 15 minutes, in which the machine should do nothing else; as for `prediction`, with `LP_NUM_THREADS=1`.
+//! It takes about 40 minutes, in which the machine should do nothing else; as for `prediction`, with `LP_NUM_THREADS=1`.
 //! `POLYSTAGE_PLANS=word` runs the plans with that word in their names.
 
 use std::collections::BTreeMap;
@@ -18,10 +18,10 @@ use polystage::train::trainer::Trainer;
 use crate::prediction::{DEEP, WIDE, launch};
 
 /// Steps after which `trace` is asked.
-const STEPS: u64 = 20;
+const STEPS: u64 = 8;
 /// Turns of both plans, and steps of each turn; the first steps of a plan do not count.
-const TURNS: usize = 5;
-const STEPS_OF_TURN: usize = 4;
+const TURNS: usize = 4;
+const STEPS_OF_TURN: usize = 3;
 const WARM_UP: usize = 2;
 /// Seconds for which a probe's steps are repeated at most.
 const PATIENCE: f64 = 3.0;
