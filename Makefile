@@ -18,8 +18,7 @@ test: setup-test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --lib --no-default-features --target wasm32-unknown-unknown -- -D warnings
-	cargo clippy --locked --bin polystage --target x86_64-pc-windows-gnu -- -D warnings
-	cargo clippy --locked --bin polystage --target aarch64-apple-darwin -- -D warnings
+	cargo clippy --locked --bin polystage --target x86_64-pc-windows-gnu --target aarch64-apple-darwin -- -D warnings
 	VK_ICD_FILENAMES="$$(scripts/drivers.sh)" cargo test --locked
 
 # `make test` does less than a minute of this, always with the same seed.

@@ -1,7 +1,7 @@
 //! Is the advice of `polystage trace` to be trusted? Ten plans that are not the best, on this machine's adapters: how long
 //! a step takes, what is advised, and how long it takes when that is followed, in turns with the plan as it was.
 //!
-//! It takes about 40 minutes, in which the machine should do nothing else; as for `prediction`, with `LP_NUM_THREADS=1`.
+//! It takes about 30 minutes, in which the machine should do nothing else; as for `prediction`, with `LP_NUM_THREADS=1`.
 //! `POLYSTAGE_PLANS=word` runs the plans with that word in their names.
 
 use std::collections::BTreeMap;
@@ -18,9 +18,9 @@ use polystage::train::trainer::Trainer;
 use crate::prediction::{DEEP, WIDE, launch};
 
 /// Steps after which `trace` is asked.
-const STEPS: u64 = 8;
+const STEPS: u64 = 7;
 /// Turns of both plans, and steps of each turn; the first steps of a plan do not count.
-const TURNS: usize = 4;
+const TURNS: usize = 3;
 const STEPS_OF_TURN: usize = 3;
 const WARM_UP: usize = 2;
 /// Seconds for which a probe's steps are repeated at most.
@@ -41,11 +41,11 @@ const CASES: &[Case] = &[
     Case { name: "deep 2 equal, gpipe", model: DEEP, adapters: &[0, 0], choices: &["schedule=gpipe", "microbatches=4", "cuts=[4]"] },
     Case { name: "deep 2 equal, interleaved", model: DEEP, adapters: &[0, 0], choices: &["schedule=interleaved-1f1b", "microbatches=8"] },
     Case { name: "wide 2 equal, even cut", model: WIDE, adapters: &[0, 0], choices: &["schedule=1f1b", "microbatches=8", "cuts=[3]"] },
-    Case { name: "wide 2 equal, cut early", model: WIDE, adapters: &[0, 0], choices: &["schedule=zb-h1", "microbatches=8", "cuts=[1]"] },
-    Case { name: "deep 2 unequal, even cut", model: DEEP, adapters: &[0, 1], choices: &["schedule=1f1b", "microbatches=8", "cuts=[4]"] },
-    Case { name: "deep 2 unequal, reversed", model: DEEP, adapters: &[1, 0], choices: &["schedule=1f1b", "microbatches=8", "cuts=[4]"] },
-    Case { name: "wide 2 unequal, gpipe", model: WIDE, adapters: &[1, 0], choices: &["schedule=gpipe", "microbatches=8", "cuts=[3]"] },
-    Case { name: "wide 3 unequal, even cuts", model: WIDE, adapters: &[0, 0, 1], choices: &["schedule=1f1b", "microbatches=8", "cuts=[2,4]"] },
+    Case { name: "wide 2 equal, cut early", model: WIDE, adapters: &[0, 0], choices: &["train.batch=8", "schedule=zb-h1", "microbatches=8", "cuts=[1]"] },
+    Case { name: "deep 2 unequal, even cut", model: DEEP, adapters: &[0, 1], choices: &["train.batch=4", "schedule=1f1b", "microbatches=4", "cuts=[4]"] },
+    Case { name: "deep 2 unequal, reversed", model: DEEP, adapters: &[1, 0], choices: &["train.batch=4", "schedule=1f1b", "microbatches=4", "cuts=[4]"] },
+    Case { name: "wide 2 unequal, gpipe", model: WIDE, adapters: &[1, 0], choices: &["train.batch=8", "schedule=gpipe", "microbatches=4", "cuts=[3]"] },
+    Case { name: "wide 3 unequal, even cuts", model: WIDE, adapters: &[0, 0, 1], choices: &["train.batch=8", "schedule=1f1b", "microbatches=8", "cuts=[2,4]"] },
 ];
 
 pub fn table() {
@@ -74,7 +74,8 @@ pub fn table() {
 fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let own: Vec<usize> = case.adapters.iter().map(|&adapter| adapters[adapter].index).collect();
     let mut choices = vec![format!("pipeline.devices={own:?}")];
-    choices.extend(case.choices.iter().map(|choice| format!("pipeline.{choice}")));
+    let key = |choice: &&str| if choice.contains('.') { choice.to_string() } else { format!("pipeline.{choice}") };
+    choices.extend(case.choices.iter().map(key));
     let config = Config::parse(case.model, &choices, case.name).expect("parses");
     let model = Model::new(&config.model).expect("is a model");
     let profiler = Profiler {
@@ -113,6 +114,8 @@ fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
         }
     };
     let Change { plan: advised, settings, what, .. } = *change;
+    let kept = choices.iter().filter(|choice| !choice.starts_with("pipeline."));
+    let settings: Vec<String> = kept.cloned().chain(settings).collect();
     let better = Config::parse(case.model, &settings, case.name).expect("parses");
     let used: Vec<usize> = advised.devices.iter().map(|&device| own[device]).collect();
     let devices = open(&used);

@@ -57,7 +57,7 @@ fn build(to: &Path) {
     // A target folder of its own: cargo locks the usual one while another cargo builds.
     let target = root().join("target/browser");
     let arguments =
-        "build --lib --release --no-default-features --target wasm32-unknown-unknown --target-dir";
+        "build --lib --profile quick --no-default-features --target wasm32-unknown-unknown --target-dir";
     let status = Command::new(env!("CARGO"))
         .current_dir(root())
         .args(arguments.split(' '))
@@ -69,7 +69,7 @@ fn build(to: &Path) {
         "the library does not build for the browser; is its target there? `rustup target add wasm32-unknown-unknown`"
     );
     wasm_bindgen_cli_support::Bindgen::new()
-        .input_path(target.join("wasm32-unknown-unknown/release/polystage.wasm"))
+        .input_path(target.join("wasm32-unknown-unknown/quick/polystage.wasm"))
         .web(true)
         .and_then(|bindgen| bindgen.omit_default_module_path(false).typescript(false).generate(to))
         .expect("bindings");

@@ -238,15 +238,18 @@ fn changes(from: &Candidate, to: &Candidate) -> String {
         ));
     }
     if from.stages != to.stages {
-        let of_each = to.devices.iter().map(|&device| {
-            format!("{} layers instead of {} on device {device}", layers(to, device), layers(from, device))
+        let moved = to.devices.iter().filter_map(|&device| {
+            let [new, old] = [to, from].map(|plan| layers(plan, device));
+            (new != old).then(|| format!("{new} layers instead of {old} on device {device}"))
         });
-        changes.push(of_each.collect::<Vec<_>>().join(", "));
+        let moved: Vec<String> = moved.collect();
+        // Stages may change and each device have as many layers as before.
+        changes.push(if moved.is_empty() { "other layers on the devices".into() } else { moved.join(", ") });
     }
     if from.schedule.name != to.schedule.name {
         changes.push(format!("schedule {} instead of {}", to.schedule.name, from.schedule.name));
     }
-    if from.recompute != to.recompute {
+    if from.repeated() != to.repeated() {
         changes.push("recomputing in other stages".into());
     }
     changes.join("; ")
