@@ -209,7 +209,7 @@ fn compare(simulation: &Simulation, trainer: &Trainer, machine: &Machine) {
         let sum = &mut sums.entry(key).or_default()[which];
         *sum = (sum.0 + seconds, sum.1 + 1);
     };
-    for cell in simulation.cells.iter().filter(|c| !c.action.kind.is_transfer()) {
+    for cell in simulation.cells.iter().filter(|c| c.action.kind.computes()) {
         add(
             format!("rank {} {}{}", cell.rank, cell.action.stage, cell.action.kind),
             0,

@@ -50,7 +50,7 @@ fn replanner() -> Replanner {
 
 /// What a step of the plan would show if rank 1 took `factor` times as long as predicted.
 fn events(plan: &Candidate, factor: f64) -> Vec<Event> {
-    let computed = plan.simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+    let computed = plan.simulation.cells.iter().filter(|cell| cell.action.kind.computes());
     let event = |cell: &polystage::schedule::Cell| Event {
         rank: cell.rank,
         track: Track::Compute,

@@ -64,7 +64,7 @@ impl Executor {
         let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
         let tied = plan.tied().into_iter();
-        let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
+        let users = tied.map(|of| (of.owner, (of.user, of.name))).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let training = plan.setup.purpose.trains();
         let ranks = build(plan, devices, &logs)?;

@@ -88,6 +88,18 @@ pub(super) struct StagePlan {
     pub(super) gradient: SlotPlan,
 }
 
+/// A parameter that two devices have.
+pub(super) struct Exchanged {
+    /// Its name where it is used.
+    pub(super) name: String,
+    /// The name of the parameter that it is tied to.
+    pub(super) owner: String,
+    /// The rank that uses it.
+    pub(super) user: usize,
+    /// The rank that owns it.
+    pub(super) home: usize,
+}
+
 /// One device of a plan.
 pub struct RankPlan {
     /// Position in the pipeline.
@@ -110,7 +122,7 @@ pub struct Plan {
     pub setup: Setup,
     /// The model.
     pub model: Model,
-    /// The lowered, validated schedule.
+    /// The lowered, validated schedule; when training, of the whole step.
     pub schedule: Schedule,
     /// Layers of each stage.
     pub stages: Vec<Range<usize>>,
@@ -183,6 +195,11 @@ impl Plan {
             let layout = Layout::new(list.collect());
             let flops = layers.iter().flat_map(|l| &flops[l.clone()]).sum::<f64>() * microbatches as f64;
             plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout });
+        }
+        if plan.setup.purpose.trains() {
+            let stages = |of: Exchanged| (plan.stage_of(&of.name), plan.stage_of(&of.owner));
+            let ties: Vec<(usize, usize)> = plan.exchanged().into_iter().map(stages).collect();
+            plan.schedule = plan.schedule.completed(&ties)?;
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
@@ -280,18 +297,24 @@ impl Plan {
         }
     }
 
+    /// The stage whose layers have a parameter.
+    pub(super) fn stage_of(&self, name: &str) -> usize {
+        let has = |layer: usize| self.model.layer_parameters(layer).iter().any(|p| p.name == name);
+        self.stages.iter().position(|layers| layers.clone().any(has)).unwrap_or(0)
+    }
+
     /// Those of [`Plan::tied`] that change, so that gradients and weights travel in every step.
-    pub(super) fn exchanged(&self) -> Vec<(String, String, usize, usize)> {
+    pub(super) fn exchanged(&self) -> Vec<Exchanged> {
         let trained = |name: &str| {
             let all = self.ranks.iter().flat_map(|r| r.layout.parameters());
             all.filter(|p| p.name == name).any(|p| !p.frozen)
         };
         let training = self.setup.purpose.trains();
-        self.tied().into_iter().filter(|(name, ..)| training && trained(name)).collect()
+        self.tied().into_iter().filter(|of| training && trained(&of.name)).collect()
     }
 
-    /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
-    pub(super) fn tied(&self) -> Vec<(String, String, usize, usize)> {
+    /// The parameters whose second use is on another device than their owner.
+    pub(super) fn tied(&self) -> Vec<Exchanged> {
         let rank_of = |name: &str| {
             let has = |r: &&RankPlan| r.layout.parameters().iter().any(|p| p.name == name);
             self.ranks.iter().find(has).map(|r| r.rank)
@@ -300,7 +323,7 @@ impl Plan {
         all.filter_map(|(user, p)| {
             let owner = p.tied_to.clone()?;
             let home = rank_of(&owner)?;
-            (home != user).then(|| (p.name.clone(), owner, user, home))
+            (home != user).then(|| Exchanged { name: p.name.clone(), owner, user, home })
         })
         .collect()
     }
@@ -339,7 +362,7 @@ impl Plan {
                 bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }
-        for (name, _, user, home) in self.exchanged() {
+        for Exchanged { name, user, home, .. } in self.exchanged() {
             let list = self.ranks[user].layout.parameters();
             let Some(parameter) = list.iter().find(|p| p.name == name) else { continue };
             let [user_bytes, owner_bytes] = tied::memory(parameter);

@@ -184,16 +184,35 @@ impl Rank {
     }
 
     async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
-        let device = self.device.clone();
         self.steps += 1;
-        let started = now();
-        let mut recorder = device.record();
-        self.parameters.record_clear(&mut recorder);
-        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
-        for action in self.actions.clone() {
-            self.compute(action, batch).await?;
+        let until = self.update_at();
+        for action in self.actions[..until].to_vec() {
+            match action.kind {
+                Kind::C => self.clear().await?,
+                Kind::R => self.send_gradients(action.stage).await?,
+                Kind::N => self.norm().await?,
+                _ => self.compute(action, batch).await?,
+            }
         }
-        self.finish_step().await
+        self.report().await
+    }
+
+    /// From the update on, which needs the norm of all.
+    async fn update(&mut self, step: AdamStep) -> Result<()> {
+        let from = self.update_at();
+        for action in self.actions[from..].to_vec() {
+            match action.kind {
+                Kind::U => self.adam(step).await?,
+                Kind::G => self.receive_weights(action.stage).await?,
+                _ => {}
+            }
+        }
+        self.device.check("updating weights")
+    }
+
+    /// Where in its list the rank waits for the norm of the whole gradient.
+    fn update_at(&self) -> usize {
+        self.actions.iter().position(|action| action.kind == Kind::U).unwrap_or(self.actions.len())
     }
 
     /// Floating-point operations of a step's actions, as the log counts them.

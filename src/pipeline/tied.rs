@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
+use super::plan::Exchanged;
 use super::rank::Rank;
 use super::timeline::EventKind;
 use crate::error::Result;
@@ -19,8 +20,8 @@ const PIECE: u64 = 8 << 20;
 
 /// The end of a tied pair that a rank holds.
 pub(super) enum Tied {
-    /// Uses the parameter: sends its gradient, receives the new weight.
-    User { name: String, gradient: Outgoing, weight: Incoming },
+    /// Uses the parameter of the stage: sends its gradient, receives the new weight.
+    User { name: String, stage: usize, gradient: Outgoing, weight: Incoming },
     /// Owns it: adds the user's gradient, sends the new weight.
     Owner { name: String, gradient: Incoming, weight: Outgoing, add: Add },
 }
@@ -49,14 +50,15 @@ pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
     [links, links + bytes.min(PIECE) + 16 * pieces(bytes).count() as u64]
 }
 
-/// Connects a parameter's user with its owner on another device.
-pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
+/// Connects a parameter's user with its owner on another device, in this stage.
+pub(super) fn tie(ranks: &mut [Rank], parameter: Exchanged, stage: usize) -> Result<()> {
+    let Exchanged { name, owner, user, home } = parameter;
     let bytes = ranks[user].parameters.gradient(&name)?.bytes;
     let weight = ranks[user].parameters.weight(&name)?.bytes;
     let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
     let (gradient_out, gradient_in) = connect(&user_device, &device, bytes.min(PIECE), slots(bytes))?;
     let (weight_out, weight_in) = connect(&device, &user_device, weight.min(PIECE), slots(weight))?;
-    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
+    ranks[user].tied.push(Tied::User { name, stage, gradient: gradient_out, weight: weight_in });
     let arrived = device.buffer("tied gradient", bytes.min(PIECE))?;
     let kernel =
         device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
@@ -75,22 +77,31 @@ pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, 
 }
 
 impl Rank {
-    /// Sends the gradients of what this rank uses, and adds those of what it owns.
-    pub(super) async fn exchange_gradients(&mut self) -> Result<()> {
+    /// R: sends the gradients of what this rank uses of a stage.
+    pub(super) async fn send_gradients(&mut self, of: usize) -> Result<()> {
         let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
-            match tied {
-                Tied::User { name, gradient, .. } => {
-                    let from = self.parameters.gradient(name)?;
-                    self.send_pieces(gradient, &from, "tied gradient").await?;
-                }
-                Tied::Owner { name, gradient, add, .. } => {
-                    let bytes = self.parameters.gradient(name)?.bytes;
-                    for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
-                        let to = add.arrived.range(0, piece.end - piece.start);
-                        let after = Some((&*add.kernel, group, *groups));
-                        self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
-                    }
+            if let Tied::User { name, stage, gradient, .. } = tied
+                && *stage == of
+            {
+                let from = self.parameters.gradient(name)?;
+                self.send_pieces(gradient, &from, "tied gradient").await?;
+            }
+        }
+        self.tied = ties;
+        Ok(())
+    }
+
+    /// Adds the gradients that others have of what this rank owns.
+    pub(super) async fn receive_gradients(&mut self) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
+        for tied in &mut ties {
+            if let Tied::Owner { name, gradient, add, .. } = tied {
+                let bytes = self.parameters.gradient(name)?.bytes;
+                for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
+                    let to = add.arrived.range(0, piece.end - piece.start);
+                    let after = Some((&*add.kernel, group, *groups));
+                    self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
                 }
             }
         }
@@ -98,8 +109,8 @@ impl Rank {
         Ok(())
     }
 
-    /// Sends the weights that this rank owns, then takes those that it uses.
-    pub(super) async fn exchange_weights(&mut self) -> Result<()> {
+    /// Sends the weights that this rank owns to who uses them.
+    pub(super) async fn send_weights(&mut self) -> Result<()> {
         let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
             if let Tied::Owner { name, weight, .. } = tied {
@@ -107,8 +118,17 @@ impl Rank {
                 self.send_pieces(weight, &from, "tied weight").await?;
             }
         }
+        self.tied = ties;
+        Ok(())
+    }
+
+    /// G: receives the weights that this rank uses of a stage.
+    pub(super) async fn receive_weights(&mut self, of: usize) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
-            if let Tied::User { name, weight, .. } = tied {
+            if let Tied::User { name, stage, weight, .. } = tied
+                && *stage == of
+            {
                 let to = self.parameters.weight(name)?;
                 for (tag, piece) in pieces(to.bytes).enumerate() {
                     let to = to.buffer.range(to.offset + piece.start, piece.end - piece.start);

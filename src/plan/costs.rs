@@ -205,17 +205,16 @@ impl<'a> Prices<'a> {
             }
         }
         let Some(tie) = self.workload.tie else { return };
-        let rank_of = |layer: usize| {
-            let at = stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
-            stage_ranks[at]
-        };
-        let (user, owner) = (rank_of(tie.user), rank_of(tie.owner));
-        if user != owner && tie.bytes > 0 {
+        let stage_of =
+            |layer: usize| stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
+        let (user, owner) = (stage_of(tie.user), stage_of(tie.owner));
+        let [from, to] = [user, owner].map(|stage| devices[stage_ranks[stage]]);
+        if stage_ranks[user] != stage_ranks[owner] && tie.bytes > 0 {
             costs.ties.push(Tie {
                 user,
                 owner,
-                gradient: hop(self.machine, devices[user], devices[owner], tie.bytes),
-                weight: hop(self.machine, devices[owner], devices[user], tie.bytes),
+                gradient: hop(self.machine, from, to, tie.bytes),
+                weight: hop(self.machine, to, from, tie.bytes),
             });
         }
     }

@@ -79,7 +79,7 @@ pub(super) struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     pub fn new(space: &'a Space<'a>) -> Result<Judge<'a>> {
-        let simulators = space.forms.iter().map(|form| Simulator::new(&form.schedule));
+        let simulators = space.forms.iter().map(|form| Simulator::new(&form.schedule, &[]));
         Ok(Judge {
             space,
             simulators: simulators.collect::<Result<_>>()?,
@@ -120,6 +120,10 @@ impl<'a> Judge<'a> {
             let is_shared = self.costs.cores > 0.0 || !self.costs.slowdown.is_empty();
             self.work += form.actions() as u64 * if is_shared { WORK_OF_SHARING } else { 1 };
             self.simulated += 1;
+            // Which stages share a parameter depends on the cuts, though hardly ever.
+            if !self.simulators[point.form].knows(&self.costs) {
+                self.simulators[point.form] = Simulator::new(&form.schedule, &self.costs.tied())?;
+            }
             let step = self.simulators[point.form].step(&self.costs)?;
             if step <= cutoff && best.as_ref().is_none_or(|best| step < best.step) {
                 let unevenness = unevenness(&form.layout, &self.costs);

@@ -329,7 +329,7 @@ impl Planning {
         let ratio = |rank: usize| {
             let cells = candidate.simulation.cells.iter();
             let predicted: f64 = cells
-                .filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer())
+                .filter(|cell| cell.rank == rank && cell.action.kind.computes())
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);

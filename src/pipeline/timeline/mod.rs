@@ -102,6 +102,7 @@ impl EventKind {
             Kind::I => BackwardInput,
             Kind::W => BackwardWeight,
             Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => Copy,
+            Kind::C | Kind::R | Kind::N | Kind::U | Kind::G => Optimizer,
         }
     }
 }
@@ -156,7 +157,7 @@ impl Timeline {
     /// Seconds from the start of the step.
     pub fn from_simulation(devices: Vec<DeviceName>, simulation: &Simulation) -> Timeline {
         // A send is the same tensor on the same way as its receive.
-        let cells = simulation.cells.iter().filter(|c| !matches!(c.action.kind, Kind::SendF | Kind::SendB));
+        let cells = simulation.cells.iter().filter(|c| !matches!(c.action.kind, Kind::SendF | Kind::SendB) && !c.action.kind.is_whole());
         let events = cells.map(|cell| Event {
             rank: cell.rank,
             track: if cell.action.kind.is_transfer() { Track::Copy } else { Track::Compute },

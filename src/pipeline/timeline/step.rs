@@ -36,10 +36,10 @@ impl Step {
     pub fn predicted(prediction: &Prediction) -> Result<Step> {
         let simulation = prediction.simulate()?;
         let timeline = prediction.timeline()?;
-        let cells = simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+        let cells = simulation.cells.iter().filter(|cell| cell.action.kind.computes());
         Ok(Step {
             timeline,
-            schedule: without_transfers(prediction.schedule()?),
+            schedule: prediction.schedule()?.computation(),
             cells: cells.copied().collect(),
             idle: simulation.idle,
             gaps: simulation.gaps,
@@ -130,11 +130,6 @@ impl Step {
         let (sum, count) = these.fold((0.0, 0), |(sum, count), c| (sum + c.end - c.start, count + 1));
         (count > 0).then(|| (sum / count as f64, count))
     }
-}
-
-fn without_transfers(mut schedule: Schedule) -> Schedule {
-    schedule.ranks.iter_mut().for_each(|actions| actions.retain(|action| !action.kind.is_transfer()));
-    schedule
 }
 
 /// When the input of each action that receives one had arrived, as far as the timeline knows.
