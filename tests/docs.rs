@@ -155,6 +155,13 @@ fn the_schedules_of_their_page_are_proved_and_drawn_as_it_shows() {
         }
         assert_eq!(rows.len(), 8);
     }
+    for (_, rows) in tables(&page, &["once a step"]) {
+        for action in names(&rows) {
+            assert!(action.parse::<polystage::schedule::Action>().unwrap().kind.is_whole());
+        }
+        assert_eq!(rows.len(), 5);
+    }
+    "C 0F0 0F1 0B0 0B1 N U".parse::<Schedule>().unwrap().validate().unwrap();
 }
 
 /// The tables of run.md by the heading of their first column.
