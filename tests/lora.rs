@@ -285,7 +285,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
     let block = machine.devices[0].shape(&shape_key(&model, 2, 13)).unwrap().layers["block"];
     // The gradients of small matrices may be lost in noise.
     assert!(block.forward > 0.0 && block.input > 0.0 && block.weight >= 0.0, "{block:?}");
-    let work = workload(&model, 8, 13, &[4], &described[0].1).unwrap();
+    let work = workload(&model, 8, 13, &[4], &[described[0].1]).unwrap();
     assert_eq!(work.layers[0].weights, 0, "the token table is not trained");
     for cuts in [vec![1], vec![3], vec![7]] {
         let options = Options {

@@ -39,7 +39,7 @@ pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Mach
 pub use planner::plan;
 pub use without::{Without, without};
 pub use workload::{
-    Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed, TiedLayers, Work,
     Workload,
 };
 

@@ -10,7 +10,7 @@ use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::timeline::{DeviceName, Event, Track};
-use crate::pipeline::workload::workload;
+use crate::pipeline::workload::{kinds_of_kernels, workload};
 use crate::pipeline::{Plan, Prediction, Setup, Use};
 use crate::plan::{
     Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
@@ -182,7 +182,12 @@ impl Planning {
             None => config.microbatches(),
         };
         let t = &config.train;
-        let workload = workload(&model, t.batch, t.sequence, &counts, &adapters[0].1)?;
+        let (kernels, of_each) = kinds_of_kernels(adapters.iter().map(|(_, capabilities)| capabilities));
+        let workload = workload(&model, t.batch, t.sequence, &counts, &kernels)?;
+        let mut machine = machine;
+        for (device, kernels) in machine.devices.iter_mut().zip(of_each) {
+            device.kernels = kernels;
+        }
         let options = Options {
             devices: chosen(&config.pipeline.devices, &machine)?,
             schedule: match (given, &config.pipeline.schedule) {
