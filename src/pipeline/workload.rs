@@ -263,3 +263,72 @@ fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
     };
     KindWork { forward: of(Phase::Forward), input: of(Phase::Input), weight: of(Phase::Weight) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::imagined;
+    use crate::model::Weights;
+    use crate::pipeline::{Plan, Setup, Use};
+    use crate::plan::{Assignment, DeviceProfile, Machine, costs};
+    use crate::schedule::generate;
+
+    /// A card beside a software adapter, each of which lowers the same layers to other kernels.
+    #[test]
+    fn what_a_stage_holds_is_counted_with_the_kernels_of_its_own_device() {
+        let model = "kind = 'gpt2'\nlayers = 4\nwidth = 32\nheads = 2\ncontext = 64\nvocabulary = 96";
+        let config = toml::from_str(model).unwrap();
+        let model = Model::new(&config).unwrap();
+        let (info, card) = imagined(0, "card", None);
+        let software = Capabilities { software: true, subgroup: Some(8), ..card };
+        let large = Capabilities { max_binding: 1 << 30, ..card };
+        let (kernels, of_each) = kinds_of_kernels([&card, &software, &large]);
+        assert_eq!((kernels.len(), of_each), (2, vec![0, 1, 0]));
+        let schedule = generate("1f1b", 2, 2).unwrap();
+        let counted = |of_each: [usize; 2]| {
+            let work = workload(&model, 4, 64, &[2], &kernels).unwrap();
+            let device = |kernels| DeviceProfile { kernels, ..DeviceProfile::default() };
+            let machine = Machine { devices: of_each.map(device).to_vec(), ..Machine::default() };
+            let assignment = Assignment {
+                devices: &[0, 1],
+                stages: &[0..3, 3..6],
+                stage_ranks: &[0, 1],
+                recompute: &[false; 2],
+                split: &[false; 2],
+                in_flight: &[2, 1],
+            };
+            let costs = costs(&work, &work.batchings[0], &machine, &assignment);
+            let slots = [2, 1];
+            let stage = |s: usize| {
+                let stage = &costs.stages[s];
+                costs.ranks[s].fixed + slots[s] * stage.stash + stage.gradient
+            };
+            [0, 1].map(stage)
+        };
+        let needed = |of_each: [usize; 2]| {
+            let setup = Setup {
+                model: config.clone(),
+                adapter: None,
+                weights: Weights::F32,
+                batch: 2,
+                sequence: 64,
+                schedule: schedule.clone(),
+                cuts: Some(vec![3]),
+                shared: false,
+                recompute: Vec::new(),
+                purpose: Use::Training,
+                budgets: vec![None; 2],
+            };
+            let devices = of_each.map(|kind| (info.clone(), kernels[kind]));
+            let plan = Plan::new(setup, &devices).unwrap();
+            [0, 1].map(|rank: usize| plan.ranks[rank].bytes)
+        };
+        for of_each in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+            for (counted, needed) in counted(of_each).into_iter().zip(needed(of_each)) {
+                let off = counted as f64 / needed as f64 - 1.0;
+                assert!((0.0..0.02).contains(&off), "{of_each:?}: {counted} counted, {needed} needed");
+            }
+        }
+        assert_ne!(needed([0, 0]), needed([1, 1]), "the kernels make a difference");
+    }
+}

@@ -145,7 +145,8 @@ impl Clock<'_> {
     fn input(&mut self, task: &Task, spans: &[Span]) -> f64 {
         let mut input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
         if task.joins != NONE {
-            let joins = &self.joins[task.joins as usize];
+            let all = self.joins;
+            let joins = &all[task.joins as usize];
             if joins.iter().any(|join| spans[join.need as usize].end == f64::INFINITY) {
                 return f64::INFINITY;
             }

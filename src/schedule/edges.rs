@@ -85,7 +85,8 @@ impl Edges {
                         let message = format!("{action} needs {}, which comes later on rank {rank}", need.action);
                         return Err(index.reject((rank, at), message));
                     }
-                    edges.edges.push(Edge { from: edges.number(found), moves: need.moves });
+                    let from = edges.number(found);
+                    edges.edges.push(Edge { from, moves: need.moves });
                 }
             }
         }
