@@ -275,7 +275,7 @@ mod tests {
 
     /// A card beside a software adapter, each of which lowers the same layers to other kernels.
     #[test]
-    fn what_a_stage_holds_is_counted_with_the_kernels_of_its_own_device() {
+    fn what_a_stage_holds_is_counted_for_every_choice_of_kernels_as_it_is_allocated() {
         let model = "kind = 'gpt2'\nlayers = 4\nwidth = 32\nheads = 2\ncontext = 64\nvocabulary = 96";
         let config = toml::from_str(model).unwrap();
         let model = Model::new(&config).unwrap();
@@ -329,6 +329,5 @@ mod tests {
                 assert!((0.0..0.02).contains(&off), "{of_each:?}: {counted} counted, {needed} needed");
             }
         }
-        assert_ne!(needed([0, 0]), needed([1, 1]), "the kernels make a difference");
     }
 }
