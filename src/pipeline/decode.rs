@@ -6,11 +6,12 @@ use futures_util::StreamExt;
 use super::link::Recorded;
 use super::log::State;
 use super::rank::{Rank, Replies, Reply};
-use super::timeline::EventKind;
+use super::timeline::What;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 use crate::graph::Phase;
 use crate::ops::program::Slots;
+use crate::schedule::{Action, Kind};
 
 /// New tokens of a group of B texts.
 #[derive(Clone, Debug)]
@@ -65,10 +66,11 @@ impl Rank {
         let mut copies = Vec::new();
         if let (Some(incoming), Some(input)) = (&mut stage.forward_in, program.stage().input) {
             let to = program.range(&self.parameters, input, slots)?;
-            self.log.state(State::Waiting, format!("tokens of group {}", grow.group));
+            self.log.state(State::Waiting(What::Action(Action::new(at, Kind::RecvF, grow.group))));
             copies.push(incoming.record(&mut recorder, &to, grow.number).await?.0);
         }
-        self.log.state(State::Working, format!("tokens of group {}", grow.group));
+        let what = What::Action(Action::new(at, Kind::F, grow.group));
+        self.log.state(State::Working(what));
         let launches = program.launch_flops(Phase::Forward).len();
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
         let output =
@@ -80,7 +82,7 @@ impl Rank {
         if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut self.logits, &output) {
             logits = Some(readback.record(&mut recorder, from, grow.group).await?);
         }
-        self.submit(recorder, "grow", EventKind::Forward, None, 0.0, started).await;
+        self.submit(recorder, what, 0.0, started).await;
         copies.into_iter().for_each(Recorded::submitted);
         if let Some(logits) = logits {
             logits.submitted(&device, self.index, replies.clone());

@@ -3,7 +3,7 @@
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use super::timeline::EventKind;
+use super::timeline::What;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
@@ -13,7 +13,7 @@ impl Rank {
     pub(super) async fn finish_step(&mut self) -> Result<StepPart> {
         let device = self.device.clone();
         self.exchange_gradients().await?;
-        self.log.state(State::Working, "norm");
+        self.log.state(State::Working(What::Norm));
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_fold(&mut recorder);
@@ -24,7 +24,7 @@ impl Rank {
         if let Some((losses, staging)) = &self.losses {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
-        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::Norm, 0.0, started).await;
         let squares = if sums.bytes > 0 {
             let bytes = device.read_staging(&self.sums, sums.bytes).await?;
             self.parameters.squares(&bytemuck::pod_collect_to_vec(&bytes))
@@ -46,7 +46,7 @@ impl Rank {
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
-        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::Update, 0.0, started).await;
         self.exchange_weights().await?;
         device.check("updating weights")
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::timeline::{DeviceName, Event, EventKind, Timeline, Track};
+use super::timeline::{DeviceName, Event, Timeline, Track, What};
 use crate::error::{Error, Result};
 use crate::plan::Candidate;
 use crate::schedule::{self, Costs, Hop, Schedule, Simulation};
@@ -107,20 +107,15 @@ impl Prediction {
         for (rank, cost) in self.costs.ranks.iter().enumerate() {
             let last = timeline.events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
             let last = last.map(|e| e.end).fold(cost.begin, f64::max);
-            let ends =
-                [("clear", 0.0, cost.begin), ("norm", last, cost.end), ("step", together, cost.update)];
-            timeline.events.extend(ends.into_iter().filter(|(_, _, seconds)| *seconds > 0.0).map(
-                |(label, start, seconds)| Event {
-                    rank,
-                    track: Track::Compute,
-                    label: label.into(),
-                    kind: EventKind::Optimizer,
-                    microbatch: None,
-                    start,
-                    end: start + seconds,
-                    bytes: 0,
-                },
-            ));
+            let ends = [
+                (What::Clear, 0.0, cost.begin),
+                (What::Norm, last, cost.end),
+                (What::Update, together, cost.update),
+            ];
+            let track = Track::Compute;
+            let event =
+                |(what, start, seconds)| Event { rank, track, what, start, end: start + seconds, bytes: 0 };
+            timeline.events.extend(ends.into_iter().filter(|(_, _, seconds)| *seconds > 0.0).map(event));
         }
         Ok(timeline)
     }

@@ -11,7 +11,7 @@ use super::decode::{Grow, Logits, Readback};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
-use super::timeline::{Event, EventKind};
+use super::timeline::{Event, What};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{DType, Phase, ValueId};
@@ -111,7 +111,7 @@ impl Rank {
     /// Answers commands until their sender is gone or one fails.
     pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
         while let Some(command) = commands.next().await {
-            self.log.state(State::Working, "starting");
+            self.log.state(State::Starting);
             let result = match command {
                 Command::Step(batch) => self.step(&batch).await.map(Reply::Step),
                 Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
@@ -135,7 +135,7 @@ impl Rank {
                     self.read(&name, part, first, count).await.map(Reply::Values)
                 }
             };
-            self.log.state(State::Idle, "");
+            self.log.state(State::Idle);
             let failed = result.is_err();
             if replies.unbounded_send((self.index, result)).is_err() || failed {
                 break;
@@ -167,20 +167,18 @@ impl Rank {
     pub(super) async fn submit(
         &self,
         recorder: Recorder<'_>,
-        label: &str,
-        kind: EventKind,
-        microbatch: Option<usize>,
+        what: What,
         flops: f64,
         started: f64,
     ) {
-        self.log.host(label, EventKind::Host, started, now(), 0);
+        self.log.host(what, started);
         let depth = if self.device.capabilities().software { SOFTWARE_DEPTH } else { DEPTH };
         self.device.below(depth).await;
         let handed = now();
-        self.log.submitted(label, kind, microbatch, flops);
+        self.log.submitted(what, flops);
         let log = self.log.clone();
         recorder.submit(move || log.finished());
-        self.log.host(label, EventKind::Host, handed, now(), 0);
+        self.log.host(what, handed);
     }
 
     async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
@@ -189,7 +187,7 @@ impl Rank {
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_clear(&mut recorder);
-        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::Clear, 0.0, started).await;
         for action in self.actions.clone() {
             self.compute(action, batch).await?;
         }
@@ -200,7 +198,7 @@ impl Rank {
     pub(super) fn step_flops(&self) -> f64 {
         let of = |action: &Action| {
             let program = &self.stages.get(&action.stage)?.program;
-            Some(runs(action.kind).1.iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
+            Some(phases(action.kind).iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
         };
         self.actions.iter().filter_map(of).sum()
     }
@@ -208,14 +206,13 @@ impl Rank {
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
     /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
     async fn compute(&mut self, action: Action, batch: &Batch) -> Result<()> {
-        let label = action.to_string();
+        let what = What::Action(action);
         let device = self.device.clone();
-        let (kind, phases) = runs(action.kind);
         let mut recorder = device.record();
         // Copies of the submission that is being recorded.
         let mut copies: Vec<Recorded> = self.receive(action, &mut recorder).await?.into_iter().collect();
         let mut started = now();
-        self.log.state(State::Working, label.clone());
+        self.log.state(State::Working(what));
         if action.kind == Kind::F {
             self.feed(action, batch)?;
         }
@@ -224,7 +221,7 @@ impl Rank {
             * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let mut used = 0.0;
         let missing = || no_stage(action);
-        for &phase in phases {
+        for &phase in phases(action.kind) {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
             while from < flops.len() {
@@ -237,7 +234,7 @@ impl Rank {
                 stage.program.record(&mut recorder, &self.parameters, phase, from..to, slots)?;
                 from = to;
                 if from < flops.len() {
-                    self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
+                    self.submit(recorder, what, used, started).await;
                     started = now();
                     copies.drain(..).for_each(Recorded::submitted);
                     used = 0.0;
@@ -246,9 +243,9 @@ impl Rank {
             }
         }
         copies.extend(self.send(action, &mut recorder, slots).await?);
-        self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
+        self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
-        device.check(&format!("running {label}"))
+        device.check(&format!("running {action}"))
     }
 
     fn slots(&self, action: Action) -> Slots {
@@ -270,12 +267,10 @@ impl Rank {
         };
         let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(None) };
         let to = stage.program.range(&self.parameters, value, slots)?;
-        let receive = Action { kind, ..action }.to_string();
-        log.state(State::Waiting, receive.clone());
+        let receive = What::Action(Action { kind, ..action });
+        log.state(State::Waiting(receive));
         let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
-        if let Some(copy) = copy {
-            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        log.copied(receive, copy);
         Ok(Some(recorded))
     }
 
@@ -364,7 +359,7 @@ impl Rank {
                 let started = now();
                 let mut recorder = self.device.record();
                 recorder.copy(losses, 0, staging, 0, losses.bytes());
-                self.submit(recorder, "losses", EventKind::Host, None, 0.0, started).await;
+                self.submit(recorder, What::Losses, 0.0, started).await;
                 self.read_losses().await?
             }
         };
@@ -401,13 +396,14 @@ impl Rank {
     }
 }
 
-/// What an action is in a timeline, and the phases that it runs.
-fn runs(kind: Kind) -> (EventKind, &'static [Phase]) {
+/// The phases that an action runs.
+fn phases(kind: Kind) -> &'static [Phase] {
     match kind {
-        Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
-        Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
-        Kind::B => (EventKind::Backward, &[Phase::Input, Phase::Weight]),
-        _ => (EventKind::Forward, &[Phase::Forward]),
+        Kind::F => &[Phase::Forward],
+        Kind::B => &[Phase::Input, Phase::Weight],
+        Kind::I => &[Phase::Input],
+        Kind::W => &[Phase::Weight],
+        Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => &[],
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
 use super::rank::Rank;
-use super::timeline::EventKind;
+use super::timeline::What;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
@@ -82,14 +82,14 @@ impl Rank {
             match tied {
                 Tied::User { name, gradient, .. } => {
                     let from = self.parameters.gradient(name)?;
-                    self.send_pieces(gradient, &from, "tied gradient").await?;
+                    self.send_pieces(gradient, &from, What::TiedGradient).await?;
                 }
                 Tied::Owner { name, gradient, add, .. } => {
                     let bytes = self.parameters.gradient(name)?.bytes;
                     for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
                         let to = add.arrived.range(0, piece.end - piece.start);
                         let after = Some((&*add.kernel, group, *groups));
-                        self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
+                        self.receive_piece(gradient, &to, tag, What::TiedGradient, after).await?;
                     }
                 }
             }
@@ -104,7 +104,7 @@ impl Rank {
         for tied in &mut ties {
             if let Tied::Owner { name, weight, .. } = tied {
                 let from = self.parameters.weight(name)?;
-                self.send_pieces(weight, &from, "tied weight").await?;
+                self.send_pieces(weight, &from, What::TiedWeight).await?;
             }
         }
         for tied in &mut ties {
@@ -112,7 +112,7 @@ impl Rank {
                 let to = self.parameters.weight(name)?;
                 for (tag, piece) in pieces(to.bytes).enumerate() {
                     let to = to.buffer.range(to.offset + piece.start, piece.end - piece.start);
-                    self.receive_piece(weight, &to, tag, "tied weight", None).await?;
+                    self.receive_piece(weight, &to, tag, What::TiedWeight, None).await?;
                 }
             }
         }
@@ -120,12 +120,12 @@ impl Rank {
         Ok(())
     }
 
-    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, label: &str) -> Result<()> {
+    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, what: What) -> Result<()> {
         for (tag, piece) in pieces(from.bytes).enumerate() {
             let from = from.buffer.range(from.offset + piece.start, piece.end - piece.start);
             let mut recorder = self.device.record();
             let recorded = link.record(&mut recorder, &from, self.tag(tag)).await?;
-            self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+            self.submit(recorder, what, 0.0, now()).await;
             recorded.submitted();
         }
         Ok(())
@@ -136,20 +136,18 @@ impl Rank {
         link: &mut Incoming,
         to: &gpu::Range,
         tag: usize,
-        label: &str,
+        what: What,
         after: Option<(&Kernel, &BindGroup, [u32; 3])>,
     ) -> Result<()> {
-        self.log.state(State::Waiting, label);
+        self.log.state(State::Waiting(what));
         let mut recorder = self.device.record();
         let (recorded, copy): (Recorded, _) = link.record(&mut recorder, to, self.tag(tag)).await?;
-        self.log.state(State::Working, label);
-        if let Some(copy) = copy {
-            self.log.host(label, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        self.log.state(State::Working(what));
+        self.log.copied(what, copy);
         if let Some((kernel, group, groups)) = after {
             recorder.dispatch(kernel, group, groups);
         }
-        self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+        self.submit(recorder, what, 0.0, now()).await;
         recorded.submitted();
         Ok(())
     }

@@ -333,7 +333,7 @@ impl Planning {
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            let measured: f64 = actions.filter(|e| e.microbatch().is_some()).map(|e| e.end - e.start).sum();
             Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
         };
         let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();

@@ -222,7 +222,7 @@ impl Trainer {
     pub fn timeline(&self) -> Timeline {
         let origin = self.timeline.iter().map(|e| e.start).fold(f64::INFINITY, f64::min);
         let shifted = self.timeline.iter().map(|e| {
-            let mut event = e.clone();
+            let mut event = *e;
             (event.start, event.end) = (e.start - origin, e.end - origin);
             event
         });

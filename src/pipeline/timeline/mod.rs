@@ -24,7 +24,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::{Kind, Simulation};
+use crate::schedule::{Action, Kind, Simulation};
 
 /// A device as people are told of it. Prints as `device 0 (adapter 1: NAME)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl EventKind {
         [Forward, Backward, BackwardInput, BackwardWeight, Optimizer, Copy, Host];
 
     /// What an action of a schedule is on a timeline.
-    pub fn of(kind: Kind) -> EventKind {
+    fn of(kind: Kind) -> EventKind {
         match kind {
             Kind::F => Forward,
             Kind::B => Backward,
@@ -106,19 +106,55 @@ impl EventKind {
     }
 }
 
-/// One thing that one device did.
-#[derive(Clone, Debug, PartialEq)]
+/// What was done: an action of the schedule, or something that begins or ends a step. Prints as the label that people and
+/// traces see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An action.
+    Action(Action),
+    /// Clearing gradients, before the first action.
+    Clear,
+    /// The gradient of a parameter that two devices use, on its way to the owner.
+    TiedGradient,
+    /// The norm of the gradient.
+    Norm,
+    /// The update of the weights.
+    Update,
+    /// The new weight of a parameter that two devices use, on its way to the user.
+    TiedWeight,
+    /// Losses on their way to the host, where nothing else ends the step: in evaluation.
+    Losses,
+}
+
+impl What {
+    /// Everything but actions.
+    const OTHERS: [What; 6] =
+        [What::Clear, What::TiedGradient, What::Norm, What::Update, What::TiedWeight, What::Losses];
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            What::Action(action) => action.fmt(f),
+            What::Clear => f.write_str("clear"),
+            What::TiedGradient => f.write_str("tied gradient"),
+            What::Norm => f.write_str("norm"),
+            What::Update => f.write_str("step"),
+            What::TiedWeight => f.write_str("tied weight"),
+            What::Losses => f.write_str("losses"),
+        }
+    }
+}
+
+/// One thing that one device did, or its host for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Event {
     /// Position of the device in the pipeline.
     pub rank: usize,
-    /// Compute or copy.
+    /// Compute, the host, or copy.
     pub track: Track,
-    /// The action: "0F3", "1SEND_B2", "step".
-    pub label: String,
-    /// What it was.
-    pub kind: EventKind,
-    /// The microbatch, where there is one.
-    pub microbatch: Option<usize>,
+    /// What was done.
+    pub what: What,
     /// Seconds on the host's clock since the start of the run.
     pub start: f64,
     /// Seconds on the host's clock since the start of the run.
@@ -145,7 +181,7 @@ impl Timeline {
     pub fn busy_fraction(&self, rank: usize) -> f64 {
         let (first, last) = self.span();
         let (mut busy, mut until) = (0.0, f64::NEG_INFINITY);
-        for event in self.track(rank, Track::Compute).filter(|event| event.kind != Host) {
+        for event in self.track(rank, Track::Compute) {
             busy += (event.end - event.start.max(until)).max(0.0);
             until = until.max(event.end);
         }
@@ -160,9 +196,7 @@ impl Timeline {
         let events = cells.map(|cell| Event {
             rank: cell.rank,
             track: if cell.action.kind.is_transfer() { Track::Copy } else { Track::Compute },
-            label: cell.action.to_string(),
-            kind: EventKind::of(cell.action.kind),
-            microbatch: Some(cell.action.microbatch),
+            what: What::Action(cell.action),
             start: cell.start,
             end: cell.end,
             bytes: 0,
@@ -200,6 +234,24 @@ impl Timeline {
 }
 
 impl Event {
+    /// What it was: its colour, and its entry in the legend.
+    pub fn kind(&self) -> EventKind {
+        match (self.track, self.what) {
+            (Track::Host, _) => Host,
+            (Track::Copy, _) => Copy,
+            (Track::Compute, What::Action(action)) => EventKind::of(action.kind),
+            (Track::Compute, _) => Optimizer,
+        }
+    }
+
+    /// The microbatch that was computed, of a computation.
+    pub fn microbatch(&self) -> Option<usize> {
+        match (self.track, self.what) {
+            (Track::Compute, What::Action(action)) => Some(action.microbatch),
+            _ => None,
+        }
+    }
+
     fn is_usable(&self) -> bool {
         // Other times are nonsense, and in nanoseconds they would not fit an i64. NaN fails the comparisons.
         self.start >= -1e9 && self.start <= self.end && self.end <= 1e9
