@@ -4,7 +4,7 @@
 use polystage::pipeline::Prediction;
 use polystage::pipeline::timeline::{Comparison, DeviceName, Event, EventKind, Step, Timeline, Track, What};
 use polystage::schedule::{
-    Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
+    Action, Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
 };
 use proptest::prelude::*;
 use serde_json::Value;

@@ -9,7 +9,7 @@ use super::rank::{Rank, Replies, Reply};
 use super::timeline::What;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
-use crate::graph::Phase;
+use crate::graph::{Fed, Phase};
 use crate::ops::program::Slots;
 use crate::schedule::{Action, Kind};
 
@@ -53,15 +53,28 @@ impl Rank {
             _ => &mut stage.program,
         };
         let started = now();
-        for (name, values) in [("tokens", &grow.tokens), ("positions", &grow.positions), ("last", &grow.last)]
-        {
-            if let Some(id) = program.stage().fed(name) {
-                let range = program.range(&self.parameters, id, slots)?;
-                if range.bytes != 4 * values.len() as u64 {
-                    return Err(wrong_size(name, values.len(), range.bytes as usize / 4));
-                }
-                device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+        for (fed, id) in program.stage().graph.fed() {
+            let values = match fed {
+                Fed::Tokens => &grow.tokens,
+                Fed::Positions => &grow.positions,
+                Fed::Last => &grow.last,
+                // The one comes over a link, the other stays.
+                Fed::Input | Fed::Cache(_) => continue,
+                Fed::TokenSegments
+                | Fed::TokenOrder
+                | Fed::Targets
+                | Fed::Starts
+                | Fed::Places
+                | Fed::PlaceSegments
+                | Fed::PlaceOrder
+                | Fed::OutputGradient
+                | Fed::Argument(_) => return Err(unknown(fed)),
+            };
+            let range = program.range(&self.parameters, id, slots)?;
+            if range.bytes != 4 * values.len() as u64 {
+                return Err(wrong_size(&fed.to_string(), values.len(), range.bytes as usize / 4));
             }
+            device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let mut copies = Vec::new();
         if let (Some(incoming), Some(input)) = (&mut stage.forward_in, program.stage().input) {
@@ -143,6 +156,10 @@ impl Logits {
         let _ = self.back.unbounded_send(self.range.buffer);
         Ok((self.group, bytemuck::pod_collect_to_vec(&values)))
     }
+}
+
+fn unknown(fed: Fed) -> Error {
+    Error::Shape { op: "decode", message: format!("a stage wants {fed}, which growing texts do not have") }
 }
 
 fn wrong_size(name: &str, got: usize, want: usize) -> Error {

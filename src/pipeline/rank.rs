@@ -1,5 +1,6 @@
 //! One device at work: runs its list of actions over its stages and links.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::tied::Tied;
 use super::timeline::{Event, What};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
-use crate::graph::{DType, Phase, ValueId};
+use crate::graph::{DType, Fed, Phase};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
@@ -299,44 +300,37 @@ impl Rank {
         outgoing.record(recorder, &from, action.microbatch).await.map(Some)
     }
 
-    /// Uploads a microbatch's tokens and targets, where its texts begin, and the rows sorted by token and by place for the
-    /// embedding's gradients.
+    /// Uploads what a stage is fed of its microbatch.
     fn feed(&self, action: Action, batch: &Batch) -> Result<()> {
         let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
         let slots = self.slots(action);
         let rows = self.batch * self.sequence;
         let rows = action.microbatch * rows..(action.microbatch + 1) * rows;
-        let put = |id: ValueId, values: &[u32]| -> Result<()> {
+        let begun = |at: usize| batch.starts.get(rows.start + at).copied().unwrap_or(0);
+        let starts = LazyCell::new(|| (0..rows.len()).map(begun).collect::<Vec<u32>>());
+        let place = |at: usize| (at % self.sequence) as u32 - begun(at);
+        let places = LazyCell::new(|| (0..rows.len()).map(place).collect::<Vec<u32>>());
+        let by_token = LazyCell::new(|| sort_rows(&batch.inputs[rows.clone()], self.vocabulary));
+        let by_place = LazyCell::new(|| sort_rows(&places, self.context));
+        for (fed, id) in stage.program.stage().graph.fed() {
+            let values: &[u32] = match fed {
+                Fed::Tokens => &batch.inputs[rows.clone()],
+                Fed::TokenSegments => &by_token.0,
+                Fed::TokenOrder => &by_token.1,
+                Fed::Targets => &batch.targets[rows.clone()],
+                Fed::Starts => &starts,
+                Fed::Places => &places,
+                Fed::PlaceSegments => &by_place.0,
+                Fed::PlaceOrder => &by_place.1,
+                // They come over a link.
+                Fed::Input | Fed::OutputGradient => continue,
+                Fed::Positions | Fed::Last | Fed::Cache(_) | Fed::Argument(_) => {
+                    let message = format!("{action} wants {fed}, which no batch has");
+                    return Err(Error::Shape { op: "executor", message });
+                }
+            };
             let range = stage.program.range(&self.parameters, id, slots)?;
             self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
-            Ok(())
-        };
-        let graph = stage.program.stage();
-        if let Some(id) = graph.fed("tokens") {
-            let inputs = &batch.inputs[rows.clone()];
-            put(id, inputs)?;
-            if let (Some(segments), Some(order)) = (graph.fed("segments"), graph.fed("order")) {
-                let (s, o) = sort_rows(inputs, self.vocabulary);
-                put(segments, &s)?;
-                put(order, &o)?;
-            }
-        }
-        let begun = |at: usize| batch.starts.get(rows.start + at).copied().unwrap_or(0);
-        if let Some(id) = graph.fed("starts") {
-            put(id, &(0..rows.len()).map(begun).collect::<Vec<_>>())?;
-        }
-        if let Some(id) = graph.fed("places") {
-            let place = |at: usize| (at % self.sequence) as u32 - begun(at);
-            let places: Vec<u32> = (0..rows.len()).map(place).collect();
-            put(id, &places)?;
-            if let (Some(segments), Some(order)) = (graph.fed("place segments"), graph.fed("place order")) {
-                let (s, o) = sort_rows(&places, self.context);
-                put(segments, &s)?;
-                put(order, &o)?;
-            }
-        }
-        if let Some(id) = graph.fed("targets") {
-            put(id, &batch.targets[rows])?;
         }
         Ok(())
     }
