@@ -5,8 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{DeviceName, Timeline};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::plan::{Candidate, Machine};
 use polystage::train::advice::{Advice, StepTimes, advise, freed, improve};
 use polystage::train::config::Config;

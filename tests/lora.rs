@@ -11,7 +11,7 @@ use polystage::gpu::Device;
 use polystage::graph::{Fed, Phase};
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
-use polystage::pipeline::profile::Profiler;
+use polystage::profile::Profiler;
 use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Batch, Executor, Plan, Setup, Use};
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};

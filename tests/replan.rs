@@ -1,6 +1,6 @@
 //! Steps that do not keep to their prediction: what is learnt from them, and moving in mid-run.
 
-use polystage::pipeline::timeline::{Event, Track, What};
+use polystage::timeline::{Event, Track, What};
 use polystage::plan::{Candidate, Machine};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;

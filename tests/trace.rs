@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{DeviceName, Timeline};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::schedule::{Costs, generate};
 use serde_json::Value;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::progress::{Display, View};
-use crate::pipeline::profile::{Progress, Remaining};
+use crate::profile::{Progress, Remaining};
 use crate::plan::text::counted;
 
 /// Shows what a profiler says until it is dropped.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
-use crate::pipeline::profile::{Cache, Profiler};
+use crate::profile::{Cache, Profiler};
 use crate::plan::{Candidate, Machine};
 use crate::train::config::{Config, Described, Devices};
 use crate::train::lessons::loudest;

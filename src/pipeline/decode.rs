@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use super::link::Recorded;
 use super::log::State;
 use super::rank::{Rank, Replies, Reply};
-use super::timeline::What;
+use crate::timeline::What;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 use crate::graph::{Fed, Phase};

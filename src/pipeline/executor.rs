@@ -12,7 +12,7 @@ use super::launch::{build, start};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
-use super::timeline::Event;
+use crate::timeline::Event;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::gpu::Device;

@@ -3,7 +3,7 @@
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use super::timeline::What;
+use crate::timeline::What;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;

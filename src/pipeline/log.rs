@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use super::link::HostCopy;
-use super::timeline::{Event, Track, What};
+use crate::timeline::{Event, Track, What};
 use crate::gpu::now;
 
 /// Where a rank stands.

@@ -12,7 +12,7 @@ use super::decode::{Grow, Logits, Readback};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
-use super::timeline::{Event, What};
+use crate::timeline::{Event, What};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{DType, Fed, Phase};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
 use super::rank::Rank;
-use super::timeline::What;
+use crate::timeline::What;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::log::{Log, State};
-use super::timeline::What;
+use crate::timeline::What;
 use crate::error::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;

@@ -15,8 +15,7 @@ use super::run::{CONFIG, MACHINE};
 use super::trainer::Row;
 use crate::error::Result;
 use crate::folder::files::read_text;
-use crate::pipeline::Prediction;
-use crate::pipeline::timeline::{Event, Timeline};
+use crate::timeline::{Event, Prediction, Timeline};
 use crate::plan::{Candidate, Machine};
 use crate::schedule::ALL_NAMES;
 

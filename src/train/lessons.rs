@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use super::planning::Planning;
 use crate::gpu::Device;
-use crate::pipeline::profile::noise::{Moment, beside, limit};
-use crate::pipeline::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
-use crate::pipeline::timeline::{Event, Track, What};
+use crate::profile::noise::{Moment, beside, limit};
+use crate::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
+use crate::timeline::{Event, Track, What};
 use crate::plan::{Candidate, Evidence, Machine};
 use crate::schedule::{Action, Kind};
 

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
-use crate::pipeline::timeline::{DeviceName, Event, Track};
+use crate::timeline::{DeviceName, Event, Prediction, Track};
 use crate::pipeline::workload::workload;
-use crate::pipeline::{Plan, Prediction, Setup, Use};
+use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
     without,

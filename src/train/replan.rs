@@ -2,7 +2,7 @@
 
 use super::planning::Planning;
 use crate::error::Result;
-use crate::pipeline::timeline::Event;
+use crate::timeline::Event;
 use crate::plan::Candidate;
 
 /// Steps of which the median is compared.

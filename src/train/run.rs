@@ -12,7 +12,8 @@ use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
 use crate::folder::files::{Hidden, UNFINISHED, is_taken};
 use crate::gpu::Device;
-use crate::pipeline::{Plan, Prediction};
+use crate::pipeline::Plan;
+use crate::timeline::Prediction;
 use crate::plan::Machine;
 
 /// The config with which the run was last trained.

@@ -13,7 +13,7 @@ use crate::folder::{Dtype, Kind, Layout};
 use crate::gpu::Device;
 use crate::model::{Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
-use crate::pipeline::timeline::DeviceName;
+use crate::timeline::DeviceName;
 use crate::pipeline::{Executor, Plan};
 
 /// Elements that pass through host memory at a time: no more than loading takes room for.

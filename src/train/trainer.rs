@@ -8,7 +8,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::pipeline::timeline::{DeviceName, Event, Timeline, Track};
+use crate::timeline::{DeviceName, Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule::{self, Schedule};
 

@@ -4,7 +4,7 @@ use super::job::Job;
 use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::pipeline::timeline::{DeviceName, duration};
+use crate::timeline::{DeviceName, duration};
 use crate::plan::text::counted;
 use crate::train::data::Corpus;
 

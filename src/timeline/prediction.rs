@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::timeline::{DeviceName, Event, Timeline, Track, What};
+use super::{DeviceName, Event, Timeline, Track, What};
 use crate::error::{Error, Result};
 use crate::plan::Candidate;
 use crate::schedule::{self, Costs, Hop, Schedule, Simulation};

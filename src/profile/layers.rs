@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::graph::Phase;
 use crate::model::Purpose;
-use crate::pipeline::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
+use super::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
 use crate::pipeline::workload::KINDS;
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};

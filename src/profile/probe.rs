@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::profile::noise::cpu_seconds;
-use super::timeline::{Event, Track, What};
-use super::{Batch, Executor, Plan, Setup, Use};
+use super::noise::cpu_seconds;
+use crate::timeline::{Event, Track, What};
+use crate::pipeline::{Batch, Executor, Plan, Setup, Use};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::prediction::{Prediction, first_line};
 use super::{Event, Timeline, Track, What};
 use crate::error::{Error, Result};
-use crate::pipeline::prediction::{Prediction, first_line};
 use crate::schedule::{Action, Cause, Cell, Gap, Idle, Kind, Schedule, attribute};
 
 /// One step on a clock that starts with the step. [`Step::parts`] accounts for all of each device's time.

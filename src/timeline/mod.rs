@@ -12,12 +12,14 @@ mod comparison;
 mod comparison_svg;
 mod comparison_terminal;
 mod findings;
+mod prediction;
 mod step;
 mod svg;
 mod terminal;
 
 pub use axis::duration;
 pub use comparison::{ActionTime, Comparison};
+pub use prediction::Prediction;
 pub use step::Step;
 
 use std::fmt;

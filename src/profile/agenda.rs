@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::pair::{LONG_TURNS, TURN, TURNS};
 use super::{Remaining, SECONDS, is_too_long};
-use crate::pipeline::probe::STEPS;
+use super::probe::STEPS;
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,7 +8,7 @@ use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_ada
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::{Model, ModelConfig};
-use crate::pipeline::probe::{MICROBATCHES, Probe};
+use super::probe::{MICROBATCHES, Probe};
 use crate::pipeline::workload::family_key;
 use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
 use crate::schedule::generate;
