@@ -1,16 +1,24 @@
-//! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches.
+//! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches. What
+//! decoding adds to the plan of a device, to a device at work and to the executor.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::link::Recorded;
+use super::executor::Executor;
+use super::link::{self, Recorded};
 use super::log::State;
-use super::rank::{Rank, Replies, Reply};
+use super::plan::Plan;
+use super::rank::{Command, Rank, Replies, Reply, Stage};
 use crate::timeline::What;
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
-use crate::graph::{Fed, Phase};
-use crate::ops::program::Slots;
+use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder, now};
+use crate::graph::{Fed, Phase, StageGraph};
+use crate::model::Purpose;
+use crate::ops::plan::MemoryPlan;
+use crate::ops::program::{DUMMY_BYTES, Slots, StageProgram};
 use crate::schedule::{Action, Kind};
 
 /// New tokens of a group of B texts.
@@ -27,6 +35,87 @@ pub struct Grow {
     pub positions: Vec<u32>,
     /// For each text the row among the B·T whose logits are wanted.
     pub last: Vec<u32>,
+}
+
+/// What decoding adds to the plan of a device.
+pub(super) struct DecodePlan {
+    /// Its stages for one token at a time, on the caches of those for more; none where there never are more.
+    singles: Vec<(usize, StageGraph, MemoryPlan)>,
+    /// Groups of texts, each with caches in every stage.
+    groups: usize,
+    /// Bytes of a group's logits, on the device of the last stage.
+    logits: Option<u64>,
+}
+
+impl DecodePlan {
+    /// For these stages of a plan, on one device.
+    pub(super) fn new(
+        plan: &Plan,
+        stages: &[usize],
+        capacity: usize,
+        capabilities: &Capabilities,
+    ) -> Result<DecodePlan> {
+        let setup = &plan.setup;
+        let single = |&stage: &usize| {
+            let (layers, purpose) = (plan.stages[stage].clone(), Purpose::Decode { capacity });
+            let graph = plan.model.stage_graph(layers, setup.batch, 1, purpose)?;
+            let memory = MemoryPlan::new(&graph, capabilities);
+            Ok((stage, graph, memory))
+        };
+        let singles = stages.iter().filter(|_| setup.sequence > 1).map(single).collect::<Result<_>>()?;
+        let is_last = stages.contains(&(plan.stages.len() - 1));
+        let logits = is_last.then(|| 4 * (setup.batch * setup.model.vocabulary) as u64);
+        Ok(DecodePlan { singles, groups: plan.schedule.microbatches, logits })
+    }
+
+    /// Bytes that it takes on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let shared = |memory: &MemoryPlan| self.groups as u64 * memory.cache_bytes();
+        let own = |memory: &MemoryPlan| memory.bytes(self.groups, 0) - shared(memory) + DUMMY_BYTES;
+        let singles: u64 = self.singles.iter().map(|(_, _, memory)| own(memory)).sum();
+        singles + self.logits.map_or(0, |bytes| link::memory(bytes, self.groups))
+    }
+}
+
+/// What decoding adds to a device at work.
+pub(super) struct Decoder {
+    singles: HashMap<usize, StageProgram>,
+    logits: Option<Readback>,
+}
+
+impl Decoder {
+    /// Allocates and compiles what the plan says, beside the stages that are there.
+    pub(super) fn new(
+        device: &Device,
+        plan: DecodePlan,
+        stages: &HashMap<usize, Stage>,
+    ) -> Result<Decoder> {
+        let mut singles = HashMap::new();
+        for (at, graph, memory) in plan.singles {
+            let caches = stages.get(&at).map_or(Vec::new(), |stage| stage.program.caches().to_vec());
+            singles.insert(at, StageProgram::with_caches(device, graph, memory, 0, caches)?);
+        }
+        let logits = plan.logits.map(|bytes| Readback::new(device, plan.groups, bytes)).transpose()?;
+        Ok(Decoder { singles, logits })
+    }
+}
+
+impl Executor {
+    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
+    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
+    pub fn grow(&self, grow: Grow) -> Result<()> {
+        let grow = Arc::new(grow);
+        (0..self.devices.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
+    }
+
+    /// The next group's logits, (B,V), and its number.
+    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
+        loop {
+            if let (_, Reply::Logits(logits)) = self.answer().await? {
+                return logits.take();
+            }
+        }
+    }
 }
 
 impl Rank {
@@ -47,8 +136,10 @@ impl Rank {
         let slots = Slots { stash: grow.group, gradient: 0 };
         let one = grow.tokens.len() == self.batch;
         let mut recorder = device.record();
-        let Some(stage) = self.stages.get_mut(&at) else { return Ok(()) };
-        let program = match &mut stage.single {
+        let (Some(stage), Some(decoder)) = (self.stages.get_mut(&at), &mut self.decoder) else {
+            return Err(Error::Shape { op: "decode", message: "the plan is not for growing texts".into() });
+        };
+        let program = match decoder.singles.get_mut(&at) {
             Some(single) if one => single,
             _ => &mut stage.program,
         };
@@ -92,7 +183,7 @@ impl Rank {
             copies.push(outgoing.record(&mut recorder, from, grow.number).await?);
         }
         let mut logits = None;
-        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut self.logits, &output) {
+        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut decoder.logits, &output) {
             logits = Some(readback.record(&mut recorder, from, grow.group).await?);
         }
         self.submit(recorder, what, 0.0, started).await;
@@ -105,7 +196,7 @@ impl Rank {
 }
 
 /// Buffers through which logits come to the host; each goes back here once it has been read.
-pub(super) struct Readback {
+struct Readback {
     free: mpsc::UnboundedReceiver<Buffer>,
     back: mpsc::UnboundedSender<Buffer>,
 }
@@ -119,7 +210,7 @@ pub(super) struct Logits {
 
 impl Readback {
     /// Allocates `count` buffers.
-    pub(super) fn new(device: &Device, count: usize, bytes: u64) -> Result<Readback> {
+    fn new(device: &Device, count: usize, bytes: u64) -> Result<Readback> {
         let (back, free) = mpsc::unbounded();
         for _ in 0..count {
             // The receiver is held here, so sending cannot fail.
@@ -149,7 +240,7 @@ impl Logits {
     }
 
     /// The group and its logits; the buffer goes back.
-    pub(super) fn take(self) -> Result<(usize, Vec<f32>)> {
+    fn take(self) -> Result<(usize, Vec<f32>)> {
         let values = self.range.read_mapped()?;
         self.range.buffer.unmap();
         // A rank that is gone has failed and will say so.

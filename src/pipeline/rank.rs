@@ -8,7 +8,7 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::{Grow, Logits, Readback};
+use super::decode::{Decoder, Grow, Logits};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
@@ -78,8 +78,6 @@ pub(super) struct StepPart {
 /// A stage with its ends and its slots.
 pub(super) struct Stage {
     pub(super) program: StageProgram,
-    /// When decoding, the same layers on the same caches for one token at a time.
-    pub(super) single: Option<StageProgram>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
     pub(super) forward_in: Option<Incoming>,
@@ -101,8 +99,8 @@ pub(super) struct Rank {
     pub(super) vocabulary: usize,
     pub(super) context: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
-    /// When decoding, on the last rank.
-    pub(super) logits: Option<Readback>,
+    /// Where texts grow.
+    pub(super) decoder: Option<Decoder>,
     pub(super) sums: Buffer,
     pub(super) log: Arc<Log>,
     pub(super) steps: usize,
