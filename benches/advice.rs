@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use polystage::gpu::{AdapterInfo, Device, OpenOptions, list};
 use polystage::model::Model;
 use polystage::profile::Profiler;
+use polystage::timeline::Prediction;
 use polystage::train::advice::{Advice, Change, StepTimes, freed, improve};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;
-use polystage::timeline::Prediction;
 use polystage::train::trainer::Trainer;
 
 use crate::prediction::{DEEP, WIDE, launch};

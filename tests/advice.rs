@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::plan::{Candidate, Machine};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::train::advice::{Advice, StepTimes, advise, freed, improve};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;

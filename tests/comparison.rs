@@ -1,9 +1,11 @@
 //! Predicted and measured steps side by side: what the parts add up to, what is drawn, what is said. No GPU: a
 //! "measured" timeline is the simulation of other costs, so that the truth is known.
 
-use polystage::timeline::{Comparison, DeviceName, Event, EventKind, Prediction, Step, Timeline, Track, What};
 use polystage::schedule::{
     Action, Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
+};
+use polystage::timeline::{
+    Comparison, DeviceName, Event, EventKind, Prediction, Step, Timeline, Track, What,
 };
 use proptest::prelude::*;
 use serde_json::Value;

@@ -1,7 +1,8 @@
 //! The reference's gradients against finite differences in f64, op by op and for whole models; fusion changes nothing.
 
 use polystage::graph::{
-    Activation, DType, Epilogue, Fed, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate, fuse,
+    Activation, DType, Epilogue, Fed, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate,
+    fuse,
 };
 use polystage::model::{Kind, Lora, Model, ModelConfig, Purpose, init::philox};
 use polystage::ops::sort_rows;

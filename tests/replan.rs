@@ -1,7 +1,7 @@
 //! Steps that do not keep to their prediction: what is learnt from them, and moving in mid-run.
 
-use polystage::timeline::{Event, Track, What};
 use polystage::plan::{Candidate, Machine};
+use polystage::timeline::{Event, Track, What};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;
 use polystage::train::replan::{Replanner, Verdict};

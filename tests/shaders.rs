@@ -50,7 +50,8 @@ fn variants() -> HashSet<KernelKey> {
         for case in cases() {
             let mut graph = Graph::default();
             let shapes = case.shapes.iter().enumerate();
-            let arguments: Vec<_> = shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
+            let arguments: Vec<_> =
+                shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
             graph.push(case.op, &arguments, Phase::Forward).unwrap();
             let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
             keys.extend(lowered.launches.into_iter().map(|launch| launch.key));

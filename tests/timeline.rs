@@ -1,7 +1,7 @@
 //! Timelines: busy shares, the SVG and the Chrome trace, on two devices in 1F1B and on hostile input.
 
-use polystage::timeline::{DeviceName, Event, EventKind, Timeline, Track, What};
 use polystage::schedule::{Action, Kind};
+use polystage::timeline::{DeviceName, Event, EventKind, Timeline, Track, What};
 use proptest::prelude::*;
 use serde_json::Value;
 

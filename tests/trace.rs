@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::schedule::{Costs, generate};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use serde_json::Value;
 
 use crate::timeline::assert_well_formed;

@@ -102,9 +102,7 @@ impl MemoryPlan {
                 _ if home[index] != id => None,
                 Source::Parameter | Source::Frozen => Some(Place::Weight),
                 Source::Constant => Some(push(&mut plan.constants, value.bytes(), Place::Constant)),
-                Source::Fed(Fed::OutputGradient) => {
-                    Some(push(&mut plan.slot, value.bytes(), Place::Slot))
-                }
+                Source::Fed(Fed::OutputGradient) => Some(push(&mut plan.slot, value.bytes(), Place::Slot)),
                 Source::Fed(_) => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
                     _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),

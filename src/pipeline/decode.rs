@@ -12,7 +12,6 @@ use super::link::{self, Recorded};
 use super::log::State;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Replies, Reply, Stage};
-use crate::timeline::What;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder, now};
 use crate::graph::{Fed, Phase, StageGraph};
@@ -20,6 +19,7 @@ use crate::model::Purpose;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::{DUMMY_BYTES, Slots, StageProgram};
 use crate::schedule::{Action, Kind};
+use crate::timeline::What;
 
 /// New tokens of a group of B texts.
 #[derive(Clone, Debug)]
@@ -85,11 +85,7 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Allocates and compiles what the plan says, beside the stages that are there.
-    pub(super) fn new(
-        device: &Device,
-        plan: DecodePlan,
-        stages: &HashMap<usize, Stage>,
-    ) -> Result<Decoder> {
+    pub(super) fn new(device: &Device, plan: DecodePlan, stages: &HashMap<usize, Stage>) -> Result<Decoder> {
         let mut singles = HashMap::new();
         for (at, graph, memory) in plan.singles {
             let caches = stages.get(&at).map_or(Vec::new(), |stage| stage.program.caches().to_vec());

@@ -11,13 +11,13 @@ use super::launch::{build, start};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
-use crate::timeline::Event;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Part};
+use crate::timeline::Event;
 
 /// What a step gave.
 #[derive(Clone, Debug)]

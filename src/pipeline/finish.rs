@@ -3,10 +3,10 @@
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use crate::timeline::What;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
+use crate::timeline::What;
 
 impl Rank {
     /// After the last action: exchanges tied gradients, sums squares, reads losses back.

@@ -62,15 +62,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
             stages.insert(
                 at,
-                Stage {
-                    program,
-                    stash,
-                    gradient,
-                    forward_in,
-                    forward_out,
-                    backward_in,
-                    backward_out,
-                },
+                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
             );
         }
         let losses = (scores && index == last)

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use super::link::HostCopy;
-use crate::timeline::{Event, Track, What};
 use crate::gpu::now;
+use crate::timeline::{Event, Track, What};
 
 /// Where a rank stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,6 @@ use super::decode::{Decoder, Grow, Logits};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
-use crate::timeline::{Event, What};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{DType, Fed, Phase};
@@ -20,6 +19,7 @@ use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
 use crate::schedule::{Action, Kind, SlotPlan};
+use crate::timeline::{Event, What};
 
 /// Submissions a rank hands to its device before the first has finished: a GPU starts the next without waiting for the
 /// host. Lavapipe runs one at a time and makes the host wait inside the second call, deaf to its neighbours.
@@ -163,13 +163,7 @@ impl Rank {
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
-    pub(super) async fn submit(
-        &self,
-        recorder: Recorder<'_>,
-        what: What,
-        flops: f64,
-        started: f64,
-    ) {
+    pub(super) async fn submit(&self, recorder: Recorder<'_>, what: What, flops: f64, started: f64) {
         self.log.host(what, started);
         let depth = if self.device.capabilities().software { SOFTWARE_DEPTH } else { DEPTH };
         self.device.below(depth).await;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
 use super::rank::Rank;
-use crate::timeline::What;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
 use crate::model::Parameter;
+use crate::timeline::What;
 
 /// Bytes that travel at a time.
 const PIECE: u64 = 8 << 20;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::log::{Log, State};
-use crate::timeline::What;
 use crate::error::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;
 use crate::gpu::now;
+use crate::timeline::What;
 
 /// Seconds without progress after which a device counts as stalled.
 const STALL_SECONDS: f64 = 25.0;
@@ -43,11 +43,12 @@ impl Watch {
     pub fn stall(&mut self) -> Option<Error> {
         let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
         let idle = self.patience.look(now(), standings.iter().map(|s| s.1));
-        let stuck =
-            |in_state: fn(State) -> bool| (0..idle.len()).find(|&r| in_state(standings[r].0) && idle[r] > STALL_SECONDS);
-        let works = |state| matches!(state, State::Starting | State::Working(_));
+        let stuck = |in_state: fn(State) -> bool| {
+            (0..idle.len()).find(|&r| in_state(standings[r].0) && idle[r] > STALL_SECONDS)
+        };
+        let works = |state: State| matches!(state, State::Starting | State::Working(_));
         let all_wait = !standings.iter().any(|s| works(s.0));
-        let waits = |state| matches!(state, State::Waiting(_));
+        let waits = |state: State| matches!(state, State::Waiting(_));
         let rank = stuck(works).or_else(|| all_wait.then(|| stuck(waits)).flatten())?;
         let doing = match standings[rank].0 {
             State::Waiting(what) => format!("has waited for {}", words(what)),

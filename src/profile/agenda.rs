@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::pair::{LONG_TURNS, TURN, TURNS};
-use super::{Remaining, SECONDS, is_too_long};
 use super::probe::STEPS;
+use super::{Remaining, SECONDS, is_too_long};
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]

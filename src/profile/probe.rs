@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::noise::cpu_seconds;
-use crate::timeline::{Event, Track, What};
-use crate::pipeline::{Batch, Executor, Plan, Setup, Use};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
+use crate::pipeline::{Batch, Executor, Plan, Setup, Use};
 use crate::schedule::{Action, Jitter, Kind, Schedule};
+use crate::timeline::{Event, Track, What};
 
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 pub(super) const MICROBATCHES: usize = 2;

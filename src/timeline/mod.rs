@@ -137,7 +137,7 @@ impl What {
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            What::Action(action) => action.fmt(f),
+            What::Action(action) => write!(f, "{action}"),
             What::Clear => f.write_str("clear"),
             What::TiedGradient => f.write_str("tied gradient"),
             What::Norm => f.write_str("norm"),

@@ -171,8 +171,7 @@ impl Timeline {
         let (before, own): (Vec<&Event>, Vec<&Event>) = self.usable().partition(is_before);
         let end = own.iter().map(|event| event.end).fold(origin, f64::max);
         let start = before.iter().map(|event| event.start).fold(f64::INFINITY, f64::min);
-        let shift =
-            |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..*event };
+        let shift = |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..*event };
         let own = own.iter().map(|event| shift(event, -origin));
         let before = before.iter().map(|event| shift(event, end - start - origin));
         // The host may record before the device clears: that is no part of what the device did.

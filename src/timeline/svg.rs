@@ -216,7 +216,8 @@ impl<'a> Labels<'a> {
 
     /// Whether the text of an event fits into this width.
     fn fits(&self, event: &Event, width: f64) -> bool {
-        let letters = if event.microbatch().is_some() { self.longest } else { event.what.to_string().chars().count() };
+        let letters =
+            if event.microbatch().is_some() { self.longest } else { event.what.to_string().chars().count() };
         breadth(letters, self.size) <= width
     }
 

@@ -201,7 +201,8 @@ pub(super) fn lane(
                 write(&mut cells[at..], &number, style(ink));
             }
             let half = |time: f64| (2.0 * columns.at(time)).round() as usize;
-            let touches = |before: &Event| before.kind() == event.kind() && half(before.end) == half(event.start);
+            let touches =
+                |before: &Event| before.kind() == event.kind() && half(before.end) == half(event.start);
             if before.is_some_and(touches)
                 && let Some(Some(cell)) = cells.get_mut(half(event.start) / 2)
                 && *cell == blank(fill)

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use super::planning::Planning;
 use crate::gpu::Device;
+use crate::plan::{Candidate, Evidence, Machine};
 use crate::profile::noise::{Moment, beside, limit};
 use crate::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
-use crate::timeline::{Event, Track, What};
-use crate::plan::{Candidate, Evidence, Machine};
 use crate::schedule::{Action, Kind};
+use crate::timeline::{Event, Track, What};
 
 /// Steps after a start that still compile, or touch fresh memory.
 const WARM_UP: usize = 2;

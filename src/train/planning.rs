@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
-use crate::timeline::{DeviceName, Event, Prediction, Track};
 use crate::pipeline::workload::workload;
 use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
@@ -17,6 +16,7 @@ use crate::plan::{
     without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
+use crate::timeline::{DeviceName, Event, Prediction, Track};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::folder::files::{Hidden, UNFINISHED, is_taken};
 use crate::gpu::Device;
 use crate::pipeline::Plan;
-use crate::timeline::Prediction;
 use crate::plan::Machine;
+use crate::timeline::Prediction;
 
 /// The config with which the run was last trained.
 pub const CONFIG: &str = "config.toml";

@@ -8,9 +8,9 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::timeline::{DeviceName, Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule::{self, Schedule};
+use crate::timeline::{DeviceName, Event, Timeline, Track};
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]

@@ -12,12 +12,12 @@ use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::timeline::Prediction;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::replan::{Replanner, Verdict};
 use crate::train::resume::Resume;
 use crate::train::run::Run;
-use crate::timeline::Prediction;
 use crate::train::trainer::{Row, Trainer};
 
 pub(super) fn train(job: Job) -> Result<u8> {
