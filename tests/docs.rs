@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::DeviceName;
 use polystage::plan::{MACHINE_KEYS, Machine};
 use polystage::schedule::{Costs, Schedule, generate, grid};
+use polystage::timeline::{DeviceName, Prediction};
 use polystage::train::config::{Absent, Config, TABLES, Table, defaults, literal, smallest};
 use polystage::train::trainer::{DeviceRow, Row};
 use serde_json::Value;

@@ -52,3 +52,31 @@ fn nothing_prints_below_cli_and_nothing_reads_the_environment_below_main() {
 fn only_gpu_names_wgpu() {
     assert_eq!(with(&["wgpu::"], &["gpu/"]), Vec::<String>::new());
 }
+
+/// The modules of the library in the order in which ARCHITECTURE.md has them.
+fn layers() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, order) = text.split_once("stands above it. ").unwrap();
+    let order = order.split("\n\n").next().unwrap();
+    order.split('`').skip(1).step_by(2).map(String::from).collect()
+}
+
+#[test]
+fn a_module_uses_only_what_stands_above_it() {
+    let layers = layers();
+    let place = |module: &str| layers.iter().position(|layer| layer == module);
+    for (name, text) in sources() {
+        let own = name.split(['/', '.']).next().unwrap();
+        if own == "lib" {
+            continue;
+        }
+        let place_of_own = place(own).unwrap_or_else(|| panic!("{own} has no place in ARCHITECTURE.md"));
+        for used in text.split("crate::").skip(1) {
+            let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+            // What is not a module stands in the library's own file.
+            let Some(used_place) = place(used) else { continue };
+            assert!(used_place <= place_of_own, "{name} uses {used}, which stands below {own}");
+        }
+    }
+}

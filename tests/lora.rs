@@ -8,19 +8,19 @@ use polystage::folder::ModelFolder;
 use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
-use polystage::graph::Phase;
+use polystage::graph::{Fed, Phase};
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
-use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Batch, Executor, Plan, Setup, Use};
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};
+use polystage::profile::Profiler;
 use polystage::reference;
 use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::common::{adapters, launch_on, nmse, open};
+use crate::common::{adapters, feed, launch_on, nmse, open};
 use crate::models::distance;
 
 /// Folders in `golden/adapters`, each of the model of the same name in `golden/models`.
@@ -84,18 +84,17 @@ impl Golden {
         let inputs: Vec<u32> = rows().flat_map(|row| row[..self.sequence].to_vec()).collect();
         let (segments, order) = polystage::ops::sort_rows(&inputs, model.config().vocabulary);
         let whole = |list: Vec<u32>| list.into_iter().map(f64::from).collect::<Vec<f64>>();
-        let mut named: Vec<(String, Vec<f64>)> = vec![
-            ("tokens".into(), whole(inputs)),
-            ("targets".into(), whole(rows().flat_map(|row| row[1..].to_vec()).collect())),
-            ("segments".into(), whole(segments)),
-            ("order".into(), whole(order)),
+        let fed = [
+            (Fed::Tokens, whole(inputs)),
+            (Fed::Targets, whole(rows().flat_map(|row| row[1..].to_vec()).collect())),
+            (Fed::TokenSegments, whole(segments)),
+            (Fed::TokenOrder, whole(order)),
         ];
-        for parameter in model.parameters() {
-            let values = weight(&parameter).into_iter().map(f64::from).collect();
-            named.push((parameter.name, values));
-        }
-        let named: Vec<(&str, &[f64])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
-        let mut values = reference::feed(&stage.graph, &named);
+        let parameters = model.parameters();
+        let mut values = feed(&stage.graph, &fed, |name| {
+            let parameter = parameters.iter().find(|p| p.name == name).unwrap();
+            weight(parameter).into_iter().map(f64::from).collect()
+        });
         reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         let mut take = |id: polystage::graph::ValueId| values[id.0].take().unwrap();
         let losses = take(stage.loss.unwrap());

@@ -1,7 +1,7 @@
 //! Steps that do not keep to their prediction: what is learnt from them, and moving in mid-run.
 
-use polystage::pipeline::timeline::{Event, EventKind, Track};
 use polystage::plan::{Candidate, Machine};
+use polystage::timeline::{Event, Track, What};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;
 use polystage::train::replan::{Replanner, Verdict};
@@ -54,9 +54,7 @@ fn events(plan: &Candidate, factor: f64) -> Vec<Event> {
     let event = |cell: &polystage::schedule::Cell| Event {
         rank: cell.rank,
         track: Track::Compute,
-        label: cell.action.to_string(),
-        kind: EventKind::of(cell.action.kind),
-        microbatch: Some(cell.action.microbatch),
+        what: What::Action(cell.action),
         start: cell.start,
         end: cell.start + (cell.end - cell.start) * if cell.rank == 1 { factor } else { 1.0 },
         bytes: 0,

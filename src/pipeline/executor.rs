@@ -7,18 +7,17 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::Grow;
 use super::launch::{build, start};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
-use super::timeline::Event;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Part};
+use crate::timeline::Event;
 
 /// What a step gave.
 #[derive(Clone, Debug)]
@@ -242,22 +241,6 @@ impl Executor {
             }
         }
         Ok(logits)
-    }
-
-    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
-    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
-    pub fn grow(&self, grow: Grow) -> Result<()> {
-        let grow = Arc::new(grow);
-        (0..self.commands.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
-    }
-
-    /// The next group's logits, (B,V), and its number.
-    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
-        loop {
-            if let (_, Reply::Logits(logits)) = self.answer().await? {
-                return logits.take();
-            }
-        }
     }
 
     /// Part of a parameter, from the device that owns it.

@@ -3,10 +3,10 @@
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use super::timeline::EventKind;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
+use crate::timeline::What;
 
 impl Rank {
     /// C: sets all gradients to zero.
@@ -15,7 +15,7 @@ impl Rank {
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_clear(&mut recorder);
-        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::CLEAR, 0.0, started).await;
         Ok(())
     }
 
@@ -24,7 +24,7 @@ impl Rank {
     pub(super) async fn norm(&mut self) -> Result<()> {
         let device = self.device.clone();
         self.receive_gradients().await?;
-        self.log.state(State::Working, "norm");
+        self.log.state(State::Working(What::NORM));
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_fold(&mut recorder);
@@ -35,7 +35,7 @@ impl Rank {
         if let Some((losses, staging)) = &self.losses {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
-        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::NORM, 0.0, started).await;
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl Rank {
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
-        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
+        self.submit(recorder, What::UPDATE, 0.0, started).await;
         self.send_weights().await
     }
 }

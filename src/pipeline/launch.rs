@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_channel::mpsc;
 
-use super::decode::Readback;
+use super::decode::Decoder;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
 use super::plan::{Exchanged, Plan};
@@ -48,7 +48,6 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
     };
     let ties: Vec<(Exchanged, usize)> = plan.exchanged().into_iter().map(with_stage).collect();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
-    let logit_buffers = plan.logit_buffers();
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
@@ -59,10 +58,6 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             let at = stage.stage;
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
-            let single = stage.single.map(|(graph, memory)| {
-                StageProgram::with_caches(device, graph, memory, 0, program.caches().to_vec())
-            });
-            let single = single.transpose()?;
             let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
             let (forward_out, backward_out) =
                 (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
@@ -71,16 +66,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
             stages.insert(
                 at,
-                Stage {
-                    program,
-                    single,
-                    stash,
-                    gradient,
-                    forward_in,
-                    forward_out,
-                    backward_in,
-                    backward_out,
-                },
+                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
             );
         }
         let losses = (scores && index == last)
@@ -89,8 +75,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
-        let logits = logit_buffers.filter(|_| index == last);
-        let logits = logits.map(|(count, bytes)| Readback::new(device, count, bytes)).transpose()?;
+        let decoder = part.decoding.map(|plan| Decoder::new(device, plan, &stages)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
@@ -106,7 +91,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             vocabulary: plan.setup.model.vocabulary,
             context: plan.setup.model.context,
             losses,
-            logits,
+            decoder,
             sums,
             log: logs[index].clone(),
             steps: 0,

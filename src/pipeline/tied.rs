@@ -9,11 +9,12 @@ use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
 use super::plan::Exchanged;
 use super::rank::Rank;
-use super::timeline::EventKind;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
 use crate::model::Parameter;
+use crate::schedule::{Action, Kind};
+use crate::timeline::What;
 
 /// Bytes that travel at a time.
 const PIECE: u64 = 8 << 20;
@@ -85,7 +86,7 @@ impl Rank {
                 && *stage == of
             {
                 let from = self.parameters.gradient(name)?;
-                self.send_pieces(gradient, &from, "tied gradient").await?;
+                self.send_pieces(gradient, &from, What::Action(Action::of_stage(of, Kind::R))).await?;
             }
         }
         self.tied = ties;
@@ -101,7 +102,7 @@ impl Rank {
                 for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
                     let to = add.arrived.range(0, piece.end - piece.start);
                     let after = Some((&*add.kernel, group, *groups));
-                    self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
+                    self.receive_piece(gradient, &to, tag, What::NORM, after).await?;
                 }
             }
         }
@@ -115,7 +116,7 @@ impl Rank {
         for tied in &mut ties {
             if let Tied::Owner { name, weight, .. } = tied {
                 let from = self.parameters.weight(name)?;
-                self.send_pieces(weight, &from, "tied weight").await?;
+                self.send_pieces(weight, &from, What::UPDATE).await?;
             }
         }
         self.tied = ties;
@@ -132,7 +133,8 @@ impl Rank {
                 let to = self.parameters.weight(name)?;
                 for (tag, piece) in pieces(to.bytes).enumerate() {
                     let to = to.buffer.range(to.offset + piece.start, piece.end - piece.start);
-                    self.receive_piece(weight, &to, tag, "tied weight", None).await?;
+                    self.receive_piece(weight, &to, tag, What::Action(Action::of_stage(of, Kind::G)), None)
+                        .await?;
                 }
             }
         }
@@ -140,12 +142,12 @@ impl Rank {
         Ok(())
     }
 
-    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, label: &str) -> Result<()> {
+    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, what: What) -> Result<()> {
         for (tag, piece) in pieces(from.bytes).enumerate() {
             let from = from.buffer.range(from.offset + piece.start, piece.end - piece.start);
             let mut recorder = self.device.record();
             let recorded = link.record(&mut recorder, &from, self.tag(tag)).await?;
-            self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+            self.submit(recorder, what, 0.0, now()).await;
             recorded.submitted();
         }
         Ok(())
@@ -156,20 +158,18 @@ impl Rank {
         link: &mut Incoming,
         to: &gpu::Range,
         tag: usize,
-        label: &str,
+        what: What,
         after: Option<(&Kernel, &BindGroup, [u32; 3])>,
     ) -> Result<()> {
-        self.log.state(State::Waiting, label);
+        self.log.state(State::Waiting(what));
         let mut recorder = self.device.record();
         let (recorded, copy): (Recorded, _) = link.record(&mut recorder, to, self.tag(tag)).await?;
-        self.log.state(State::Working, label);
-        if let Some(copy) = copy {
-            self.log.host(label, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        self.log.state(State::Working(what));
+        self.log.copied(what, copy);
         if let Some((kernel, group, groups)) = after {
             recorder.dispatch(kernel, group, groups);
         }
-        self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+        self.submit(recorder, what, 0.0, now()).await;
         recorded.submitted();
         Ok(())
     }

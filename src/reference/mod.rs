@@ -13,7 +13,7 @@ mod rope;
 
 pub use elementwise::{gelu, gelu_derivative};
 
-use crate::graph::{Graph, Node, Op, Phase, Source, ValueId};
+use crate::graph::{Graph, Node, Op, Phase};
 
 /// Results of one op for the given arguments, in the op's order. Shapes must have passed [`Op::infer`].
 pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
@@ -75,18 +75,4 @@ fn run_node(graph: &Graph, node: &Node, values: &[Option<Vec<f64>>]) -> Vec<Vec<
         .map(|i| values[i.0].as_deref().unwrap_or_else(|| panic!("{} was not fed", graph.value(*i).name)))
         .collect();
     apply(&node.op, &shapes, &inputs)
-}
-
-/// Empty slots for [`run`], with the named inputs and parameters filled.
-pub fn feed(graph: &Graph, named: &[(&str, &[f64])]) -> Vec<Option<Vec<f64>>> {
-    let mut values = vec![None; graph.values.len()];
-    for (name, data) in named {
-        let id = (0..graph.values.len())
-            .map(ValueId)
-            .find(|&v| graph.value(v).name == *name && !matches!(graph.value(v).source, Source::Node { .. }));
-        if let Some(id) = id {
-            values[id.0] = Some(data.to_vec());
-        }
-    }
-    values
 }

@@ -152,8 +152,11 @@ impl Clock<'_> {
             }
             for join in joins {
                 let end = spans[join.need as usize].end;
-                let ready =
-                    if join.way == NONE { end } else { self.ways[join.way as usize].carry(end, &mut self.links) };
+                let ready = if join.way == NONE {
+                    end
+                } else {
+                    self.ways[join.way as usize].carry(end, &mut self.links)
+                };
                 input = input.max(ready);
             }
         }

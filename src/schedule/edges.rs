@@ -59,7 +59,8 @@ impl Edges {
         for actions in ranks {
             first.push(first[first.len() - 1] + actions.len());
         }
-        let (uses, last) = (index.uses(), ranks.iter().map(|actions| last_of_weights(actions)).collect::<Vec<_>>());
+        let (uses, last) =
+            (index.uses(), ranks.iter().map(|actions| last_of_weights(actions)).collect::<Vec<_>>());
         let mut edges = Edges { start: Vec::with_capacity(first[ranks.len()] + 1), first, edges: Vec::new() };
         let mut needs = Vec::new();
         for (rank, actions) in ranks.iter().enumerate() {
@@ -68,9 +69,13 @@ impl Edges {
                 edges.start.push(edges.edges.len() as u32);
                 needs.clear();
                 if action.kind.is_whole() {
-                    needs.extend(last[rank].filter(|_| matches!(action.kind, Kind::R | Kind::N)).map(|action| {
-                        Need { rank, action, moves: Moves::Nothing }
-                    }));
+                    needs.extend(
+                        last[rank].filter(|_| matches!(action.kind, Kind::R | Kind::N)).map(|action| Need {
+                            rank,
+                            action,
+                            moves: Moves::Nothing,
+                        }),
+                    );
                     whole::needs(&index.owner, &uses, rank, action, &mut needs);
                 } else {
                     of_microbatch(index, rank, action, &mut needs);
@@ -82,7 +87,8 @@ impl Edges {
                         return Err(index.reject((rank, at), message));
                     };
                     if found.0 == rank && found.1 > at {
-                        let message = format!("{action} needs {}, which comes later on rank {rank}", need.action);
+                        let message =
+                            format!("{action} needs {}, which comes later on rank {rank}", need.action);
                         return Err(index.reject((rank, at), message));
                     }
                     let from = edges.number(found);

@@ -163,12 +163,12 @@ impl Action {
     }
 
     /// What a rank does once a step for all its stages.
-    pub(crate) const fn of_rank(kind: Kind) -> Self {
+    pub const fn of_rank(kind: Kind) -> Self {
         Action { stage: 0, kind, microbatch: 0 }
     }
 
     /// What a rank does once a step for one stage.
-    pub(crate) const fn of_stage(stage: usize, kind: Kind) -> Self {
+    pub const fn of_stage(stage: usize, kind: Kind) -> Self {
         Action { stage, kind, microbatch: 0 }
     }
 }
@@ -214,9 +214,8 @@ impl Schedule {
 
     /// The computations alone, as they are written by hand.
     pub fn computation(&self) -> Schedule {
-        let computed = |actions: &Vec<Action>| {
-            actions.iter().copied().filter(|action| action.kind.computes()).collect()
-        };
+        let computed =
+            |actions: &Vec<Action>| actions.iter().copied().filter(|action| action.kind.computes()).collect();
         Schedule { ranks: self.ranks.iter().map(computed).collect(), ..self.clone() }
     }
 }

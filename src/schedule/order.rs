@@ -35,7 +35,8 @@ pub(super) fn order(index: &Index, edges: &Edges) -> Result<Vec<Place>> {
             if action.kind.is_whole() {
                 (0..ranks.len()).for_each(wake);
             } else {
-                let neighbours = action.stage.saturating_sub(1)..(action.stage + 2).min(index.schedule.stages);
+                let neighbours =
+                    action.stage.saturating_sub(1)..(action.stage + 2).min(index.schedule.stages);
                 neighbours.for_each(|stage| wake(index.owner[stage]));
             }
         }

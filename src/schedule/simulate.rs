@@ -123,8 +123,8 @@ impl<'a> Simulator<'a> {
             // What comes earlier on the same rank has ended, and needs no waiting for.
             let others = edges.of(place).iter().filter(|edge| edges.place(edge.from).0 != place.0);
             if index.schedule.ranks[place.0][place.1].kind.is_whole() {
-                let join = others
-                    .map(|edge| Join { need: edge.from as u32, way: whole_way(stages, edge.moves) });
+                let join =
+                    others.map(|edge| Join { need: edge.from as u32, way: whole_way(stages, edge.moves) });
                 let join: Vec<Join> = join.collect();
                 if !join.is_empty() {
                     tasks[id].joins = joins.len() as u32;

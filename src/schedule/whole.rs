@@ -35,7 +35,8 @@ impl Schedule {
                 return Err(index.reject(end(rank), message));
             }
             if let Some(&(rank, stage)) = written.iter().find(|of| !uses.contains(of)) {
-                let message = format!("rank {rank} shares no parameter with stage {stage}: {stage}R sends nothing");
+                let message =
+                    format!("rank {rank} shares no parameter with stage {stage}: {stage}R sends nothing");
                 return Err(index.reject(end(rank), message));
             }
             return Ok(self.clone());

@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
-use crate::pipeline::timeline::{DeviceName, Event, Track};
 use crate::pipeline::workload::{kinds_of_kernels, workload};
-use crate::pipeline::{Plan, Prediction, Setup, Use};
+use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
     without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
+use crate::timeline::{DeviceName, Event, Prediction, Track};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
@@ -338,7 +338,7 @@ impl Planning {
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            let measured: f64 = actions.filter(|e| e.microbatch().is_some()).map(|e| e.end - e.start).sum();
             Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
         };
         let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();

@@ -1,8 +1,8 @@
 //! Workloads and machines for the planner's tests.
 
 use polystage::plan::{
-    Batching, DeviceProfile, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Link, LinkProfile, Machine,
-    Rates, TiedLayers, Work, Workload,
+    Batching, DeviceProfile, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Link,
+    LinkProfile, Machine, Rates, TiedLayers, Work, Workload,
 };
 
 /// Extents of a GPT-2.
@@ -190,7 +190,12 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
             footprints: vec![Footprint {
                 work,
                 memory: (0..3).map(|_| memory(60)).collect(),
-                ends: EndMemory { first: memory(3), after_first: input, last: memory(3), before_last: memory(3) },
+                ends: EndMemory {
+                    first: memory(3),
+                    after_first: input,
+                    last: memory(3),
+                    before_last: memory(3),
+                },
             }],
             activation: 5000 * size,
             link_buffer: 5000 * size,

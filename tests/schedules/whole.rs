@@ -39,10 +39,8 @@ fn every_recipe_can_be_completed_lowered_and_proved_in_any_order() {
             whole.validate().unwrap();
             assert!(whole.is_complete() && !schedule.is_complete(), "{name}");
             assert_eq!(whole.completed(&ties).unwrap(), whole, "{name}: completing twice changes nothing");
-            let [one, other] = [
-                whole.lowered().unwrap(),
-                schedule.lowered().unwrap().completed(&ties).unwrap(),
-            ];
+            let [one, other] =
+                [whole.lowered().unwrap(), schedule.lowered().unwrap().completed(&ties).unwrap()];
             assert_eq!(one, other, "{name}");
             one.validate().unwrap();
             assert_eq!(one.computation(), schedule, "{name}");

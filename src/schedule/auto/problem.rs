@@ -1,9 +1,9 @@
 //! The orders among which a schedule is searched, and what each of them costs.
 
 use crate::error::{Error, Result};
+use crate::schedule::clock::{Join, NONE, Task};
 use crate::schedule::costs::Costs;
 use crate::schedule::generate::check_size;
-use crate::schedule::clock::{Join, NONE, Task};
 use crate::schedule::times::{COMPUTED, Times, rank_work, use_work, whole_way};
 use crate::schedule::whole::{self, uses};
 use crate::schedule::{Action, Kind, Schedule};
@@ -212,12 +212,7 @@ impl<'a> Problem<'a> {
 }
 
 /// The tasks that follow all words, the first of which has the id `first`, and what they wait for.
-fn ends(
-    owner: &[usize],
-    ranks: usize,
-    uses: &[(usize, usize)],
-    first: usize,
-) -> (Vec<Task>, Vec<Vec<Join>>) {
+fn ends(owner: &[usize], ranks: usize, uses: &[(usize, usize)], first: usize) -> (Vec<Task>, Vec<Vec<Join>>) {
     let stages = owner.len();
     let shared = |kind| uses.iter().map(move |&(rank, stage)| (rank, Action::of_stage(stage, kind)));
     let all = |kind| (0..ranks).map(move |rank| (rank, Action::of_rank(kind)));

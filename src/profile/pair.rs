@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
+use super::probe::{MICROBATCHES, Probe};
 use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::{Model, ModelConfig};
-use crate::pipeline::probe::{MICROBATCHES, Probe};
 use crate::pipeline::workload::family_key;
 use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
 use crate::schedule::generate;
