@@ -83,7 +83,7 @@ impl Rank {
         self.submit(recorder, "grow", EventKind::Forward, None, 0.0, started).await;
         copies.into_iter().for_each(Recorded::submitted);
         if let Some(logits) = logits {
-            logits.submitted(&device, self.index, replies.clone());
+            logits.submitted(self.index, replies.clone());
         }
         device.check("decoding")
     }
@@ -123,13 +123,10 @@ impl Readback {
 
 impl Logits {
     /// Answers them as soon as the submission that copies them has finished.
-    fn submitted(self, device: &Device, rank: usize, replies: Replies) {
-        let (buffer, device) = (self.range.buffer.clone(), device.clone());
-        buffer.map(Mapping::Read, move |good| {
-            let failed = || device.error("decoding", "the logits could not be mapped");
+    fn submitted(self, rank: usize, replies: Replies) {
+        self.range.buffer.clone().map(Mapping::Read, move || {
             // An executor that is gone needs no logits.
-            let _ =
-                replies.unbounded_send((rank, if good { Ok(Reply::Logits(self)) } else { Err(failed()) }));
+            let _ = replies.unbounded_send((rank, Ok(Reply::Logits(self))));
         });
     }
 

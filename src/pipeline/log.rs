@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::timeline::{Event, EventKind, Track};
 use crate::gpu::now;
+use crate::schedule::Action;
 
 /// Where a rank stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +126,17 @@ impl Log {
     pub(super) fn rate(&self) -> Option<f64> {
         let inner = self.lock();
         (inner.busy > 0.05).then(|| inner.flops / inner.busy)
+    }
+
+    /// What is being done, in words.
+    pub(super) fn doing(&self) -> String {
+        match self.standing().2 {
+            doing if doing.is_empty() => "no action".into(),
+            doing => match doing.parse::<Action>() {
+                Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
+                Err(_) => format!("action {doing:?}"),
+            },
+        }
     }
 
     /// (state, time of the last sign of progress, words for what is being done).

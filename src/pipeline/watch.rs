@@ -7,7 +7,6 @@ use crate::error::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;
 use crate::gpu::now;
-use crate::schedule::Action;
 
 /// Seconds without progress after which a device counts as stalled.
 const STALL_SECONDS: f64 = 25.0;
@@ -47,12 +46,8 @@ impl Watch {
             |state: State| (0..idle.len()).find(|&r| standings[r].0 == state && idle[r] > STALL_SECONDS);
         let all_wait = standings.iter().all(|s| s.0 != State::Working);
         let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
-        let (state, _, doing) = &standings[rank];
-        let doing = match doing.parse::<Action>() {
-            Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
-            Err(_) => format!("action {doing:?}"),
-        };
-        let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
+        let doing = self.logs[rank].doing();
+        let what = if standings[rank].0 == State::Waiting { "has waited for" } else { "has not finished" };
         let message = format!(
             "device {rank} ({}) {what} {doing} for {:.0} s; its driver does not return",
             self.names[rank], idle[rank]
