@@ -133,10 +133,11 @@ impl Device {
         &self.0.device
     }
 
-    /// Takes the device away, as when its card is unplugged.
+    /// Takes the device away, as when its card is unplugged; it should have nothing to do.
     #[cfg(test)]
     pub(crate) fn lose(&self) {
         self.0.device.destroy();
+        self.poll(std::time::Duration::ZERO);
     }
 
     pub(super) fn trusted(&self) -> bool {

@@ -401,7 +401,7 @@ mod tests {
             devices[lost].lose();
             let error = step(&mut executor).unwrap_err();
             assert!(matches!(error, Error::Lost { .. }), "{error:?}");
-            assert!(error.to_string().contains(&format!("as device {lost}")), "{error}");
+            assert!(error.to_string().contains(&format!("while device {lost} ran ")), "{error}");
             let error = executor.watch().block_on(executor.settle()).unwrap_err();
             assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
         }

@@ -128,15 +128,14 @@ impl Log {
         (inner.busy > 0.05).then(|| inner.flops / inner.busy)
     }
 
-    /// What is being done, in words.
+    /// What the device is doing, for people.
     pub(super) fn doing(&self) -> String {
-        match self.standing().2 {
-            doing if doing.is_empty() => "no action".into(),
-            doing => match doing.parse::<Action>() {
-                Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
-                Err(_) => format!("action {doing:?}"),
-            },
-        }
+        described(&self.standing().2)
+    }
+
+    /// What the rank's thread is doing, for people.
+    pub(super) fn recording(&self) -> String {
+        described(&self.lock().doing)
     }
 
     /// (state, time of the last sign of progress, words for what is being done).
@@ -145,5 +144,13 @@ impl Log {
         let doing = inner.running.front().map_or_else(|| inner.doing.clone(), |r| r.label.clone());
         let state = if inner.running.is_empty() { inner.state } else { State::Working };
         (state, inner.beat, doing)
+    }
+}
+
+fn described(doing: &str) -> String {
+    match doing.parse::<Action>() {
+        _ if doing.is_empty() => "nothing".into(),
+        Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
+        Err(_) => format!("action {doing:?}"),
     }
 }

@@ -112,10 +112,11 @@ impl Rank {
     /// Answers commands until their sender is gone, one fails, or the device does.
     pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
         let (index, device, log) = (self.index, self.device.clone(), self.log.clone());
-        let doing = || format!("running {} as device {index}", log.doing());
+        let doing = || format!("device {index} ran {}", log.doing());
         let answering = device.unless_failed(doing, self.answer(&mut commands, &replies));
         let ended = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
-            let what = format!("its thread has died in {}: {}; please report it", log.doing(), said(&*panic));
+            let what =
+                format!("its thread has died in {}: {}; please report it", log.recording(), said(&*panic));
             Err(Error::failed(format!("device {index} ({})", device.info().name), what))
         });
         if let Err(error) = ended {
@@ -266,7 +267,7 @@ impl Rank {
         copies.extend(self.send(action, &mut recorder, slots).await?);
         self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
-        device.check(&format!("running {label}"))
+        device.check(&format!("device {} ran {label}", self.index))
     }
 
     fn slots(&self, action: Action) -> Slots {
