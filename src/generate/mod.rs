@@ -135,11 +135,6 @@ impl Generator {
         Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary, kept })
     }
 
-    /// Tokens of the longest text, prompt included.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// The executor, for setting weights.
     pub fn executor(&mut self) -> &mut Executor {
         &mut self.executor
