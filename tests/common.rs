@@ -5,8 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use polystage::gpu::{AdapterInfo, Device, OpenOptions};
-use polystage::graph::{Fed, Graph, Source, Value};
-use polystage::pipeline::{Executor, Plan, Setup};
+use polystage::pipeline::{Batch, Executor, Plan, Setup};
 
 /// Every adapter of the machine. Without one the tests fail, with the line that installs one.
 pub fn adapters() -> Vec<AdapterInfo> {
@@ -86,24 +85,20 @@ pub fn launch_on(setup: &Setup, devices: &[Device]) -> Executor {
     executor
 }
 
+/// From B sequences of T + 1 tokens, each of which follows the one before it.
+pub fn shifted(tokens: &[u32], sequence: usize) -> Batch {
+    let rows = tokens.chunks_exact(sequence + 1);
+    Batch {
+        inputs: rows.clone().flat_map(|row| &row[..sequence]).copied().collect(),
+        targets: rows.flat_map(|row| &row[1..]).copied().collect(),
+        starts: Vec::new(),
+    }
+}
+
 /// Normalised mean squared error.
 pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let error: f64 = got.iter().zip(want).map(|(&g, &w)| (g as f64 - w).powi(2)).sum();
     let size: f64 = want.iter().map(|w| w * w).sum();
     if size == 0.0 { error } else { error / size }
-}
-
-/// Values of a graph for the reference: what is fed, and weights by name; the rest is left empty.
-pub fn feed(
-    graph: &Graph,
-    fed: &[(Fed, Vec<f64>)],
-    weight: impl Fn(&str) -> Vec<f64>,
-) -> Vec<Option<Vec<f64>>> {
-    let of = |value: &Value| match value.source {
-        Source::Fed(what) => fed.iter().find(|(listed, _)| *listed == what).map(|(_, values)| values.clone()),
-        Source::Parameter | Source::Frozen => Some(weight(&value.name)),
-        Source::Constant | Source::Node { .. } | Source::Removed => None,
-    };
-    graph.values.iter().map(of).collect()
 }

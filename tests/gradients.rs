@@ -6,7 +6,8 @@ use polystage::graph::{
 };
 use polystage::model::{Kind, Lora, Model, ModelConfig, Purpose, init::philox};
 use polystage::ops::sort_rows;
-use polystage::reference;
+
+use crate::oracle;
 
 const SCALE: f32 = 0.125;
 
@@ -61,7 +62,7 @@ const CONTEXT: usize = 6;
 /// The scalar that is differentiated: the output in the direction of `d_output`, plus the scaled loss.
 fn objective(stage: &StageGraph, values: &[Option<Vec<f64>>]) -> f64 {
     let mut values = values.to_vec();
-    reference::run(&stage.graph, &[Phase::Forward], &mut values);
+    oracle::run(&stage.graph, &[Phase::Forward], &mut values);
     let get = |id: ValueId| values[id.0].as_ref().unwrap();
     let output = stage.output.zip(stage.d_output).map(|(y, dy)| {
         let (y, dy) = (get(y), get(dy));
@@ -76,7 +77,7 @@ fn check(what: &str, stage: &StageGraph, vocabulary: usize, samples: usize) {
     stage.graph.verify().unwrap();
     let mut values = feeds(stage, vocabulary);
     let mut results = values.clone();
-    reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut results);
+    oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut results);
     let pairs: Vec<(ValueId, ValueId)> =
         stage.gradients.iter().copied().chain(stage.input.zip(stage.d_input)).collect();
     assert!(!pairs.is_empty(), "{what}: nothing to differentiate");
@@ -339,7 +340,7 @@ fn fusion_shortens_the_graph_and_keeps_every_result() {
     fused.graph.verify().unwrap();
     let run = |stage: &StageGraph| {
         let mut values = feeds(stage, 11);
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         values
     };
     let (want, got) = (run(&plain), run(&fused));

@@ -12,16 +12,16 @@ use polystage::graph::{Fed, Phase};
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::workload::{shape_key, workload};
-use polystage::pipeline::{Batch, Executor, Plan, Setup, Use};
+use polystage::pipeline::{Executor, Plan, Setup, Use};
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};
 use polystage::profile::Profiler;
-use polystage::reference;
 use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::common::{adapters, feed, launch_on, nmse, open};
+use crate::common::{adapters, launch_on, nmse, open, shifted};
 use crate::models::distance;
+use crate::oracle;
 
 /// Folders in `golden/adapters`, each of the model of the same name in `golden/models`.
 const ADAPTERS: [&str; 3] = ["gpt2", "llama", "llama_untied"];
@@ -91,11 +91,11 @@ impl Golden {
             (Fed::TokenOrder, whole(order)),
         ];
         let parameters = model.parameters();
-        let mut values = feed(&stage.graph, &fed, |name| {
+        let mut values = oracle::feed(&stage.graph, &fed, |name| {
             let parameter = parameters.iter().find(|p| p.name == name).unwrap();
             weight(parameter).into_iter().map(f64::from).collect()
         });
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         let mut take = |id: polystage::graph::ValueId| values[id.0].take().unwrap();
         let losses = take(stage.loss.unwrap());
         let name = |id| stage.graph.value(id).name.clone();
@@ -135,7 +135,7 @@ impl Golden {
         assert_eq!(names.len(), self.gradients.len());
         let (mut losses, mut gradients, mut steps) = (Vec::new(), Vec::new(), Vec::new());
         for step in 0..self.steps.len() {
-            let report = watch.block_on(executor.step(Batch::shifted(&self.tokens, self.sequence))).unwrap();
+            let report = watch.block_on(executor.step(shifted(&self.tokens, self.sequence))).unwrap();
             steps.push(report.loss);
             if step == 0 {
                 losses = report.losses;
@@ -357,7 +357,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         let watch = executor.watch();
         watch.block_on(executor.load(golden.base.tensors())).unwrap();
         watch.block_on(executor.initialise_adapter(5)).unwrap();
-        let first = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
+        let first = watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap();
         if adapter.is_some() {
             watch.block_on(executor.update(adam(0, first.gradient_norm))).unwrap();
             let path = root.path().join(devices.len().to_string());
@@ -369,7 +369,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         }
         losses.push((
             first.losses,
-            watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap().losses,
+            watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap().losses,
         ));
     }
     assert_eq!(losses[0].0, losses[1].0, "B is zero");

@@ -10,13 +10,13 @@ use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
-use polystage::pipeline::{Batch, Setup, Use};
-use polystage::reference;
+use polystage::pipeline::{Setup, Use};
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use crate::common::{adapters, feed, launch_on, nmse, open};
+use crate::common::{adapters, launch_on, nmse, open, shifted};
+use crate::oracle;
 
 /// Folders in `golden/models`.
 pub const NAMES: [&str; 6] = ["gpt2", "llama", "llama_untied", "mistral", "qwen2", "qwen3"];
@@ -93,7 +93,7 @@ impl Golden {
 
     /// Feeds of the reference for a graph.
     fn feed(&self, stage: &StageGraph, fed: &[(Fed, Vec<f64>)]) -> Vec<Option<Vec<f64>>> {
-        feed(&stage.graph, fed, |name| self.weight(name).iter().map(|&x| x as f64).collect())
+        oracle::feed(&stage.graph, fed, |name| self.weight(name).iter().map(|&x| x as f64).collect())
     }
 }
 
@@ -124,7 +124,7 @@ fn the_reference_agrees_with_transformers_in_losses_and_gradients_of_every_archi
             (Fed::TokenOrder, order),
         ];
         let mut values = golden.feed(&stage, &fed.map(|(fed, list)| (fed, whole(&list))));
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         let error = distance(values[stage.loss.unwrap().0].as_ref().unwrap(), &golden.losses);
         assert!(error < REFERENCE, "{}: losses are off by {error:.2e}", golden.name);
         let mut sums: HashMap<String, Vec<f64>> = HashMap::new();
@@ -169,7 +169,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
     }
-    let report = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
+    let report = watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap();
     let error = nmse(&report.losses, &golden.losses);
     assert!(error < DEVICE, "{at}: losses are off by {error:.2e}");
     let mut results = vec![report.losses];
@@ -254,7 +254,7 @@ fn decoding_with_caches_gives_the_logits_without_in_the_reference() {
                     values[id.0] = Some(caches.remove(&block).unwrap_or_else(zeros));
                 }
             }
-            reference::run(&stage.graph, &[Phase::Forward], &mut values);
+            oracle::run(&stage.graph, &[Phase::Forward], &mut values);
             for node in stage.graph.nodes.iter().filter(|n| n.op.name() == "attention_cached") {
                 let Source::Fed(Fed::Cache(block)) = stage.graph.value(node.inputs[2]).source else {
                     panic!("a cache")

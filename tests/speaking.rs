@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use polystage::text::chat::ChatTemplate;
 use serde_json::{Value, json};
 
@@ -102,7 +102,7 @@ fn a_text_ends_at_any_of_the_end_tokens_that_the_model_names() {
 #[test]
 fn a_conversation_through_a_pipe_says_what_processing_it_again_says() {
     let place = chatty();
-    let template = ChatTemplate::open(place.path(), SystemTime::now()).unwrap().unwrap();
+    let template = ChatTemplate::open(place.path(), DateTime::default()).unwrap().unwrap();
     let mut messages = vec![json!({"role": "system", "content": "be brief"})];
     let mut expected = String::new();
     for question in ["hello", "well"] {

@@ -20,6 +20,20 @@ pub(super) enum State {
     Working(What),
 }
 
+impl State {
+    /// What is being done, for people.
+    pub(super) fn words(self) -> String {
+        match self {
+            State::Idle => "nothing".into(),
+            State::Starting => "what it was told".into(),
+            State::Waiting(What::Action(a)) | State::Working(What::Action(a)) if !a.kind.is_whole() => {
+                format!("action {a} (stage {}, microbatch {})", a.stage, a.microbatch)
+            }
+            State::Waiting(what) | State::Working(what) => format!("action {what}"),
+        }
+    }
+}
+
 struct Running {
     what: What,
     submitted: f64,
@@ -127,6 +141,16 @@ impl Log {
     pub(super) fn rate(&self) -> Option<f64> {
         let inner = self.lock();
         (inner.busy > 0.05).then(|| inner.flops / inner.busy)
+    }
+
+    /// What the device is doing, for people.
+    pub(super) fn doing(&self) -> String {
+        self.standing().0.words()
+    }
+
+    /// What the rank's thread is doing, for people.
+    pub(super) fn recording(&self) -> String {
+        self.lock().state.words()
     }
 
     /// (state, time of the last sign of progress).

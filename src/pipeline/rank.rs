@@ -2,17 +2,18 @@
 
 use std::cell::LazyCell;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_channel::mpsc;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 
 use super::batch::Batch;
 use super::decode::{Decoder, Grow, Logits};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, said};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{DType, Fed, Phase};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
@@ -107,42 +108,60 @@ pub(super) struct Rank {
 }
 
 impl Rank {
-    /// Answers commands until their sender is gone or one fails.
+    /// Answers commands until their sender is gone, one fails, or the device does.
     pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
-        while let Some(command) = commands.next().await {
-            self.log.state(State::Starting);
-            let result = match command {
-                Command::Step(batch) => self.step(&batch).await.map(Reply::Step),
-                Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
-                Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
-                Command::Settle => self.settle().await.map(|()| Reply::Done),
-                Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values),
-                Command::Decode(grow) => match self.decode(&grow, &replies).await {
-                    Ok(()) => continue,
-                    Err(error) => Err(error),
-                },
-                Command::Place(name, part, dtype, first, from) => {
-                    match self.place((&name, part, dtype), first, from, &replies).await {
-                        Ok(()) => continue,
-                        Err(error) => Err(error),
-                    }
-                }
-                Command::Write(name, part, first, values) => {
-                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)
-                }
-                Command::Read(name, part, first, count) => {
-                    self.read(&name, part, first, count).await.map(Reply::Values)
-                }
-            };
-            self.log.state(State::Idle);
-            let failed = result.is_err();
-            if replies.unbounded_send((self.index, result)).is_err() || failed {
-                break;
-            }
+        let (index, device, log) = (self.index, self.device.clone(), self.log.clone());
+        let doing = || format!("device {index} ran {}", log.doing());
+        let answering = device.unless_failed(doing, self.answer(&mut commands, &replies));
+        let ended = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
+            let what =
+                format!("its thread has died in {}: {}; please report it", log.recording(), said(&*panic));
+            Err(Error::failed(format!("device {index} ({})", device.info().name), what))
+        });
+        if let Err(error) = ended {
+            // Before its links and its inbox close, so that it is heard before what follows from it.
+            let _ = replies.unbounded_send((index, Err(error)));
         }
         // Whoever waits for the channel's end may count on the memory being free.
         drop(self);
         drop(replies);
+    }
+
+    async fn answer(
+        &mut self,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+        replies: &Replies,
+    ) -> Result<()> {
+        while let Some(command) = commands.next().await {
+            self.log.state(State::Starting);
+            let reply = match command {
+                Command::Step(batch) => self.step(&batch).await.map(Reply::Step)?,
+                Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values)?,
+                Command::Update(step) => self.update(step).await.map(|()| Reply::Done)?,
+                Command::Settle => self.settle().await.map(|()| Reply::Done)?,
+                Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values)?,
+                // The device answers these two, when it has done them.
+                Command::Decode(grow) => {
+                    self.decode(&grow, replies).await?;
+                    continue;
+                }
+                Command::Place(name, part, dtype, first, from) => {
+                    self.place((&name, part, dtype), first, from, replies).await?;
+                    continue;
+                }
+                Command::Write(name, part, first, values) => {
+                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)?
+                }
+                Command::Read(name, part, first, count) => {
+                    self.read(&name, part, first, count).await.map(Reply::Values)?
+                }
+            };
+            self.log.state(State::Idle);
+            if replies.unbounded_send((self.index, Ok(reply))).is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
@@ -198,7 +217,7 @@ impl Rank {
                 _ => {}
             }
         }
-        self.device.check("updating weights")
+        self.device.check(&format!("device {} updated weights", self.index))
     }
 
     /// Where in its list the rank waits for the norm of the whole gradient.
@@ -257,7 +276,7 @@ impl Rank {
         copies.extend(self.send(action, &mut recorder, slots).await?);
         self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
-        device.check(&format!("running {action}"))
+        device.check(&format!("device {} ran {action}", self.index))
     }
 
     fn slots(&self, action: Action) -> Slots {

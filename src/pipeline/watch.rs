@@ -7,7 +7,6 @@ use crate::error::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;
 use crate::gpu::now;
-use crate::timeline::What;
 
 /// Seconds without progress after which a device counts as stalled.
 const STALL_SECONDS: f64 = 25.0;
@@ -50,14 +49,13 @@ impl Watch {
         let all_wait = !standings.iter().any(|s| works(s.0));
         let waits = |state: State| matches!(state, State::Waiting(_));
         let rank = stuck(works).or_else(|| all_wait.then(|| stuck(waits)).flatten())?;
-        let doing = match standings[rank].0 {
-            State::Waiting(what) => format!("has waited for {}", words(what)),
-            State::Working(what) => format!("has not finished {}", words(what)),
-            State::Idle | State::Starting => "has not finished what it was told".into(),
-        };
+        let state = standings[rank].0;
+        let doing = if waits(state) { "has waited for" } else { "has not finished" };
         let message = format!(
-            "device {rank} ({}) {doing} for {:.0} s; its driver does not return",
-            self.names[rank], idle[rank]
+            "device {rank} ({}) {doing} {} for {:.0} s; its driver does not return",
+            self.names[rank],
+            state.words(),
+            idle[rank]
         );
         Some(Error::Stall { message })
     }
@@ -95,13 +93,6 @@ impl Watch {
             each();
             std::thread::park_timeout(std::time::Duration::from_secs_f64(INTERVAL));
         }
-    }
-}
-
-fn words(what: What) -> String {
-    match what {
-        What::Action(a) => format!("action {a} (stage {}, microbatch {})", a.stage, a.microbatch),
-        other => format!("action \"{other}\""),
     }
 }
 

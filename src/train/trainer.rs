@@ -143,11 +143,6 @@ impl Trainer {
         self.step
     }
 
-    /// The devices, in pipeline order.
-    pub fn devices(&self) -> &[DeviceName] {
-        &self.devices
-    }
-
     /// Everything that every device did in the last step.
     pub fn events(&self) -> &[Event] {
         &self.timeline
