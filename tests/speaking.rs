@@ -83,6 +83,26 @@ fn two_prompts_over_two_devices_continue_as_each_alone_on_one() {
 }
 
 #[test]
+fn logits_and_losses_that_are_no_numbers_are_a_failure_and_not_bad_input() {
+    let place = chatty();
+    let file = place.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // Not a number in every type.
+    bytes[header..].fill(0xff);
+    std::fs::write(&file, bytes).unwrap();
+    std::fs::write(place.path().join("text.txt"), "a text that is long enough for a window").unwrap();
+    for (arguments, says) in [
+        (&["generate", ".", "--devices", "0", "--prompt", "hello"][..], "its logits are not finite"),
+        (&["eval", ".", "--devices", "0", "--data", "text.txt"], "the loss is NaN"),
+    ] {
+        let output = run(&place, arguments, "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(says), "{:?}: {said}", output.status);
+    }
+}
+
+#[test]
 fn a_text_ends_at_any_of_the_end_tokens_that_the_model_names() {
     let place = chatty();
     let whole = generate(&place, &["hello"], &["--devices", "0"]);
