@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use polystage::gpu::{AdapterInfo, Device, OpenOptions, list};
 use polystage::model::Model;
-use polystage::pipeline::Prediction;
-use polystage::pipeline::profile::Profiler;
+use polystage::profile::Profiler;
+use polystage::timeline::Prediction;
 use polystage::train::advice::{Advice, Change, StepTimes, freed, improve};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;

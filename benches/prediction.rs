@@ -10,10 +10,10 @@ use std::time::Instant;
 use polystage::gpu::{Device, OpenOptions, list};
 use polystage::model::Model;
 use polystage::pipeline::Plan;
-use polystage::pipeline::profile::{Profiler, Progress};
-use polystage::pipeline::timeline::Track;
 use polystage::plan::Machine;
-use polystage::schedule::{Action, Simulation};
+use polystage::profile::{Profiler, Progress};
+use polystage::schedule::Simulation;
+use polystage::timeline::{Track, What};
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
 use polystage::train::planning::Planning;
@@ -209,7 +209,7 @@ fn compare(simulation: &Simulation, trainer: &Trainer, machine: &Machine) {
         let sum = &mut sums.entry(key).or_default()[which];
         *sum = (sum.0 + seconds, sum.1 + 1);
     };
-    for cell in simulation.cells.iter().filter(|c| !c.action.kind.is_transfer()) {
+    for cell in simulation.cells.iter().filter(|c| c.action.kind.computes()) {
         add(
             format!("rank {} {}{}", cell.rank, cell.action.stage, cell.action.kind),
             0,
@@ -218,9 +218,9 @@ fn compare(simulation: &Simulation, trainer: &Trainer, machine: &Machine) {
     }
     let timeline = trainer.timeline();
     for event in timeline.events.iter().filter(|e| e.track == Track::Compute) {
-        let key = match event.label.parse::<Action>() {
-            Ok(action) => format!("rank {} {}{}", event.rank, action.stage, action.kind),
-            Err(_) => format!("rank {} {}", event.rank, event.label),
+        let key = match event.what {
+            What::Action(action) => format!("rank {} {}{}", event.rank, action.stage, action.kind),
+            other => format!("rank {} {other}", event.rank),
         };
         add(key, 1, event.end - event.start);
     }

@@ -2,6 +2,7 @@
 //! in one line of bearable length: names, values and paths in it may come from a damaged file, so [`one_line`] has the
 //! last word about them.
 
+use std::any::Any;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -131,13 +132,37 @@ pub enum Error {
         /// Expected and given shapes.
         message: String,
     },
-    /// A driver error: validation, out of memory, lost device, failed mapping.
-    #[error("{adapter}: {context}: {message}")]
+    /// A device that is gone.
+    #[error(
+        "{device} was lost while {doing} ({message}): its driver was reset or the card unplugged; start again when \
+         `polystage devices` lists it, training with --resume from its last checkpoint"
+    )]
+    Lost {
+        /// The device.
+        device: String,
+        /// What it was doing.
+        doing: String,
+        /// The driver's or wgpu's words, on one line.
+        message: String,
+    },
+    /// A driver that has no memory left for what the plan counted on.
+    #[error(
+        "{device} ran out of memory while {doing}: less was free than planned for; give it less with --memory, so that \
+         the plan recomputes or cuts otherwise, or use smaller microbatches"
+    )]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What it was doing.
+        doing: String,
+    },
+    /// Any other failure of a device: an invalid call, a mistake in its driver, a buffer that could not be mapped.
+    #[error("{device} failed while {doing}: {message}; see whether `polystage verify` passes on it")]
     Gpu {
-        /// The adapter's name.
-        adapter: String,
-        /// What was being done.
-        context: String,
+        /// The device.
+        device: String,
+        /// What it was doing.
+        doing: String,
         /// The driver's or wgpu's words, on one line.
         message: String,
     },
@@ -175,6 +200,8 @@ impl Error {
             | Changed { .. }
             | Failed { .. }
             | Shape { .. }
+            | Lost { .. }
+            | OutOfMemory { .. }
             | Gpu { .. }
             | Stall { .. }
             | Io { .. } => false,
@@ -216,6 +243,24 @@ impl Error {
         Error::Failed { place: one_line(&place.into(), LONGEST), message: one_line(&message.into(), LONGEST) }
     }
 
+    /// A [`Error::Lost`].
+    pub fn lost(device: &str, doing: &str, message: impl Into<String>) -> Self {
+        let [device, doing, message] = lines([device, doing, &message.into()]);
+        Error::Lost { device, doing, message }
+    }
+
+    /// A [`Error::OutOfMemory`].
+    pub fn out_of_memory(device: &str, doing: &str) -> Self {
+        let [device, doing] = lines([device, doing]);
+        Error::OutOfMemory { device, doing }
+    }
+
+    /// A [`Error::Gpu`].
+    pub fn gpu(device: &str, doing: &str, message: impl Into<String>) -> Self {
+        let [device, doing, message] = lines([device, doing, &message.into()]);
+        Error::Gpu { device, doing, message }
+    }
+
     /// Names the file in an I/O error: `.map_err(Error::io(path))`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
@@ -232,8 +277,19 @@ fn would_fit(help: Option<&[String]>) -> String {
     }
 }
 
+/// Each text on one line of bearable length.
+fn lines<const N: usize>(texts: [&str; N]) -> [String; N] {
+    texts.map(|text| one_line(text, LONGEST))
+}
+
 /// Most characters of a message.
 const LONGEST: usize = 600;
+
+/// What a panic said.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref().copied()).unwrap_or("no reason was given")
+}
 
 /// A path as messages show it.
 struct Shown<'a>(&'a Path);

@@ -10,8 +10,8 @@ use polystage::text::helper::{HELPER, serve};
 fn main() {
     let mut arguments = args_os().skip(1);
     if arguments.next().is_some_and(|first| first == HELPER) {
-        let (path, seconds) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
-        return serve(&PathBuf::from(path), seconds.to_string_lossy().parse().unwrap_or_default());
+        let (path, now) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
+        return serve(&PathBuf::from(path), now.to_string_lossy().parse().unwrap_or_default());
     }
     #[cfg(target_os = "linux")]
     if var_os("XDG_RUNTIME_DIR").is_none() {

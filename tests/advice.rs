@@ -5,9 +5,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{DeviceName, Timeline};
 use polystage::plan::{Candidate, Machine};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use polystage::train::advice::{Advice, StepTimes, advise, freed, improve};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use polystage::gpu::{AdapterInfo, Device, OpenOptions};
-use polystage::pipeline::{Executor, Plan, Setup};
+use polystage::pipeline::{Batch, Executor, Plan, Setup};
 
 /// Every adapter of the machine. Without one the tests fail, with the line that installs one.
 pub fn adapters() -> Vec<AdapterInfo> {
@@ -83,6 +83,16 @@ pub fn launch_on(setup: &Setup, devices: &[Device]) -> Executor {
     let allocated: Vec<u64> = devices.iter().zip(before).map(|(d, before)| d.allocated() - before).collect();
     assert_eq!(predicted, allocated, "the plan's bytes are what is allocated, to the byte");
     executor
+}
+
+/// From B sequences of T + 1 tokens, each of which follows the one before it.
+pub fn shifted(tokens: &[u32], sequence: usize) -> Batch {
+    let rows = tokens.chunks_exact(sequence + 1);
+    Batch {
+        inputs: rows.clone().flat_map(|row| &row[..sequence]).copied().collect(),
+        targets: rows.flat_map(|row| &row[1..]).copied().collect(),
+        starts: Vec::new(),
+    }
 }
 
 /// Normalised mean squared error.

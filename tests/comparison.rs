@@ -1,15 +1,16 @@
 //! Predicted and measured steps side by side: what the parts add up to, what is drawn, what is said. No GPU: a
 //! "measured" timeline is the simulation of other costs, so that the truth is known.
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{Comparison, DeviceName, Event, EventKind, Step, Timeline, Track};
 use polystage::schedule::{
-    Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
+    Action, Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
+};
+use polystage::timeline::{
+    Comparison, DeviceName, Event, EventKind, Prediction, Step, Timeline, Track, What,
 };
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::timeline::assert_well_formed;
+use crate::timeline::{OTHERS, assert_well_formed};
 
 /// The start of every control sequence of a terminal.
 const ESCAPE: char = '\u{1b}';
@@ -115,14 +116,10 @@ fn a_predicted_timeline_holds_every_action_and_ends_with_the_step() {
             let timeline = plan.timeline().unwrap();
             let schedule = plan.schedule().unwrap();
             for action in schedule.ranks.iter().flatten() {
-                let found = timeline.events.iter().filter(|e| e.label == action.to_string());
-                assert_eq!(
-                    found.map(|e| e.kind).collect::<Vec<_>>(),
-                    [EventKind::of(action.kind)],
-                    "{action}"
-                );
+                let found = timeline.events.iter().filter(|e| e.what == What::Action(*action));
+                assert_eq!(found.map(|e| e.track).collect::<Vec<_>>(), [Track::Compute], "{action}");
             }
-            let count = |kind| timeline.events.iter().filter(|e| e.kind == kind).count();
+            let count = |kind| timeline.events.iter().filter(|e| e.kind() == kind).count();
             let lowered = schedule.lowered().unwrap();
             let sends =
                 lowered.ranks.iter().flatten().filter(|a| matches!(a.kind, Kind::SendF | Kind::SendB));
@@ -142,7 +139,7 @@ fn a_tied_parameter_delays_the_update_in_the_picture_too() {
     plan.costs.ties = vec![Tie { user: 1, owner: 0, gradient: hop, weight: hop }];
     let step = plan.simulate().unwrap().step;
     let timeline = plan.timeline().unwrap();
-    let updates = timeline.events.iter().filter(|e| e.label == "step");
+    let updates = timeline.events.iter().filter(|e| e.what == What::UPDATE);
     let end = updates.map(|e| e.end).fold(0.0, f64::max);
     // The new weight's way comes after the update; it is no event of either device's queue but for its ends.
     assert!(end < step && step - end <= hop.out + hop.delay() + hop.into + ROUNDING, "{end} s of {step} s");
@@ -199,26 +196,23 @@ fn a_step_that_runs_as_predicted_is_measured_with_the_predicted_idle_times() {
 
 #[test]
 fn idle_time_between_arrival_and_start_is_the_hosts_and_before_it_the_links() {
-    let event = |rank, track, kind, label: &str, start, end| Event {
+    let event = |rank, kind: Kind, start, end| Event {
         rank,
-        track,
-        label: label.into(),
-        kind,
-        microbatch: None,
+        track: if kind.is_transfer() { Track::Copy } else { Track::Compute },
+        what: What::Action(Action::new(rank, kind, 0)),
         start,
         end,
         bytes: 0,
     };
-    let compute = |rank, kind, label: &str, start, end| event(rank, Track::Compute, kind, label, start, end);
     let timeline = Timeline {
         devices: DeviceName::list(["a", "b"]),
         step: None,
         events: vec![
-            compute(0, EventKind::Forward, "0F0", 0.0, 1.0),
-            compute(1, EventKind::Forward, "1F0", 1.5, 2.5),
-            compute(1, EventKind::Backward, "1B0", 2.75, 5.0),
-            event(0, Track::Copy, EventKind::Copy, "0RECV_B0", 5.0, 5.5),
-            compute(0, EventKind::Backward, "0B0", 6.25, 8.0),
+            event(0, Kind::F, 0.0, 1.0),
+            event(1, Kind::F, 1.5, 2.5),
+            event(1, Kind::B, 2.75, 5.0),
+            event(0, Kind::RecvB, 5.0, 5.5),
+            event(0, Kind::B, 6.25, 8.0),
         ],
     };
     let step = Step::measured(&timeline).unwrap();
@@ -239,7 +233,7 @@ fn the_update_of_the_step_before_is_moved_to_where_this_steps_own_comes() {
     let whole = Step::measured(&timeline).unwrap();
     // As the executor logs it: the events of a step begin with the update of the one before.
     let mut logged = timeline.clone();
-    for event in logged.events.iter_mut().filter(|event| event.label == "step") {
+    for event in logged.events.iter_mut().filter(|event| event.what == What::UPDATE) {
         (event.start, event.end) = (event.start - whole.seconds, event.end - whole.seconds);
     }
     for event in &mut logged.events {
@@ -248,9 +242,10 @@ fn the_update_of_the_step_before_is_moved_to_where_this_steps_own_comes() {
     let step = Step::measured(&logged).unwrap();
     assert!((step.seconds - whole.seconds).abs() < ROUNDING, "{} s, {} s", step.seconds, whole.seconds);
     assert_eq!(step.schedule, whole.schedule);
-    let start = |step: &Step, label| step.timeline.events.iter().find(|e| e.label == label).unwrap().start;
-    for label in ["clear", "0F0", "2B5", "step"] {
-        assert!((start(&step, label) - start(&whole, label)).abs() < ROUNDING, "{label}");
+    let start = |step: &Step, what| step.timeline.events.iter().find(|e| e.what == what).unwrap().start;
+    let (first, last) = (Action::new(0, Kind::F, 0), Action::new(2, Kind::B, 5));
+    for what in [What::CLEAR, What::Action(first), What::Action(last), What::UPDATE] {
+        assert!((start(&step, what) - start(&whole, what)).abs() < ROUNDING, "{what}");
     }
 }
 
@@ -258,8 +253,9 @@ fn the_update_of_the_step_before_is_moved_to_where_this_steps_own_comes() {
 fn an_action_that_was_handed_over_in_parts_is_one_computation() {
     let plan = plan("1f1b", 2, 4);
     let mut timeline = plan.timeline().unwrap();
-    let whole = timeline.events.iter_mut().find(|event| event.label == "0B2").unwrap();
-    let (mut second, middle) = (whole.clone(), (whole.start + whole.end) / 2.0);
+    let done = What::Action(Action::new(0, Kind::B, 2));
+    let whole = timeline.events.iter_mut().find(|event| event.what == done).unwrap();
+    let (mut second, middle) = (*whole, (whole.start + whole.end) / 2.0);
     (whole.end, second.start) = (middle - 1e-3, middle);
     timeline.events.push(second);
     let parts = Comparison::new(Some(plan.clone()), &timeline).unwrap();
@@ -274,14 +270,14 @@ fn what_is_not_one_whole_step_is_refused_in_one_line() {
     let mut twice = whole.clone();
     twice.events.extend(whole.events.iter().map(|event| {
         let (start, end) = (event.start + 5.0, event.end + 5.0);
-        Event { start, end, ..event.clone() }
+        Event { start, end, ..*event }
     }));
     let mut missing = whole.clone();
-    missing.events.retain(|event| event.label != "1B2");
+    missing.events.retain(|event| event.what != What::Action(Action::new(1, Kind::B, 2)));
     let mut idle = whole.clone();
     idle.devices.push(DeviceName { number: 2, name: "did nothing".into(), ..DeviceName::default() });
     let mut huge = whole.clone();
-    huge.events[0].label = format!("{}F{}", usize::MAX, usize::MAX);
+    huge.events[0].what = What::Action(Action::new(usize::MAX, Kind::F, usize::MAX));
     for timeline in [Timeline::default(), twice, missing, idle, huge] {
         let message = one_line(Comparison::new(None, &timeline).unwrap_err());
         assert!(message.contains("does not hold one whole training step ("), "{message}");
@@ -473,14 +469,21 @@ proptest! {
 
     #[test]
     fn events_survive_the_trace_without_loss(
-        events in prop::collection::vec((0usize..3, 0usize..3, 0usize..7, "\\PC{0,12}", prop::option::of(0usize..9),
+        events in prop::collection::vec((0usize..3, 0usize..3, 0usize..14, any::<usize>(), any::<usize>(),
             -1e6..1e6f64, 0.0..10.0f64, any::<u64>()), 0..30)
     ) {
         let tracks = [Track::Compute, Track::Host, Track::Copy];
-        let kinds = [EventKind::Forward, EventKind::Backward, EventKind::BackwardInput, EventKind::BackwardWeight,
-            EventKind::Optimizer, EventKind::Copy, EventKind::Host];
-        let events = events.into_iter().map(|(rank, track, kind, label, microbatch, start, took, bytes)| Event {
-            rank, track: tracks[track], label, kind: kinds[kind], microbatch, start, end: start + took, bytes,
+        let kinds = [Kind::F, Kind::B, Kind::I, Kind::W, Kind::SendF, Kind::RecvF, Kind::SendB, Kind::RecvB];
+        let events = events.into_iter().map(|(rank, track, what, stage, microbatch, start, took, bytes)| Event {
+            rank,
+            track: tracks[track],
+            what: match kinds.get(what) {
+                Some(&kind) => What::Action(Action::new(stage, kind, microbatch)),
+                None => OTHERS[what - kinds.len()].0,
+            },
+            start,
+            end: start + took,
+            bytes,
         });
         let mut devices = DeviceName::list(["a \"quoted\"\nname", "", "GPU™ 漢字"]);
         (devices[1].number, devices[1].adapter) = (7, Some(3));
@@ -488,7 +491,7 @@ proptest! {
         let read = Timeline::from_chrome_trace(&timeline.to_chrome_trace(), "trace.json").unwrap();
         let sorted = |timeline: &Timeline| {
             let mut events = timeline.events.clone();
-            events.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.label.cmp(&b.label)).then(a.bytes.cmp(&b.bytes)));
+            events.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.what.to_string().cmp(&b.what.to_string())).then(a.bytes.cmp(&b.bytes)));
             events
         };
         prop_assert_eq!((&read.devices, read.step), (&timeline.devices, timeline.step));
@@ -512,6 +515,9 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
         (good.replace("\"tid\":1,", "\"tid\":0,"), "is damaged"),
         (good.replace("start_seconds", "begin"), "is damaged"),
         (good.replace("\"cat\":\"forward\"", "\"cat\":\"sideways\""), "is damaged"),
+        (good.replace("\"cat\":\"forward\"", "\"cat\":\"host\""), "is damaged"),
+        (good.replace("\"microbatch\":3", "\"microbatch\":2"), "is damaged"),
+        (good.replace("\"name\":\"norm\"", "\"name\":\"rest\""), "is damaged"),
         (good.replace("\"end_seconds\":", "\"end_seconds\":-"), "is damaged"),
     ] {
         let message = one_line(Timeline::from_chrome_trace(&text, "runs/x/trace.json").unwrap_err());
@@ -606,7 +612,7 @@ fn the_largest_cell_is_labelled_however_small_it_is() {
         let seconds = longest(largest);
         let of_its_size = |e: &&Event| longest(e) > (1.0 - 1e-9) * seconds;
         let names: Vec<String> =
-            timeline.events.iter().filter(of_its_size).map(|e| format!("<title>{} at", e.label)).collect();
+            timeline.events.iter().filter(of_its_size).map(|e| format!("<title>{} at", e.what)).collect();
         let svg = timeline.to_svg(name);
         let labelled =
             |line: &&str| line.contains("pointer-events") && names.iter().any(|name| line.contains(name));

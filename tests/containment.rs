@@ -1,8 +1,9 @@
 //! Tokenizers and chat templates that do harm: what comes of them is one line, and the program goes on.
 
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
+use jiff::civil::{DateTime, date};
 use polystage::Result;
 use polystage::text::chat::ChatTemplate;
 use polystage::text::{Isolation, Tokenizer, open};
@@ -14,8 +15,12 @@ fn isolated() -> Isolation {
     Isolation::Process(env!("CARGO_BIN_EXE_polystage").into())
 }
 
+fn morning() -> DateTime {
+    date(2026, 7, 26).at(7, 30, 0, 0)
+}
+
 fn contained(path: &Path) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    open(path, SystemTime::UNIX_EPOCH, &isolated())
+    open(path, morning(), &isolated())
 }
 
 fn one_line<T: std::fmt::Debug>(result: Result<T>) -> String {
@@ -30,8 +35,7 @@ fn one_line<T: std::fmt::Debug>(result: Result<T>) -> String {
 fn a_contained_tokenizer_and_template_say_what_they_say_in_this_process() {
     for place in [chat_folder(), folder(&sentence_piece(), &json!({"bos_token": "<s>"}))] {
         let (there, template_there) = contained(place.path()).expect("opened");
-        let (here, template_here) =
-            open(place.path(), SystemTime::UNIX_EPOCH, &Isolation::None).expect("opened");
+        let (here, template_here) = open(place.path(), morning(), &Isolation::None).expect("opened");
         assert_eq!(
             (there.vocabulary(), there.bos(), there.eos()),
             (here.vocabulary(), here.bos(), here.eos())
@@ -55,8 +59,16 @@ fn a_contained_tokenizer_and_template_say_what_they_say_in_this_process() {
         assert_eq!(refused(&there), refused(&here));
     }
     let empty = tempfile::tempdir().expect("a folder");
-    let here = open(empty.path(), SystemTime::UNIX_EPOCH, &Isolation::None);
+    let here = open(empty.path(), morning(), &Isolation::None);
     assert_eq!(one_line(contained(empty.path())), one_line(here));
+}
+
+#[test]
+fn a_contained_template_sees_the_moment_at_which_it_was_opened() {
+    let source = "{{ strftime_now('%Y-%m-%dT%H:%M:%S') }}";
+    let place = folder(&byte_level(), &json!({ "chat_template": source }));
+    let template = contained(place.path()).expect("opened").1.expect("a template");
+    assert_eq!(template.render(&[], &Value::Null, false).expect("rendered"), "2026-07-26T07:30:00");
 }
 
 #[test]

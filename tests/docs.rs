@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::DeviceName;
 use polystage::plan::{MACHINE_KEYS, Machine};
 use polystage::schedule::{Costs, Schedule, generate, grid};
+use polystage::timeline::{DeviceName, Prediction};
 use polystage::train::config::{Absent, Config, TABLES, Table, defaults, literal, smallest};
 use polystage::train::trainer::{DeviceRow, Row};
 use serde_json::Value;
@@ -155,6 +154,13 @@ fn the_schedules_of_their_page_are_proved_and_drawn_as_it_shows() {
         }
         assert_eq!(rows.len(), 8);
     }
+    for (_, rows) in tables(&page, &["once a step"]) {
+        for action in names(&rows) {
+            assert!(action.parse::<polystage::schedule::Action>().unwrap().kind.is_whole());
+        }
+        assert_eq!(rows.len(), 5);
+    }
+    "C 0F0 0F1 0B0 0B1 N U".parse::<Schedule>().unwrap().validate().unwrap();
 }
 
 /// The tables of run.md by the heading of their first column.

@@ -8,7 +8,7 @@ use polystage::train::data::{Reader, RecordFormat};
 use polystage::train::trainer::Trainer;
 
 use crate::cli::{Place, one_line};
-use crate::common::{adapters, launch, launch_on, nmse, open};
+use crate::common::{adapters, launch, launch_on, nmse, open, shifted};
 use crate::pipeline::config;
 
 const LLAMA: &str = "
@@ -274,7 +274,7 @@ fn targets_that_do_not_count_change_neither_the_loss_nor_a_gradient() {
     let i = adapters()[0].index;
     let config = config(&[]);
     let (t, text) = (&config.train, (0..6 * 20).map(|i| (i * i + 7) % 259).collect::<Vec<u32>>());
-    let whole = Batch::shifted(&text, t.sequence);
+    let whole = shifted(&text, t.sequence);
     let half = t.batch / 2 * t.sequence;
     // The last sequences do not count, nor every third token of the others.
     let mut masked = whole.clone();

@@ -218,7 +218,9 @@ fn a_folder_is_copied_to_another_type_with_its_tokenizer() {
         copy: &copy,
     };
     let mut writer = FolderWriter::create(&to, &layout).expect("created");
-    writer.copy_from(folder.tensors(), &tensors).expect("copied");
+    for (name, _) in &tensors {
+        writer.write(name, &folder.tensors().read_all(name).expect("read")).expect("written");
+    }
     writer.finish().expect("finished");
     let mut names: Vec<String> = fs::read_dir(&to)
         .expect("listed")

@@ -1,11 +1,13 @@
 //! The reference's gradients against finite differences in f64, op by op and for whole models; fusion changes nothing.
 
 use polystage::graph::{
-    Activation, DType, Epilogue, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate, fuse,
+    Activation, DType, Epilogue, Fed, Graph, Layout, Op, Phase, Source, StageGraph, ValueId, differentiate,
+    fuse,
 };
 use polystage::model::{Kind, Lora, Model, ModelConfig, Purpose, init::philox};
 use polystage::ops::sort_rows;
-use polystage::reference;
+
+use crate::oracle;
 
 const SCALE: f32 = 0.125;
 
@@ -19,26 +21,26 @@ fn numbers(stream: usize, n: usize) -> Vec<f64> {
 fn feeds(stage: &StageGraph, vocabulary: usize) -> Vec<Option<Vec<f64>>> {
     let whole = |list: &[u32]| list.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let ids: Vec<u32> = (0..100).map(|i| philox([i, 0, 0, 0], [3, 4])[0] % vocabulary as u32).collect();
+    let fed = |what: Fed| {
+        let found = stage.graph.fed().find(|(fed, _)| *fed == what);
+        stage.graph.value(found.unwrap().1)
+    };
+    let by_token = || sort_rows(&ids[..fed(Fed::TokenOrder).len()], vocabulary);
+    let by_place = || sort_rows(&after(fed(Fed::Places).shape[1], fed(Fed::Places).len()), CONTEXT);
     let values = stage.graph.values.iter().enumerate();
     values
-        .map(|(index, value)| match (value.source, value.name.as_str()) {
-            (Source::Node { .. }, _) => None,
-            (_, "tokens" | "targets") => Some(whole(&ids[..value.len()])),
-            (_, "segments") => {
-                let order = stage.fed("order").map(|id| stage.graph.value(id).len());
-                Some(whole(&sort_rows(&ids[..order.unwrap()], vocabulary).0))
-            }
-            (_, "order") => Some(whole(&sort_rows(&ids[..value.len()], vocabulary).1)),
+        .map(|(index, value)| match value.source {
+            Source::Node { .. } => None,
+            Source::Fed(Fed::Tokens | Fed::Targets) => Some(whole(&ids[..value.len()])),
+            Source::Fed(Fed::TokenSegments) => Some(whole(&by_token().0)),
+            Source::Fed(Fed::TokenOrder) => Some(whole(&by_token().1)),
             // In each sequence two texts, the second from its third token on.
-            (_, "starts") => {
+            Source::Fed(Fed::Starts) => {
                 Some(places(value.shape[1], value.len()).map(|t| if t < 2 { 0.0 } else { 2.0 }).collect())
             }
-            (_, "places") => Some(whole(&after(value.shape[1], value.len()))),
-            (_, name @ ("place segments" | "place order")) => {
-                let places = stage.graph.value(stage.fed("places").unwrap());
-                let (segments, order) = sort_rows(&after(places.shape[1], places.len()), CONTEXT);
-                Some(whole(if name == "place order" { &order } else { &segments }))
-            }
+            Source::Fed(Fed::Places) => Some(whole(&after(value.shape[1], value.len()))),
+            Source::Fed(Fed::PlaceSegments) => Some(whole(&by_place().0)),
+            Source::Fed(Fed::PlaceOrder) => Some(whole(&by_place().1)),
             _ => Some(numbers(index, value.len())),
         })
         .collect()
@@ -60,7 +62,7 @@ const CONTEXT: usize = 6;
 /// The scalar that is differentiated: the output in the direction of `d_output`, plus the scaled loss.
 fn objective(stage: &StageGraph, values: &[Option<Vec<f64>>]) -> f64 {
     let mut values = values.to_vec();
-    reference::run(&stage.graph, &[Phase::Forward], &mut values);
+    oracle::run(&stage.graph, &[Phase::Forward], &mut values);
     let get = |id: ValueId| values[id.0].as_ref().unwrap();
     let output = stage.output.zip(stage.d_output).map(|(y, dy)| {
         let (y, dy) = (get(y), get(dy));
@@ -75,7 +77,7 @@ fn check(what: &str, stage: &StageGraph, vocabulary: usize, samples: usize) {
     stage.graph.verify().unwrap();
     let mut values = feeds(stage, vocabulary);
     let mut results = values.clone();
-    reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut results);
+    oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut results);
     let pairs: Vec<(ValueId, ValueId)> =
         stage.gradients.iter().copied().chain(stage.input.zip(stage.d_input)).collect();
     assert!(!pairs.is_empty(), "{what}: nothing to differentiate");
@@ -110,7 +112,7 @@ fn check(what: &str, stage: &StageGraph, vocabulary: usize, samples: usize) {
 /// A graph of one op whose first argument is the stage's input, the others parameters.
 fn single(op: Op, shapes: &[&[usize]]) -> StageGraph {
     let mut graph = Graph::default();
-    let input = graph.input("input", shapes[0], DType::F32);
+    let input = graph.input(Fed::Input, shapes[0]);
     let mut arguments = vec![input];
     for (i, shape) in shapes.iter().enumerate().skip(1) {
         arguments.push(graph.parameter(&format!("argument {i}"), shape));
@@ -138,8 +140,8 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
         let shape = [2, 5, (heads + 2 * kv_heads) * size];
         check("attention", &single(Op::Attention { heads, kv_heads, starts: false }, &[&shape]), 1, 100);
         let mut graph = Graph::default();
-        let input = graph.input("input", &shape, DType::F32);
-        let starts = graph.input("starts", &[2, 5], DType::U32);
+        let input = graph.input(Fed::Input, &shape);
+        let starts = graph.input(Fed::Starts, &[2, 5]);
         let op = Op::Attention { heads, kv_heads, starts: true };
         let output = graph.forward(op, &[input, starts]).unwrap();
         let stage = differentiate(graph, Some(input), Some(output)).unwrap();
@@ -150,12 +152,12 @@ fn every_ops_gradient_matches_finite_differences_in_every_argument() {
 #[test]
 fn the_gradient_of_the_embedding_matches_finite_differences_also_for_repeated_tokens() {
     let mut graph = Graph::default();
-    let tokens = graph.input("tokens", &[2, 4], DType::U32);
+    let tokens = graph.input(Fed::Tokens, &[2, 4]);
     let (table, positions) = (graph.parameter("table", &[3, 5]), graph.parameter("positions", &[CONTEXT, 5]));
     let mut placed = graph.clone();
     let output = graph.forward(Op::Embedding { places: false }, &[tokens, table, positions]).unwrap();
     check("embedding", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
-    let places = placed.input("places", &[2, 4], DType::U32);
+    let places = placed.input(Fed::Places, &[2, 4]);
     let op = Op::Embedding { places: true };
     let output = placed.forward(op, &[tokens, table, positions, places]).unwrap();
     check("embedding with places", &differentiate(placed, None, Some(output)).unwrap(), 3, 100);
@@ -164,7 +166,7 @@ fn the_gradient_of_the_embedding_matches_finite_differences_also_for_repeated_to
 #[test]
 fn the_gradient_of_a_gather_matches_finite_differences_also_for_repeated_tokens() {
     let mut graph = Graph::default();
-    let tokens = graph.input("tokens", &[2, 4], DType::U32);
+    let tokens = graph.input(Fed::Tokens, &[2, 4]);
     let table = graph.parameter("table", &[3, 5]);
     let output = graph.forward(Op::Gather, &[tokens, table]).unwrap();
     check("gather", &differentiate(graph, None, Some(output)).unwrap(), 3, 100);
@@ -174,17 +176,17 @@ fn the_gradient_of_a_gather_matches_finite_differences_also_for_repeated_tokens(
 fn the_gradients_of_rope_match_finite_differences_in_queries_keys_and_values() {
     for positions in [false, true] {
         let mut graph = Graph::default();
-        let x = graph.input("input", &[2, 3, 4], DType::F32);
+        let x = graph.input(Fed::Input, &[2, 3, 4]);
         // Three different functions of the input, so that each part has a gradient of its own.
         let mut part = |heads: usize| {
             let w = graph.parameter(&format!("w{}", graph.values.len()), &[heads * 6, 4]);
             graph.forward(matmul(Layout::NT), &[x, w]).unwrap()
         };
         let (q, k, v) = (part(4), part(2), part(2));
-        let mut arguments = vec![q, k, v, graph.input("table", &[5, 6], DType::F32)];
+        let mut arguments = vec![q, k, v, graph.input(Fed::Argument(DType::F32), &[5, 6])];
         if positions {
             // Tokens are whole numbers below the length of the table.
-            arguments.push(graph.input("tokens", &[2, 3], DType::U32));
+            arguments.push(graph.input(Fed::Tokens, &[2, 3]));
         }
         let op = Op::Rope { heads: 4, kv_heads: 2, positions };
         let output = graph.forward(op, &arguments).unwrap();
@@ -195,7 +197,7 @@ fn the_gradients_of_rope_match_finite_differences_in_queries_keys_and_values() {
 #[test]
 fn the_gradients_of_swiglu_match_finite_differences_in_both_arguments() {
     let mut graph = Graph::default();
-    let x = graph.input("input", &[2, 3, 4], DType::F32);
+    let x = graph.input(Fed::Input, &[2, 3, 4]);
     let mut part = || {
         let w = graph.parameter(&format!("w{}", graph.values.len()), &[5, 4]);
         graph.forward(matmul(Layout::NT), &[x, w]).unwrap()
@@ -208,8 +210,8 @@ fn the_gradients_of_swiglu_match_finite_differences_in_both_arguments() {
 #[test]
 fn the_gradient_of_cross_entropy_matches_finite_differences() {
     let mut graph = Graph::default();
-    let logits = graph.input("input", &[2, 3, 7], DType::F32);
-    let targets = graph.input("targets", &[2, 3], DType::U32);
+    let logits = graph.input(Fed::Input, &[2, 3, 7]);
+    let targets = graph.input(Fed::Targets, &[2, 3]);
     graph.push(Op::CrossEntropy { scale: SCALE }, &[logits, targets], Phase::Forward).unwrap();
     check("cross_entropy", &differentiate(graph, Some(logits), None).unwrap(), 7, 100);
 }
@@ -218,7 +220,7 @@ fn the_gradient_of_cross_entropy_matches_finite_differences() {
 fn gradients_of_a_value_used_several_times_are_summed() {
     for layout in [Layout::NN, Layout::NT] {
         let mut graph = Graph::default();
-        let x = graph.input("input", &[4, 4], DType::F32);
+        let x = graph.input(Fed::Input, &[4, 4]);
         let y = graph.forward(Op::Activate(Activation::GeluTanh), &[x]).unwrap();
         // Both operands are activations, one of them twice.
         let z = graph.forward(matmul(layout), &[y, x]).unwrap();
@@ -231,7 +233,7 @@ fn gradients_of_a_value_used_several_times_are_summed() {
 #[test]
 fn ops_of_the_backward_pass_refuse_to_be_differentiated() {
     let mut graph = Graph::default();
-    let x = graph.input("input", &[3, 4], DType::F32);
+    let x = graph.input(Fed::Input, &[3, 4]);
     let output = graph.forward(Op::ColumnSum, &[x]).unwrap();
     let error = differentiate(graph, Some(x), Some(output)).unwrap_err().to_string();
     assert!(error.contains("column_sum") && error.contains("no gradient"), "{error}");
@@ -301,7 +303,7 @@ fn gradients_of_an_adapter_match_finite_differences_and_frozen_weights_have_none
 /// A transformer block and a head without any fusion: input (2,5,6), loss at the end.
 fn unfused_block() -> StageGraph {
     let (mut g, epsilon) = (Graph::default(), 1e-5);
-    let x = g.input("input", &[2, 5, 6], DType::F32);
+    let x = g.input(Fed::Input, &[2, 5, 6]);
     let weight = |g: &mut Graph, shape: &[usize]| g.parameter(&format!("w{}", g.values.len()), shape);
     let norm = |g: &mut Graph, x| {
         let (gain, bias) = (weight(g, &[6]), weight(g, &[6]));
@@ -325,7 +327,7 @@ fn unfused_block() -> StageGraph {
     let y = norm(&mut g, x2);
     let table = g.parameter("table", &[11, 6]);
     let logits = g.forward(matmul(Layout::NT), &[y, table]).unwrap();
-    let targets = g.input("targets", &[2, 5], DType::U32);
+    let targets = g.input(Fed::Targets, &[2, 5]);
     g.push(Op::CrossEntropy { scale: SCALE }, &[logits, targets], Phase::Forward).unwrap();
     differentiate(g, Some(x), None).unwrap()
 }
@@ -338,7 +340,7 @@ fn fusion_shortens_the_graph_and_keeps_every_result() {
     fused.graph.verify().unwrap();
     let run = |stage: &StageGraph| {
         let mut values = feeds(stage, 11);
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         values
     };
     let (want, got) = (run(&plain), run(&fused));

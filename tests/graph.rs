@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use polystage::gpu::Capabilities;
-use polystage::graph::{Activation, DType, Epilogue, Graph, Layout, Op, Phase, StageGraph, ValueId};
+use polystage::graph::{Activation, Epilogue, Fed, Graph, Layout, Op, Phase, StageGraph, ValueId};
 use polystage::model::{Kind, Model, ModelConfig, Purpose};
 use polystage::ops::in_place;
 use polystage::ops::plan::{MemoryPlan, Place};
@@ -358,7 +358,7 @@ proptest! {
 fn a_use_before_the_definition_and_a_wrong_shape_are_found() {
     let build = || {
         let mut graph = Graph::default();
-        let x = graph.input("x", &[2, 3], DType::F32);
+        let x = graph.input(Fed::Input, &[2, 3]);
         let y = graph.forward(Op::Activate(Activation::GeluTanh), &[x]).unwrap();
         graph.forward(Op::Add, &[y, x]).unwrap();
         graph
@@ -381,7 +381,7 @@ fn a_use_before_the_definition_and_a_wrong_shape_are_found() {
 #[test]
 fn a_parameter_used_twice_in_one_stage_is_refused_by_name() {
     let mut graph = Graph::default();
-    let x = graph.input("input", &[2, 3], DType::F32);
+    let x = graph.input(Fed::Input, &[2, 3]);
     let w = graph.parameter("shared", &[3, 3]);
     let op = Op::Matmul { layout: Layout::NN, epilogue: Epilogue::None };
     let y = graph.forward(op.clone(), &[x, w]).unwrap();

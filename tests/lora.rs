@@ -8,20 +8,20 @@ use polystage::folder::ModelFolder;
 use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
-use polystage::graph::Phase;
+use polystage::graph::{Fed, Phase};
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
-use polystage::pipeline::profile::Profiler;
 use polystage::pipeline::workload::{shape_key, workload};
-use polystage::pipeline::{Batch, Executor, Plan, Setup, Use};
+use polystage::pipeline::{Executor, Plan, Setup, Use};
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};
-use polystage::reference;
+use polystage::profile::Profiler;
 use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::common::{adapters, launch_on, nmse, open};
+use crate::common::{adapters, launch_on, nmse, open, shifted};
 use crate::models::distance;
+use crate::oracle;
 
 /// Folders in `golden/adapters`, each of the model of the same name in `golden/models`.
 const ADAPTERS: [&str; 3] = ["gpt2", "llama", "llama_untied"];
@@ -84,19 +84,18 @@ impl Golden {
         let inputs: Vec<u32> = rows().flat_map(|row| row[..self.sequence].to_vec()).collect();
         let (segments, order) = polystage::ops::sort_rows(&inputs, model.config().vocabulary);
         let whole = |list: Vec<u32>| list.into_iter().map(f64::from).collect::<Vec<f64>>();
-        let mut named: Vec<(String, Vec<f64>)> = vec![
-            ("tokens".into(), whole(inputs)),
-            ("targets".into(), whole(rows().flat_map(|row| row[1..].to_vec()).collect())),
-            ("segments".into(), whole(segments)),
-            ("order".into(), whole(order)),
+        let fed = [
+            (Fed::Tokens, whole(inputs)),
+            (Fed::Targets, whole(rows().flat_map(|row| row[1..].to_vec()).collect())),
+            (Fed::TokenSegments, whole(segments)),
+            (Fed::TokenOrder, whole(order)),
         ];
-        for parameter in model.parameters() {
-            let values = weight(&parameter).into_iter().map(f64::from).collect();
-            named.push((parameter.name, values));
-        }
-        let named: Vec<(&str, &[f64])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
-        let mut values = reference::feed(&stage.graph, &named);
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        let parameters = model.parameters();
+        let mut values = oracle::feed(&stage.graph, &fed, |name| {
+            let parameter = parameters.iter().find(|p| p.name == name).unwrap();
+            weight(parameter).into_iter().map(f64::from).collect()
+        });
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         let mut take = |id: polystage::graph::ValueId| values[id.0].take().unwrap();
         let losses = take(stage.loss.unwrap());
         let name = |id| stage.graph.value(id).name.clone();
@@ -136,7 +135,7 @@ impl Golden {
         assert_eq!(names.len(), self.gradients.len());
         let (mut losses, mut gradients, mut steps) = (Vec::new(), Vec::new(), Vec::new());
         for step in 0..self.steps.len() {
-            let report = watch.block_on(executor.step(Batch::shifted(&self.tokens, self.sequence))).unwrap();
+            let report = watch.block_on(executor.step(shifted(&self.tokens, self.sequence))).unwrap();
             steps.push(report.loss);
             if step == 0 {
                 losses = report.losses;
@@ -285,7 +284,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
     let block = machine.devices[0].shape(&shape_key(&model, 2, 13)).unwrap().layers["block"];
     // The gradients of small matrices may be lost in noise.
     assert!(block.forward > 0.0 && block.input > 0.0 && block.weight >= 0.0, "{block:?}");
-    let work = workload(&model, 8, 13, &[4], &described[0].1).unwrap();
+    let work = workload(&model, 8, 13, &[4], &[described[0].1]).unwrap();
     assert_eq!(work.layers[0].weights, 0, "the token table is not trained");
     for cuts in [vec![1], vec![3], vec![7]] {
         let options = Options {
@@ -358,7 +357,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         let watch = executor.watch();
         watch.block_on(executor.load(golden.base.tensors())).unwrap();
         watch.block_on(executor.initialise_adapter(5)).unwrap();
-        let first = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
+        let first = watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap();
         if adapter.is_some() {
             watch.block_on(executor.update(adam(0, first.gradient_norm))).unwrap();
             let path = root.path().join(devices.len().to_string());
@@ -370,7 +369,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         }
         losses.push((
             first.losses,
-            watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap().losses,
+            watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap().losses,
         ));
     }
     assert_eq!(losses[0].0, losses[1].0, "B is zero");

@@ -4,19 +4,19 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use polystage::gpu::Device;
-use polystage::graph::{Phase, StageGraph};
+use polystage::graph::{Fed, Phase, Source, StageGraph};
 use polystage::model::{Model, Purpose};
 use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
-use polystage::pipeline::{Batch, Setup, Use};
-use polystage::reference;
+use polystage::pipeline::{Setup, Use};
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use crate::common::{adapters, launch_on, nmse, open};
+use crate::common::{adapters, launch_on, nmse, open, shifted};
+use crate::oracle;
 
 /// Folders in `golden/models`.
 pub const NAMES: [&str; 6] = ["gpt2", "llama", "llama_untied", "mistral", "qwen2", "qwen3"];
@@ -91,21 +91,9 @@ impl Golden {
         &self.weights[parameter.tied_to.as_deref().unwrap_or(name)]
     }
 
-    /// Feeds of the reference for a graph, besides what `more` names.
-    fn feed(&self, stage: &StageGraph, more: &[(&str, Vec<f64>)]) -> Vec<Option<Vec<f64>>> {
-        let wide = |values: &[f32]| values.iter().map(|&x| x as f64).collect::<Vec<f64>>();
-        let weights: Vec<(String, Vec<f64>)> = stage
-            .graph
-            .parameters()
-            .map(|id| stage.graph.value(id).name.clone())
-            .map(|name| (name.clone(), wide(self.weight(&name))))
-            .collect();
-        let named: Vec<(&str, &[f64])> = weights
-            .iter()
-            .map(|(name, values)| (name.as_str(), values.as_slice()))
-            .chain(more.iter().map(|(name, values)| (*name, values.as_slice())))
-            .collect();
-        reference::feed(&stage.graph, &named)
+    /// Feeds of the reference for a graph.
+    fn feed(&self, stage: &StageGraph, fed: &[(Fed, Vec<f64>)]) -> Vec<Option<Vec<f64>>> {
+        oracle::feed(&stage.graph, fed, |name| self.weight(name).iter().map(|&x| x as f64).collect())
     }
 }
 
@@ -129,9 +117,14 @@ fn the_reference_agrees_with_transformers_in_losses_and_gradients_of_every_archi
         let purpose = Purpose::Training { tokens: inputs.len() };
         let stage = golden.model.stage_graph(0..layers, golden.batch, golden.sequence, purpose).unwrap();
         let (segments, order) = sort_rows(&inputs, golden.vocabulary());
-        let fed = [("tokens", inputs), ("targets", targets), ("segments", segments), ("order", order)];
-        let mut values = golden.feed(&stage, &fed.map(|(name, list)| (name, whole(&list))));
-        reference::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
+        let fed = [
+            (Fed::Tokens, inputs),
+            (Fed::Targets, targets),
+            (Fed::TokenSegments, segments),
+            (Fed::TokenOrder, order),
+        ];
+        let mut values = golden.feed(&stage, &fed.map(|(fed, list)| (fed, whole(&list))));
+        oracle::run(&stage.graph, &[Phase::Forward, Phase::Input, Phase::Weight], &mut values);
         let error = distance(values[stage.loss.unwrap().0].as_ref().unwrap(), &golden.losses);
         assert!(error < REFERENCE, "{}: losses are off by {error:.2e}", golden.name);
         let mut sums: HashMap<String, Vec<f64>> = HashMap::new();
@@ -176,7 +169,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
     }
-    let report = watch.block_on(executor.step(Batch::shifted(&golden.tokens, golden.sequence))).unwrap();
+    let report = watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap();
     let error = nmse(&report.losses, &golden.losses);
     assert!(error < DEVICE, "{at}: losses are off by {error:.2e}");
     let mut results = vec![report.losses];
@@ -229,13 +222,13 @@ fn chunks(n: usize) -> Vec<usize> {
 }
 
 /// What a decoding stage is fed for `count` tokens after the first `start`: tokens, positions, last rows.
-fn decode_feeds(golden: &Golden, start: usize, count: usize) -> [(&'static str, Vec<u32>); 3] {
+fn decode_feeds(golden: &Golden, start: usize, count: usize) -> [(Fed, Vec<u32>); 3] {
     let inputs = golden.split().0;
     let rows = inputs.chunks(golden.sequence);
     let tokens = rows.flat_map(|row| row[start..start + count].to_vec()).collect();
     let positions = (0..golden.batch).flat_map(|_| start as u32..(start + count) as u32).collect();
     let last = (1..=golden.batch as u32).map(|b| b * count as u32 - 1).collect();
-    [("tokens", tokens), ("positions", positions), ("last", last)]
+    [(Fed::Tokens, tokens), (Fed::Positions, positions), (Fed::Last, last)]
 }
 
 /// Logits (B,V) of the token at `position` of each sequence.
@@ -247,23 +240,26 @@ fn logits_at(golden: &Golden, position: usize) -> Vec<f64> {
 #[test]
 fn decoding_with_caches_gives_the_logits_without_in_the_reference() {
     for golden in NAMES.map(golden) {
-        let mut caches: HashMap<String, Vec<f64>> = HashMap::new();
+        let mut caches: HashMap<usize, Vec<f64>> = HashMap::new();
         let mut start = 0;
         for count in chunks(golden.sequence) {
             let purpose = Purpose::Decode { capacity: golden.sequence };
             let stage =
                 golden.model.stage_graph(0..golden.model.layers(), golden.batch, count, purpose).unwrap();
-            let fed = decode_feeds(&golden, start, count).map(|(name, list)| (name, whole(&list)));
+            let fed = decode_feeds(&golden, start, count).map(|(fed, list)| (fed, whole(&list)));
             let mut values = golden.feed(&stage, &fed);
-            for i in 0..golden.model.config().layers {
-                let id = stage.fed(&format!("cache {i}")).unwrap();
-                let zeros = || vec![0.0; stage.graph.value(id).len()];
-                values[id.0] = Some(caches.get(&format!("cache {i}")).cloned().unwrap_or_else(zeros));
+            for (fed, id) in stage.graph.fed() {
+                if let Fed::Cache(block) = fed {
+                    let zeros = || vec![0.0; stage.graph.value(id).len()];
+                    values[id.0] = Some(caches.remove(&block).unwrap_or_else(zeros));
+                }
             }
-            reference::run(&stage.graph, &[Phase::Forward], &mut values);
+            oracle::run(&stage.graph, &[Phase::Forward], &mut values);
             for node in stage.graph.nodes.iter().filter(|n| n.op.name() == "attention_cached") {
-                let name = stage.graph.value(node.inputs[2]).name.clone();
-                caches.insert(name, values[node.outputs[1].0].clone().unwrap());
+                let Source::Fed(Fed::Cache(block)) = stage.graph.value(node.inputs[2]).source else {
+                    panic!("a cache")
+                };
+                caches.insert(block, values[node.outputs[1].0].clone().unwrap());
             }
             start += count;
             let got = values[stage.output.unwrap().0].as_ref().unwrap();
@@ -305,10 +301,11 @@ impl Decoder {
     fn run(&mut self, golden: &Golden, device: &Device, slot: usize, start: usize, count: usize) -> Vec<f32> {
         let program = self.programs.get_mut(&count).unwrap();
         let slots = Slots { stash: slot, gradient: 0 };
-        for (name, list) in decode_feeds(golden, start, count) {
-            if let Some(id) = program.stage().fed(name) {
+        let lists = decode_feeds(golden, start, count);
+        for (fed, id) in program.stage().graph.fed() {
+            if let Some((_, list)) = lists.iter().find(|(listed, _)| *listed == fed) {
                 let range = program.range(&self.parameters, id, slots).unwrap();
-                device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&list));
+                device.upload(&range.buffer, range.offset, bytemuck::cast_slice(list));
             }
         }
         let launches = program.launch_flops(Phase::Forward).len();

@@ -306,7 +306,7 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
     let mut totals = Vec::new();
     for weights in [Weights::F32, Weights::BF16, Weights::BF16Only] {
         let model = Model::new(&config.model).unwrap().with_weights(weights);
-        let work = workload(&model, 2, 19, &[2], &capabilities).unwrap();
+        let work = workload(&model, 2, 19, &[2], &[capabilities]).unwrap();
         let counted = work.layers.iter().map(|l| l.state).sum::<u64>() + work.tie.unwrap().together;
         let exact = Layout::new(model.parameters()).bytes(true);
         // A layer counts uniforms of pools that it shares with others in the end, 16 bytes each.

@@ -142,7 +142,7 @@ fn text_beside_completions_counts_everywhere() {
 fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
     let folder = chat_folder();
     let tokenizer = Tokenizer::open(folder.path()).expect("opened");
-    let template = ChatTemplate::open(folder.path(), std::time::SystemTime::UNIX_EPOCH).expect("opened");
+    let template = ChatTemplate::open(folder.path(), jiff::civil::DateTime::default()).expect("opened");
     let reader = Reader {
         tokenizer: &tokenizer,
         template: template.as_ref(),
@@ -172,7 +172,7 @@ fn of_messages_the_answers_count_with_the_mark_that_ends_them() {
 fn records_of_alpaca_and_sharegpt_are_the_conversations_that_they_mean() {
     let folder = chat_folder();
     let tokenizer = Tokenizer::open(folder.path()).expect("opened");
-    let template = ChatTemplate::open(folder.path(), std::time::SystemTime::UNIX_EPOCH).expect("opened");
+    let template = ChatTemplate::open(folder.path(), jiff::civil::DateTime::default()).expect("opened");
     let mut format = RecordFormat::default();
     let read = |format: &RecordFormat, line: &str| {
         let reader = Reader { tokenizer: &tokenizer, template: template.as_ref(), format, ends: true };

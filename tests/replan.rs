@@ -1,7 +1,7 @@
 //! Steps that do not keep to their prediction: what is learnt from them, and moving in mid-run.
 
-use polystage::pipeline::timeline::{Event, EventKind, Track};
 use polystage::plan::{Candidate, Machine};
+use polystage::timeline::{Event, Track, What};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;
 use polystage::train::replan::{Replanner, Verdict};
@@ -50,13 +50,11 @@ fn replanner() -> Replanner {
 
 /// What a step of the plan would show if rank 1 took `factor` times as long as predicted.
 fn events(plan: &Candidate, factor: f64) -> Vec<Event> {
-    let computed = plan.simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+    let computed = plan.simulation.cells.iter().filter(|cell| cell.action.kind.computes());
     let event = |cell: &polystage::schedule::Cell| Event {
         rank: cell.rank,
         track: Track::Compute,
-        label: cell.action.to_string(),
-        kind: EventKind::of(cell.action.kind),
-        microbatch: Some(cell.action.microbatch),
+        what: What::Action(cell.action),
         start: cell.start,
         end: cell.start + (cell.end - cell.start) * if cell.rank == 1 { factor } else { 1.0 },
         bytes: 0,

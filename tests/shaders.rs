@@ -5,7 +5,7 @@ use std::path::Path;
 
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
 use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
-use polystage::graph::{Graph, Phase};
+use polystage::graph::{Fed, Graph, Phase};
 use polystage::model::Weights;
 use polystage::ops::lower;
 use polystage::ops::parameters::adamw;
@@ -50,7 +50,8 @@ fn variants() -> HashSet<KernelKey> {
         for case in cases() {
             let mut graph = Graph::default();
             let shapes = case.shapes.iter().enumerate();
-            let arguments: Vec<_> = shapes.map(|(i, s)| graph.input("argument", s, case.dtype(i))).collect();
+            let arguments: Vec<_> =
+                shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
             graph.push(case.op, &arguments, Phase::Forward).unwrap();
             let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
             keys.extend(lowered.launches.into_iter().map(|launch| launch.key));

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use polystage::text::chat::ChatTemplate;
 use serde_json::{Value, json};
 
@@ -83,6 +83,26 @@ fn two_prompts_over_two_devices_continue_as_each_alone_on_one() {
 }
 
 #[test]
+fn logits_and_losses_that_are_no_numbers_are_a_failure_and_not_bad_input() {
+    let place = chatty();
+    let file = place.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // Not a number in every type.
+    bytes[header..].fill(0xff);
+    std::fs::write(&file, bytes).unwrap();
+    std::fs::write(place.path().join("text.txt"), "a text that is long enough for a window").unwrap();
+    for (arguments, says) in [
+        (&["generate", ".", "--devices", "0", "--prompt", "hello"][..], "its logits are not finite"),
+        (&["eval", ".", "--devices", "0", "--data", "text.txt"], "the loss is NaN"),
+    ] {
+        let output = run(&place, arguments, "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(says), "{:?}: {said}", output.status);
+    }
+}
+
+#[test]
 fn a_text_ends_at_any_of_the_end_tokens_that_the_model_names() {
     let place = chatty();
     let whole = generate(&place, &["hello"], &["--devices", "0"]);
@@ -102,7 +122,7 @@ fn a_text_ends_at_any_of_the_end_tokens_that_the_model_names() {
 #[test]
 fn a_conversation_through_a_pipe_says_what_processing_it_again_says() {
     let place = chatty();
-    let template = ChatTemplate::open(place.path(), SystemTime::now()).unwrap().unwrap();
+    let template = ChatTemplate::open(place.path(), DateTime::default()).unwrap().unwrap();
     let mut messages = vec![json!({"role": "system", "content": "be brief"})];
     let mut expected = String::new();
     for question in ["hello", "well"] {

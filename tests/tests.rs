@@ -3,6 +3,8 @@
 
 // What tests share: adapters, tolerances, golden data.
 mod common;
+// Graphs in f64, by the definitions of their ops.
+mod oracle;
 // Ten steps in headless Chromium against the same steps here.
 mod browser;
 // Checkpoints: complete or absent, damage named.

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
+use jiff::civil::{DateTime, date};
 use polystage::text::Tokenizer;
 use polystage::text::chat::ChatTemplate;
 use proptest::prelude::*;
@@ -115,9 +115,8 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, &[("bos_token", "<s>"), ("eos_token", "</s>")], noon()).expect("compiled")
 }
 
-/// 26 July 2026, 12:00 UTC.
-fn noon() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_785_067_200)
+fn noon() -> DateTime {
+    date(2026, 7, 26).at(12, 0, 0, 0)
 }
 
 fn say(role: &str, content: &str) -> Value {
@@ -292,6 +291,10 @@ fn templates_have_pythons_methods_and_transformers_functions() {
         ("{{ {'b': [1, true, none], 'a': 'é<'} | tojson }}", "{\"b\": [1, true, null], \"a\": \"é<\"}"),
         ("{{ {'b': [1], 'a': []} | tojson(indent=2) }}", "{\n  \"b\": [\n    1\n  ],\n  \"a\": []\n}"),
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2026"),
+        (
+            "{{ strftime_now('%A %-d %B, %H:%M:%S %I%p %j %x') }}",
+            "Sunday 26 July, 12:00:00 12PM 207 07/26/26",
+        ),
         ("{{ bos_token }}{{ nothing }}{{ eos_token }}", "<s></s>"),
         ("a\n  {% if true %}\n  b\n  {% endif %}\nc", "a\n  b\nc"),
         ("{%- generation %}\n x{% endgeneration -%}\n y", " xy"),
@@ -306,6 +309,16 @@ fn templates_have_pythons_methods_and_transformers_functions() {
             wanted,
             "{source}"
         );
+    }
+}
+
+#[test]
+fn a_date_in_a_format_that_is_none_stays_as_it_is_written_and_takes_no_room() {
+    for format in
+        ["%", "%5", "%-", "%!", "%é", "%.", "%:", "%999999999Y", "%99999999999999999999d", "%256m", "é\n"]
+    {
+        let source = format!("{{{{ strftime_now({format:?}) }}}}");
+        assert_eq!(template(&source).render(&[], &Value::Null, false).expect(format), format);
     }
 }
 

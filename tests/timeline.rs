@@ -1,20 +1,18 @@
 //! Timelines: busy shares, the SVG and the Chrome trace, on two devices in 1F1B and on hostile input.
 
-use polystage::pipeline::timeline::{DeviceName, Event, EventKind, Timeline, Track};
+use polystage::schedule::{Action, Kind};
+use polystage::timeline::{DeviceName, Event, EventKind, Timeline, Track, What};
 use proptest::prelude::*;
 use serde_json::Value;
 
-fn event(
-    rank: usize,
-    kind: EventKind,
-    label: &str,
-    microbatch: Option<usize>,
-    start: f64,
-    end: f64,
-) -> Event {
-    let track = if kind == EventKind::Copy { Track::Copy } else { Track::Compute };
-    let bytes = if kind == EventKind::Copy { 6_291_456 } else { 0 };
-    Event { rank, track, label: label.into(), kind, microbatch, start, end, bytes }
+fn event(rank: usize, what: What, start: f64, end: f64) -> Event {
+    let is_copy = matches!(what, What::Action(action) if action.kind.is_transfer());
+    let (track, bytes) = if is_copy { (Track::Copy, 6_291_456) } else { (Track::Compute, 0) };
+    Event { rank, track, what, start, end, bytes }
+}
+
+fn action(stage: usize, kind: Kind, microbatch: usize) -> What {
+    What::Action(Action::new(stage, kind, microbatch))
 }
 
 /// One step of 1F1B on two unlike devices: the second is slower, and each hop takes a while. Times in ms.
@@ -23,10 +21,10 @@ fn one_f_one_b(microbatches: usize) -> Timeline {
     let (forward, backward) = ([3.1, 3.6], [6.0, 7.1]);
     let mut events = Vec::new();
     let mut free = [0.0f64; 2];
-    let mut run = |rank: usize, kind, label: String, m, ready: f64, took: f64, free: &mut [f64; 2]| {
+    let mut run = |rank: usize, what, ready: f64, took: f64, free: &mut [f64; 2]| {
         let start = free[rank].max(ready);
         free[rank] = start + took;
-        events.push(event(rank, kind, &label, m, start / 1e3, free[rank] / 1e3));
+        events.push(event(rank, what, start / 1e3, free[rank] / 1e3));
         free[rank]
     };
     let mut sent = vec![0.0; microbatches];
@@ -34,26 +32,18 @@ fn one_f_one_b(microbatches: usize) -> Timeline {
     for m in 0..microbatches {
         // Rank 0 warms up with two forwards, then one more after each backward.
         while next_f < microbatches && next_f < m + 2 {
-            let end =
-                run(0, EventKind::Forward, format!("0F{next_f}"), Some(next_f), 0.0, forward[0], &mut free);
-            hops.push(event(
-                0,
-                EventKind::Copy,
-                &format!("0SEND_F{next_f}"),
-                Some(next_f),
-                end / 1e3,
-                (end + HOP) / 1e3,
-            ));
+            let end = run(0, action(0, Kind::F, next_f), 0.0, forward[0], &mut free);
+            hops.push(event(0, action(0, Kind::SendF, next_f), end / 1e3, (end + HOP) / 1e3));
             sent[next_f] = end + HOP;
             next_f += 1;
         }
-        run(1, EventKind::Forward, format!("1F{m}"), Some(m), sent[m], forward[1], &mut free);
-        let end = run(1, EventKind::Backward, format!("1B{m}"), Some(m), 0.0, backward[1], &mut free);
-        hops.push(event(1, EventKind::Copy, &format!("1SEND_B{m}"), Some(m), end / 1e3, (end + HOP) / 1e3));
-        run(0, EventKind::Backward, format!("0B{m}"), Some(m), end + HOP, backward[0], &mut free);
+        run(1, action(1, Kind::F, m), sent[m], forward[1], &mut free);
+        let end = run(1, action(1, Kind::B, m), 0.0, backward[1], &mut free);
+        hops.push(event(1, action(1, Kind::SendB, m), end / 1e3, (end + HOP) / 1e3));
+        run(0, action(0, Kind::B, m), end + HOP, backward[0], &mut free);
     }
     for rank in 0..2 {
-        run(rank, EventKind::Optimizer, "step".into(), None, 0.0, 2.4, &mut free);
+        run(rank, What::UPDATE, 0.0, 2.4, &mut free);
     }
     events.extend(hops);
     Timeline {
@@ -121,11 +111,11 @@ fn busy_counts_overlapping_compute_once_and_neither_copies_nor_the_host() {
         devices: DeviceName::list(["a", "b"]),
         step: None,
         events: vec![
-            event(0, EventKind::Forward, "0F0", Some(0), 0.0, 4.0),
-            event(0, EventKind::Backward, "0B0", Some(0), 3.0, 5.0),
-            event(0, EventKind::Forward, "0F1", Some(1), 3.5, 4.5),
-            event(0, EventKind::Host, "load", None, 5.0, 8.0),
-            event(1, EventKind::Copy, "1SEND_B0", Some(0), 2.0, 10.0),
+            event(0, action(0, Kind::F, 0), 0.0, 4.0),
+            event(0, action(0, Kind::B, 0), 3.0, 5.0),
+            event(0, action(0, Kind::F, 1), 3.5, 4.5),
+            Event { track: Track::Host, ..event(0, action(0, Kind::F, 2), 5.0, 8.0) },
+            event(1, action(1, Kind::SendB, 0), 2.0, 10.0),
         ],
     };
     assert_eq!(timeline.busy_fraction(0), 0.5);
@@ -152,11 +142,10 @@ fn the_picture_of_1f1b_is_well_formed_and_shows_devices_microbatches_and_shares(
 }
 
 #[test]
-fn the_picture_escapes_names_and_labels() {
+fn the_picture_escapes_names_and_the_title() {
     let mut timeline = one_f_one_b(2);
     timeline.devices[0].name = "A<B> & \"C\" \u{1b}[0m".into();
-    timeline.events[0].label = "</title><script>".into();
-    timeline.events[0].microbatch = None;
+    timeline.devices[1].name = "</title><script>".into();
     let svg = timeline.to_svg("</svg> & more");
     assert_well_formed(&svg);
     assert!(!svg.contains("<script>") && svg.contains("A&lt;B&gt; &amp; &quot;C&quot;"));
@@ -188,9 +177,101 @@ fn the_trace_of_1f1b_has_a_process_for_each_device_with_a_thread_for_compute_and
 
 #[test]
 fn a_long_run_is_shown_in_seconds() {
-    let events = vec![event(0, EventKind::Forward, "0F0", Some(0), 100.0, 130.0)];
+    let events = vec![event(0, action(0, Kind::F, 0), 100.0, 130.0)];
     let svg = Timeline { devices: DeviceName::list(["a"]), events, step: None }.to_svg("long");
     assert!(svg.contains("time in s") && svg.contains(">105</text>") && svg.contains("busy 100 %"));
+}
+
+/// Everything that is done once a step, with its label.
+pub const OTHERS: [(What, &str); 6] = [
+    (What::CLEAR, "C"),
+    (What::Action(Action::of_stage(12, Kind::R)), "12R"),
+    (What::NORM, "N"),
+    (What::UPDATE, "U"),
+    (What::Action(Action::of_stage(3, Kind::G)), "3G"),
+    (What::Losses, "losses"),
+];
+
+const KINDS: [(Kind, &str, EventKind); 8] = [
+    (Kind::F, "F", EventKind::Forward),
+    (Kind::B, "B", EventKind::Backward),
+    (Kind::I, "I", EventKind::BackwardInput),
+    (Kind::W, "W", EventKind::BackwardWeight),
+    (Kind::SendF, "SEND_F", EventKind::Copy),
+    (Kind::RecvF, "RECV_F", EventKind::Copy),
+    (Kind::SendB, "SEND_B", EventKind::Copy),
+    (Kind::RecvB, "RECV_B", EventKind::Copy),
+];
+
+#[test]
+fn label_kind_and_microbatch_follow_from_what_was_done_and_where() {
+    for (kind, name, on_device) in KINDS {
+        let event = event(1, action(2, kind, 5), 0.0, 1.0);
+        assert_eq!((event.what.to_string(), event.kind()), (format!("2{name}5"), on_device));
+        assert_eq!(event.microbatch(), (!kind.is_transfer()).then_some(5));
+        let host = Event { track: Track::Host, ..event };
+        assert_eq!((host.kind(), host.microbatch()), (EventKind::Host, None));
+    }
+    for (what, label) in OTHERS {
+        let event = event(0, what, 0.0, 1.0);
+        assert_eq!((what.to_string().as_str(), event.kind()), (label, EventKind::Optimizer));
+        assert_eq!(Event { track: Track::Copy, ..event }.kind(), EventKind::Copy);
+        assert_eq!(event.microbatch(), None);
+    }
+}
+
+#[test]
+fn every_kind_of_event_survives_the_trace_on_every_track() {
+    let actions = KINDS.into_iter().map(|(kind, ..)| action(7, kind, 11));
+    let whats = actions.chain(OTHERS.into_iter().map(|(what, _)| what));
+    let tracks = [Track::Compute, Track::Host, Track::Copy];
+    let mut events: Vec<Event> = tracks
+        .into_iter()
+        .flat_map(|track| whats.clone().map(move |what| Event { track, ..event(0, what, 0.0, 0.0) }))
+        .collect();
+    for (at, event) in events.iter_mut().enumerate() {
+        (event.start, event.end, event.bytes) = (at as f64, at as f64 + 0.1, at as u64);
+    }
+    let timeline = Timeline { devices: DeviceName::list(["a"]), events, step: Some(3) };
+    let read = Timeline::from_chrome_trace(&timeline.to_chrome_trace(), "trace.json").unwrap();
+    assert_eq!(read, timeline);
+}
+
+/// A trace as versions before this one wrote it, an event of each kind.
+#[test]
+fn a_trace_of_an_earlier_version_is_read() {
+    let event = |tid: usize, name: &str, cat: &str, more: &str| {
+        format!(
+            r#"{{"name":"{name}","cat":"{cat}","ph":"X","pid":1,"tid":{tid},"ts":0.0,"dur":1.0,"args":{{"start_seconds":0.0,"end_seconds":1e-6{more}}}}}"#
+        )
+    };
+    let events = [
+        event(1, "clear", "optimizer", ""),
+        event(1, "0F3", "forward", r#","microbatch":3"#),
+        event(1, "tied gradient", "optimizer", ""),
+        event(1, "norm", "optimizer", ""),
+        event(1, "step", "optimizer", ""),
+        event(2, "0F3", "host", ""),
+        event(3, "0RECV_B3", "copy", r#","bytes":8"#),
+        event(3, "tied weight", "copy", r#","bytes":4"#),
+    ];
+    let trace = format!(
+        r#"{{"displayTimeUnit":"ms","otherData":{{"polystage":{{"step":1,"devices":[{{"number":0,"adapter":null,"name":"a"}}]}}}},"traceEvents":[{}]}}"#,
+        events.join(",\n")
+    );
+    let read = Timeline::from_chrome_trace(&trace, "trace.json").unwrap();
+    let found: Vec<What> = read.events.iter().map(|event| event.what).collect();
+    let done = [
+        What::CLEAR,
+        action(0, Kind::F, 3),
+        What::Action(Action::of_stage(0, Kind::R)),
+        What::NORM,
+        What::UPDATE,
+        action(0, Kind::F, 3),
+        action(0, Kind::RecvB, 3),
+        What::Action(Action::of_stage(0, Kind::G)),
+    ];
+    assert_eq!(found, done);
 }
 
 proptest! {
@@ -203,8 +284,8 @@ proptest! {
         ]), 0..30)
     ) {
         let events = times.into_iter().enumerate().map(|(i, (rank, copy, (start, took)))| {
-            let kind = if copy { EventKind::Copy } else { EventKind::BackwardInput };
-            event(rank, kind, "0I0", Some(i), start, start + took)
+            let kind = if copy { Kind::RecvB } else { Kind::I };
+            event(rank, action(0, kind, i), start, start + took)
         });
         let timeline = Timeline { devices: DeviceName::list(["only one is named"]), events: events.collect(), step: None };
         assert_well_formed(&timeline.to_svg("any"));

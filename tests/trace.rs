@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{DeviceName, Timeline};
 use polystage::schedule::{Costs, generate};
+use polystage::timeline::{DeviceName, Prediction, Timeline};
 use serde_json::Value;
 
 use crate::timeline::assert_well_formed;
@@ -170,7 +169,12 @@ fn what_is_missing_or_damaged_is_named_with_what_to_do() {
         let costs = Costs::uniform(&schedule, 0.01, 0.01, 0.01, 0.0);
         Prediction::new(DeviceName::list(["first", "second"]), &schedule, costs).to_json()
     };
-    let one = |text: String| text.replace("\"name\":\"1B3\"", "\"name\":\"1B2\"");
+    // One action twice and another not at all.
+    let one = |text: String| -> String {
+        let twice = |line: &str| line.replace("1B3", "1B2").replace("\"microbatch\":3", "\"microbatch\":2");
+        let lines = text.lines().map(|line| if line.contains("1B3") { twice(line) } else { line.into() });
+        lines.collect::<Vec<_>>().join("\n")
+    };
     type Change<'a> = (&'a str, Option<&'a dyn Fn(String) -> String>, &'a str);
     let changes: [Change; 10] = [
         ("metrics.jsonl", None, "run/metrics.jsonl: does not exist: the folder holds no run"),

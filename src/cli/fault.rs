@@ -4,6 +4,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::{Error, Result};
+
 /// Whole, because a signal handler may not put texts together.
 const LINE: &[u8] =
     b"error: a file was truncated, or could no longer be read, while it was in use; go on when nothing writes to it, or use a copy\n";
@@ -13,19 +15,25 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 static SAID: AtomicBool = AtomicBool::new(false);
 
 /// Ends the process with one line and status 1 where it would end with SIGBUS because mapped bytes are gone.
-pub(super) fn explain_lost_files() {
+///
+/// # Errors
+/// [`Error::Failed`] where the system lets nobody catch the signal.
+pub(super) fn explain_lost_files() -> Result<()> {
+    let refused = || Error::failed("signals", std::io::Error::last_os_error().to_string());
     // SAFETY: both structures are plain data for which zeros are valid, and `explain` does only what a signal handler may.
     unsafe {
         let mut before: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut before) != 0 {
-            return;
+            return Err(refused());
         }
         let _ = BEFORE.set(before);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = explain as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // Where the system refuses, the signal ends the process without a line.
-        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+        match libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(refused()),
+        }
     }
 }
 
@@ -76,7 +84,7 @@ mod tests {
         file.as_file().set_len(1 << 16).unwrap();
         // SAFETY: that the file is truncated is the point.
         let map = unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap();
-        explain_lost_files();
+        explain_lost_files().unwrap();
         file.as_file().set_len(0).unwrap();
         // Of several threads only one may speak.
         std::thread::scope(|scope| {
@@ -95,7 +103,7 @@ mod tests {
     #[test]
     #[ignore = "ends its process; the next test runs it"]
     fn be_sent_the_signal() {
-        explain_lost_files();
+        explain_lost_files().unwrap();
         // SAFETY: sends a signal to this process.
         unsafe { libc::kill(libc::getpid(), libc::SIGBUS) };
         std::thread::sleep(std::time::Duration::from_secs(60));

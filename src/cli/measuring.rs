@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::progress::{Display, View};
-use crate::pipeline::profile::{Progress, Remaining};
 use crate::plan::text::counted;
+use crate::profile::{Progress, Remaining};
 
 /// Shows what a profiler says until it is dropped.
 pub(super) struct Measuring {

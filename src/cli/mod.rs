@@ -87,8 +87,11 @@ pub fn run(environment: &Environment) -> u8 {
         Ok(arguments) => arguments,
         Err(error) => return answer(&error),
     };
+    say_lost_devices_once();
     #[cfg(unix)]
-    fault::explain_lost_files();
+    if let Err(error) = fault::explain_lost_files() {
+        return fail(&error);
+    }
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
         Verb::Train(a) => train::run(&a, environment),
@@ -108,6 +111,16 @@ pub fn run(environment: &Environment) -> u8 {
         Ok(status) => status,
         Err(error) => fail(&error),
     }
+}
+
+/// Leaves a device that is lost to the error that says so, where it would print a panic too.
+fn say_lost_devices_once() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !gpu::is_caught(panic) {
+            usual(panic);
+        }
+    }));
 }
 
 /// Says why the program ends, and gives its status.
@@ -331,6 +344,25 @@ mod tests {
             let message = budgets(Some(text), 2).unwrap_err().to_string();
             assert!(message.starts_with("--memory: ") && message.contains(says), "{message}");
         }
+    }
+
+    #[test]
+    #[ignore = "prints panics; the next test runs it"]
+    fn lose_a_device_and_die() {
+        say_lost_devices_once();
+        for text in ["Error in Device::poll: Validation Error", "a mistake"] {
+            std::panic::catch_unwind(|| panic!("{text}")).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_lost_device_prints_no_panic_beside_its_error() {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "cli::tests::lose_a_device_and_die";
+        let output = command.args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("a mistake") && !said.contains("Device::poll"), "{said}");
     }
 
     #[test]

@@ -8,9 +8,8 @@ use super::recipe::{Recipe, insert};
 use super::{Environment, note, print, save, say};
 use crate::error::{Error, Result};
 use crate::folder::absent;
-use crate::pipeline::Prediction;
-use crate::pipeline::timeline::{Step, duration};
 use crate::plan::Explanation;
+use crate::timeline::{Prediction, Step, duration};
 use crate::train::config::Config;
 use crate::train::source::{named, sketch};
 

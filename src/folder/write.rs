@@ -10,8 +10,8 @@ use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
+use super::Kind;
 use super::files::{Fingerprint, Hashed, Unfinished, broken, copy_into, file_name, here, write_json};
-use super::{Kind, Tensors};
 use crate::error::{Error, Result};
 use crate::folder::Dtype;
 
@@ -227,24 +227,6 @@ impl FolderWriter {
         if let Some((name, tensors)) = self.shards.pop() {
             let path = self.unfinished.path().join(name);
             self.current = Some(TensorWriter::create(&path, &tensors, self.dtype)?);
-        }
-        Ok(())
-    }
-
-    /// Writes every tensor from another folder, a piece at a time.
-    ///
-    /// # Errors
-    /// As [`Tensors::read`] and [`FolderWriter::write`].
-    pub fn copy_from(&mut self, source: &Tensors, tensors: &[(String, Vec<usize>)]) -> Result<()> {
-        let mut buffer = vec![0.0; 1 << 20];
-        for (name, shape) in tensors {
-            let len: usize = shape.iter().product();
-            for start in (0..len).step_by(buffer.len()) {
-                let piece = start..len.min(start + buffer.len());
-                let out = &mut buffer[..piece.len()];
-                source.read(name, piece, out)?;
-                self.write(name, out)?;
-            }
         }
         Ok(())
     }

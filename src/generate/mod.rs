@@ -135,11 +135,6 @@ impl Generator {
         Ok(Generator { executor, groups, batch, chunk, capacity, vocabulary, kept })
     }
 
-    /// Tokens of the longest text, prompt included.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     /// The executor, for setting weights.
     pub fn executor(&mut self) -> &mut Executor {
         &mut self.executor
@@ -157,8 +152,8 @@ impl Generator {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for prompts beyond the extent, for tokens beyond the vocabulary, and for logits that are not
-    /// finite.
+    /// [`Error::Config`] for prompts beyond the extent and for tokens beyond the vocabulary; [`Error::Failed`] for logits
+    /// that are not finite; those of a device.
     pub async fn run(
         &mut self,
         prompts: &[Vec<u32>],
@@ -212,7 +207,12 @@ impl Generator {
             for (row, text) in waiting {
                 let at = first + row;
                 if text.logits.iter().any(|logit| !logit.is_finite()) {
-                    return Err(Error::config("model", "its logits are not finite: the weights are damaged"));
+                    let what =
+                        "its logits are not finite: its weights are damaged, or a device is wrong about them";
+                    return Err(Error::failed(
+                        "model",
+                        format!("{what}; see whether `polystage verify` passes"),
+                    ));
                 }
                 let token = sampling.pick(&text.logits, at as u64, text.tokens.len() as u64);
                 text.tokens.push(token);

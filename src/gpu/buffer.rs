@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::device::Lease;
+use super::state::{Failure, Lease};
 use crate::error::{Error, Result};
 
 /// What a mapped buffer is mapped for; a buffer has one direction for life.
@@ -19,13 +19,13 @@ pub enum Mapping {
 pub struct Buffer {
     pub(super) raw: wgpu::Buffer,
     bytes: u64,
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 impl Buffer {
     pub(super) fn new(raw: wgpu::Buffer, lease: Lease) -> Self {
         let bytes = raw.size();
-        Buffer { raw, bytes, _lease: Arc::new(lease) }
+        Buffer { raw, bytes, lease: Arc::new(lease) }
     }
 
     /// Size in bytes.
@@ -43,16 +43,14 @@ impl Buffer {
         Range { buffer: self.clone(), offset, bytes }
     }
 
-    /// Asks for the whole buffer to be mapped; `done` runs while the device is polled.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn map(&self, mapping: Mapping, done: impl FnOnce(bool) + Send + 'static) {
-        self.raw.slice(..).map_async(mode(mapping), move |result| done(result.is_ok()));
-    }
-
-    /// Asks for the whole buffer to be mapped; `done` runs from the event loop.
-    #[cfg(target_arch = "wasm32")]
-    pub fn map(&self, mapping: Mapping, done: impl FnOnce(bool) + 'static) {
-        self.raw.slice(..).map_async(mode(mapping), move |result| done(result.is_ok()));
+    /// Asks for the whole buffer to be mapped; `done` runs while the device is polled, in a browser from the event loop.
+    /// What cannot be mapped is a failure of the device; `done` is dropped then.
+    pub fn map(&self, mapping: Mapping, done: impl FnOnce() + wgpu::WasmNotSend + 'static) {
+        let state = self.lease.state.clone();
+        self.raw.slice(..).map_async(mode(mapping), move |result| match result {
+            Ok(()) => done(),
+            Err(_) => state.fail(Failure::Silent("a buffer could not be mapped")),
+        });
     }
 
     /// Makes the buffer usable by the device again.
@@ -63,22 +61,23 @@ impl Buffer {
     /// Writes into a buffer that is mapped for writing, from byte `offset` on.
     pub fn write_mapped(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let slice = self.raw.slice(offset..offset + bytes.len() as u64);
-        slice.get_mapped_range_mut().map_err(unmapped)?.copy_from_slice(bytes);
+        slice.get_mapped_range_mut().map_err(|e| self.unmapped(e))?.copy_from_slice(bytes);
         Ok(())
     }
 
     /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
     pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
-        let from = self.raw.slice(..bytes).get_mapped_range().map_err(unmapped)?;
-        let mut to = target.raw.slice(..bytes).get_mapped_range_mut().map_err(unmapped)?;
+        let from = self.raw.slice(..bytes).get_mapped_range().map_err(|e| self.unmapped(e))?;
+        let to = target.raw.slice(..bytes).get_mapped_range_mut();
+        let mut to = to.map_err(|e| target.unmapped(e))?;
         to.copy_from_slice(&from);
         Ok(())
     }
-}
 
-fn unmapped(error: wgpu::MapRangeError) -> Error {
-    let context = "using a mapped buffer".into();
-    Error::Gpu { adapter: "host memory".into(), context, message: error.to_string() }
+    /// Why there is nothing mapped: usually the device has failed.
+    fn unmapped(&self, error: wgpu::MapRangeError) -> Error {
+        self.lease.state.error_or("using a mapped buffer", Failure::Other(error.to_string()))
+    }
 }
 
 fn mode(mapping: Mapping) -> wgpu::MapMode {
@@ -110,7 +109,7 @@ impl Range {
     /// Copies it out of a buffer that is mapped for reading.
     pub fn read_mapped(&self) -> Result<Vec<u8>> {
         let view = self.buffer.raw.slice(self.offset..self.offset + self.bytes).get_mapped_range();
-        Ok(view.map_err(unmapped)?.to_vec())
+        Ok(view.map_err(|e| self.buffer.unmapped(e))?.to_vec())
     }
 
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {

@@ -1,9 +1,13 @@
 //! An opened adapter: buffers, kernels, submissions, errors, and how a thread waits for it.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
+use super::state::{Failure, State};
 use super::{AdapterInfo, BindGroup, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::error::said;
 use crate::error::{Error, Result};
 
 /// How to open an adapter.
@@ -37,6 +41,13 @@ pub struct Capabilities {
     pub max_groups: u32,
 }
 
+/// Whether a panic is the way in which wgpu says, to a thread that waits for a device, that the device is lost. [`Device`]
+/// catches it and makes an error of it, so that there is no more to be said of it.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn is_caught(panic: &std::panic::PanicHookInfo) -> bool {
+    panic.payload_as_str().is_some_and(|text| text.starts_with("Error in Device::poll"))
+}
+
 /// An opened adapter. Cloning clones the handle.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<Inner>);
@@ -48,46 +59,13 @@ struct Inner {
     capabilities: Capabilities,
     trusted: bool,
     kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
-    state: Arc<Mutex<State>>,
-}
-
-/// Submissions not yet finished, oldest first, and the first error.
-#[derive(Debug, Default)]
-struct State {
-    pending: VecDeque<Option<wgpu::SubmissionIndex>>,
-    allocated: u64,
-    wakers: Vec<std::task::Waker>,
-    failure: Option<String>,
-}
-
-/// A buffer's entry in the ledger of its device.
-#[derive(Debug)]
-pub(super) struct Lease {
-    bytes: u64,
-    state: Arc<Mutex<State>>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        lock(&self.state).allocated -= self.bytes;
-    }
+    state: Arc<State>,
 }
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Device({})", self.info.name)
     }
-}
-
-/// A panic of another thread while it held the lock leaves plain data, which stays usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Driver messages run over many lines; the last says what is wrong.
-fn one_line(message: &str) -> String {
-    let lines = message.lines().map(str::trim).filter(|l| !l.is_empty() && *l != "Caused by:");
-    lines.collect::<Vec<_>>().join(": ")
 }
 
 impl Device {
@@ -116,21 +94,17 @@ impl Device {
             required_limits: limits.clone(),
             ..Default::default()
         });
-        let (device, queue) = request.await.map_err(|e| Error::Gpu {
-            adapter: info.name.clone(),
-            context: "opening the device".into(),
-            message: one_line(&e.to_string()),
-        })?;
-        let state = Arc::new(Mutex::new(State::default()));
+        let title = format!("adapter {} ({})", info.index, info.name);
+        let (device, queue) = request
+            .await
+            .map_err(|e| Failure::worded(e.to_string(), Failure::Other).error(&title, "opening it"))?;
+        let state = State::new(title);
         let failed = state.clone();
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            lock(&failed).failure.get_or_insert_with(|| one_line(&error.to_string()));
-        }));
+        device.on_uncaptured_error(Arc::new(move |error| failed.fail(Failure::reported(&error))));
         let lost = state.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&lost).failure.get_or_insert(format!("device lost: {}", one_line(&message)));
-            }
+        device.set_device_lost_callback(move |reason, words| {
+            let words = if words.is_empty() { format!("{reason:?}") } else { words };
+            lost.fail(Failure::worded(words, Failure::Lost));
         });
         let fixed = info.subgroup_size[0] == info.subgroup_size[1] && info.subgroup_size[0] >= 4;
         let capabilities = Capabilities {
@@ -159,25 +133,46 @@ impl Device {
         &self.0.device
     }
 
+    /// Takes the device away, as when its card is unplugged; it should have nothing to do.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        self.0.device.destroy();
+        self.poll(std::time::Duration::ZERO);
+    }
+
     pub(super) fn trusted(&self) -> bool {
         self.0.trusted
     }
 
-    pub(crate) fn error(&self, context: &str, message: &str) -> Error {
-        Error::Gpu { adapter: self.0.info.name.clone(), context: context.into(), message: one_line(message) }
+    /// The first failure of the device, if it has failed, as that of what it is `doing`.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::OutOfMemory`], and [`Error::Gpu`] for all others.
+    pub fn check(&self, doing: &str) -> Result<()> {
+        self.0.state.error(doing).map_or(Ok(()), Err)
     }
 
-    /// The first error the driver reported, if any.
-    pub fn check(&self, context: &str) -> Result<()> {
-        match &lock(&self.0.state).failure {
-            None => Ok(()),
-            Some(message) => Err(self.error(context, message)),
-        }
+    /// Runs a future that waits for the device, or for others that wait for it, until the device fails: what a failed
+    /// device was to do may never come to an end. `doing` says then what that was.
+    ///
+    /// # Errors
+    /// As [`Device::check`].
+    pub async fn unless_failed<T>(
+        &self,
+        doing: impl Fn() -> String,
+        future: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(output),
+            Poll::Pending => self.0.state.failed(context, &doing).map(Err),
+        })
+        .await
     }
 
     /// Bytes of this device's living buffers: the ledger.
     pub fn allocated(&self) -> u64 {
-        lock(&self.0.state).allocated
+        self.0.state.allocated()
     }
 
     fn allocate(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped: bool) -> Result<Buffer> {
@@ -198,8 +193,7 @@ impl Device {
             mapped_at_creation: mapped,
         });
         self.check(&format!("allocating {size} bytes for {label}"))?;
-        lock(&self.0.state).allocated += size;
-        Ok(Buffer::new(raw, Lease { bytes: size, state: self.0.state.clone() }))
+        Ok(Buffer::new(raw, self.0.state.lease(size)))
     }
 
     /// A buffer for kernels, zero at first.
@@ -232,11 +226,12 @@ impl Device {
 
     /// The pipeline of a kernel variant, compiled at first use.
     pub fn kernel(&self, key: &KernelKey) -> Result<Arc<Kernel>> {
-        if let Some(kernel) = lock(&self.0.kernels).get(key) {
+        let known = || self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = known().get(key) {
             return Ok(kernel.clone());
         }
         let kernel = Arc::new(Kernel::compile(self, key)?);
-        lock(&self.0.kernels).insert(key.clone(), kernel.clone());
+        known().insert(key.clone(), kernel.clone());
         Ok(kernel)
     }
 
@@ -261,36 +256,22 @@ impl Device {
     }
 
     pub(super) fn submit(&self, commands: wgpu::CommandBuffer, done: impl FnOnce() + Send + 'static) {
-        let index = self.0.queue.submit([commands]);
-        lock(&self.0.state).pending.push_back(Some(index));
+        self.0.state.submitted(self.0.queue.submit([commands]));
         let state = self.0.state.clone();
         self.0.queue.on_submitted_work_done(move || {
             done();
-            let wakers = {
-                let mut state = lock(&state);
-                state.pending.pop_front();
-                std::mem::take(&mut state.wakers)
-            };
-            wakers.into_iter().for_each(std::task::Waker::wake);
+            state.finished();
         });
     }
 
     /// Submissions that have not finished.
     pub fn in_flight(&self) -> usize {
-        lock(&self.0.state).pending.len()
+        self.0.state.in_flight()
     }
 
-    /// Resolves when fewer than `limit` submissions are unfinished.
+    /// Resolves when fewer than `limit` submissions are unfinished, or the device has failed.
     pub async fn below(&self, limit: usize) {
-        std::future::poll_fn(|context| {
-            let mut state = lock(&self.0.state);
-            if state.pending.len() < limit {
-                return std::task::Poll::Ready(());
-            }
-            state.wakers.push(context.waker().clone());
-            std::task::Poll::Pending
-        })
-        .await
+        std::future::poll_fn(|context| self.0.state.below(limit, context)).await
     }
 
     /// Reads part of a buffer back.
@@ -305,20 +286,26 @@ impl Device {
 
     /// Maps a read-back buffer, copies its first bytes out and unmaps it.
     pub async fn read_staging(&self, staging: &Buffer, bytes: u64) -> Result<Vec<u8>> {
-        let (sender, receiver) = futures_channel::oneshot::channel();
-        staging.map(Mapping::Read, move |ok| {
-            let _ = sender.send(ok);
-        });
-        match receiver.await {
-            Ok(true) => {}
-            _ => {
-                self.check("reading back")?;
-                return Err(self.error("reading back", "mapping failed"));
-            }
-        }
+        self.mapped(staging, Mapping::Read).await?;
         let data = staging.range(0, bytes).read_mapped()?;
         staging.unmap();
         Ok(data)
+    }
+
+    /// Maps a buffer and waits until it is mapped.
+    pub async fn mapped(&self, buffer: &Buffer, mapping: Mapping) -> Result<()> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        buffer.map(mapping, move || {
+            let _ = sender.send(());
+        });
+        let mapped = async {
+            if receiver.await.is_err() {
+                // What cannot be mapped has failed the device, which is what ends the waiting.
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        };
+        self.unless_failed(|| "mapping a buffer".into(), mapped).await
     }
 
     /// Reads 32-bit floats back.
@@ -330,15 +317,28 @@ impl Device {
     /// Lets callbacks run, waiting a little while there is unfinished work.
     #[cfg(not(target_arch = "wasm32"))]
     fn poll(&self, timeout: std::time::Duration) {
-        let oldest = lock(&self.0.state).pending.front().cloned().flatten();
-        let poll = match oldest {
-            Some(index) => wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(timeout) },
-            None => wgpu::PollType::Poll,
-        };
-        // A time-out is no error: the caller looks at its future and comes back.
-        if let Err(wgpu::PollError::WrongSubmissionIndex(..)) = self.0.device.poll(poll) {
-            lock(&self.0.state).failure.get_or_insert("waited for an unknown submission".into());
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        let failure = self.0.state.failure();
+        if failure.is_some() {
+            // Its submissions may never finish, and have to be waited for no more.
+            std::thread::park_timeout(timeout);
         }
+        let poll = match self.0.state.oldest() {
+            _ if matches!(failure, Some(Failure::Lost(_))) => return,
+            Some(index) if failure.is_none() => {
+                wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(timeout) }
+            }
+            _ => wgpu::PollType::Poll,
+        };
+        self.0.state.fail(match catch_unwind(AssertUnwindSafe(|| self.0.device.poll(poll))) {
+            // A time-out is no error: the caller looks at its future and comes back.
+            Ok(Ok(_) | Err(wgpu::PollError::Timeout)) => return,
+            Ok(Err(wgpu::PollError::WrongSubmissionIndex(..))) => {
+                Failure::Silent("it has refused a submission")
+            }
+            Err(panic) => Failure::worded(said(&*panic).into(), Failure::Other),
+        });
     }
 
     /// Runs a future on this thread while keeping this device going: the explicit blocking wrapper around the async

@@ -9,11 +9,14 @@ mod buffer;
 mod device;
 mod kernel;
 mod recorder;
+mod state;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use adapter::imagined;
 pub use adapter::{AdapterInfo, list, none_found};
 pub use buffer::{BindGroup, Buffer, Mapping, Range};
+#[cfg(not(target_arch = "wasm32"))]
+pub use device::is_caught;
 pub use device::{Capabilities, Device, OpenOptions};
 pub use kernel::{KERNELS, Kernel, KernelKey, Specialisation, source};
 pub use recorder::Recorder;

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{DType, Graph, Layout, Op, Phase, Source, ValueId};
+use super::{Fed, Graph, Layout, Op, Phase, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::graph::Epilogue;
 
@@ -37,12 +37,6 @@ impl StageGraph {
     pub fn results(&self) -> Vec<ValueId> {
         let ends = [self.output, self.d_input, self.loss];
         ends.into_iter().flatten().chain(self.gradients.iter().map(|g| g.1)).collect()
-    }
-
-    /// The value named `name` that is fed from outside.
-    pub fn fed(&self, name: &str) -> Option<ValueId> {
-        let mut ids = (0..self.graph.values.len()).map(ValueId);
-        ids.find(|&v| self.graph.value(v).source == Source::Input && self.graph.value(v).name == name)
     }
 }
 
@@ -77,7 +71,7 @@ pub fn differentiate(
     let mut gradients = Gradients(HashMap::new());
     let d_output = output.filter(|output| wanted.contains(output)).map(|output| {
         let shape = graph.shape(output).to_vec();
-        let seed = graph.input("d_output", &shape, DType::F32);
+        let seed = graph.input(Fed::OutputGradient, &shape);
         gradients.add(output, seed);
         seed
     });
@@ -151,12 +145,12 @@ fn backward(
             let (tokens, table, positions) = (inputs[0], inputs[1], inputs[2]);
             let rows = graph.value(tokens).len();
             let (vocabulary, context) = (graph.shape(table)[0], graph.shape(positions)[0]);
-            let segments = graph.input("segments", &[rows.min(vocabulary), 3], DType::U32);
-            let order = graph.input("order", &[rows], DType::U32);
+            let segments = graph.input(Fed::TokenSegments, &[rows.min(vocabulary), 3]);
+            let order = graph.input(Fed::TokenOrder, &[rows]);
             let d_table = graph.push(Op::EmbeddingBackward { vocabulary }, &[dy, segments, order], w)?[0];
             let d_positions = if places {
-                let segments = graph.input("place segments", &[rows.min(context), 3], DType::U32);
-                let order = graph.input("place order", &[rows], DType::U32);
+                let segments = graph.input(Fed::PlaceSegments, &[rows.min(context), 3]);
+                let order = graph.input(Fed::PlaceOrder, &[rows]);
                 let op = Op::EmbeddingBackward { vocabulary: context };
                 graph.push(op, &[dy, segments, order], w)?[0]
             } else {
@@ -183,8 +177,8 @@ fn backward(
                 return no_gradient(op);
             }
             let (count, vocabulary) = (graph.value(rows).len(), graph.value(table).rows());
-            let segments = graph.input("segments", &[count.min(vocabulary), 3], DType::U32);
-            let order = graph.input("order", &[count], DType::U32);
+            let segments = graph.input(Fed::TokenSegments, &[count.min(vocabulary), 3]);
+            let order = graph.input(Fed::TokenOrder, &[count]);
             let d_table = graph.push(Op::EmbeddingBackward { vocabulary }, &[dy, segments, order], w)?[0];
             vec![(table, d_table)]
         }

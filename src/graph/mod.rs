@@ -8,11 +8,13 @@
 //! the last axis into rows. The gradient of `x` is `dx`.
 
 pub mod autodiff;
+mod fed;
 pub mod fuse;
 mod op;
 mod recompute;
 
 pub use autodiff::{StageGraph, differentiate};
+pub use fed::Fed;
 pub use op::{Activation, Epilogue, Layout, Op};
 
 use std::sync::Arc;
@@ -47,8 +49,8 @@ pub struct ValueId(pub usize);
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Fed from outside for each microbatch: tokens, the previous stage's output, a gradient.
-    Input,
+    /// Fed from outside for each microbatch.
+    Fed(Fed),
     /// Persistent: a weight that is trained.
     Parameter,
     /// Persistent: a weight that has no gradient.
@@ -158,8 +160,16 @@ impl Graph {
     }
 
     /// A value fed from outside.
-    pub fn input(&mut self, name: &str, shape: &[usize], dtype: DType) -> ValueId {
-        self.add_value(name, shape.to_vec(), dtype, Source::Input)
+    pub fn input(&mut self, fed: Fed, shape: &[usize]) -> ValueId {
+        self.add_value(&fed.to_string(), shape.to_vec(), fed.dtype(), Source::Fed(fed))
+    }
+
+    /// All that is fed from outside, in order of first appearance.
+    pub fn fed(&self) -> impl Iterator<Item = (Fed, ValueId)> + '_ {
+        self.values.iter().enumerate().filter_map(|(index, value)| match value.source {
+            Source::Fed(fed) => Some((fed, ValueId(index))),
+            _ => None,
+        })
     }
 
     /// A weight, named as in the checkpoint.

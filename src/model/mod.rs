@@ -19,7 +19,7 @@ pub use rope::RopeScaling;
 pub use weights::Weights;
 
 use crate::error::{Error, Result};
-use crate::graph::{DType, Graph, Op, StageGraph, ValueId, differentiate, fuse};
+use crate::graph::{Fed, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 
 /// Most angles of rotary positions: a table that every stage has, of 64 MiB.
 const MOST_ANGLES: usize = 1 << 24;
@@ -238,14 +238,14 @@ impl Model {
         }
         let mut graph = Graph::default();
         let width = self.config.width;
-        let positions = capacity.map(|_| graph.input("positions", &[batch, sequence], DType::U32));
+        let positions = capacity.map(|_| graph.input(Fed::Positions, &[batch, sequence]));
         let shared = self.shared && capacity.is_none();
         let attends = |layer: &Layer| matches!(layer, Layer::Block(_)) && self.config.kind != Kind::Mlp;
         let starts = (shared && self.layers[range.clone()].iter().any(attends))
-            .then(|| graph.input("starts", &[batch, sequence], DType::U32));
+            .then(|| graph.input(Fed::Starts, &[batch, sequence]));
         let lora = self.adapter.as_ref();
         let run = Run { batch, sequence, positions, capacity, shared, starts, lora };
-        let input = (range.start > 0).then(|| graph.input("input", &[batch, sequence, width], DType::F32));
+        let input = (range.start > 0).then(|| graph.input(Fed::Input, &[batch, sequence, width]));
         let mut x = input;
         let mut boundaries = Vec::new();
         for layer in range.clone() {
@@ -256,7 +256,7 @@ impl Model {
         let last = range.end == self.layers();
         let cross_entropy = |graph: &mut Graph, tokens: usize| {
             let logits = x.ok_or_else(empty_stage)?;
-            let targets = graph.input("targets", &[batch, sequence], DType::U32);
+            let targets = graph.input(Fed::Targets, &[batch, sequence]);
             let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
             graph.forward(op, &[logits, targets])
         };
@@ -305,11 +305,11 @@ impl Model {
         let w: Vec<ValueId> = self.layer_parameters(layer).iter().map(weight).collect();
         match (self.layers[layer], x) {
             (Layer::Embedding, _) => {
-                let tokens = graph.input("tokens", &[run.batch, run.sequence], DType::U32);
+                let tokens = graph.input(Fed::Tokens, &[run.batch, run.sequence]);
                 match run.positions {
                     _ if c.kind.is_llama() => graph.forward(Op::Gather, &[tokens, w[0]]),
                     None if run.shared => {
-                        let places = graph.input("places", &[run.batch, run.sequence], DType::U32);
+                        let places = graph.input(Fed::Places, &[run.batch, run.sequence]);
                         graph.forward(Op::Embedding { places: true }, &[tokens, w[0], w[1], places])
                     }
                     None => graph.forward(Op::Embedding { places: false }, &[tokens, w[0], w[1]]),
@@ -329,7 +329,7 @@ impl Model {
             },
             (Layer::Head, Some(mut x)) => {
                 if run.capacity.is_some() && run.sequence > 1 {
-                    let last = graph.input("last", &[run.batch, 1], DType::U32);
+                    let last = graph.input(Fed::Last, &[run.batch, 1]);
                     x = graph.forward(Op::Gather, &[last, x])?;
                 }
                 if c.kind.is_llama() {
@@ -377,7 +377,7 @@ fn attend(g: &mut Graph, c: &ModelConfig, i: usize, qkv: ValueId, run: &Run) -> 
         return g.forward(op, &[&[qkv], run.starts.as_slice()].concat());
     };
     let shape = [run.batch, capacity, 2 * kv_heads * c.head_dim()];
-    let cache = g.input(&format!("cache {i}"), &shape, DType::F32);
+    let cache = g.input(Fed::Cache(i), &shape);
     g.forward(Op::AttentionCached { heads, kv_heads }, &[qkv, positions, cache])
 }
 

@@ -119,7 +119,7 @@ async fn transfers(device: &Device, bytes: u64) -> Result<(f64, f64)> {
     let write = device.staging("measured upload", bytes, Mapping::Write)?;
     let read = device.staging("measured read-back", bytes, Mapping::Read)?;
     let buffer = device.buffer("measured", bytes)?;
-    map(device, &source, Mapping::Read).await?;
+    device.mapped(&source, Mapping::Read).await?;
     let (mut uploads, mut readbacks) = (Vec::new(), Vec::new());
     for _ in 0..=REPEATS {
         let start = now();
@@ -128,7 +128,7 @@ async fn transfers(device: &Device, bytes: u64) -> Result<(f64, f64)> {
         copy(device, &write, &buffer, bytes);
         device.below(1).await;
         uploads.push(now() - start);
-        map(device, &write, Mapping::Write).await?;
+        device.mapped(&write, Mapping::Write).await?;
         let start = now();
         copy(device, &buffer, &read, bytes);
         device.read_staging(&read, bytes).await?;
@@ -142,17 +142,6 @@ fn copy(device: &Device, from: &Buffer, to: &Buffer, bytes: u64) {
     let mut recorder = device.record();
     recorder.copy(from, 0, to, 0, bytes);
     recorder.submit(|| ());
-}
-
-async fn map(device: &Device, buffer: &Buffer, mapping: Mapping) -> Result<()> {
-    let (sender, receiver) = futures_channel::oneshot::channel();
-    buffer.map(mapping, move |ok| {
-        let _ = sender.send(ok);
-    });
-    match receiver.await {
-        Ok(true) => Ok(()),
-        _ => Err(device.error("measuring", "mapping failed")),
-    }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

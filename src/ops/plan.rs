@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Lowered, in_place, lower};
 use crate::gpu::Capabilities;
-use crate::graph::{Phase, Source, StageGraph, ValueId};
+use crate::graph::{Fed, Phase, Source, StageGraph, ValueId};
 
 /// Offset alignment of uniform and storage bindings that every adapter accepts.
 pub const ALIGNMENT: u64 = 256;
@@ -69,7 +69,7 @@ impl MemoryPlan {
         for node in &graph.nodes {
             if let Some((argument, result)) = in_place(&node.op) {
                 home[node.inputs[argument].0] = node.outputs[result];
-                if graph.value(node.inputs[argument]).source == Source::Input {
+                if matches!(graph.value(node.inputs[argument]).source, Source::Fed(_)) {
                     updated.insert(node.outputs[result]);
                 }
             }
@@ -102,10 +102,8 @@ impl MemoryPlan {
                 _ if home[index] != id => None,
                 Source::Parameter | Source::Frozen => Some(Place::Weight),
                 Source::Constant => Some(push(&mut plan.constants, value.bytes(), Place::Constant)),
-                Source::Input if Some(id) == stage.d_output => {
-                    Some(push(&mut plan.slot, value.bytes(), Place::Slot))
-                }
-                Source::Input => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
+                Source::Fed(Fed::OutputGradient) => Some(push(&mut plan.slot, value.bytes(), Place::Slot)),
+                Source::Fed(_) => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
                     _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
                     _ if updated.contains(&id) => Some(push(&mut plan.caches, value.bytes(), Place::Cache)),

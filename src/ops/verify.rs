@@ -10,7 +10,7 @@ use super::program::{Slots, StageProgram};
 use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, source};
-use crate::graph::{Graph, Op, Phase, StageGraph, ValueId};
+use crate::graph::{Fed, Graph, Op, Phase, StageGraph, ValueId};
 use crate::model::{Init, Parameter, Weights};
 use crate::reference;
 
@@ -133,7 +133,7 @@ pub fn single_node(case: &Case) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId
         .shapes
         .iter()
         .enumerate()
-        .map(|(i, shape)| graph.input("argument", shape, case.dtype(i)))
+        .map(|(i, shape)| graph.input(Fed::Argument(case.dtype(i)), shape))
         .collect();
     let outputs = graph.push(case.op.clone(), &inputs, Phase::Forward)?;
     let mut gradients = Vec::new();

@@ -16,16 +16,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// From B sequences of T + 1 tokens, each of which follows the one before it.
-    pub fn shifted(tokens: &[u32], sequence: usize) -> Batch {
-        let rows = tokens.chunks_exact(sequence + 1);
-        Batch {
-            inputs: rows.clone().flat_map(|row| &row[..sequence]).copied().collect(),
-            targets: rows.flat_map(|row| &row[1..]).copied().collect(),
-            starts: Vec::new(),
-        }
-    }
-
     /// Appends more sequences of the same kind.
     pub fn extend(&mut self, more: Batch) {
         self.inputs.extend(more.inputs);

@@ -1,16 +1,25 @@
-//! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches.
+//! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches. What
+//! decoding adds to the plan of a device, to a device at work and to the executor.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
-use super::link::Recorded;
+use super::executor::Executor;
+use super::link::{self, Recorded};
 use super::log::State;
-use super::rank::{Rank, Replies, Reply};
-use super::timeline::EventKind;
+use super::plan::Plan;
+use super::rank::{Command, Rank, Replies, Reply, Stage};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
-use crate::graph::Phase;
-use crate::ops::program::Slots;
+use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder, now};
+use crate::graph::{Fed, Phase, StageGraph};
+use crate::model::Purpose;
+use crate::ops::plan::MemoryPlan;
+use crate::ops::program::{DUMMY_BYTES, Slots, StageProgram};
+use crate::schedule::{Action, Kind};
+use crate::timeline::What;
 
 /// New tokens of a group of B texts.
 #[derive(Clone, Debug)]
@@ -26,6 +35,83 @@ pub struct Grow {
     pub positions: Vec<u32>,
     /// For each text the row among the B·T whose logits are wanted.
     pub last: Vec<u32>,
+}
+
+/// What decoding adds to the plan of a device.
+pub(super) struct DecodePlan {
+    /// Its stages for one token at a time, on the caches of those for more; none where there never are more.
+    singles: Vec<(usize, StageGraph, MemoryPlan)>,
+    /// Groups of texts, each with caches in every stage.
+    groups: usize,
+    /// Bytes of a group's logits, on the device of the last stage.
+    logits: Option<u64>,
+}
+
+impl DecodePlan {
+    /// For these stages of a plan, on one device.
+    pub(super) fn new(
+        plan: &Plan,
+        stages: &[usize],
+        capacity: usize,
+        capabilities: &Capabilities,
+    ) -> Result<DecodePlan> {
+        let setup = &plan.setup;
+        let single = |&stage: &usize| {
+            let (layers, purpose) = (plan.stages[stage].clone(), Purpose::Decode { capacity });
+            let graph = plan.model.stage_graph(layers, setup.batch, 1, purpose)?;
+            let memory = MemoryPlan::new(&graph, capabilities);
+            Ok((stage, graph, memory))
+        };
+        let singles = stages.iter().filter(|_| setup.sequence > 1).map(single).collect::<Result<_>>()?;
+        let is_last = stages.contains(&(plan.stages.len() - 1));
+        let logits = is_last.then(|| 4 * (setup.batch * setup.model.vocabulary) as u64);
+        Ok(DecodePlan { singles, groups: plan.schedule.microbatches, logits })
+    }
+
+    /// Bytes that it takes on the device.
+    pub(super) fn bytes(&self) -> u64 {
+        let shared = |memory: &MemoryPlan| self.groups as u64 * memory.cache_bytes();
+        let own = |memory: &MemoryPlan| memory.bytes(self.groups, 0) - shared(memory) + DUMMY_BYTES;
+        let singles: u64 = self.singles.iter().map(|(_, _, memory)| own(memory)).sum();
+        singles + self.logits.map_or(0, |bytes| link::memory(bytes, self.groups))
+    }
+}
+
+/// What decoding adds to a device at work.
+pub(super) struct Decoder {
+    singles: HashMap<usize, StageProgram>,
+    logits: Option<Readback>,
+}
+
+impl Decoder {
+    /// Allocates and compiles what the plan says, beside the stages that are there.
+    pub(super) fn new(device: &Device, plan: DecodePlan, stages: &HashMap<usize, Stage>) -> Result<Decoder> {
+        let mut singles = HashMap::new();
+        for (at, graph, memory) in plan.singles {
+            let caches = stages.get(&at).map_or(Vec::new(), |stage| stage.program.caches().to_vec());
+            singles.insert(at, StageProgram::with_caches(device, graph, memory, 0, caches)?);
+        }
+        let logits = plan.logits.map(|bytes| Readback::new(device, plan.groups, bytes)).transpose()?;
+        Ok(Decoder { singles, logits })
+    }
+}
+
+impl Executor {
+    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
+    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
+    pub fn grow(&mut self, grow: Grow) -> Result<()> {
+        let grow = Arc::new(grow);
+        (0..self.devices.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
+    }
+
+    /// The next group's logits, (B,V), and its number.
+    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
+        loop {
+            if let (_, Reply::Logits(logits)) = self.answer().await? {
+                return logits.take();
+            }
+        }
+    }
 }
 
 impl Rank {
@@ -46,29 +132,45 @@ impl Rank {
         let slots = Slots { stash: grow.group, gradient: 0 };
         let one = grow.tokens.len() == self.batch;
         let mut recorder = device.record();
-        let Some(stage) = self.stages.get_mut(&at) else { return Ok(()) };
-        let program = match &mut stage.single {
+        let (Some(stage), Some(decoder)) = (self.stages.get_mut(&at), &mut self.decoder) else {
+            return Err(Error::Shape { op: "decode", message: "the plan is not for growing texts".into() });
+        };
+        let program = match decoder.singles.get_mut(&at) {
             Some(single) if one => single,
             _ => &mut stage.program,
         };
         let started = now();
-        for (name, values) in [("tokens", &grow.tokens), ("positions", &grow.positions), ("last", &grow.last)]
-        {
-            if let Some(id) = program.stage().fed(name) {
-                let range = program.range(&self.parameters, id, slots)?;
-                if range.bytes != 4 * values.len() as u64 {
-                    return Err(wrong_size(name, values.len(), range.bytes as usize / 4));
-                }
-                device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
+        for (fed, id) in program.stage().graph.fed() {
+            let values = match fed {
+                Fed::Tokens => &grow.tokens,
+                Fed::Positions => &grow.positions,
+                Fed::Last => &grow.last,
+                // The one comes over a link, the other stays.
+                Fed::Input | Fed::Cache(_) => continue,
+                Fed::TokenSegments
+                | Fed::TokenOrder
+                | Fed::Targets
+                | Fed::Starts
+                | Fed::Places
+                | Fed::PlaceSegments
+                | Fed::PlaceOrder
+                | Fed::OutputGradient
+                | Fed::Argument(_) => return Err(unknown(fed)),
+            };
+            let range = program.range(&self.parameters, id, slots)?;
+            if range.bytes != 4 * values.len() as u64 {
+                return Err(wrong_size(&fed.to_string(), values.len(), range.bytes as usize / 4));
             }
+            device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let mut copies = Vec::new();
         if let (Some(incoming), Some(input)) = (&mut stage.forward_in, program.stage().input) {
             let to = program.range(&self.parameters, input, slots)?;
-            self.log.state(State::Waiting, format!("tokens of group {}", grow.group));
+            self.log.state(State::Waiting(What::Action(Action::new(at, Kind::RecvF, grow.group))));
             copies.push(incoming.record(&mut recorder, &to, grow.number).await?.0);
         }
-        self.log.state(State::Working, format!("tokens of group {}", grow.group));
+        let what = What::Action(Action::new(at, Kind::F, grow.group));
+        self.log.state(State::Working(what));
         let launches = program.launch_flops(Phase::Forward).len();
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
         let output =
@@ -77,20 +179,20 @@ impl Rank {
             copies.push(outgoing.record(&mut recorder, from, grow.number).await?);
         }
         let mut logits = None;
-        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut self.logits, &output) {
+        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut decoder.logits, &output) {
             logits = Some(readback.record(&mut recorder, from, grow.group).await?);
         }
-        self.submit(recorder, "grow", EventKind::Forward, None, 0.0, started).await;
+        self.submit(recorder, what, 0.0, started).await;
         copies.into_iter().for_each(Recorded::submitted);
         if let Some(logits) = logits {
-            logits.submitted(&device, self.index, replies.clone());
+            logits.submitted(self.index, replies.clone());
         }
         device.check("decoding")
     }
 }
 
 /// Buffers through which logits come to the host; each goes back here once it has been read.
-pub(super) struct Readback {
+struct Readback {
     free: mpsc::UnboundedReceiver<Buffer>,
     back: mpsc::UnboundedSender<Buffer>,
 }
@@ -104,7 +206,7 @@ pub(super) struct Logits {
 
 impl Readback {
     /// Allocates `count` buffers.
-    pub(super) fn new(device: &Device, count: usize, bytes: u64) -> Result<Readback> {
+    fn new(device: &Device, count: usize, bytes: u64) -> Result<Readback> {
         let (back, free) = mpsc::unbounded();
         for _ in 0..count {
             // The receiver is held here, so sending cannot fail.
@@ -123,24 +225,25 @@ impl Readback {
 
 impl Logits {
     /// Answers them as soon as the submission that copies them has finished.
-    fn submitted(self, device: &Device, rank: usize, replies: Replies) {
-        let (buffer, device) = (self.range.buffer.clone(), device.clone());
-        buffer.map(Mapping::Read, move |good| {
-            let failed = || device.error("decoding", "the logits could not be mapped");
+    fn submitted(self, rank: usize, replies: Replies) {
+        self.range.buffer.clone().map(Mapping::Read, move || {
             // An executor that is gone needs no logits.
-            let _ =
-                replies.unbounded_send((rank, if good { Ok(Reply::Logits(self)) } else { Err(failed()) }));
+            let _ = replies.unbounded_send((rank, Ok(Reply::Logits(self))));
         });
     }
 
     /// The group and its logits; the buffer goes back.
-    pub(super) fn take(self) -> Result<(usize, Vec<f32>)> {
+    fn take(self) -> Result<(usize, Vec<f32>)> {
         let values = self.range.read_mapped()?;
         self.range.buffer.unmap();
         // A rank that is gone has failed and will say so.
         let _ = self.back.unbounded_send(self.range.buffer);
         Ok((self.group, bytemuck::pod_collect_to_vec(&values)))
     }
+}
+
+fn unknown(fed: Fed) -> Error {
+    Error::Shape { op: "decode", message: format!("a stage wants {fed}, which growing texts do not have") }
 }
 
 fn wrong_size(name: &str, got: usize, want: usize) -> Error {

@@ -7,18 +7,17 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::decode::Grow;
 use super::launch::{build, start};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
-use super::timeline::Event;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Part};
+use crate::timeline::Event;
 
 /// What a step gave.
 #[derive(Clone, Debug)]
@@ -64,7 +63,7 @@ impl Executor {
         let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
         let tied = plan.tied().into_iter();
-        let users = tied.map(|(name, owner, user, _)| (owner, (user, name))).collect();
+        let users = tied.map(|of| (of.owner, (of.user, of.name))).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let training = plan.setup.purpose.trains();
         let ranks = build(plan, devices, &logs)?;
@@ -120,15 +119,19 @@ impl Executor {
         &self.parameters
     }
 
-    pub(super) fn tell(&self, rank: usize, command: Command) -> Result<()> {
-        self.commands[rank].unbounded_send(command).map_err(|_| stopped(&self.names[rank]))
+    pub(super) fn tell(&mut self, rank: usize, command: Command) -> Result<()> {
+        if self.commands[rank].unbounded_send(command).is_ok() {
+            return Ok(());
+        }
+        // The rank has said why it is gone, unless that was heard before.
+        let said = std::iter::from_fn(|| self.replies.try_recv().ok());
+        Err(said.filter_map(|(_, reply)| reply.err()).next().unwrap_or_else(|| stopped(&self.names[rank])))
     }
 
-    /// The next answer; an error of any rank comes first.
+    /// The next answer, or the first failure of a rank: whatever fails because of it comes later.
     pub(super) async fn answer(&mut self) -> Result<(usize, Reply)> {
         match self.replies.next().await {
-            Some((rank, Ok(reply))) => Ok((rank, reply)),
-            Some((_, Err(error))) => Err(error),
+            Some((rank, reply)) => Ok((rank, reply?)),
             None => Err(stopped("every device")),
         }
     }
@@ -229,6 +232,10 @@ impl Executor {
 
     /// Logits, V each, of these rows of a (B,T) microbatch; for a plan without training.
     pub async fn infer(&mut self, tokens: Vec<u32>, rows: Vec<usize>) -> Result<Vec<f32>> {
+        if tokens.len() != self.rows || rows.iter().any(|&row| row >= self.rows) {
+            let message = format!("{} tokens, and rows {rows:?}; the plan has {}", tokens.len(), self.rows);
+            return Err(Error::Shape { op: "executor", message });
+        }
         let batch = Arc::new(Batch { inputs: tokens, ..Batch::default() });
         for rank in 0..self.commands.len() {
             self.tell(rank, Command::Infer(batch.clone(), rows.clone()))?;
@@ -242,22 +249,6 @@ impl Executor {
             }
         }
         Ok(logits)
-    }
-
-    /// Sends new tokens of a group of texts on their way through the pipeline, for a plan that decodes. The logits come
-    /// in the order of the calls, from [`Executor::logits`]; other groups may follow at once.
-    pub fn grow(&self, grow: Grow) -> Result<()> {
-        let grow = Arc::new(grow);
-        (0..self.commands.len()).try_for_each(|rank| self.tell(rank, Command::Decode(grow.clone())))
-    }
-
-    /// The next group's logits, (B,V), and its number.
-    pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
-        loop {
-            if let (_, Reply::Logits(logits)) = self.answer().await? {
-                return logits.take();
-            }
-        }
     }
 
     /// Part of a parameter, from the device that owns it.
@@ -339,9 +330,76 @@ fn sum(losses: &[f32]) -> f64 {
 }
 
 fn stopped(name: &str) -> Error {
-    Error::Gpu {
-        adapter: name.into(),
-        context: "running".into(),
-        message: "the device's thread has stopped".into(),
+    Error::failed(name, "its thread has stopped and takes no more work")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::OpenOptions;
+    use crate::model::{Kind, ModelConfig, Weights};
+    use crate::pipeline::{Setup, Use};
+    use crate::schedule::generate;
+
+    /// Two stages on two devices.
+    fn pair() -> (Executor, [Device; 2]) {
+        let model = ModelConfig {
+            kind: Kind::Gpt2,
+            layers: 1,
+            width: 8,
+            heads: 1,
+            context: 8,
+            vocabulary: 16,
+            ..Default::default()
+        };
+        let setup = Setup {
+            model,
+            adapter: None,
+            weights: Weights::F32,
+            batch: 1,
+            sequence: 8,
+            schedule: generate("gpipe", 2, 2).unwrap(),
+            cuts: None,
+            shared: false,
+            recompute: Vec::new(),
+            purpose: Use::Training,
+            budgets: vec![None; 2],
+        };
+        let open = |_| pollster::block_on(Device::open(0, OpenOptions::default())).unwrap();
+        let devices = [0, 1].map(open);
+        let executor = Executor::launch(Plan::for_devices(setup, &devices).unwrap(), &devices).unwrap();
+        (executor, devices)
+    }
+
+    fn step(executor: &mut Executor) -> Result<StepReport> {
+        let batch = Batch { inputs: vec![1; 16], targets: vec![2; 16], ..Batch::default() };
+        executor.watch().block_on(executor.step(batch))
+    }
+
+    #[test]
+    fn of_a_run_that_loses_a_device_the_loss_is_told_and_not_what_follows_from_it() {
+        for lost in 0..2 {
+            let (mut executor, devices) = pair();
+            step(&mut executor).unwrap();
+            devices[lost].lose();
+            let error = step(&mut executor).unwrap_err();
+            assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+            assert!(error.to_string().contains(&format!("while device {lost} ran ")), "{error}");
+            let error = executor.watch().block_on(executor.settle()).unwrap_err();
+            assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_a_failure_that_names_its_device() {
+        let (mut executor, _) = pair();
+        // The rank takes it for granted that a batch has as many tokens as the plan says.
+        executor.tell(0, Command::Step(Arc::new(Batch::default()))).unwrap();
+        let error = executor.watch().block_on(executor.answer()).err().unwrap();
+        let said = error.to_string();
+        assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
+        assert!(said.starts_with("device 0 (") && said.contains("has died in action 0F0"), "{said}");
+        let error = executor.watch().block_on(executor.infer(vec![1; 3], vec![0])).unwrap_err();
+        assert!(error.to_string().contains("3 tokens"), "{error}");
     }
 }

@@ -1,19 +1,30 @@
-//! The end of a step on one device: tied gradients, sums of squares, losses, and the optimizer.
+//! What a rank does once a step: the actions that begin and end it, and what it answers.
 
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use super::timeline::EventKind;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
+use crate::timeline::What;
 
 impl Rank {
-    /// After the last action: exchanges tied gradients, sums squares, reads losses back.
-    pub(super) async fn finish_step(&mut self) -> Result<StepPart> {
+    /// C: sets all gradients to zero.
+    pub(super) async fn clear(&mut self) -> Result<()> {
         let device = self.device.clone();
-        self.exchange_gradients().await?;
-        self.log.state(State::Working, "norm");
+        let started = now();
+        let mut recorder = device.record();
+        self.parameters.record_clear(&mut recorder);
+        self.submit(recorder, What::CLEAR, 0.0, started).await;
+        Ok(())
+    }
+
+    /// N: adds the gradients that others have sent, and sums the squares of what the rank owns. Losses are read back with
+    /// the sums.
+    pub(super) async fn norm(&mut self) -> Result<()> {
+        let device = self.device.clone();
+        self.receive_gradients().await?;
+        self.log.state(State::Working(What::NORM));
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_fold(&mut recorder);
@@ -24,10 +35,17 @@ impl Rank {
         if let Some((losses, staging)) = &self.losses {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
-        self.submit(recorder, "norm", EventKind::Optimizer, None, 0.0, started).await;
-        let squares = if sums.bytes > 0 {
-            let bytes = device.read_staging(&self.sums, sums.bytes).await?;
-            self.parameters.squares(&bytemuck::pod_collect_to_vec(&bytes))
+        self.submit(recorder, What::NORM, 0.0, started).await;
+        Ok(())
+    }
+
+    /// What a step gave, once all that it needs has been read back.
+    pub(super) async fn report(&mut self) -> Result<StepPart> {
+        let device = self.device.clone();
+        let bytes = 4 * self.parameters.owned_chunks() as u64;
+        let squares = if bytes > 0 {
+            let sums = device.read_staging(&self.sums, bytes).await?;
+            self.parameters.squares(&bytemuck::pod_collect_to_vec(&sums))
         } else {
             Vec::new()
         };
@@ -40,14 +58,13 @@ impl Rank {
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
     }
 
-    /// AdamW on what it owns; tied users receive the new weight.
-    pub(super) async fn update(&mut self, step: AdamStep) -> Result<()> {
+    /// U: AdamW on what the rank owns, which then goes to whoever uses it too.
+    pub(super) async fn adam(&mut self, step: AdamStep) -> Result<()> {
         let device = self.device.clone();
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
-        self.submit(recorder, "step", EventKind::Optimizer, None, 0.0, started).await;
-        self.exchange_weights().await?;
-        device.check("updating weights")
+        self.submit(recorder, What::UPDATE, 0.0, started).await;
+        self.send_weights().await
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use futures_channel::mpsc;
 
-use super::decode::Readback;
+use super::decode::Decoder;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
-use super::plan::Plan;
+use super::plan::{Exchanged, Plan};
 use super::rank::{Command, Rank, Replies, Stage};
 use super::tied::tie;
 use crate::error::{Error, Result};
@@ -42,9 +42,12 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
     let training = plan.setup.purpose.trains();
     let mut ends = links(&plan, devices)?;
     let scores = plan.setup.purpose.scores();
-    let ties = plan.exchanged();
+    let with_stage = |of: Exchanged| {
+        let stage = plan.stage_of(&of.owner);
+        (of, stage)
+    };
+    let ties: Vec<(Exchanged, usize)> = plan.exchanged().into_iter().map(with_stage).collect();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
-    let logit_buffers = plan.logit_buffers();
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
@@ -55,10 +58,6 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             let at = stage.stage;
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
-            let single = stage.single.map(|(graph, memory)| {
-                StageProgram::with_caches(device, graph, memory, 0, program.caches().to_vec())
-            });
-            let single = single.transpose()?;
             let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
             let (forward_out, backward_out) =
                 (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
@@ -67,16 +66,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
                 (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
             stages.insert(
                 at,
-                Stage {
-                    program,
-                    single,
-                    stash,
-                    gradient,
-                    forward_in,
-                    forward_out,
-                    backward_in,
-                    backward_out,
-                },
+                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
             );
         }
         let losses = (scores && index == last)
@@ -85,8 +75,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
-        let logits = logit_buffers.filter(|_| index == last);
-        let logits = logits.map(|(count, bytes)| Readback::new(device, count, bytes)).transpose()?;
+        let decoder = part.decoding.map(|plan| Decoder::new(device, plan, &stages)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
@@ -102,14 +91,14 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             vocabulary: plan.setup.model.vocabulary,
             context: plan.setup.model.context,
             losses,
-            logits,
+            decoder,
             sums,
             log: logs[index].clone(),
             steps: 0,
         });
     }
-    for (name, owner, user, home) in ties {
-        tie(&mut ranks, name, owner, user, home)?;
+    for (parameter, stage) in ties {
+        tie(&mut ranks, parameter, stage)?;
     }
     Ok(ranks)
 }
@@ -120,8 +109,9 @@ pub(super) fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: 
     let device = rank.device.clone();
     let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
     // Not joined: a driver that never returns must not keep the process from reporting it.
+    let name = format!("device {} ({})", rank.index, device.info().name);
     let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
-    spawned.map(drop).map_err(Error::io("thread"))
+    spawned.map(drop).map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))
 }
 
 #[cfg(target_arch = "wasm32")]

@@ -19,8 +19,6 @@ use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 struct Message {
     tag: usize,
     buffer: Buffer,
-    /// Whether a read-back buffer could be mapped.
-    good: bool,
 }
 
 /// The sending end.
@@ -34,7 +32,6 @@ pub struct Outgoing {
 
 /// The receiving end.
 pub struct Incoming {
-    device: Device,
     filled: mpsc::UnboundedReceiver<Message>,
     back: mpsc::UnboundedSender<Buffer>,
     early: HashMap<usize, Message>,
@@ -85,16 +82,15 @@ pub fn connect(from: &Device, to: &Device, bytes: u64, slots: usize) -> Result<(
         let _ = writable.unbounded_send(to.staging("link upload", bytes, Mapping::Write)?);
     }
     let ring = || from.staging("link read-back", bytes, Mapping::Read);
-    join(to, Some(Upload { free, writable }), slots, ring)
+    join(Some(Upload { free, writable }), slots, ring)
 }
 
 /// Connects two stages on one device.
 pub fn connect_local(device: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    join(device, None, slots, || device.buffer("hand-over", bytes))
+    join(None, slots, || device.buffer("hand-over", bytes))
 }
 
 fn join(
-    to: &Device,
     upload: Option<Upload>,
     slots: usize,
     buffer: impl Fn() -> Result<Buffer>,
@@ -105,13 +101,13 @@ fn join(
         let _ = back.unbounded_send(buffer()?);
     }
     let local = upload.is_none();
-    let incoming = Incoming { device: to.clone(), filled: arriving, back, early: HashMap::new(), upload };
+    let incoming = Incoming { filled: arriving, back, early: HashMap::new(), upload };
     Ok((Outgoing { free, filled, local, bytes: 0 }, incoming))
 }
 
+/// What a rank says whose neighbour has gone. The neighbour has said before why.
 fn closed() -> Error {
-    let (adapter, context) = ("link".to_string(), "passing data between devices".to_string());
-    Error::Gpu { adapter, context, message: "the other device has stopped".into() }
+    Error::failed("link", "the other device has stopped")
 }
 
 impl Outgoing {
@@ -129,7 +125,7 @@ impl Outgoing {
             return Ok(Recorded(After::Travel { tag, buffer, filled: self.filled.clone() }));
         }
         // The receiver's copy is recorded after this one in the same queue.
-        let _ = self.filled.unbounded_send(Message { tag, buffer, good: true });
+        let _ = self.filled.unbounded_send(Message { tag, buffer });
         Ok(Recorded(After::Nothing))
     }
 }
@@ -149,9 +145,6 @@ impl Incoming {
             let message = self.filled.next().await.ok_or_else(closed)?;
             self.early.insert(message.tag, message);
         };
-        if !message.good {
-            return Err(self.device.error("receiving", "the sender's read-back failed"));
-        }
         let Some(ring) = &mut self.upload else {
             recorder.copy(&message.buffer, 0, &to.buffer, to.offset, to.bytes);
             let _ = self.back.unbounded_send(message.buffer);
@@ -178,17 +171,15 @@ impl Recorded {
             After::Nothing => {}
             After::Travel { tag, buffer, filled } => {
                 let message = buffer.clone();
-                buffer.map(Mapping::Read, move |good| {
+                buffer.map(Mapping::Read, move || {
                     // A receiver that is gone has failed and said so.
-                    let _ = filled.unbounded_send(Message { tag, buffer: message, good });
+                    let _ = filled.unbounded_send(Message { tag, buffer: message });
                 });
             }
             After::Return { buffer, writable } => {
                 let upload = buffer.clone();
-                buffer.map(Mapping::Write, move |good| {
-                    if good {
-                        let _ = writable.unbounded_send(upload);
-                    }
+                buffer.map(Mapping::Write, move || {
+                    let _ = writable.unbounded_send(upload);
                 });
             }
         }

@@ -3,24 +3,39 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
-use super::timeline::{Event, EventKind, Track};
+use super::link::HostCopy;
 use crate::gpu::now;
+use crate::timeline::{Event, Track, What};
 
 /// Where a rank stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Between commands.
     Idle,
+    /// At work on a command that has no action yet, or none at all.
+    Starting,
     /// Waiting for another rank.
-    Waiting,
+    Waiting(What),
     /// Recording, submitting or waiting for its device.
-    Working,
+    Working(What),
+}
+
+impl State {
+    /// What is being done, for people.
+    pub(super) fn words(self) -> String {
+        match self {
+            State::Idle => "nothing".into(),
+            State::Starting => "what it was told".into(),
+            State::Waiting(What::Action(a)) | State::Working(What::Action(a)) if !a.kind.is_whole() => {
+                format!("action {a} (stage {}, microbatch {})", a.stage, a.microbatch)
+            }
+            State::Waiting(what) | State::Working(what) => format!("action {what}"),
+        }
+    }
 }
 
 struct Running {
-    label: String,
-    kind: EventKind,
-    microbatch: Option<usize>,
+    what: What,
     submitted: f64,
     flops: f64,
 }
@@ -28,7 +43,6 @@ struct Running {
 struct Inner {
     state: State,
     beat: f64,
-    doing: String,
     running: VecDeque<Running>,
     events: Vec<Event>,
     last_end: f64,
@@ -47,7 +61,6 @@ impl Log {
         let inner = Inner {
             state: State::Idle,
             beat: now(),
-            doing: String::new(),
             running: VecDeque::new(),
             events: Vec::new(),
             last_end: 0.0,
@@ -61,16 +74,16 @@ impl Log {
         self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Notes a change of state, with words for what is being done.
-    pub(super) fn state(&self, state: State, doing: impl Into<String>) {
+    /// Notes a change of state.
+    pub(super) fn state(&self, state: State) {
         let mut inner = self.lock();
-        (inner.state, inner.doing, inner.beat) = (state, doing.into(), now());
+        (inner.state, inner.beat) = (state, now());
     }
 
     /// A submission of `flops` operations is about to be handed over.
-    pub(super) fn submitted(&self, label: &str, kind: EventKind, microbatch: Option<usize>, flops: f64) {
+    pub(super) fn submitted(&self, what: What, flops: f64) {
         let submitted = now();
-        self.lock().running.push_back(Running { label: label.into(), kind, microbatch, submitted, flops });
+        self.lock().running.push_back(Running { what, submitted, flops });
     }
 
     /// The oldest submission has finished.
@@ -85,7 +98,7 @@ impl Log {
         inner.flops += running.flops;
         // The parts of one action that was split into several submissions are one event.
         if let Some(last) = inner.events.iter_mut().rev().find(|e| e.track == Track::Compute)
-            && last.label == running.label
+            && last.what == running.what
             && start - last.end < 1e-3
         {
             last.end = end;
@@ -94,21 +107,24 @@ impl Log {
         inner.events.push(Event {
             rank: self.rank,
             track: Track::Compute,
-            label: running.label,
-            kind: running.kind,
-            microbatch: running.microbatch,
+            what: running.what,
             start,
             end,
             bytes: 0,
         });
     }
 
-    /// Notes something that the host did.
-    pub(super) fn host(&self, label: &str, kind: EventKind, start: f64, end: f64, bytes: u64) {
-        let rank = self.rank;
-        let track = if kind == EventKind::Copy { Track::Copy } else { Track::Host };
-        let event = Event { rank, track, label: label.into(), kind, microbatch: None, start, end, bytes };
-        self.lock().events.push(event);
+    /// Notes what the host did for something from `start` until now.
+    pub(super) fn host(&self, what: What, start: f64) {
+        let (rank, track, end) = (self.rank, Track::Host, now());
+        self.lock().events.push(Event { rank, track, what, start, end, bytes: 0 });
+    }
+
+    /// Notes a copy on its way over a link, if the host made one.
+    pub(super) fn copied(&self, what: What, copy: Option<HostCopy>) {
+        let (rank, track) = (self.rank, Track::Copy);
+        let event = |HostCopy { start, end, bytes }| Event { rank, track, what, start, end, bytes };
+        self.lock().events.extend(copy.map(event));
     }
 
     /// Operations of all submissions that have finished.
@@ -127,11 +143,20 @@ impl Log {
         (inner.busy > 0.05).then(|| inner.flops / inner.busy)
     }
 
-    /// (state, time of the last sign of progress, words for what is being done).
-    pub(super) fn standing(&self) -> (State, f64, String) {
+    /// What the device is doing, for people.
+    pub(super) fn doing(&self) -> String {
+        self.standing().0.words()
+    }
+
+    /// What the rank's thread is doing, for people.
+    pub(super) fn recording(&self) -> String {
+        self.lock().state.words()
+    }
+
+    /// (state, time of the last sign of progress).
+    pub(super) fn standing(&self) -> (State, f64) {
         let inner = self.lock();
-        let doing = inner.running.front().map_or_else(|| inner.doing.clone(), |r| r.label.clone());
-        let state = if inner.running.is_empty() { inner.state } else { State::Working };
-        (state, inner.beat, doing)
+        let state = inner.running.front().map_or(inner.state, |running| State::Working(running.what));
+        (state, inner.beat)
     }
 }

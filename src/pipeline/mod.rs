@@ -16,14 +16,8 @@ mod load;
 mod log;
 pub mod partition;
 mod plan;
-mod prediction;
-#[cfg(not(target_arch = "wasm32"))]
-mod probe;
-#[cfg(not(target_arch = "wasm32"))]
-pub mod profile;
 mod rank;
 mod tied;
-pub mod timeline;
 mod watch;
 pub mod workload;
 
@@ -31,5 +25,4 @@ pub use batch::{Batch, IGNORE};
 pub use decode::Grow;
 pub use executor::{Executor, StepReport};
 pub use plan::{Plan, RankPlan, Setup, Use};
-pub use prediction::Prediction;
 pub use watch::Watch;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::decode::DecodePlan;
 use super::{link, load, partition, tied};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
@@ -82,10 +83,20 @@ pub(super) struct StagePlan {
     pub(super) stage: usize,
     pub(super) graph: StageGraph,
     pub(super) memory: MemoryPlan,
-    /// When decoding, the same for one token at a time.
-    pub(super) single: Option<(StageGraph, MemoryPlan)>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
+}
+
+/// A parameter that two devices have.
+pub(super) struct Exchanged {
+    /// Its name where it is used.
+    pub(super) name: String,
+    /// The name of the parameter that it is tied to.
+    pub(super) owner: String,
+    /// The rank that uses it.
+    pub(super) user: usize,
+    /// The rank that owns it.
+    pub(super) home: usize,
 }
 
 /// One device of a plan.
@@ -102,6 +113,8 @@ pub struct RankPlan {
     pub flops: f64,
     pub(super) stages: Vec<StagePlan>,
     pub(super) layout: Layout,
+    /// Where texts grow.
+    pub(super) decoding: Option<DecodePlan>,
 }
 
 /// A checked plan.
@@ -110,7 +123,7 @@ pub struct Plan {
     pub setup: Setup,
     /// The model.
     pub model: Model,
-    /// The lowered, validated schedule.
+    /// The lowered, validated schedule; when training, of the whole step.
     pub schedule: Schedule,
     /// Layers of each stage.
     pub stages: Vec<Range<usize>>,
@@ -182,7 +195,16 @@ impl Plan {
             let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
             let layout = Layout::new(list.collect());
             let flops = layers.iter().flat_map(|l| &flops[l.clone()]).sum::<f64>() * microbatches as f64;
-            plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout });
+            let decoding = match plan.setup.purpose {
+                Use::Decoding { capacity } => Some(DecodePlan::new(&plan, &mine, capacity, capabilities)?),
+                Use::Training | Use::Evaluation | Use::Logits => None,
+            };
+            plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout, decoding });
+        }
+        if plan.setup.purpose.trains() {
+            let stages = |of: Exchanged| (plan.stage_of(&of.name), plan.stage_of(&of.owner));
+            let ties: Vec<(usize, usize)> = plan.exchanged().into_iter().map(stages).collect();
+            plan.schedule = plan.schedule.completed(&ties)?;
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
@@ -218,7 +240,7 @@ impl Plan {
             Use::Decoding { capacity } => Purpose::Decode { capacity },
         };
         let layers = self.stages[stage].clone();
-        let mut graph = self.model.stage_graph(layers.clone(), batch, sequence, purpose)?;
+        let mut graph = self.model.stage_graph(layers, batch, sequence, purpose)?;
         if self.setup.recompute.contains(&stage) {
             graph.recompute();
         }
@@ -226,19 +248,10 @@ impl Plan {
             graph.join_backward();
         }
         check_bindings(&graph, adapter, capabilities)?;
-        let single = match self.setup.purpose {
-            Use::Decoding { .. } if sequence > 1 => {
-                let graph = self.model.stage_graph(layers, batch, 1, purpose)?;
-                let memory = MemoryPlan::new(&graph, capabilities);
-                Some((graph, memory))
-            }
-            _ => None,
-        };
         // Every group of texts keeps its caches, whatever the schedule.
         let own = |count| SlotPlan { count, slot: (0..count).collect() };
         Ok(StagePlan {
             stage,
-            single,
             stash: match self.setup.purpose {
                 Use::Decoding { .. } => own(self.schedule.microbatches),
                 Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage),
@@ -280,18 +293,24 @@ impl Plan {
         }
     }
 
+    /// The stage whose layers have a parameter.
+    pub(super) fn stage_of(&self, name: &str) -> usize {
+        let has = |layer: usize| self.model.layer_parameters(layer).iter().any(|p| p.name == name);
+        self.stages.iter().position(|layers| layers.clone().any(has)).unwrap_or(0)
+    }
+
     /// Those of [`Plan::tied`] that change, so that gradients and weights travel in every step.
-    pub(super) fn exchanged(&self) -> Vec<(String, String, usize, usize)> {
+    pub(super) fn exchanged(&self) -> Vec<Exchanged> {
         let trained = |name: &str| {
             let all = self.ranks.iter().flat_map(|r| r.layout.parameters());
             all.filter(|p| p.name == name).any(|p| !p.frozen)
         };
         let training = self.setup.purpose.trains();
-        self.tied().into_iter().filter(|(name, ..)| training && trained(name)).collect()
+        self.tied().into_iter().filter(|of| training && trained(&of.name)).collect()
     }
 
-    /// A parameter whose second use is on another device than its owner: (name, owner, the user's rank, the owner's).
-    pub(super) fn tied(&self) -> Vec<(String, String, usize, usize)> {
+    /// The parameters whose second use is on another device than their owner.
+    pub(super) fn tied(&self) -> Vec<Exchanged> {
         let rank_of = |name: &str| {
             let has = |r: &&RankPlan| r.layout.parameters().iter().any(|p| p.name == name);
             self.ranks.iter().find(has).map(|r| r.rank)
@@ -300,7 +319,7 @@ impl Plan {
         all.filter_map(|(user, p)| {
             let owner = p.tied_to.clone()?;
             let home = rank_of(&owner)?;
-            (home != user).then(|| (p.name.clone(), owner, user, home))
+            (home != user).then(|| Exchanged { name: p.name.clone(), owner, user, home })
         })
         .collect()
     }
@@ -310,28 +329,18 @@ impl Plan {
         4 * (self.setup.batch * self.setup.sequence * self.schedule.microbatches) as u64
     }
 
-    /// When decoding, the number and bytes of the buffers in which the last stage's rank reads logits back.
-    pub(super) fn logit_buffers(&self) -> Option<(usize, u64)> {
-        let bytes = 4 * (self.setup.batch * self.setup.model.vocabulary) as u64;
-        matches!(self.setup.purpose, Use::Decoding { .. }).then_some((self.schedule.microbatches, bytes))
-    }
-
     fn count_bytes(&self, rank: usize) -> u64 {
         let plan = &self.ranks[rank];
         let training = self.setup.purpose.trains();
         let mut bytes = plan.layout.bytes(training);
         for stage in &plan.stages {
             bytes += stage.memory.bytes(stage.stash.count, stage.gradient.count) + DUMMY_BYTES;
-            if let Some((_, memory)) = &stage.single {
-                let slots = stage.stash.count;
-                bytes += memory.bytes(slots, 0) - slots as u64 * memory.cache_bytes() + DUMMY_BYTES;
-            }
         }
+        bytes += plan.decoding.as_ref().map_or(0, DecodePlan::bytes);
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
         if self.rank_of(self.stages.len() - 1) == rank {
             bytes += if self.setup.purpose.scores() { 2 * self.loss_bytes().max(16) } else { 0 };
-            bytes += self.logit_buffers().map_or(0, |(count, each)| link::memory(each, count));
         }
         for boundary in 0..self.stages.len() - 1 {
             let directions = self.directions(boundary);
@@ -339,7 +348,7 @@ impl Plan {
                 bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
             }
         }
-        for (name, _, user, home) in self.exchanged() {
+        for Exchanged { name, user, home, .. } in self.exchanged() {
             let list = self.ranks[user].layout.parameters();
             let Some(parameter) = list.iter().find(|p| p.name == name) else { continue };
             let [user_bytes, owner_bytes] = tied::memory(parameter);

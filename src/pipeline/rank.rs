@@ -1,24 +1,26 @@
 //! One device at work: runs its list of actions over its stages and links.
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_channel::mpsc;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 
 use super::batch::Batch;
-use super::decode::{Grow, Logits, Readback};
+use super::decode::{Decoder, Grow, Logits};
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use super::tied::Tied;
-use super::timeline::{Event, EventKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, said};
 use crate::gpu::{Buffer, Device, Recorder, now};
-use crate::graph::{DType, Phase, ValueId};
+use crate::graph::{DType, Fed, Phase};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
 use crate::schedule::{Action, Kind, SlotPlan};
+use crate::timeline::{Event, What};
 
 /// Submissions a rank hands to its device before the first has finished: a GPU starts the next without waiting for the
 /// host. Lavapipe runs one at a time and makes the host wait inside the second call, deaf to its neighbours.
@@ -77,8 +79,6 @@ pub(super) struct StepPart {
 /// A stage with its ends and its slots.
 pub(super) struct Stage {
     pub(super) program: StageProgram,
-    /// When decoding, the same layers on the same caches for one token at a time.
-    pub(super) single: Option<StageProgram>,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
     pub(super) forward_in: Option<Incoming>,
@@ -100,50 +100,68 @@ pub(super) struct Rank {
     pub(super) vocabulary: usize,
     pub(super) context: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
-    /// When decoding, on the last rank.
-    pub(super) logits: Option<Readback>,
+    /// Where texts grow.
+    pub(super) decoder: Option<Decoder>,
     pub(super) sums: Buffer,
     pub(super) log: Arc<Log>,
     pub(super) steps: usize,
 }
 
 impl Rank {
-    /// Answers commands until their sender is gone or one fails.
+    /// Answers commands until their sender is gone, one fails, or the device does.
     pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
-        while let Some(command) = commands.next().await {
-            self.log.state(State::Working, "starting");
-            let result = match command {
-                Command::Step(batch) => self.step(&batch).await.map(Reply::Step),
-                Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values),
-                Command::Update(step) => self.update(step).await.map(|()| Reply::Done),
-                Command::Settle => self.settle().await.map(|()| Reply::Done),
-                Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values),
-                Command::Decode(grow) => match self.decode(&grow, &replies).await {
-                    Ok(()) => continue,
-                    Err(error) => Err(error),
-                },
-                Command::Place(name, part, dtype, first, from) => {
-                    match self.place((&name, part, dtype), first, from, &replies).await {
-                        Ok(()) => continue,
-                        Err(error) => Err(error),
-                    }
-                }
-                Command::Write(name, part, first, values) => {
-                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)
-                }
-                Command::Read(name, part, first, count) => {
-                    self.read(&name, part, first, count).await.map(Reply::Values)
-                }
-            };
-            self.log.state(State::Idle, "");
-            let failed = result.is_err();
-            if replies.unbounded_send((self.index, result)).is_err() || failed {
-                break;
-            }
+        let (index, device, log) = (self.index, self.device.clone(), self.log.clone());
+        let doing = || format!("device {index} ran {}", log.doing());
+        let answering = device.unless_failed(doing, self.answer(&mut commands, &replies));
+        let ended = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
+            let what =
+                format!("its thread has died in {}: {}; please report it", log.recording(), said(&*panic));
+            Err(Error::failed(format!("device {index} ({})", device.info().name), what))
+        });
+        if let Err(error) = ended {
+            // Before its links and its inbox close, so that it is heard before what follows from it.
+            let _ = replies.unbounded_send((index, Err(error)));
         }
         // Whoever waits for the channel's end may count on the memory being free.
         drop(self);
         drop(replies);
+    }
+
+    async fn answer(
+        &mut self,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+        replies: &Replies,
+    ) -> Result<()> {
+        while let Some(command) = commands.next().await {
+            self.log.state(State::Starting);
+            let reply = match command {
+                Command::Step(batch) => self.step(&batch).await.map(Reply::Step)?,
+                Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values)?,
+                Command::Update(step) => self.update(step).await.map(|()| Reply::Done)?,
+                Command::Settle => self.settle().await.map(|()| Reply::Done)?,
+                Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values)?,
+                // The device answers these two, when it has done them.
+                Command::Decode(grow) => {
+                    self.decode(&grow, replies).await?;
+                    continue;
+                }
+                Command::Place(name, part, dtype, first, from) => {
+                    self.place((&name, part, dtype), first, from, replies).await?;
+                    continue;
+                }
+                Command::Write(name, part, first, values) => {
+                    self.write(&name, part, first, &values).await.map(|()| Reply::Done)?
+                }
+                Command::Read(name, part, first, count) => {
+                    self.read(&name, part, first, count).await.map(Reply::Values)?
+                }
+            };
+            self.log.state(State::Idle);
+            if replies.unbounded_send((self.index, Ok(reply))).is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn write(&mut self, name: &str, part: Part, first: usize, values: &[f32]) -> Result<()> {
@@ -164,43 +182,54 @@ impl Rank {
     }
 
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
-    pub(super) async fn submit(
-        &self,
-        recorder: Recorder<'_>,
-        label: &str,
-        kind: EventKind,
-        microbatch: Option<usize>,
-        flops: f64,
-        started: f64,
-    ) {
-        self.log.host(label, EventKind::Host, started, now(), 0);
+    pub(super) async fn submit(&self, recorder: Recorder<'_>, what: What, flops: f64, started: f64) {
+        self.log.host(what, started);
         let depth = if self.device.capabilities().software { SOFTWARE_DEPTH } else { DEPTH };
         self.device.below(depth).await;
         let handed = now();
-        self.log.submitted(label, kind, microbatch, flops);
+        self.log.submitted(what, flops);
         let log = self.log.clone();
         recorder.submit(move || log.finished());
-        self.log.host(label, EventKind::Host, handed, now(), 0);
+        self.log.host(what, handed);
     }
 
     async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
-        let device = self.device.clone();
         self.steps += 1;
-        let started = now();
-        let mut recorder = device.record();
-        self.parameters.record_clear(&mut recorder);
-        self.submit(recorder, "clear", EventKind::Optimizer, None, 0.0, started).await;
-        for action in self.actions.clone() {
-            self.compute(action, batch).await?;
+        let until = self.update_at();
+        for action in self.actions[..until].to_vec() {
+            match action.kind {
+                Kind::C => self.clear().await?,
+                Kind::R => self.send_gradients(action.stage).await?,
+                Kind::N => self.norm().await?,
+                _ => self.compute(action, batch).await?,
+            }
         }
-        self.finish_step().await
+        self.report().await
+    }
+
+    /// From the update on, which needs the norm of all.
+    async fn update(&mut self, step: AdamStep) -> Result<()> {
+        let from = self.update_at();
+        for action in self.actions[from..].to_vec() {
+            match action.kind {
+                Kind::U => self.adam(step).await?,
+                Kind::G => self.receive_weights(action.stage).await?,
+                _ => {}
+            }
+        }
+        self.device.check(&format!("device {} updated weights", self.index))
+    }
+
+    /// Where in its list the rank waits for the norm of the whole gradient.
+    fn update_at(&self) -> usize {
+        self.actions.iter().position(|action| action.kind == Kind::U).unwrap_or(self.actions.len())
     }
 
     /// Floating-point operations of a step's actions, as the log counts them.
     pub(super) fn step_flops(&self) -> f64 {
         let of = |action: &Action| {
             let program = &self.stages.get(&action.stage)?.program;
-            Some(runs(action.kind).1.iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
+            Some(phases(action.kind).iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
         };
         self.actions.iter().filter_map(of).sum()
     }
@@ -208,14 +237,13 @@ impl Rank {
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
     /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
     async fn compute(&mut self, action: Action, batch: &Batch) -> Result<()> {
-        let label = action.to_string();
+        let what = What::Action(action);
         let device = self.device.clone();
-        let (kind, phases) = runs(action.kind);
         let mut recorder = device.record();
         // Copies of the submission that is being recorded.
         let mut copies: Vec<Recorded> = self.receive(action, &mut recorder).await?.into_iter().collect();
         let mut started = now();
-        self.log.state(State::Working, label.clone());
+        self.log.state(State::Working(what));
         if action.kind == Kind::F {
             self.feed(action, batch)?;
         }
@@ -224,7 +252,7 @@ impl Rank {
             * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let mut used = 0.0;
         let missing = || no_stage(action);
-        for &phase in phases {
+        for &phase in phases(action.kind) {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
             while from < flops.len() {
@@ -237,7 +265,7 @@ impl Rank {
                 stage.program.record(&mut recorder, &self.parameters, phase, from..to, slots)?;
                 from = to;
                 if from < flops.len() {
-                    self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
+                    self.submit(recorder, what, used, started).await;
                     started = now();
                     copies.drain(..).for_each(Recorded::submitted);
                     used = 0.0;
@@ -246,9 +274,9 @@ impl Rank {
             }
         }
         copies.extend(self.send(action, &mut recorder, slots).await?);
-        self.submit(recorder, &label, kind, Some(action.microbatch), used, started).await;
+        self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
-        device.check(&format!("running {label}"))
+        device.check(&format!("device {} ran {action}", self.index))
     }
 
     fn slots(&self, action: Action) -> Slots {
@@ -270,12 +298,10 @@ impl Rank {
         };
         let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(None) };
         let to = stage.program.range(&self.parameters, value, slots)?;
-        let receive = Action { kind, ..action }.to_string();
-        log.state(State::Waiting, receive.clone());
+        let receive = What::Action(Action { kind, ..action });
+        log.state(State::Waiting(receive));
         let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
-        if let Some(copy) = copy {
-            log.host(&receive, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        log.copied(receive, copy);
         Ok(Some(recorded))
     }
 
@@ -304,44 +330,37 @@ impl Rank {
         outgoing.record(recorder, &from, action.microbatch).await.map(Some)
     }
 
-    /// Uploads a microbatch's tokens and targets, where its texts begin, and the rows sorted by token and by place for the
-    /// embedding's gradients.
+    /// Uploads what a stage is fed of its microbatch.
     fn feed(&self, action: Action, batch: &Batch) -> Result<()> {
         let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
         let slots = self.slots(action);
         let rows = self.batch * self.sequence;
         let rows = action.microbatch * rows..(action.microbatch + 1) * rows;
-        let put = |id: ValueId, values: &[u32]| -> Result<()> {
+        let begun = |at: usize| batch.starts.get(rows.start + at).copied().unwrap_or(0);
+        let starts = LazyCell::new(|| (0..rows.len()).map(begun).collect::<Vec<u32>>());
+        let place = |at: usize| (at % self.sequence) as u32 - begun(at);
+        let places = LazyCell::new(|| (0..rows.len()).map(place).collect::<Vec<u32>>());
+        let by_token = LazyCell::new(|| sort_rows(&batch.inputs[rows.clone()], self.vocabulary));
+        let by_place = LazyCell::new(|| sort_rows(&places, self.context));
+        for (fed, id) in stage.program.stage().graph.fed() {
+            let values: &[u32] = match fed {
+                Fed::Tokens => &batch.inputs[rows.clone()],
+                Fed::TokenSegments => &by_token.0,
+                Fed::TokenOrder => &by_token.1,
+                Fed::Targets => &batch.targets[rows.clone()],
+                Fed::Starts => &starts,
+                Fed::Places => &places,
+                Fed::PlaceSegments => &by_place.0,
+                Fed::PlaceOrder => &by_place.1,
+                // They come over a link.
+                Fed::Input | Fed::OutputGradient => continue,
+                Fed::Positions | Fed::Last | Fed::Cache(_) | Fed::Argument(_) => {
+                    let message = format!("{action} wants {fed}, which no batch has");
+                    return Err(Error::Shape { op: "executor", message });
+                }
+            };
             let range = stage.program.range(&self.parameters, id, slots)?;
             self.device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
-            Ok(())
-        };
-        let graph = stage.program.stage();
-        if let Some(id) = graph.fed("tokens") {
-            let inputs = &batch.inputs[rows.clone()];
-            put(id, inputs)?;
-            if let (Some(segments), Some(order)) = (graph.fed("segments"), graph.fed("order")) {
-                let (s, o) = sort_rows(inputs, self.vocabulary);
-                put(segments, &s)?;
-                put(order, &o)?;
-            }
-        }
-        let begun = |at: usize| batch.starts.get(rows.start + at).copied().unwrap_or(0);
-        if let Some(id) = graph.fed("starts") {
-            put(id, &(0..rows.len()).map(begun).collect::<Vec<_>>())?;
-        }
-        if let Some(id) = graph.fed("places") {
-            let place = |at: usize| (at % self.sequence) as u32 - begun(at);
-            let places: Vec<u32> = (0..rows.len()).map(place).collect();
-            put(id, &places)?;
-            if let (Some(segments), Some(order)) = (graph.fed("place segments"), graph.fed("place order")) {
-                let (s, o) = sort_rows(&places, self.context);
-                put(segments, &s)?;
-                put(order, &o)?;
-            }
-        }
-        if let Some(id) = graph.fed("targets") {
-            put(id, &batch.targets[rows])?;
         }
         Ok(())
     }
@@ -364,7 +383,7 @@ impl Rank {
                 let started = now();
                 let mut recorder = self.device.record();
                 recorder.copy(losses, 0, staging, 0, losses.bytes());
-                self.submit(recorder, "losses", EventKind::Host, None, 0.0, started).await;
+                self.submit(recorder, What::Losses, 0.0, started).await;
                 self.read_losses().await?
             }
         };
@@ -401,13 +420,14 @@ impl Rank {
     }
 }
 
-/// What an action is in a timeline, and the phases that it runs.
-fn runs(kind: Kind) -> (EventKind, &'static [Phase]) {
+/// The phases that an action runs.
+fn phases(kind: Kind) -> &'static [Phase] {
     match kind {
-        Kind::I => (EventKind::BackwardInput, &[Phase::Input]),
-        Kind::W => (EventKind::BackwardWeight, &[Phase::Weight]),
-        Kind::B => (EventKind::Backward, &[Phase::Input, Phase::Weight]),
-        _ => (EventKind::Forward, &[Phase::Forward]),
+        Kind::F => &[Phase::Forward],
+        Kind::B => &[Phase::Input, Phase::Weight],
+        Kind::I => &[Phase::Input],
+        Kind::W => &[Phase::Weight],
+        _ => &[],
     }
 }
 

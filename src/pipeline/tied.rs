@@ -7,20 +7,22 @@ use std::sync::Arc;
 
 use super::link::{self, Incoming, Outgoing, Recorded, connect};
 use super::log::State;
+use super::plan::Exchanged;
 use super::rank::Rank;
-use super::timeline::EventKind;
 use crate::error::Result;
 use crate::gpu::{self, BindGroup, Buffer, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
 use crate::model::Parameter;
+use crate::schedule::{Action, Kind};
+use crate::timeline::What;
 
 /// Bytes that travel at a time.
 const PIECE: u64 = 8 << 20;
 
 /// The end of a tied pair that a rank holds.
 pub(super) enum Tied {
-    /// Uses the parameter: sends its gradient, receives the new weight.
-    User { name: String, gradient: Outgoing, weight: Incoming },
+    /// Uses the parameter of the stage: sends its gradient, receives the new weight.
+    User { name: String, stage: usize, gradient: Outgoing, weight: Incoming },
     /// Owns it: adds the user's gradient, sends the new weight.
     Owner { name: String, gradient: Incoming, weight: Outgoing, add: Add },
 }
@@ -49,14 +51,15 @@ pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
     [links, links + bytes.min(PIECE) + 16 * pieces(bytes).count() as u64]
 }
 
-/// Connects a parameter's user with its owner on another device.
-pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, home: usize) -> Result<()> {
+/// Connects a parameter's user with its owner on another device, in this stage.
+pub(super) fn tie(ranks: &mut [Rank], parameter: Exchanged, stage: usize) -> Result<()> {
+    let Exchanged { name, owner, user, home } = parameter;
     let bytes = ranks[user].parameters.gradient(&name)?.bytes;
     let weight = ranks[user].parameters.weight(&name)?.bytes;
     let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());
     let (gradient_out, gradient_in) = connect(&user_device, &device, bytes.min(PIECE), slots(bytes))?;
     let (weight_out, weight_in) = connect(&device, &user_device, weight.min(PIECE), slots(weight))?;
-    ranks[user].tied.push(Tied::User { name, gradient: gradient_out, weight: weight_in });
+    ranks[user].tied.push(Tied::User { name, stage, gradient: gradient_out, weight: weight_in });
     let arrived = device.buffer("tied gradient", bytes.min(PIECE))?;
     let kernel =
         device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
@@ -75,22 +78,31 @@ pub(super) fn tie(ranks: &mut [Rank], name: String, owner: String, user: usize, 
 }
 
 impl Rank {
-    /// Sends the gradients of what this rank uses, and adds those of what it owns.
-    pub(super) async fn exchange_gradients(&mut self) -> Result<()> {
+    /// R: sends the gradients of what this rank uses of a stage.
+    pub(super) async fn send_gradients(&mut self, of: usize) -> Result<()> {
         let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
-            match tied {
-                Tied::User { name, gradient, .. } => {
-                    let from = self.parameters.gradient(name)?;
-                    self.send_pieces(gradient, &from, "tied gradient").await?;
-                }
-                Tied::Owner { name, gradient, add, .. } => {
-                    let bytes = self.parameters.gradient(name)?.bytes;
-                    for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
-                        let to = add.arrived.range(0, piece.end - piece.start);
-                        let after = Some((&*add.kernel, group, *groups));
-                        self.receive_piece(gradient, &to, tag, "tied gradient", after).await?;
-                    }
+            if let Tied::User { name, stage, gradient, .. } = tied
+                && *stage == of
+            {
+                let from = self.parameters.gradient(name)?;
+                self.send_pieces(gradient, &from, What::Action(Action::of_stage(of, Kind::R))).await?;
+            }
+        }
+        self.tied = ties;
+        Ok(())
+    }
+
+    /// Adds the gradients that others have of what this rank owns.
+    pub(super) async fn receive_gradients(&mut self) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
+        for tied in &mut ties {
+            if let Tied::Owner { name, gradient, add, .. } = tied {
+                let bytes = self.parameters.gradient(name)?.bytes;
+                for (tag, (piece, (group, groups))) in pieces(bytes).zip(&add.pieces).enumerate() {
+                    let to = add.arrived.range(0, piece.end - piece.start);
+                    let after = Some((&*add.kernel, group, *groups));
+                    self.receive_piece(gradient, &to, tag, What::NORM, after).await?;
                 }
             }
         }
@@ -98,21 +110,31 @@ impl Rank {
         Ok(())
     }
 
-    /// Sends the weights that this rank owns, then takes those that it uses.
-    pub(super) async fn exchange_weights(&mut self) -> Result<()> {
+    /// Sends the weights that this rank owns to who uses them.
+    pub(super) async fn send_weights(&mut self) -> Result<()> {
         let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
             if let Tied::Owner { name, weight, .. } = tied {
                 let from = self.parameters.weight(name)?;
-                self.send_pieces(weight, &from, "tied weight").await?;
+                self.send_pieces(weight, &from, What::UPDATE).await?;
             }
         }
+        self.tied = ties;
+        Ok(())
+    }
+
+    /// G: receives the weights that this rank uses of a stage.
+    pub(super) async fn receive_weights(&mut self, of: usize) -> Result<()> {
+        let mut ties = std::mem::take(&mut self.tied);
         for tied in &mut ties {
-            if let Tied::User { name, weight, .. } = tied {
+            if let Tied::User { name, stage, weight, .. } = tied
+                && *stage == of
+            {
                 let to = self.parameters.weight(name)?;
                 for (tag, piece) in pieces(to.bytes).enumerate() {
                     let to = to.buffer.range(to.offset + piece.start, piece.end - piece.start);
-                    self.receive_piece(weight, &to, tag, "tied weight", None).await?;
+                    self.receive_piece(weight, &to, tag, What::Action(Action::of_stage(of, Kind::G)), None)
+                        .await?;
                 }
             }
         }
@@ -120,12 +142,12 @@ impl Rank {
         Ok(())
     }
 
-    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, label: &str) -> Result<()> {
+    async fn send_pieces(&self, link: &mut Outgoing, from: &gpu::Range, what: What) -> Result<()> {
         for (tag, piece) in pieces(from.bytes).enumerate() {
             let from = from.buffer.range(from.offset + piece.start, piece.end - piece.start);
             let mut recorder = self.device.record();
             let recorded = link.record(&mut recorder, &from, self.tag(tag)).await?;
-            self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+            self.submit(recorder, what, 0.0, now()).await;
             recorded.submitted();
         }
         Ok(())
@@ -136,20 +158,18 @@ impl Rank {
         link: &mut Incoming,
         to: &gpu::Range,
         tag: usize,
-        label: &str,
+        what: What,
         after: Option<(&Kernel, &BindGroup, [u32; 3])>,
     ) -> Result<()> {
-        self.log.state(State::Waiting, label);
+        self.log.state(State::Waiting(what));
         let mut recorder = self.device.record();
         let (recorded, copy): (Recorded, _) = link.record(&mut recorder, to, self.tag(tag)).await?;
-        self.log.state(State::Working, label);
-        if let Some(copy) = copy {
-            self.log.host(label, EventKind::Copy, copy.start, copy.end, copy.bytes);
-        }
+        self.log.state(State::Working(what));
+        self.log.copied(what, copy);
         if let Some((kernel, group, groups)) = after {
             recorder.dispatch(kernel, group, groups);
         }
-        self.submit(recorder, label, EventKind::Optimizer, None, 0.0, now()).await;
+        self.submit(recorder, what, 0.0, now()).await;
         recorded.submitted();
         Ok(())
     }

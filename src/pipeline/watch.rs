@@ -7,7 +7,6 @@ use crate::error::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;
 use crate::gpu::now;
-use crate::schedule::Action;
 
 /// Seconds without progress after which a device counts as stalled.
 const STALL_SECONDS: f64 = 25.0;
@@ -43,19 +42,20 @@ impl Watch {
     pub fn stall(&mut self) -> Option<Error> {
         let standings: Vec<_> = self.logs.iter().map(|log| log.standing()).collect();
         let idle = self.patience.look(now(), standings.iter().map(|s| s.1));
-        let stuck =
-            |state: State| (0..idle.len()).find(|&r| standings[r].0 == state && idle[r] > STALL_SECONDS);
-        let all_wait = standings.iter().all(|s| s.0 != State::Working);
-        let rank = stuck(State::Working).or_else(|| all_wait.then(|| stuck(State::Waiting)).flatten())?;
-        let (state, _, doing) = &standings[rank];
-        let doing = match doing.parse::<Action>() {
-            Ok(a) => format!("action {doing} (stage {}, microbatch {})", a.stage, a.microbatch),
-            Err(_) => format!("action {doing:?}"),
+        let stuck = |in_state: fn(State) -> bool| {
+            (0..idle.len()).find(|&r| in_state(standings[r].0) && idle[r] > STALL_SECONDS)
         };
-        let what = if *state == State::Waiting { "has waited for" } else { "has not finished" };
+        let works = |state: State| matches!(state, State::Starting | State::Working(_));
+        let all_wait = !standings.iter().any(|s| works(s.0));
+        let waits = |state: State| matches!(state, State::Waiting(_));
+        let rank = stuck(works).or_else(|| all_wait.then(|| stuck(waits)).flatten())?;
+        let state = standings[rank].0;
+        let doing = if waits(state) { "has waited for" } else { "has not finished" };
         let message = format!(
-            "device {rank} ({}) {what} {doing} for {:.0} s; its driver does not return",
-            self.names[rank], idle[rank]
+            "device {rank} ({}) {doing} {} for {:.0} s; its driver does not return",
+            self.names[rank],
+            state.words(),
+            idle[rank]
         );
         Some(Error::Stall { message })
     }

@@ -10,7 +10,8 @@ use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
 use crate::plan::{
-    Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, TiedLayers, Work, Workload,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, TiedLayers, Work,
+    Workload,
 };
 
 /// The kinds of layers. All blocks are alike; where an adapter leaves out modules of some, those are taken for as much
@@ -18,13 +19,14 @@ use crate::plan::{
 pub const KINDS: [&str; 3] = ["embedding", "block", "head"];
 
 /// The workload of a training step of `batch` sequences of `sequence` tokens, divided into each of `microbatches`
-/// microbatches, which must divide the batch. `capabilities` decide the kernels, whose scratch memory differs.
+/// microbatches, which must divide the batch. Of each kind of devices that choose the same kernels it has a footprint:
+/// `kernels` are what [`kinds_of_kernels`] finds.
 pub fn workload(
     model: &Model,
     batch: usize,
     sequence: usize,
     microbatches: &[usize],
-    capabilities: &Capabilities,
+    kernels: &[Capabilities],
 ) -> Result<Workload> {
     let layers = (0..model.layers()).map(|layer| {
         let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
@@ -36,7 +38,7 @@ pub fn workload(
         }
     });
     let like = model.with_blocks(model.config().layers)?;
-    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, capabilities));
+    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, kernels));
     Ok(Workload {
         layers: layers.collect(),
         kinds: KINDS.map(String::from).to_vec(),
@@ -44,6 +46,25 @@ pub fn workload(
         tokens: (batch * sequence) as u64,
         batchings: batchings.collect::<Result<_>>()?,
     })
+}
+
+/// Of devices with these capabilities, one for each choice of kernels, and which of them each has. How much one binding or
+/// buffer may hold decides what is refused, and no kernel.
+pub fn kinds_of_kernels<'a>(
+    devices: impl IntoIterator<Item = &'a Capabilities>,
+) -> (Vec<Capabilities>, Vec<usize>) {
+    let mut kinds: Vec<Capabilities> = Vec::new();
+    let mut kind = |of: &Capabilities| {
+        let alike = |known: &Capabilities| {
+            *known == Capabilities { max_binding: known.max_binding, max_buffer: known.max_buffer, ..*of }
+        };
+        kinds.iter().position(alike).unwrap_or_else(|| {
+            kinds.push(*of);
+            kinds.len() - 1
+        })
+    };
+    let of_each = devices.into_iter().map(&mut kind).collect();
+    (kinds, of_each)
 }
 
 fn kind_of(model: &Model, layer: usize) -> usize {
@@ -125,59 +146,83 @@ fn batching(
     sequences: usize,
     microbatches: usize,
     sequence: usize,
-    capabilities: &Capabilities,
+    kernels: &[Capabilities],
 ) -> Result<Batching> {
-    let purpose = Purpose::Training { tokens: sequences * microbatches * sequence };
-    let last = model.layers() - 1;
-    let graph = |range| model.stage_graph(range, sequences, sequence, purpose);
-    // The last block: the gradient of its input is wanted even where nothing is trained before the first.
-    let (first, block, head) = (graph(0..1)?, graph(last - 1..last)?, graph(last..last + 1)?);
-    let activation = 4 * (sequences * sequence * model.config().width) as u64;
-    let mut memory = vec![KindMemory::default(); 3];
-    let mut ends = EndMemory::default();
-    for (split, recompute) in [(false, false), (true, false), (false, true), (true, true)] {
-        let mode = Mode { split, recompute };
-        let held = |graph: &StageGraph| held(graph, mode, capabilities);
-        let single = [held(&first), held(&block), held(&head)];
-        // What a second block adds is a block's own; the rest belongs to the stage's ends.
-        let pair = held(&graph(last.saturating_sub(2).max(1)..last)?);
-        let own = if last > 2 { difference(&pair, &single[1]) } else { single[1] };
-        let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
-        let before_last = LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
-        let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
-        *memory[1].in_mode_mut(mode) = LayerMemory { scratch: single[1].scratch.max(pair.scratch), ..own };
-        *memory[0].in_mode_mut(mode) = difference(&single[0], &before_last);
-        *memory[2].in_mode_mut(mode) = difference(&single[2], &sum(&after_first, &last_end));
-        *ends.after_first.in_mode_mut(mode) = after_first;
-        *ends.before_last.in_mode_mut(mode) = before_last;
-        *ends.last.in_mode_mut(mode) = LayerMemory {
-            // Losses of the whole batch, and their read-back.
-            fixed: last_end.fixed + 8 * (sequences * microbatches * sequence) as u64,
-            ..last_end
-        };
-    }
-    let graphs = [&first, &block, &head];
+    let graphs = Graphs::new(model, sequences, microbatches, sequence)?;
+    let activation = graphs.activation;
     let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
     Ok(Batching {
         sequences,
         microbatches,
         shape: shape_key(model, sequences, sequence),
-        work: graphs.map(|stage| work(stage, capabilities)).to_vec(),
-        memory,
-        ends,
+        footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities)).collect(),
         activation,
         link_buffer: link::memory(activation, 1),
-        largest_tensor: graphs.map(largest).to_vec(),
+        largest_tensor: graphs.single.iter().map(largest).collect(),
     })
 }
 
+/// The stages from which it is seen what a layer holds.
+struct Graphs {
+    /// One layer of each kind, alone.
+    single: [StageGraph; 3],
+    /// Two blocks, if there are as many.
+    pair: Option<StageGraph>,
+    /// Bytes of an activation.
+    activation: u64,
+    /// Bytes of the losses of the whole batch.
+    losses: u64,
+}
+
+impl Graphs {
+    fn new(model: &Model, sequences: usize, microbatches: usize, sequence: usize) -> Result<Graphs> {
+        let tokens = sequences * microbatches * sequence;
+        let last = model.layers() - 1;
+        let graph = |range| model.stage_graph(range, sequences, sequence, Purpose::Training { tokens });
+        Ok(Graphs {
+            // The last block: the gradient of its input is wanted even where nothing is trained before the first.
+            single: [graph(0..1)?, graph(last - 1..last)?, graph(last..last + 1)?],
+            pair: (last > 2).then(|| graph(last - 2..last)).transpose()?,
+            activation: 4 * (sequences * sequence * model.config().width) as u64,
+            losses: 4 * tokens as u64,
+        })
+    }
+
+    fn footprint(&self, capabilities: &Capabilities) -> Footprint {
+        let activation = self.activation;
+        let mut memory = vec![FormMemory::default(); 3];
+        let mut ends = EndMemory::default();
+        for form in StageForm::ALL {
+            let held = |graph: &StageGraph| held(graph, form, capabilities);
+            let [first, block, head] = [0, 1, 2].map(|kind| held(&self.single[kind]));
+            // What a second block adds is a block's own; the rest belongs to the stage's ends.
+            let pair = self.pair.as_ref().map(held);
+            let own = pair.map_or(block, |pair| difference(&pair, &block));
+            let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
+            let before_last =
+                LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
+            let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
+            let scratch = pair.map_or(block.scratch, |pair| block.scratch.max(pair.scratch));
+            memory[1][form] = LayerMemory { scratch, ..own };
+            memory[0][form] = difference(&first, &before_last);
+            memory[2][form] = difference(&head, &sum(&after_first, &last_end));
+            ends.after_first[form] = after_first;
+            ends.before_last[form] = before_last;
+            // Losses of the whole batch, and their read-back.
+            ends.last[form] = LayerMemory { fixed: last_end.fixed + 2 * self.losses, ..last_end };
+        }
+        let work = self.single.iter().map(|stage| work(stage, capabilities)).collect();
+        Footprint { work, memory, ends }
+    }
+}
+
 /// What a stage holds on its own.
-fn held(stage: &StageGraph, mode: Mode, capabilities: &Capabilities) -> LayerMemory {
+fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities) -> LayerMemory {
     let mut stage = stage.clone();
-    if mode.recompute {
+    if form.recompute {
         stage.recompute();
     }
-    if !mode.split {
+    if !form.split {
         stage.join_backward();
     }
     let plan = MemoryPlan::new(&stage, capabilities);
@@ -217,4 +262,72 @@ fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
         work
     };
     KindWork { forward: of(Phase::Forward), input: of(Phase::Input), weight: of(Phase::Weight) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::imagined;
+    use crate::model::Weights;
+    use crate::pipeline::{Plan, Setup, Use};
+    use crate::plan::{Assignment, DeviceProfile, Machine, costs};
+    use crate::schedule::generate;
+
+    /// A card beside a software adapter, each of which lowers the same layers to other kernels.
+    #[test]
+    fn what_a_stage_holds_is_counted_for_every_choice_of_kernels_as_it_is_allocated() {
+        let model = "kind = 'gpt2'\nlayers = 4\nwidth = 32\nheads = 2\ncontext = 64\nvocabulary = 96";
+        let config = toml::from_str(model).unwrap();
+        let model = Model::new(&config).unwrap();
+        let (info, card) = imagined(0, "card", None);
+        let software = Capabilities { software: true, subgroup: Some(8), ..card };
+        let large = Capabilities { max_binding: 1 << 30, ..card };
+        let (kernels, of_each) = kinds_of_kernels([&card, &software, &large]);
+        assert_eq!((kernels.len(), of_each), (2, vec![0, 1, 0]));
+        let schedule = generate("1f1b", 2, 2).unwrap();
+        let counted = |of_each: [usize; 2]| {
+            let work = workload(&model, 4, 64, &[2], &kernels).unwrap();
+            let device = |kernels| DeviceProfile { kernels, ..DeviceProfile::default() };
+            let machine = Machine { devices: of_each.map(device).to_vec(), ..Machine::default() };
+            let assignment = Assignment {
+                devices: &[0, 1],
+                stages: &[0..3, 3..6],
+                stage_ranks: &[0, 1],
+                recompute: &[false; 2],
+                split: &[false; 2],
+                in_flight: &[2, 1],
+            };
+            let costs = costs(&work, &work.batchings[0], &machine, &assignment);
+            let slots = [2, 1];
+            let stage = |s: usize| {
+                let stage = &costs.stages[s];
+                costs.ranks[s].fixed + slots[s] * stage.stash + stage.gradient
+            };
+            [0, 1].map(stage)
+        };
+        let needed = |of_each: [usize; 2]| {
+            let setup = Setup {
+                model: config.clone(),
+                adapter: None,
+                weights: Weights::F32,
+                batch: 2,
+                sequence: 64,
+                schedule: schedule.clone(),
+                cuts: Some(vec![3]),
+                shared: false,
+                recompute: Vec::new(),
+                purpose: Use::Training,
+                budgets: vec![None; 2],
+            };
+            let devices = of_each.map(|kind| (info.clone(), kernels[kind]));
+            let plan = Plan::new(setup, &devices).unwrap();
+            [0, 1].map(|rank: usize| plan.ranks[rank].bytes)
+        };
+        for of_each in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+            for (counted, needed) in counted(of_each).into_iter().zip(needed(of_each)) {
+                let off = counted as f64 / needed as f64 - 1.0;
+                assert!((0.0..0.02).contains(&off), "{of_each:?}: {counted} counted, {needed} needed");
+            }
+        }
+    }
 }

@@ -205,7 +205,7 @@ fn make(judge: &mut Judge, base: &Base) -> Result<Option<Timed>> {
         if lacks.iter().all(|&bytes| bytes == 0) {
             let plan = assignment(&made.layout, &point.devices, &point.stages, recompute);
             prices.fill(&plan, &mut costs);
-            let step = Simulator::new(&made.schedule)?.step(&costs)?;
+            let step = Simulator::new(&made.schedule, &costs.tied())?.step(&costs)?;
             return Ok(Some(Timed {
                 point: point.clone(),
                 recompute: recompute.clone(),

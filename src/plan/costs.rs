@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::machine::{DeviceProfile, Machine, Rates, ShapeProfile};
-use super::workload::{Batching, LayerMemory, Mode, StageNeed, Work, Workload};
+use super::workload::{Batching, Footprint, LayerMemory, StageForm, StageNeed, Work, Workload};
 use crate::schedule::{Costs, Hop, Hops, RankCost, StageCost, Tie};
 
 const MICRO: f64 = 1e-6;
@@ -51,7 +51,7 @@ struct Times {
     too_large: Vec<usize>,
 }
 
-/// Bytes of the first layers in one mode, and the scratch of each kind.
+/// Bytes of the first layers in one form, and the scratch of each kind.
 #[derive(Debug, Clone)]
 struct Bytes {
     sums: Vec<StageNeed>,
@@ -65,7 +65,8 @@ pub(super) struct Prices<'a> {
     pub(super) batching: &'a Batching,
     pub(super) machine: &'a Machine,
     times: Vec<Times>,
-    bytes: [Bytes; 4],
+    /// For each footprint and form.
+    bytes: Vec<[Bytes; StageForm::ALL.len()]>,
     /// `counts[kind][i]`: layers of that kind among the first `i`.
     counts: Vec<Vec<usize>>,
     weights: Vec<u64>,
@@ -73,13 +74,6 @@ pub(super) struct Prices<'a> {
     /// The way of an activation from device `from` to device `to`, at `from` × devices + `to`.
     hops: Vec<Hop>,
 }
-
-const MODES: [Mode; 4] = [
-    Mode { split: false, recompute: false },
-    Mode { split: true, recompute: false },
-    Mode { split: false, recompute: true },
-    Mode { split: true, recompute: true },
-];
 
 /// Entry `i` is the sum over the first `i` items.
 fn running<T: Copy + Default + std::ops::Add<Output = T>>(items: impl Iterator<Item = T>) -> Vec<T> {
@@ -103,7 +97,7 @@ impl<'a> Prices<'a> {
             batching,
             machine,
             times: machine.devices.iter().map(|device| times(workload, batching, device)).collect(),
-            bytes: MODES.map(|mode| bytes(workload, batching, mode)),
+            bytes: batching.footprints.iter().map(|of| of_forms(workload, of)).collect(),
             counts: (0..workload.kinds.len()).map(count).collect(),
             weights: running(layers().map(|layer| layer.weights)),
             state: running(layers().map(|layer| layer.state)),
@@ -137,9 +131,15 @@ impl<'a> Prices<'a> {
         too_large[range.start] == too_large[range.end]
     }
 
-    /// Bytes of a stage, weights and links aside: what [`Workload::need`] says, in constant time.
-    pub(super) fn need(&self, range: &Range<usize>, mode: Mode) -> StageNeed {
-        let bytes = &self.bytes[usize::from(mode.split) + 2 * usize::from(mode.recompute)];
+    /// What layers compute and hold on a device.
+    fn footprint(&self, device: usize) -> &Footprint {
+        &self.batching.footprints[self.machine.devices[device].kernels]
+    }
+
+    /// Bytes of a stage on a device, weights and links aside: sums over its layers, the largest scratch, and what its
+    /// place adds. In constant time.
+    pub(super) fn need(&self, device: usize, range: &Range<usize>, form: StageForm) -> StageNeed {
+        let bytes = &self.bytes[self.machine.devices[device].kernels][form.index()];
         let (from, to) = (&bytes.sums[range.start], &bytes.sums[range.end]);
         let mut need = StageNeed {
             fixed: to.fixed - from.fixed,
@@ -152,9 +152,9 @@ impl<'a> Prices<'a> {
                 scratch = scratch.max(of_kind);
             }
         }
-        for end in self.workload.ends(self.batching, range).map(|end| end.in_mode(mode)) {
-            need.add(&end);
-            scratch = scratch.max(end.scratch);
+        for end in self.footprint(device).ends(range, self.workload.layers.len()) {
+            need.add(&end[form]);
+            scratch = scratch.max(end[form].scratch);
         }
         need.fixed += scratch;
         need
@@ -188,8 +188,9 @@ impl<'a> Prices<'a> {
         self.slowdown(devices, &mut costs.slowdown);
         costs.ranks.extend((0..devices.len()).map(|rank| self.rank(plan, rank)));
         for (s, range) in stages.iter().enumerate() {
-            let need = self.need(range, Mode { split: plan.split[s], recompute: plan.recompute[s] });
             let rank = stage_ranks[s];
+            let form = StageForm { split: plan.split[s], recompute: plan.recompute[s] };
+            let need = self.need(devices[rank], range, form);
             costs.ranks[rank].fixed += need.fixed;
             let times = self.stage(devices[rank], range, plan.recompute[s]);
             costs.stages.push(StageCost { stash: need.stash, gradient: need.gradient, ..times });
@@ -205,17 +206,16 @@ impl<'a> Prices<'a> {
             }
         }
         let Some(tie) = self.workload.tie else { return };
-        let rank_of = |layer: usize| {
-            let at = stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
-            stage_ranks[at]
-        };
-        let (user, owner) = (rank_of(tie.user), rank_of(tie.owner));
-        if user != owner && tie.bytes > 0 {
+        let stage_of =
+            |layer: usize| stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
+        let (user, owner) = (stage_of(tie.user), stage_of(tie.owner));
+        let [from, to] = [user, owner].map(|stage| devices[stage_ranks[stage]]);
+        if stage_ranks[user] != stage_ranks[owner] && tie.bytes > 0 {
             costs.ties.push(Tie {
                 user,
                 owner,
-                gradient: hop(self.machine, devices[user], devices[owner], tie.bytes),
-                weight: hop(self.machine, devices[owner], devices[user], tie.bytes),
+                gradient: hop(self.machine, from, to, tie.bytes),
+                weight: hop(self.machine, to, from, tie.bytes),
             });
         }
     }
@@ -306,7 +306,7 @@ fn kind_seconds(
         let whole = measured.backward.unwrap_or(measured.input + measured.weight);
         return [measured.forward, measured.input, measured.weight, whole];
     }
-    let work = &batching.work[kind];
+    let work = &batching.footprints[device.kernels].work[kind];
     let [forward, input, weight] =
         [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
     [forward, input, weight, input + weight]
@@ -318,15 +318,17 @@ fn roofline(work: &Work, rates: &Rates) -> f64 {
     compute.max(memory) + work.launches as f64 * rates.launch_us * MICRO
 }
 
-fn bytes(workload: &Workload, batching: &Batching, mode: Mode) -> Bytes {
-    let of_kind = |kind: usize| batching.memory[kind].in_mode(mode);
-    let mut sums = vec![StageNeed::default()];
-    for layer in &workload.layers {
-        let mut sum = sums[sums.len() - 1];
-        sum.add(&of_kind(layer.kind));
-        sums.push(sum);
-    }
-    Bytes { sums, scratch: (0..workload.kinds.len()).map(|kind| of_kind(kind).scratch).collect() }
+fn of_forms(workload: &Workload, footprint: &Footprint) -> [Bytes; StageForm::ALL.len()] {
+    StageForm::ALL.map(|form| {
+        let of_kind = |kind: usize| footprint.memory[kind][form];
+        let mut sums = vec![StageNeed::default()];
+        for layer in &workload.layers {
+            let mut sum = sums[sums.len() - 1];
+            sum.add(&of_kind(layer.kind));
+            sums.push(sum);
+        }
+        Bytes { sums, scratch: (0..workload.kinds.len()).map(|kind| of_kind(kind).scratch).collect() }
+    })
 }
 
 impl StageNeed {

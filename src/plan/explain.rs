@@ -244,7 +244,7 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
             recompute: best.recompute[stage],
         });
         let cells = best.simulation.cells.iter();
-        let own = cells.filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer());
+        let own = cells.filter(|cell| cell.rank == rank && cell.action.kind.computes());
         let Idle { warm_up, drain, imbalance, link, host } = best.simulation.idle[rank];
         let mut share = DeviceShare {
             rank,
@@ -366,8 +366,9 @@ fn links(best: &Candidate) -> Vec<LinkShare> {
         }
     }
     for tie in &best.costs.ties {
-        add(tie.user, tie.owner, tie.gradient.bytes);
-        add(tie.owner, tie.user, tie.weight.bytes);
+        let [user, owner] = [tie.user, tie.owner].map(|stage| best.stage_ranks[stage]);
+        add(user, owner, tie.gradient.bytes);
+        add(owner, user, tie.weight.bytes);
     }
     links.sort_by_key(|link| (link.from, link.to));
     links

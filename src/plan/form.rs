@@ -44,7 +44,7 @@ impl Layout {
         let mut split = vec![false; stages];
         let mut own = vec![Vec::new(); schedule.ranks.len()];
         for (rank, actions) in schedule.ranks.iter().enumerate() {
-            for action in actions {
+            for action in actions.iter().filter(|action| !action.kind.is_whole()) {
                 stage_ranks[action.stage] = rank;
                 split[action.stage] |= action.kind == Kind::I;
             }

@@ -8,7 +8,7 @@ use super::bound::lower_bound;
 use super::costs::{Assignment, Prices};
 use super::form::{Form, Layout, MOST_CHUNKS};
 use super::space::Space;
-use super::workload::Mode;
+use super::workload::StageForm;
 use crate::error::Result;
 use crate::schedule::{Costs, Simulator};
 
@@ -79,7 +79,7 @@ pub(super) struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     pub fn new(space: &'a Space<'a>) -> Result<Judge<'a>> {
-        let simulators = space.forms.iter().map(|form| Simulator::new(&form.schedule));
+        let simulators = space.forms.iter().map(|form| Simulator::new(&form.schedule, &[]));
         Ok(Judge {
             space,
             simulators: simulators.collect::<Result<_>>()?,
@@ -120,6 +120,10 @@ impl<'a> Judge<'a> {
             let is_shared = self.costs.cores > 0.0 || !self.costs.slowdown.is_empty();
             self.work += form.actions() as u64 * if is_shared { WORK_OF_SHARING } else { 1 };
             self.simulated += 1;
+            // Which stages share a parameter depends on the cuts, though hardly ever.
+            if !self.simulators[point.form].knows(&self.costs) {
+                self.simulators[point.form] = Simulator::new(&form.schedule, &self.costs.tied())?;
+            }
             let step = self.simulators[point.form].step(&self.costs)?;
             if step <= cutoff && best.as_ref().is_none_or(|best| step < best.step) {
                 let unevenness = unevenness(&form.layout, &self.costs);
@@ -167,8 +171,15 @@ fn unevenness(layout: &Layout, costs: &Costs) -> f64 {
 }
 
 /// Bytes of one stage with its slots, weights and links aside.
-fn stage_bytes(prices: &Prices, layout: &Layout, stage: usize, range: &Range<usize>, recompute: bool) -> u64 {
-    let need = prices.need(range, Mode { split: layout.split[stage], recompute });
+fn stage_bytes(
+    prices: &Prices,
+    layout: &Layout,
+    stage: usize,
+    device: usize,
+    range: &Range<usize>,
+    recompute: bool,
+) -> u64 {
+    let need = prices.need(device, range, StageForm { split: layout.split[stage], recompute });
     need.fixed + layout.stash[stage] as u64 * need.stash + layout.gradient[stage] as u64 * need.gradient
 }
 
@@ -231,7 +242,7 @@ pub(super) fn lacking(
         let ranges = own.iter().map(|&stage| &stages[stage]);
         let Some(limit) = Limit::new(prices, layout, rank, devices[rank], ranges) else { return 0 };
         let bytes =
-            own.iter().map(|&stage| stage_bytes(prices, layout, stage, &stages[stage], recompute[stage]));
+            own.iter().map(|&s| stage_bytes(prices, layout, s, devices[rank], &stages[s], recompute[s]));
         limit.lacks(bytes.sum())
     };
     layout.own.iter().enumerate().map(rank).collect()
@@ -257,7 +268,7 @@ pub(super) fn one_stage(
     let Some(limit) = Limit::new(prices, layout, layout.stage_ranks[stage], device, [range]) else {
         return Ok(wished);
     };
-    let lacks = |recompute| limit.lacks(stage_bytes(prices, layout, stage, range, recompute));
+    let lacks = |recompute| limit.lacks(stage_bytes(prices, layout, stage, device, range, recompute));
     match lacks(wished) {
         0 => Ok(wished),
         bytes if *wish == RecomputeChoice::AsNeeded => match lacks(true) {
@@ -289,7 +300,7 @@ fn several_stages(
     let wished: Vec<bool> = own.iter().map(|&stage| wish.is_on(stage)).collect();
     let Some(limit) = Limit::new(prices, layout, rank, device, ranges()) else { return Ok(vec![wished]) };
     let lacks = |set: &[bool]| {
-        let bytes = |(&stage, &on)| stage_bytes(prices, layout, stage, &stages[stage], on);
+        let bytes = |(&stage, &on)| stage_bytes(prices, layout, stage, device, &stages[stage], on);
         limit.lacks(own.iter().zip(set).map(bytes).sum())
     };
     if *wish == RecomputeChoice::AsNeeded {

@@ -68,6 +68,10 @@ pub struct DeviceProfile {
     /// What was measured on it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shapes: Vec<ShapeProfile>,
+    /// Which of the [`Footprint`](super::Footprint)s of a workload are its own. It comes with the workload, so no file holds
+    /// it; a device for which nobody has set it has the first.
+    #[serde(skip)]
+    pub kernels: usize,
 }
 
 /// Speeds that price what no measurement covers.

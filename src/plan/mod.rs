@@ -39,8 +39,8 @@ pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Mach
 pub use planner::plan;
 pub use without::{Without, without};
 pub use workload::{
-    Batching, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Mode, StageNeed, TiedLayers, Work,
-    Workload,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed,
+    TiedLayers, Work, Workload,
 };
 
 use std::ops::Range;

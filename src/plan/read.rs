@@ -126,6 +126,7 @@ fn device(section: &Section) -> Result<DeviceProfile> {
         measured: evidence(section)?,
         rates: rates(&section.table("rates")?)?,
         shapes,
+        kernels: 0,
     })
 }
 

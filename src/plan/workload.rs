@@ -60,18 +60,26 @@ pub struct Batching {
     pub microbatches: usize,
     /// The key under which profiles hold measured times.
     pub shape: String,
-    /// What one layer of each kind computes, as [`Workload::kinds`].
-    pub work: Vec<KindWork>,
-    /// What one layer of each kind holds.
-    pub memory: Vec<KindMemory>,
-    /// What a stage holds because of its place.
-    pub ends: EndMemory,
+    /// What layers compute and hold, by the kernels that devices choose:
+    /// [`DeviceProfile::kernels`](super::DeviceProfile::kernels) says which of these is a device's.
+    pub footprints: Vec<Footprint>,
     /// Bytes of an activation between two layers, and of its gradient.
     pub activation: u64,
     /// Bytes that each end of a link takes for a tensor in flight.
     pub link_buffer: u64,
     /// Bytes of the largest tensor that one binding must hold, by kind of layer.
     pub largest_tensor: Vec<u64>,
+}
+
+/// What layers compute and hold on devices that choose the same kernels for them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Footprint {
+    /// What one layer of each kind computes, as [`Workload::kinds`].
+    pub work: Vec<KindWork>,
+    /// What one layer of each kind holds.
+    pub memory: Vec<FormMemory>,
+    /// What a stage holds because of its place.
+    pub ends: EndMemory,
 }
 
 /// The work of one layer for one microbatch.
@@ -98,27 +106,47 @@ pub struct Work {
 
 /// How a stage is compiled, as far as memory depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
-pub struct Mode {
+pub struct StageForm {
     /// Whether I and W are separate actions.
     pub split: bool,
     /// Whether F keeps the stage's input alone and the backward pass repeats F.
     pub recompute: bool,
 }
 
-/// Bytes of one layer in each [`Mode`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct KindMemory {
-    /// B in one action.
-    pub whole: LayerMemory,
-    /// I and W apart.
-    pub split: LayerMemory,
-    /// B in one action, F repeated.
-    pub whole_recompute: LayerMemory,
-    /// I and W apart, F repeated.
-    pub split_recompute: LayerMemory,
+impl StageForm {
+    /// Every form.
+    pub const ALL: [StageForm; 4] = [
+        StageForm { split: false, recompute: false },
+        StageForm { split: true, recompute: false },
+        StageForm { split: false, recompute: true },
+        StageForm { split: true, recompute: true },
+    ];
+
+    /// Its position in [`StageForm::ALL`].
+    pub fn index(self) -> usize {
+        usize::from(self.split) + 2 * usize::from(self.recompute)
+    }
 }
 
-/// Bytes of one layer in one mode.
+/// Bytes of one layer in each of [`StageForm::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct FormMemory(pub [LayerMemory; StageForm::ALL.len()]);
+
+impl std::ops::Index<StageForm> for FormMemory {
+    type Output = LayerMemory;
+
+    fn index(&self, form: StageForm) -> &LayerMemory {
+        &self.0[form.index()]
+    }
+}
+
+impl std::ops::IndexMut<StageForm> for FormMemory {
+    fn index_mut(&mut self, form: StageForm) -> &mut LayerMemory {
+        &mut self.0[form.index()]
+    }
+}
+
+/// Bytes of one layer in one form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LayerMemory {
     /// Held throughout, added up over the layers of a stage: parameters of kernels, what recomputation brings back.
@@ -135,13 +163,13 @@ pub struct LayerMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct EndMemory {
     /// The stage with the first layer.
-    pub first: KindMemory,
+    pub first: FormMemory,
     /// Every stage but that one: its input is kept.
-    pub after_first: KindMemory,
+    pub after_first: FormMemory,
     /// The stage with the last layer.
-    pub last: KindMemory,
+    pub last: FormMemory,
     /// Every stage but that one: the gradient of its output arrives.
-    pub before_last: KindMemory,
+    pub before_last: FormMemory,
 }
 
 /// Bytes of a stage.
@@ -155,51 +183,11 @@ pub struct StageNeed {
     pub gradient: u64,
 }
 
-impl KindMemory {
-    /// The bytes in one mode.
-    pub fn in_mode(&self, mode: Mode) -> LayerMemory {
-        match (mode.split, mode.recompute) {
-            (false, false) => self.whole,
-            (true, false) => self.split,
-            (false, true) => self.whole_recompute,
-            (true, true) => self.split_recompute,
-        }
-    }
-
-    /// The bytes in one mode, to be set.
-    pub fn in_mode_mut(&mut self, mode: Mode) -> &mut LayerMemory {
-        match (mode.split, mode.recompute) {
-            (false, false) => &mut self.whole,
-            (true, false) => &mut self.split,
-            (false, true) => &mut self.whole_recompute,
-            (true, true) => &mut self.split_recompute,
-        }
-    }
-}
-
-impl Workload {
-    /// What the stage of these layers holds: sums over its layers, the largest scratch, and what its place adds.
-    pub fn need(&self, batching: &Batching, range: &Range<usize>, mode: Mode) -> StageNeed {
-        let kinds = self.layers[range.clone()].iter().map(|layer| &batching.memory[layer.kind]);
-        let mut need = StageNeed::default();
-        let mut scratch = 0;
-        for part in kinds.chain(self.ends(batching, range)).map(|memory| memory.in_mode(mode)) {
-            need.add(&part);
-            scratch = scratch.max(part.scratch);
-        }
-        need.fixed += scratch;
-        need
-    }
-
-    /// What the place of a stage adds.
-    pub(super) fn ends<'a>(
-        &self,
-        batching: &'a Batching,
-        range: &Range<usize>,
-    ) -> impl Iterator<Item = &'a KindMemory> + use<'a> {
-        let ends = &batching.ends;
-        let first = if range.start == 0 { &ends.first } else { &ends.after_first };
-        let last = if range.end == self.layers.len() { &ends.last } else { &ends.before_last };
-        [first, last].into_iter()
+impl Footprint {
+    /// What the place of a stage of these layers adds, of so many.
+    pub(super) fn ends(&self, range: &Range<usize>, layers: usize) -> [&FormMemory; 2] {
+        let first = if range.start == 0 { &self.ends.first } else { &self.ends.after_first };
+        let last = if range.end == layers { &self.ends.last } else { &self.ends.before_last };
+        [first, last]
     }
 }

@@ -11,9 +11,7 @@ mod matmul;
 mod rmsnorm;
 mod rope;
 
-pub use elementwise::{gelu, gelu_derivative};
-
-use crate::graph::{Graph, Node, Op, Phase, Source, ValueId};
+use crate::graph::Op;
 
 /// Results of one op for the given arguments, in the op's order. Shapes must have passed [`Op::infer`].
 pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
@@ -46,47 +44,4 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         Op::AttentionCached { heads, kv_heads } => attention::cached([heads, kv_heads], shapes, inputs),
         Op::CrossEntropy { scale } => cross_entropy::forward(shapes, inputs, scale as f64),
     }
-}
-
-/// Runs the nodes of the given phases in order. `values` holds one slot a value: inputs and parameters must be
-/// filled; constants and results are filled in.
-///
-/// # Panics
-/// When an argument was not fed.
-pub fn run(graph: &Graph, phases: &[Phase], values: &mut [Option<Vec<f64>>]) {
-    for (value, slot) in graph.values.iter().zip(values.iter_mut()) {
-        if let Some(elements) = &value.constant {
-            *slot = Some(elements.iter().map(|&x| x as f64).collect());
-        }
-    }
-    for node in graph.nodes.iter().filter(|n| phases.contains(&n.phase)) {
-        let results = run_node(graph, node, values);
-        for (&output, result) in node.outputs.iter().zip(results) {
-            values[output.0] = Some(result);
-        }
-    }
-}
-
-fn run_node(graph: &Graph, node: &Node, values: &[Option<Vec<f64>>]) -> Vec<Vec<f64>> {
-    let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| graph.shape(i)).collect();
-    let inputs: Vec<&[f64]> = node
-        .inputs
-        .iter()
-        .map(|i| values[i.0].as_deref().unwrap_or_else(|| panic!("{} was not fed", graph.value(*i).name)))
-        .collect();
-    apply(&node.op, &shapes, &inputs)
-}
-
-/// Empty slots for [`run`], with the named inputs and parameters filled.
-pub fn feed(graph: &Graph, named: &[(&str, &[f64])]) -> Vec<Option<Vec<f64>>> {
-    let mut values = vec![None; graph.values.len()];
-    for (name, data) in named {
-        let id = (0..graph.values.len())
-            .map(ValueId)
-            .find(|&v| graph.value(v).name == *name && !matches!(graph.value(v).source, Source::Node { .. }));
-        if let Some(id) = id {
-            values[id.0] = Some(data.to_vec());
-        }
-    }
-    values
 }

@@ -1,6 +1,9 @@
 //! The proof, before anything runs, that a schedule computes everything once, in an order that changes no result, and
 //! that no rank waits for ever.
 
+use std::borrow::Cow;
+
+use super::edges::Edges;
 use super::index::{Index, Place};
 use super::order::order;
 use super::{Action, Kind, Schedule};
@@ -10,7 +13,8 @@ impl Schedule {
     /// Proves that the schedule can be run, whatever the durations: every stage is on one rank and does every
     /// microbatch once (F, then B or I and W); each stage adds up its weight gradients in microbatch order; each
     /// transfer has its other end; and no rank waits for ever. A schedule with any transfer must have all that it
-    /// needs. Takes time in proportion to the number of actions.
+    /// needs; one with any action that stands for the whole step must say of every rank how its step begins and ends.
+    /// Takes time in proportion to the number of actions.
     ///
     /// # Errors
     ///
@@ -22,36 +26,34 @@ impl Schedule {
     }
 }
 
-/// The index of a schedule that [`Schedule::validate`] accepts.
-pub(super) fn prove(schedule: &Schedule) -> Result<Index<'_>> {
-    let index = Index::new(schedule)?;
-    check(&index)?;
-    order(&index)?;
-    Ok(index)
+/// A schedule that can be run.
+pub(super) struct Proven<'a> {
+    pub index: Index<'a>,
+    pub edges: Edges,
+    /// Every action, each after all that it waits for.
+    pub order: Vec<Place>,
 }
 
-/// Everything that can be said without running: what is missing, superfluous, or out of order within one rank.
-pub(super) fn check(index: &Index) -> Result<()> {
-    check_complete(index)?;
-    for (rank, actions) in index.schedule.ranks.iter().enumerate() {
-        for (at, &action) in actions.iter().enumerate() {
-            if action.kind.is_transfer() {
-                check_transfer(index, (rank, at), action)?;
-            }
-            for need in index.needs(action).into_iter().flatten() {
-                let Some(found) = index.find(need) else {
-                    let holder = index.owner[need.stage];
-                    let message = format!("{action} needs {need}, which is missing on rank {holder}");
-                    return Err(index.reject((rank, at), message));
-                };
-                if found.0 == rank && found.1 > at {
-                    let message = format!("{action} needs {need}, which comes later on rank {rank}");
-                    return Err(index.reject((rank, at), message));
-                }
-            }
-        }
+/// Proves what [`Schedule::validate`] says.
+pub(super) fn prove(schedule: &Schedule) -> Result<Proven<'_>> {
+    prove_cow(Cow::Borrowed(schedule))
+}
+
+/// As [`prove`], of a schedule that may be kept.
+pub(super) fn prove_cow(schedule: Cow<'_, Schedule>) -> Result<Proven<'_>> {
+    let index = Index::new(schedule)?;
+    check_complete(&index)?;
+    if index.complete {
+        check_whole(&index)?;
     }
-    check_accumulation(index)
+    let edges = Edges::new(&index, |place, action| match action.kind {
+        kind if kind.is_transfer() => check_transfer(&index, place, action),
+        Kind::R | Kind::G => check_shared(&index, place, action),
+        _ => Ok(()),
+    })?;
+    check_accumulation(&index)?;
+    let order = order(&index, &edges)?;
+    Ok(Proven { index, edges, order })
 }
 
 /// Every stage does every microbatch once: F, and either B, or I and W.
@@ -81,6 +83,38 @@ fn check_complete(index: &Index) -> Result<()> {
             let offending = i.or(w).or(b).or(f).unwrap_or(end);
             return Err(index.reject(offending, format!("stage {stage} {fault} for microbatch {microbatch}")));
         }
+    }
+    Ok(())
+}
+
+/// Where any rank says how its step begins and ends, all do.
+fn check_whole(index: &Index) -> Result<()> {
+    for (rank, actions) in index.schedule.ranks.iter().enumerate() {
+        for kind in [Kind::C, Kind::N, Kind::U] {
+            if index.find_on(rank, Action::of_rank(kind)).is_none() {
+                let message = format!(
+                    "rank {rank} has no {kind}: where C, R, N, U or G are written, every rank needs C, N and U"
+                );
+                return Err(index.reject((rank, actions.len()), message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a rank sends the gradients of is elsewhere, and comes back updated.
+fn check_shared(index: &Index, place: Place, action: Action) -> Result<()> {
+    let (rank, owner) = (place.0, index.owner[action.stage]);
+    if rank == owner {
+        let message = format!("{action} moves nothing: stage {} is on rank {rank} itself", action.stage);
+        return Err(index.reject(place, message));
+    }
+    let other = Action { kind: if action.kind == Kind::R { Kind::G } else { Kind::R }, ..action };
+    if index.find_on(rank, other).is_none() {
+        let message = format!(
+            "{action} needs {other} on rank {rank}: who adds to the gradients of a weight needs the weight that comes of them, and nobody else does"
+        );
+        return Err(index.reject(place, message));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! When every task of a step starts and ends: the arithmetic of the simulator.
 //!
 //! A task occupies its rank's queue for some seconds, may wait for the result of one task of another rank, and may send
-//! its own result along a way. Ranks do their tasks in order. Where ranks do not slow each other down, one pass over
+//! its own result along a way; the few that wait for several have a list of them. Ranks do their tasks in order. Where ranks do not slow each other down, one pass over
 //! the tasks in an order in which each comes after what it waits for is enough; else time advances from event to event.
 
 use super::costs::{Costs, Hop};
@@ -18,6 +18,16 @@ pub(super) struct Task {
     /// The task whose result it waits for, or [`NONE`].
     pub need: u32,
     /// The way its result takes to another rank, or [`NONE`] if it stays.
+    pub way: u32,
+    /// Which of the lists of what it waits for beside that, or [`NONE`].
+    pub joins: u32,
+}
+
+/// One of several tasks of other ranks that a task waits for.
+#[derive(Clone, Copy)]
+pub(super) struct Join {
+    pub need: u32,
+    /// The way of what it sends to the task that waits, or [`NONE`] if its end is enough.
     pub way: u32,
 }
 
@@ -79,6 +89,7 @@ pub(super) struct Clock<'a> {
     pub costs: &'a Costs,
     pub works: &'a [f64],
     pub ways: &'a [Way],
+    pub joins: &'a [Vec<Join>],
     pub links: Vec<Link>,
     /// How the ranks' speeds wander; none for mean speeds.
     pub course: Option<Course>,
@@ -114,6 +125,11 @@ impl Clock<'_> {
         self.free.fill(0.0);
     }
 
+    /// When the last rank has ended the tasks done so far.
+    pub fn latest(&self) -> f64 {
+        self.free.iter().copied().fold(0.0, f64::max)
+    }
+
     /// Seconds of a rank's next task, if nothing else is busy.
     fn work(&mut self, task: &Task) -> f64 {
         let mean = self.works[task.work as usize];
@@ -124,9 +140,32 @@ impl Clock<'_> {
         mean * factor
     }
 
+    /// When all that a task waits for is there; infinity if some of it has not been done. What it waits for along a way
+    /// leaves when the last of it has been done, so it must be asked only once then.
+    fn input(&mut self, task: &Task, spans: &[Span]) -> f64 {
+        let mut input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
+        if task.joins != NONE {
+            let all = self.joins;
+            let joins = &all[task.joins as usize];
+            if joins.iter().any(|join| spans[join.need as usize].end == f64::INFINITY) {
+                return f64::INFINITY;
+            }
+            for join in joins {
+                let end = spans[join.need as usize].end;
+                let ready = if join.way == NONE {
+                    end
+                } else {
+                    self.ways[join.way as usize].carry(end, &mut self.links)
+                };
+                input = input.max(ready);
+            }
+        }
+        input
+    }
+
     /// Does one task; all that it waits for has been done.
     pub fn advance(&mut self, task: &Task, spans: &mut [Span], id: usize) {
-        let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
+        let input = self.input(task, spans);
         let start = self.free[task.rank as usize].max(input);
         let work = self.work(task);
         let end = start + work;
@@ -143,6 +182,8 @@ impl Clock<'_> {
         let mut next = vec![0; ranks];
         let mut running = vec![None::<Running>; ranks];
         let mut rates = vec![1.0; ranks];
+        // When all is there that each rank's next task waits for, once that is known.
+        let mut inputs = vec![None::<f64>; ranks];
         let mut time = 0.0_f64;
         loop {
             let mut changed = false;
@@ -170,9 +211,12 @@ impl Clock<'_> {
                     && let Some(&id) = lists[rank].get(next[rank])
                 {
                     let task = &tasks[id as usize];
-                    let input = if task.need == NONE { 0.0 } else { spans[task.need as usize].ready };
-                    let start = self.free[rank].max(input);
+                    if inputs[rank].is_none() {
+                        inputs[rank] = Some(self.input(task, spans)).filter(|input| input.is_finite());
+                    }
+                    let start = self.free[rank].max(inputs[rank].unwrap_or(f64::INFINITY));
                     if start <= time {
+                        inputs[rank] = None;
                         let work = self.work(task);
                         running[rank] = Some(Running { id: id as usize, start: time, finish: time + work });
                         rates[rank] = 1.0;

@@ -18,7 +18,7 @@ pub struct Costs {
     pub hops: Vec<Hops>,
     /// One per rank.
     pub ranks: Vec<RankCost>,
-    /// Parameters whose two users are on different ranks.
+    /// Parameters that two stages share; those of stages on one rank cost nothing here.
     #[serde(default)]
     pub ties: Vec<Tie>,
     /// Host cores that all devices share; 0 if that limits nothing.
@@ -74,11 +74,11 @@ pub struct Hop {
 /// What a rank costs beside its stages.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct RankCost {
-    /// Seconds before its first action: clearing gradients.
+    /// Seconds of C: clearing gradients.
     pub begin: f64,
-    /// Seconds after its last action: folding gradients, sums of squares, read-back.
+    /// Seconds of N: folding gradients, sums of squares, read-back. What others have sent is received beside.
     pub end: f64,
-    /// Seconds of the optimizer step, after the gradient norm of all ranks is known.
+    /// Seconds of U: the optimizer step, after the gradient norm of all ranks is known. What is sent goes beside.
     pub update: f64,
     /// Host cores that the device keeps busy while it works: the number of its threads for a software adapter, near 0
     /// for a GPU.
@@ -105,13 +105,13 @@ pub struct Jitter {
     pub seconds: f64,
 }
 
-/// A parameter used on one rank and owned by another: its gradient travels at the end of a step, its new weight after
-/// the update.
+/// A parameter that one stage uses and another owns. Where they are on different ranks its gradient travels at the end of
+/// a step, its new weight after the update.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Tie {
-    /// The rank that uses it.
+    /// The stage that uses it.
     pub user: usize,
-    /// The rank that owns it.
+    /// The stage that owns it.
     pub owner: usize,
     /// Of the gradient, from user to owner.
     pub gradient: Hop,
@@ -140,11 +140,29 @@ impl Jitter {
     }
 }
 
+impl Costs {
+    /// The ties as pairs of stages: (which uses it, which owns it).
+    pub fn tied(&self) -> Vec<(usize, usize)> {
+        self.ties.iter().map(|tie| (tie.user, tie.owner)).collect()
+    }
+}
+
 impl Hop {
     /// Seconds from the end of the action that makes a tensor to the earliest start of the one that needs it, if no
     /// other tensor is on the way.
     pub fn delay(&self) -> f64 {
         self.latency + self.copy
+    }
+
+    /// This way, and then another tensor on the same one.
+    pub(super) fn and(&self, other: &Hop) -> Hop {
+        Hop {
+            out: self.out + other.out,
+            latency: self.latency.max(other.latency),
+            copy: self.copy + other.copy,
+            into: self.into + other.into,
+            bytes: self.bytes + other.bytes,
+        }
     }
 
     fn check(&self, place: impl Fn() -> String) -> Result<()> {
@@ -153,14 +171,14 @@ impl Hop {
 }
 
 impl StageCost {
-    /// Seconds of a computation of this stage; 0 for a transfer.
+    /// Seconds of a computation of this stage; 0 for any other action.
     pub fn seconds(&self, kind: Kind) -> f64 {
         match kind {
             Kind::F => self.forward,
             Kind::I => self.input,
             Kind::W => self.weight,
             Kind::B => self.backward,
-            Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => 0.0,
+            _ => 0.0,
         }
     }
 }
@@ -173,7 +191,7 @@ impl Costs {
         let hop = Hop { latency, ..Hop::default() };
         let mut owner = vec![None; schedule.stages];
         for (rank, actions) in schedule.ranks.iter().enumerate() {
-            for action in actions {
+            for action in actions.iter().filter(|action| !action.kind.is_whole()) {
                 owner[action.stage] = Some(rank);
             }
         }
@@ -225,9 +243,9 @@ impl Costs {
         }
         for (at, tie) in self.ties.iter().enumerate() {
             let place = || format!("costs.ties[{at}]");
-            if tie.user >= ranks || tie.owner >= ranks || tie.user == tie.owner {
+            if tie.user >= stages || tie.owner >= stages || tie.user == tie.owner {
                 let message =
-                    format!("user {} and owner {} are not two of {ranks} ranks", tie.user, tie.owner);
+                    format!("user {} and owner {} are not two of {stages} stages", tie.user, tie.owner);
                 return Err(Error::config(place(), message));
             }
             tie.gradient.check(place)?;

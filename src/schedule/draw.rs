@@ -28,7 +28,7 @@ const LABELLED: usize = 5;
 /// schedule that cannot run, returns the reason instead.
 pub fn grid(schedule: &Schedule) -> String {
     // Only of a schedule that has been proved can the costs be made.
-    let simulation = Simulator::new(schedule)
+    let simulation = Simulator::new(schedule, &[])
         .and_then(|simulator| simulator.simulate(&Costs::uniform(schedule, 1.0, 1.0, 1.0, 0.0)));
     match simulation {
         Ok(simulation) => draw(schedule, &simulation),
@@ -37,11 +37,9 @@ pub fn grid(schedule: &Schedule) -> String {
 }
 
 fn draw(schedule: &Schedule, simulation: &Simulation) -> String {
-    let with_stage = simulation.cells.iter().any(|cell| cell.action.stage != cell.rank);
-    let cells: Vec<(&Cell, String)> = simulation
-        .cells
-        .iter()
-        .filter(|cell| !cell.action.kind.is_transfer())
+    let computed = || simulation.cells.iter().filter(|cell| cell.action.kind.computes());
+    let with_stage = computed().any(|cell| cell.action.stage != cell.rank);
+    let cells: Vec<(&Cell, String)> = computed()
         .map(|cell| {
             let Action { kind, microbatch, .. } = cell.action;
             (cell, if with_stage { cell.action.to_string() } else { format!("{kind}{microbatch}") })

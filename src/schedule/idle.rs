@@ -1,7 +1,9 @@
 //! Why a rank has nothing to do.
 
-use super::index::Index;
-use super::{Action, Cell, Kind, Schedule};
+use super::check::{Proven, prove};
+use super::edges::{Edge, Edges, Moves};
+use super::index::Place;
+use super::{Action, Cell, Schedule};
 use crate::error::{Error, Result};
 
 /// Why a rank has nothing to do: the parts of [`Idle`].
@@ -102,7 +104,7 @@ impl Idle {
 
 /// The times in which each rank has nothing to do, by rank and time, for simulated cells as well as for measured ones.
 ///
-/// `cells` holds every computation of the schedule, in any order; transfers among them are not looked at. `ready[r]` is
+/// `cells` holds every computation of the schedule, in any order; other actions among them are not looked at. `ready[r]` is
 /// when rank `r` could have started its first action, so that what it did before does not count as idle; time ends with
 /// the last cell of all, or the latest `ready`. `arrival(rank, place)` is when the input arrived that the action at that
 /// place of the rank's list receives from another rank; where it is not known, all the time since the input was computed
@@ -112,34 +114,46 @@ impl Idle {
 /// # Errors
 ///
 /// [`Error::Config`] for a computation without a cell, or a `ready` of another number of ranks; those of
-/// [`Schedule::validate`] for a schedule whose parts cannot be told apart.
+/// [`Schedule::validate`].
 pub fn attribute(
     schedule: &Schedule,
     cells: &[Cell],
     ready: &[f64],
     arrival: impl Fn(usize, usize) -> Option<f64>,
 ) -> Result<Vec<Gap>> {
-    let index = Index::new(schedule)?;
+    attribute_proven(&prove(schedule)?, cells, ready, arrival)
+}
+
+/// [`attribute`] for a schedule that has been proved.
+pub(super) fn attribute_proven(
+    Proven { index, edges, .. }: &Proven,
+    cells: &[Cell],
+    ready: &[f64],
+    arrival: impl Fn(usize, usize) -> Option<f64>,
+) -> Result<Vec<Gap>> {
+    let schedule = &index.schedule;
     if ready.len() != schedule.ranks.len() {
         let message = format!("{} entries for {} ranks", ready.len(), schedule.ranks.len());
         return Err(Error::config("ready", message));
     }
-    let mut spans: Vec<Vec<Option<(f64, f64)>>> =
-        schedule.ranks.iter().map(|actions| vec![None; actions.len()]).collect();
-    for cell in cells {
+    let mut spans: Vec<Option<(f64, f64)>> = vec![None; edges.count()];
+    for cell in cells.iter().filter(|cell| cell.action.kind.computes()) {
         let inside = cell.action.stage < schedule.stages && cell.action.microbatch < schedule.microbatches;
-        if let Some((rank, at)) = inside.then(|| index.find(cell.action)).flatten() {
-            spans[rank][at] = Some((cell.start, cell.end));
+        if let Some(place) = inside.then(|| index.find(cell.action)).flatten() {
+            spans[edges.number(place)] = Some((cell.start, cell.end));
         }
     }
-    let span = |action: Action| {
-        let found = index.find(action).and_then(|(rank, at)| spans[rank][at]);
-        found.ok_or_else(|| Error::config("cells", format!("there is no cell of {action}")))
+    let span = |(rank, at): Place| {
+        let action = schedule.ranks[rank][at];
+        let missing = || Error::config("cells", format!("there is no cell of {action}"));
+        spans[edges.number((rank, at))].ok_or_else(missing)
     };
-    let computed = |action: &&Action| !action.kind.is_transfer();
+    let computed = |action: &Action| action.kind.computes();
     let mut end_of_all = ready.iter().copied().fold(0.0, f64::max);
-    for action in schedule.ranks.iter().flatten().filter(computed) {
-        end_of_all = span(*action)?.1.max(end_of_all);
+    for (rank, actions) in schedule.ranks.iter().enumerate() {
+        for at in (0..actions.len()).filter(|&at| computed(&actions[at])) {
+            end_of_all = span((rank, at))?.1.max(end_of_all);
+        }
     }
     let mut gaps = Vec::new();
     for (rank, actions) in schedule.ranks.iter().enumerate() {
@@ -153,22 +167,21 @@ pub fn attribute(
         };
         let mut has_started = false;
         // What the rank has to wait for before its next computation: the producer's rank and end, and the arrival.
-        let mut waits: Vec<(Option<usize>, f64, Option<f64>)> = Vec::new();
-        for (at, &action) in actions.iter().enumerate() {
-            if let Some(producer) = producer(&index, action) {
-                let peer = index.find(producer).map(|(peer, _)| peer);
-                waits.push((peer, span(producer)?.1, arrival(rank, at)));
+        let mut waits: Vec<(usize, f64, Option<f64>)> = Vec::new();
+        for (at, action) in actions.iter().enumerate() {
+            if let Some(producer) = producer(schedule, edges, (rank, at)) {
+                waits.push((producer.0, span(producer)?.1, arrival(rank, at)));
             }
-            if action.kind.is_transfer() {
+            if !computed(action) {
                 continue;
             }
-            let (start, end) = span(action)?;
+            let (start, end) = span((rank, at))?;
             if !has_started {
-                gap(&mut until, start, Cause::WarmUp, waits.first().and_then(|wait| wait.0));
+                gap(&mut until, start, Cause::WarmUp, waits.first().map(|wait| wait.0));
             }
             for (peer, made, arrived) in waits.drain(..) {
-                gap(&mut until, made.min(start), Cause::Imbalance, peer);
-                gap(&mut until, arrived.unwrap_or(start).min(start), Cause::Link, peer);
+                gap(&mut until, made.min(start), Cause::Imbalance, Some(peer));
+                gap(&mut until, arrived.unwrap_or(start).min(start), Cause::Link, Some(peer));
             }
             gap(&mut until, start, Cause::Host, None);
             until = until.max(end);
@@ -179,19 +192,13 @@ pub fn attribute(
     Ok(gaps)
 }
 
-/// The computation of another rank whose result `action` receives.
-fn producer(index: &Index, action: Action) -> Option<Action> {
-    let Action { stage, kind, microbatch } = action;
-    let (activation, gradient) = if index.lowered {
-        (kind == Kind::RecvF, kind == Kind::RecvB)
-    } else {
-        (kind == Kind::F, matches!(kind, Kind::I | Kind::B))
-    };
-    if activation && stage > 0 && index.crosses(stage - 1) {
-        return Some(Action::new(stage - 1, Kind::F, microbatch));
+/// The computation of another rank whose result the action at a place receives.
+fn producer(schedule: &Schedule, edges: &Edges, place: Place) -> Option<Place> {
+    let from = |edge: &Edge| edges.place(edge.from);
+    let moved = |moves| matches!(moves, Moves::Activation(_) | Moves::Gradient(_));
+    let made = edges.of(place).iter().find(|edge| moved(edge.moves)).map(from)?;
+    match schedule.ranks[made.0][made.1].kind.is_transfer() {
+        true => edges.of(made).first().map(from),
+        false => Some(made),
     }
-    if gradient && stage + 1 < index.schedule.stages && index.crosses(stage) {
-        return Some(index.backward(stage + 1, microbatch));
-    }
-    None
 }

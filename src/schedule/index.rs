@@ -1,39 +1,56 @@
-//! Where each action of a schedule stands, and what it needs before it can start.
+//! Where each action of a schedule stands.
+
+use std::borrow::Cow;
 
 use super::generate::check_size;
-use super::{Action, Kind, Schedule, draw};
+use super::{Action, Kind, Schedule, Scope, draw};
 use crate::error::{Error, Result};
 
 /// A position in a schedule: rank, and place in that rank's list.
 pub(super) type Place = (usize, usize);
 
+/// Kinds of actions that a stage does for each microbatch: the first of [`Kind`].
+const FOR_EACH_MICROBATCH: usize = 8;
+
 /// A schedule of which every stage is on one rank and no action stands twice, with a table to find each in O(1).
 pub(super) struct Index<'a> {
-    pub schedule: &'a Schedule,
+    pub schedule: Cow<'a, Schedule>,
     /// The rank of each stage.
     pub owner: Vec<usize>,
     pub lowered: bool,
+    pub complete: bool,
     /// For each stage, microbatch and kind, 1 + the place in the owner's list, or 0 where there is none.
     places: Vec<u32>,
+    /// For each rank, the places of what it does once a step, in order.
+    whole: Vec<Vec<usize>>,
 }
 
 impl<'a> Index<'a> {
-    pub fn new(schedule: &'a Schedule) -> Result<Self> {
+    pub fn new(schedule: Cow<'a, Schedule>) -> Result<Self> {
         let Schedule { stages, microbatches, .. } = *schedule;
         check_size(stages, microbatches)?;
         let mut owner = vec![None; stages];
-        let mut places = vec![0; stages * microbatches * Kind::ALL.len()];
+        let mut places = vec![0; stages * microbatches * FOR_EACH_MICROBATCH];
+        let mut whole: Vec<Vec<usize>> = vec![Vec::new(); schedule.ranks.len()];
         for (rank, actions) in schedule.ranks.iter().enumerate() {
             if actions.is_empty() {
-                return Err(reject(schedule, (rank, 0), format!("rank {rank} has no actions")));
+                return Err(reject(&schedule, (rank, 0), format!("rank {rank} has no actions")));
             }
             for (at, &action) in actions.iter().enumerate() {
-                let wrong = |message: String| Err(reject(schedule, (rank, at), message));
+                let wrong = |message: String| Err(reject(&schedule, (rank, at), message));
+                let twice = || wrong(format!("{action} stands twice on rank {rank}"));
                 if action.stage >= stages {
                     return wrong(format!("{action} is beyond the last stage, {}", stages - 1));
                 }
                 if action.microbatch >= microbatches {
                     return wrong(format!("{action} is beyond the last microbatch, {}", microbatches - 1));
+                }
+                if action.kind.scope() != Scope::Microbatch {
+                    if whole[rank].iter().any(|&before| actions[before] == action) {
+                        return twice();
+                    }
+                    whole[rank].push(at);
+                    continue;
                 }
                 let owner = *owner[action.stage].get_or_insert(rank);
                 if owner != rank {
@@ -42,11 +59,14 @@ impl<'a> Index<'a> {
                         action.stage
                     ));
                 }
-                let place = &mut places[cell(schedule, action)];
+                let place = &mut places[cell(&schedule, action)];
                 if *place != 0 {
-                    return wrong(format!("{action} stands twice on rank {rank}"));
+                    return twice();
                 }
                 *place = at as u32 + 1;
+            }
+            if whole[rank].len() == actions.len() {
+                return Err(reject(&schedule, (rank, 0), format!("rank {rank} computes nothing")));
             }
         }
         // The end of the last list is as good a place as any for what stands nowhere.
@@ -55,16 +75,35 @@ impl<'a> Index<'a> {
             .into_iter()
             .enumerate()
             .map(|(stage, rank)| {
-                rank.ok_or_else(|| reject(schedule, end, format!("stage {stage} is on no rank")))
+                rank.ok_or_else(|| reject(&schedule, end, format!("stage {stage} is on no rank")))
             })
             .collect::<Result<_>>()?;
-        Ok(Index { schedule, owner, lowered: schedule.is_lowered(), places })
+        let (lowered, complete) = (schedule.is_lowered(), schedule.is_complete());
+        Ok(Index { schedule, owner, lowered, complete, places, whole })
     }
 
-    /// Where `action` stands, if it does.
+    /// Where an action of a microbatch stands, if it does.
     pub fn find(&self, action: Action) -> Option<Place> {
-        let place = self.places[cell(self.schedule, action)].checked_sub(1)?;
+        let place = self.places[cell(&self.schedule, action)].checked_sub(1)?;
         Some((self.owner[action.stage], place as usize))
+    }
+
+    /// Where an action stands on a rank, if it does.
+    pub fn find_on(&self, rank: usize, action: Action) -> Option<Place> {
+        if !action.kind.is_whole() {
+            return self.find(action).filter(|place| place.0 == rank);
+        }
+        let actions = &self.schedule.ranks[rank];
+        self.whole[rank].iter().find(|&&at| actions[at] == action).map(|&at| (rank, at))
+    }
+
+    /// The ranks that send gradients of another rank's stage to it, each with that stage, rank by rank.
+    pub fn uses(&self) -> Vec<(usize, usize)> {
+        let of_rank = |(rank, places): (usize, &Vec<usize>)| {
+            let actions = places.iter().map(|&at| self.schedule.ranks[rank][at]).collect::<Vec<_>>();
+            actions.into_iter().filter(|action| action.kind == Kind::R).map(move |r| (rank, r.stage))
+        };
+        self.whole.iter().enumerate().flat_map(of_rank).collect()
     }
 
     /// Whether the two neighbours `stage` and `stage + 1` are on different ranks.
@@ -78,47 +117,14 @@ impl<'a> Index<'a> {
         if self.find(split).is_some() { split } else { Action::new(stage, Kind::B, microbatch) }
     }
 
-    /// The actions that must have ended before `action` can start. The neighbours of a transfer must exist.
-    pub fn needs(&self, action: Action) -> [Option<Action>; 2] {
-        let Action { stage, kind, microbatch } = action;
-        let own = |kind| Action::new(stage, kind, microbatch);
-        match kind {
-            Kind::F => {
-                let input = (stage > 0).then(|| {
-                    if self.lowered && self.crosses(stage - 1) {
-                        own(Kind::RecvF)
-                    } else {
-                        Action::new(stage - 1, Kind::F, microbatch)
-                    }
-                });
-                [input, None]
-            }
-            Kind::B | Kind::I => {
-                let gradient = (stage + 1 < self.schedule.stages).then(|| {
-                    if self.lowered && self.crosses(stage) {
-                        own(Kind::RecvB)
-                    } else {
-                        self.backward(stage + 1, microbatch)
-                    }
-                });
-                [Some(own(Kind::F)), gradient]
-            }
-            Kind::W => [Some(own(Kind::I)), None],
-            Kind::SendF => [Some(own(Kind::F)), None],
-            Kind::RecvF => [Some(Action::new(stage - 1, Kind::SendF, microbatch)), None],
-            Kind::SendB => [Some(self.backward(stage, microbatch)), None],
-            Kind::RecvB => [Some(Action::new(stage + 1, Kind::SendB, microbatch)), None],
-        }
-    }
-
     /// An error about the action at `place`.
     pub fn reject(&self, place: Place, message: String) -> Error {
-        reject(self.schedule, place, message)
+        reject(&self.schedule, place, message)
     }
 }
 
 fn cell(schedule: &Schedule, action: Action) -> usize {
-    (action.stage * schedule.microbatches + action.microbatch) * Kind::ALL.len() + action.kind as usize
+    (action.stage * schedule.microbatches + action.microbatch) * FOR_EACH_MICROBATCH + action.kind as usize
 }
 
 fn reject(schedule: &Schedule, place: Place, message: String) -> Error {

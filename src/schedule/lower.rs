@@ -1,7 +1,7 @@
 //! Lowering: from what is computed to what is computed, sent and received.
 
-use super::check::prove;
-use super::index::Index;
+use super::check::{Proven, prove};
+use super::edges::Moves;
 use super::{Action, Kind, Schedule};
 use crate::error::Result;
 
@@ -14,30 +14,39 @@ impl Schedule {
     ///
     /// Those of [`Schedule::validate`]: a schedule that cannot run cannot be lowered.
     pub fn lowered(&self) -> Result<Schedule> {
-        let index = prove(self)?;
-        if index.lowered {
+        let proven = prove(self)?;
+        if proven.index.lowered {
             return Ok(self.clone());
         }
-        let ranks = self.ranks.iter().map(|actions| lower(&index, actions)).collect();
-        Ok(Schedule { ranks, ..self.clone() })
+        Ok(Schedule { ranks: lower(&proven), ..self.clone() })
     }
 }
 
-fn lower(index: &Index, actions: &[Action]) -> Vec<Action> {
-    let mut lowered = Vec::with_capacity(3 * actions.len());
-    for &action in actions {
-        let Action { stage, kind, microbatch } = action;
-        let transfer = |kind| Action::new(stage, kind, microbatch);
-        let from_before = stage > 0 && index.crosses(stage - 1);
-        let to_after = stage + 1 < index.schedule.stages && index.crosses(stage);
-        let (receive, send) = match kind {
-            Kind::F => (from_before.then_some(Kind::RecvF), to_after.then_some(Kind::SendF)),
-            Kind::B | Kind::I => (to_after.then_some(Kind::RecvB), from_before.then_some(Kind::SendB)),
-            _ => (None, None),
-        };
-        lowered.extend(receive.map(transfer));
-        lowered.push(action);
-        lowered.extend(send.map(transfer));
+fn lower(Proven { index, edges, .. }: &Proven) -> Vec<Vec<Action>> {
+    let lists = || index.schedule.ranks.iter().enumerate();
+    let places = || lists().flat_map(|(rank, list)| (0..list.len()).map(move |at| (rank, at)));
+    let mut receives = vec![None; edges.count()];
+    let mut sends = receives.clone();
+    for place in places() {
+        for edge in edges.of(place) {
+            let (send, receive) = match edge.moves {
+                Moves::Activation(_) => (Kind::SendF, Kind::RecvF),
+                Moves::Gradient(_) => (Kind::SendB, Kind::RecvB),
+                Moves::Nothing | Moves::Shared(_) | Moves::Updated(_) => continue,
+            };
+            (receives[edges.number(place)], sends[edge.from]) = (Some(receive), Some(send));
+        }
     }
-    lowered
+    let list = |(rank, actions): (usize, &Vec<Action>)| {
+        let mut lowered = Vec::with_capacity(3 * actions.len());
+        for (at, &action) in actions.iter().enumerate() {
+            let number = edges.number((rank, at));
+            let transfer = |kind| Action { kind, ..action };
+            lowered.extend(receives[number].map(transfer));
+            lowered.push(action);
+            lowered.extend(sends[number].map(transfer));
+        }
+        lowered
+    };
+    lists().map(list).collect()
 }

@@ -17,7 +17,7 @@ pub(super) struct Memory {
 
 /// Counts the memory of a valid schedule whose actions run when `cells`, rank by rank in order, say.
 pub(super) fn measure(index: &Index, costs: &Costs, cells: &[Cell]) -> Memory {
-    let schedule = index.schedule;
+    let schedule = &index.schedule;
     let mut stash = vec![Peak::default(); schedule.stages];
     let mut gradient = stash.clone();
     let fixed = |rank: usize| costs.ranks[rank].fixed;

@@ -3,8 +3,8 @@
 //! A [`Schedule`] holds an ordered list of [`Action`]s for each rank, and nothing else says when things happen. It is
 //! generated ([`generate`]), searched for given devices ([`synthesise`]) or written by hand, prints and parses
 //! ([`std::fmt::Display`], [`std::str::FromStr`]), is turned from computation only into computation with transfers
-//! ([`Schedule::lowered`]), is proved to end ([`Schedule::validate`]), timed on devices that [`Costs`] describe
-//! ([`simulate`], [`Simulator`]) and drawn ([`grid`]):
+//! ([`Schedule::lowered`]) and into a whole step ([`Schedule::completed`]), is proved to end ([`Schedule::validate`]),
+//! timed on devices that [`Costs`] describe ([`simulate`], [`Simulator`]) and drawn ([`grid`]):
 //!
 //! ```
 //! use polystage::schedule::{generate, grid};
@@ -23,7 +23,8 @@
 //!
 //! Nothing here knows a GPU or a tensor, so a schedule can be made and judged for a machine that is not there. A stage
 //! is not a rank: one rank may own several stages, in any order. The notation is that of PyTorch's
-//! `torch.distributed.pipelining`.
+//! `torch.distributed.pipelining`. What each action waits for stands in one table of edges, which the proof, the
+//! simulator and the attribution of idle time read.
 //!
 //! Three rules keep a run's results independent of its schedule. Every microbatch passes every stage exactly once; a
 //! stage adds up its weight gradients in microbatch order; and a rank does its list in order, waiting where an input is
@@ -34,6 +35,7 @@ mod check;
 mod clock;
 mod costs;
 mod draw;
+mod edges;
 mod generate;
 mod idle;
 mod index;
@@ -43,9 +45,9 @@ mod order;
 pub(crate) mod random;
 mod simulate;
 mod slots;
-mod tail;
 mod text;
 mod times;
+mod whole;
 mod zero_bubble;
 
 pub use auto::{Effort, synthesise};
@@ -75,26 +77,82 @@ pub enum Kind {
     SendB,
     /// Receives the gradient of the stage's output from the next stage.
     RecvB,
+    /// Clears the gradients of all weights of the rank, once a step, before any is added to.
+    C,
+    /// Sends the rank's gradients of a stage's weights to where they are summed: of a parameter that a stage of the rank
+    /// shares with that stage on another.
+    R,
+    /// Adds the gradients that were sent to the rank to its own, and sums the squares of all that it owns: its part of the
+    /// norm of the whole gradient.
+    N,
+    /// Updates the weights that the rank owns, and sends them where they are used too. It needs the norm, so every rank's
+    /// [`Kind::N`].
+    U,
+    /// Receives the new weights of a stage on another rank.
+    G,
+}
+
+/// What an action is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Of a stage, for each microbatch.
+    Microbatch,
+    /// Of a stage, once a step.
+    Stage,
+    /// Of a rank, once a step.
+    Rank,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] =
-        [Kind::F, Kind::B, Kind::I, Kind::W, Kind::SendF, Kind::RecvF, Kind::SendB, Kind::RecvB];
+    const ALL: [Kind; 13] = [
+        Kind::F,
+        Kind::B,
+        Kind::I,
+        Kind::W,
+        Kind::SendF,
+        Kind::RecvF,
+        Kind::SendB,
+        Kind::RecvB,
+        Kind::C,
+        Kind::R,
+        Kind::N,
+        Kind::U,
+        Kind::G,
+    ];
 
-    /// A send or receive: it moves a tensor between ranks and computes nothing.
+    /// F, B, I or W: it computes for a microbatch.
+    pub fn computes(self) -> bool {
+        matches!(self, Kind::F | Kind::B | Kind::I | Kind::W)
+    }
+
+    /// A send or receive between neighbouring stages: it moves a tensor between ranks and computes nothing.
     pub fn is_transfer(self) -> bool {
         matches!(self, Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB)
     }
+
+    /// C, R, N, U or G: it stands for the whole step.
+    pub fn is_whole(self) -> bool {
+        self.scope() != Scope::Microbatch
+    }
+
+    pub(crate) fn scope(self) -> Scope {
+        match self {
+            Kind::C | Kind::N | Kind::U => Scope::Rank,
+            Kind::R | Kind::G => Scope::Stage,
+            _ => Scope::Microbatch,
+        }
+    }
 }
 
-/// One step of a rank. Prints and parses as stage, kind, microbatch: `2F0`, `1I3`, `3SEND_F1`, `0RECV_B2`.
+/// One step of a rank. Prints and parses as stage, kind, microbatch: `2F0`, `1I3`, `3SEND_F1`, `0RECV_B2`. What is done once
+/// a step has no microbatch (`0R`, `0G`), and if it is done for all stages of a rank, no stage either (`C`, `N`, `U`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Action {
-    /// The stage that computes, sends or receives; from 0.
+    /// The stage that computes, sends or receives; from 0. 0 where the action has none.
     pub stage: usize,
     /// What it does.
     pub kind: Kind,
-    /// The microbatch it does it for; from 0.
+    /// The microbatch it does it for; from 0. 0 where the action has none.
     pub microbatch: usize,
 }
 
@@ -102,6 +160,16 @@ impl Action {
     /// The action `kind` of `stage` for `microbatch`.
     pub const fn new(stage: usize, kind: Kind, microbatch: usize) -> Self {
         Action { stage, kind, microbatch }
+    }
+
+    /// What a rank does once a step for all its stages.
+    pub const fn of_rank(kind: Kind) -> Self {
+        Action { stage: 0, kind, microbatch: 0 }
+    }
+
+    /// What a rank does once a step for one stage.
+    pub const fn of_stage(stage: usize, kind: Kind) -> Self {
+        Action { stage, kind, microbatch: 0 }
     }
 }
 
@@ -121,9 +189,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The rank that owns `stage`, or `None` if no rank has an action of it.
+    /// The rank that owns `stage`, or `None` if no rank has it.
     pub fn rank_of(&self, stage: usize) -> Option<usize> {
-        self.ranks.iter().position(|actions| actions.iter().any(|action| action.stage == stage))
+        let has = |action: &Action| action.stage == stage && !action.kind.is_whole();
+        self.ranks.iter().position(|actions| actions.iter().any(has))
     }
 
     /// Whether a stage's backward pass is split into I and W.
@@ -135,5 +204,18 @@ impl Schedule {
     /// action; with some, every need between ranks must be met by a transfer.
     pub fn is_lowered(&self) -> bool {
         self.ranks.iter().flatten().any(|action| action.kind.is_transfer())
+    }
+
+    /// Whether it holds any action that stands for the whole step. Then it must hold all: it says how a step begins and
+    /// ends too.
+    pub fn is_complete(&self) -> bool {
+        self.ranks.iter().flatten().any(|action| action.kind.is_whole())
+    }
+
+    /// The computations alone, as they are written by hand.
+    pub fn computation(&self) -> Schedule {
+        let computed =
+            |actions: &Vec<Action>| actions.iter().copied().filter(|action| action.kind.computes()).collect();
+        Schedule { ranks: self.ranks.iter().map(computed).collect(), ..self.clone() }
     }
 }

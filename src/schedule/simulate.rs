@@ -1,16 +1,18 @@
 //! Runs a schedule without doing anything: when each action starts and ends on given devices, and what that leaves idle
 //! and holds in memory.
 
-use super::check::check;
-use super::clock::{Clock, Course, NONE, Span, Task};
-use super::costs::Costs;
+use std::borrow::Cow;
+
+use super::check::{Proven, prove_cow};
+use super::clock::{Clock, Course, Join, NONE, Span, Task};
+use super::costs::{Costs, Tie};
+use super::edges::Moves;
 use super::idle::{self, Gap, Idle};
-use super::index::{Index, Place};
+use super::index::Place;
 use super::memory::{self, Memory};
-use super::order::order;
-use super::times::{Times, action_work, backward_way, begin_work, forward_way};
-use super::{Action, Kind, Schedule};
-use crate::error::Result;
+use super::times::{Times, action_work, backward_way, forward_way, rank_work, use_work, whole_way};
+use super::{Action, Kind, Schedule, Scope};
+use crate::error::{Error, Result};
 
 /// Courses of random events over which a step's expected seconds are averaged.
 const COURSES: u64 = 200;
@@ -31,7 +33,7 @@ pub struct Cell {
 /// What [`simulate`] predicts for one training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Simulation {
-    /// Every action, rank by rank, in the order of the rank's list.
+    /// Every action of the whole step, rank by rank, in the order of the rank's list ([`Schedule::completed`]).
     pub cells: Vec<Cell>,
     /// When the last action ends, in seconds from the start of the step, [`RankCost::begin`](super::RankCost) included.
     pub makespan: f64,
@@ -58,13 +60,14 @@ pub struct Simulation {
     pub gaps: Vec<Gap>,
 }
 
-/// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once.
+/// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once, with the ties of the costs.
 ///
 /// # Errors
 ///
 /// Those of [`Simulator::new`] and [`Simulator::simulate`].
 pub fn simulate(schedule: &Schedule, costs: &Costs) -> Result<Simulation> {
-    Simulator::new(schedule)?.simulate(costs)
+    costs.check(schedule.stages, schedule.ranks.len())?;
+    Simulator::new(schedule, &costs.tied())?.simulate(costs)
 }
 
 /// A valid schedule, laid out to be timed many times with different costs.
@@ -76,55 +79,75 @@ pub fn simulate(schedule: &Schedule, costs: &Costs) -> Result<Simulation> {
 /// and `into` are spent on the way instead, again one tensor at a time. Between two stages of one rank only `out` and
 /// `into` count, both on the queue. Sends and receives take no time of a rank, so a schedule and its lowered form give
 /// the same prediction; a receive written earlier than its consumer makes the rank wait there. Busy ranks slow each
-/// other down as [`Costs::cores`] and [`Costs::slowdown`] say.
+/// other down as [`Costs::cores`] and [`Costs::slowdown`] say. What begins and ends a step is timed as the actions that it
+/// is, of a schedule that does not hold them too.
 pub struct Simulator<'a> {
-    index: Index<'a>,
-    /// The begin of every rank, then all actions, rank by rank.
+    proven: Proven<'a>,
+    /// The ranks that use weights of a stage elsewhere.
+    uses: Vec<(usize, usize)>,
+    /// All actions, by their numbers.
     tasks: Vec<Task>,
+    joins: Vec<Vec<Join>>,
     /// Tasks in an order in which each comes after what it waits for.
     order: Vec<u32>,
-    /// `first[r]` is the task of the first action of rank `r`; the last entry ends the last rank.
-    first: Vec<u32>,
 }
 
 impl<'a> Simulator<'a> {
-    /// Proves that the schedule can be run.
+    /// Proves that the schedule can be run, completed for ties if it is not complete: [`Schedule::completed`].
     ///
     /// # Errors
     ///
-    /// Those of [`Schedule::validate`].
-    pub fn new(schedule: &'a Schedule) -> Result<Self> {
-        let index = Index::new(schedule)?;
-        check(&index)?;
-        let places = order(&index)?;
-        let ranks = schedule.ranks.len();
-        let mut first = vec![ranks as u32];
-        for actions in &schedule.ranks {
-            first.push(first[first.len() - 1] + actions.len() as u32);
+    /// Those of [`Schedule::validate`] and [`Schedule::completed`].
+    pub fn new(schedule: &'a Schedule, ties: &[(usize, usize)]) -> Result<Self> {
+        let is_complete = schedule.is_complete();
+        let schedule =
+            if is_complete { Cow::Borrowed(schedule) } else { Cow::Owned(schedule.completed(ties)?) };
+        let proven = prove_cow(schedule)?;
+        let Proven { index, edges, order } = &proven;
+        let (stages, ranks) = (index.schedule.stages, index.schedule.ranks.len());
+        let uses = index.uses();
+        let (mut tasks, mut joins) = (Vec::with_capacity(edges.count()), Vec::new());
+        for (rank, actions) in index.schedule.ranks.iter().enumerate() {
+            for &action in actions {
+                let use_of = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
+                let work = match action.kind.scope() {
+                    Scope::Microbatch => action_work(stages, action),
+                    Scope::Rank => rank_work(stages, rank, action.kind),
+                    Scope::Stage => use_work(stages, ranks, use_of(), action.kind),
+                };
+                tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
+            }
         }
-        let id = |(rank, at): Place| first[rank] + at as u32;
-        let begin =
-            |rank| Task { rank: rank as u32, work: begin_work(schedule.stages, rank), need: NONE, way: NONE };
-        let mut tasks: Vec<Task> = (0..ranks).map(begin).collect();
-        for (rank, actions) in schedule.ranks.iter().enumerate() {
-            tasks.extend(actions.iter().map(|&action| {
-                // What comes earlier on the same rank has ended, and needs no waiting for.
-                let need = index.needs(action).into_iter().flatten().filter_map(|need| index.find(need));
-                Task {
-                    rank: rank as u32,
-                    work: action_work(schedule.stages, action),
-                    need: need.filter(|need| need.0 != rank).map(id).next().unwrap_or(NONE),
-                    way: way_of(&index, action),
+        for id in 0..tasks.len() {
+            let place = edges.place(id);
+            // What comes earlier on the same rank has ended, and needs no waiting for.
+            let others = edges.of(place).iter().filter(|edge| edges.place(edge.from).0 != place.0);
+            if index.schedule.ranks[place.0][place.1].kind.is_whole() {
+                let join =
+                    others.map(|edge| Join { need: edge.from as u32, way: whole_way(stages, edge.moves) });
+                let join: Vec<Join> = join.collect();
+                if !join.is_empty() {
+                    tasks[id].joins = joins.len() as u32;
+                    joins.push(join);
                 }
-            }));
+                continue;
+            }
+            for edge in others {
+                tasks[id].need = edge.from as u32;
+                tasks[edge.from].way = match edge.moves {
+                    Moves::Activation(stage) => forward_way(stage),
+                    Moves::Gradient(stage) => backward_way(stage),
+                    Moves::Nothing | Moves::Shared(_) | Moves::Updated(_) => NONE,
+                };
+            }
         }
-        let order = (0..ranks as u32).chain(places.into_iter().map(id)).collect();
-        Ok(Simulator { index, tasks, order, first })
+        let order = order.iter().map(|&place| edges.number(place) as u32).collect();
+        Ok(Simulator { proven, uses, tasks, joins, order })
     }
 
-    /// The schedule.
-    pub fn schedule(&self) -> &'a Schedule {
-        self.index.schedule
+    /// The whole schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.proven.index.schedule
     }
 
     /// Seconds of the whole step: [`Simulation::step`] and nothing else, for a search that asks often. Fastest where ranks
@@ -142,8 +165,7 @@ impl<'a> Simulator<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::error::Error::Config) for costs that do not fit the schedule, and for a time that is
-    /// negative or not finite.
+    /// [`Error::Config`] for costs that do not fit the schedule, and for a time that is negative or not finite.
     pub fn simulate(&self, costs: &Costs) -> Result<Simulation> {
         self.check(costs)?;
         let schedule = self.schedule();
@@ -157,11 +179,16 @@ impl<'a> Simulator<'a> {
                 cells.push(Cell { rank, action, start, end });
             }
         }
-        let ready: Vec<f64> = costs.ranks.iter().map(|rank| rank.begin).collect();
-        let computed = || cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+        // A rank that clears its gradients first could not have started before.
+        let ready = |(rank, actions): (usize, &Vec<Action>)| match actions.first() {
+            Some(first) if first.kind == Kind::C => spans[self.proven.edges.number((rank, 0))].end,
+            _ => 0.0,
+        };
+        let ready: Vec<f64> = schedule.ranks.iter().enumerate().map(ready).collect();
+        let computed = || cells.iter().filter(|cell| cell.action.kind.computes());
         let makespan = computed().map(|cell| cell.end).chain(ready.iter().copied()).fold(0.0, f64::max);
-        let gaps = idle::attribute(schedule, &cells, &ready, |rank, at| {
-            let need = self.tasks[self.first[rank] as usize + at].need;
+        let gaps = idle::attribute_proven(&self.proven, &cells, &ready, |rank, at| {
+            let need = self.tasks[self.proven.edges.number((rank, at))].need;
             spans.get(need as usize).map(|span| span.ready)
         })?;
         let idle = Idle::of(&gaps, ready.len());
@@ -169,7 +196,7 @@ impl<'a> Simulator<'a> {
         let unused: f64 = idle.iter().map(Idle::total).sum();
         let bubble = if available > 0.0 { unused / available } else { 0.0 };
         let Memory { peak_in_flight, peak_bytes, slot_bytes, timeline } =
-            memory::measure(&self.index, costs, &cells);
+            memory::measure(&self.proven.index, costs, &cells);
         Ok(Simulation {
             cells,
             makespan,
@@ -187,7 +214,7 @@ impl<'a> Simulator<'a> {
 
     /// Start and end as a [`Cell`] has them.
     fn cell(&self, spans: &[Span], place: Place, action: Action) -> (f64, f64) {
-        let task = self.first[place.0] as usize + place.1;
+        let task = self.proven.edges.number(place);
         let Span { start, end, ready } = spans[task];
         match action.kind {
             Kind::SendF | Kind::SendB => (start, ready),
@@ -210,49 +237,53 @@ impl<'a> Simulator<'a> {
     }
 
     fn times(&self, costs: &Costs) -> Times {
-        Times::new(costs, &self.index.owner, self.tasks.len())
+        Times::new(costs, &self.proven.index.owner, &self.uses)
     }
 
     /// When each task runs, and the seconds of the step, in a course of random events or at mean speeds.
     fn time(&self, costs: &Costs, times: &Times, course: Option<u64>) -> (Vec<Span>, f64) {
-        let mut spans = vec![Span::UNKNOWN; self.tasks.len() + times.tail.tasks.len()];
+        let mut spans = vec![Span::UNKNOWN; self.tasks.len()];
         let course = course.map(|number| Course { number, worked: vec![0.0; costs.ranks.len()] });
-        let mut clock = Clock { course, ..times.clock(costs) };
-        let step = if times.is_shared {
-            let tasks = [&self.tasks[..], &times.tail.tasks].concat();
-            let list = |rank: usize| {
-                std::iter::once(rank as u32).chain(self.first[rank]..self.first[rank + 1]).collect()
+        let mut clock = Clock { course, ..times.clock(costs, &self.joins) };
+        if times.is_shared {
+            let mut first = 0;
+            let list = |actions: &Vec<Action>| {
+                let own = first..first + actions.len() as u32;
+                first = own.end;
+                own.collect()
             };
-            let mut lists: Vec<Vec<u32>> = (0..costs.ranks.len()).map(list).collect();
-            times.share(&mut clock, &tasks, &mut lists, &mut spans)
+            let lists: Vec<Vec<u32>> = self.schedule().ranks.iter().map(list).collect();
+            clock.share(&self.tasks, &lists, &mut spans);
         } else {
             for &id in &self.order {
                 clock.advance(&self.tasks[id as usize], &mut spans, id as usize);
             }
-            times.finish(&mut clock, &mut spans)
-        };
+        }
+        let step = clock.latest();
         (spans, step)
+    }
+
+    /// Whether the schedule was completed for the ties of these costs, which must fit it.
+    pub(crate) fn knows(&self, costs: &Costs) -> bool {
+        costs.ties.iter().all(|tie| self.missing(tie).is_none())
+    }
+
+    /// The rank that would have to send the gradients of a tie, and does not.
+    fn missing(&self, tie: &Tie) -> Option<usize> {
+        let owner = &self.proven.index.owner;
+        let (rank, home) = (owner[tie.user], owner[tie.owner]);
+        (rank != home && !self.uses.contains(&(rank, tie.owner))).then_some(rank)
     }
 
     fn check(&self, costs: &Costs) -> Result<()> {
         let schedule = self.schedule();
-        costs.check(schedule.stages, schedule.ranks.len())
-    }
-}
-
-/// The way of an action's result between ranks, if it takes one: that of the send in a lowered schedule.
-fn way_of(index: &Index, action: Action) -> u32 {
-    let Action { stage, kind, .. } = action;
-    let last = index.schedule.stages - 1;
-    let (onwards, back) = if index.lowered {
-        (kind == Kind::SendF, kind == Kind::SendB)
-    } else {
-        let onwards = kind == Kind::F && stage < last && index.crosses(stage);
-        (onwards, matches!(kind, Kind::I | Kind::B) && stage > 0 && index.crosses(stage - 1))
-    };
-    match (onwards, back) {
-        (true, _) => forward_way(stage),
-        (_, true) => backward_way(stage),
-        _ => NONE,
+        costs.check(schedule.stages, schedule.ranks.len())?;
+        for (at, tie) in costs.ties.iter().enumerate() {
+            if let Some(rank) = self.missing(tie) {
+                let message = format!("the schedule has no {}R on rank {rank}", tie.owner);
+                return Err(Error::config(format!("costs.ties[{at}]"), message));
+            }
+        }
+        Ok(())
     }
 }

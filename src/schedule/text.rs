@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::draw::marked_line;
 use super::generate::{MAX_CELLS, MAX_STAGES};
-use super::{Action, Kind, Schedule};
+use super::{Action, Kind, Schedule, Scope};
 use crate::error::{Error, Result, one_line};
 
 /// Stands for a rank that does nothing, whose line would be blank and so be overlooked; ignored between actions, so
@@ -35,13 +35,23 @@ impl Kind {
             Kind::RecvF => "RECV_F",
             Kind::SendB => "SEND_B",
             Kind::RecvB => "RECV_B",
+            Kind::C => "C",
+            Kind::R => "R",
+            Kind::N => "N",
+            Kind::U => "U",
+            Kind::G => "G",
         }
     }
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}{}{}", self.stage, self.kind, self.microbatch)
+        let Action { stage, kind, microbatch } = self;
+        match kind.scope() {
+            Scope::Microbatch => write!(f, "{stage}{kind}{microbatch}"),
+            Scope::Stage => write!(f, "{stage}{kind}"),
+            Scope::Rank => write!(f, "{kind}"),
+        }
     }
 }
 
@@ -51,10 +61,18 @@ impl FromStr for Action {
     /// Reads `2F0` and the like; anything else is an [`Error::Config`] that says what an action looks like.
     fn from_str(text: &str) -> Result<Self> {
         parse_action(text).ok_or_else(|| {
-            let kinds = Kind::ALL.map(Kind::name).join(", ");
+            let names = |wanted: Scope| {
+                let kinds = Kind::ALL.into_iter().filter(|kind| kind.scope() == wanted);
+                kinds.map(Kind::name).collect::<Vec<_>>().join(", ")
+            };
             Error::config(
                 format!("action `{text}`"),
-                format!("not an action; write stage, kind and microbatch without spaces, such as 2F0 (kinds: {kinds})"),
+                format!(
+                    "not an action; write stage, kind and microbatch without spaces, such as 2F0 (kinds: {}); once a step, stage and kind, such as 2R ({}), or the kind alone ({})",
+                    names(Scope::Microbatch),
+                    names(Scope::Stage),
+                    names(Scope::Rank)
+                ),
             )
         })
     }
@@ -65,10 +83,15 @@ fn parse_action(text: &str) -> Option<Action> {
     let kind = kind_on.trim_end_matches(|c: char| c.is_ascii_digit());
     let stage = &text[..text.len() - kind_on.len()];
     let microbatch = &kind_on[kind.len()..];
+    let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
+    let number = |text: &str, has: bool| {
+        if has { text.parse().ok() } else { text.is_empty().then_some(0) }
+    };
+    let scope = kind.scope();
     Some(Action {
-        stage: stage.parse().ok()?,
-        kind: Kind::ALL.into_iter().find(|known| known.name() == kind)?,
-        microbatch: microbatch.parse().ok()?,
+        stage: number(stage, scope != Scope::Rank)?,
+        kind,
+        microbatch: number(microbatch, scope == Scope::Microbatch)?,
     })
 }
 

@@ -1,26 +1,36 @@
 //! How long the tasks of a step take, and which ways their results go, on given devices.
 
-use super::clock::{Clock, Link, Span, Task, Way};
-use super::costs::{Costs, Hops};
-use super::tail::Tail;
+use super::clock::{Clock, Join, Link, NONE, Way};
+use super::costs::{Costs, Hop, Hops};
+use super::edges::Moves;
 use super::{Action, Kind};
 
-/// Kinds of computation that have a duration: F, B, I, W, the first of [`Kind`].
+/// Kinds of computation that have a duration for each stage: F, B, I, W, the first of [`Kind`].
 pub(super) const COMPUTED: usize = 4;
 
-/// Which of [`Times::works`] an action takes.
+/// Which of [`Times::works`] an action of a microbatch takes.
 pub(super) fn action_work(stages: usize, action: Action) -> u32 {
-    let work = if action.kind.is_transfer() {
-        COMPUTED * stages
-    } else {
+    let work = if action.kind.computes() {
         COMPUTED * action.stage + action.kind as usize
+    } else {
+        COMPUTED * stages
     };
     work as u32
 }
 
-/// Which of [`Times::works`] a rank takes before its first action.
-pub(super) fn begin_work(stages: usize, rank: usize) -> u32 {
-    (COMPUTED * stages + 1 + rank) as u32
+/// Which of [`Times::works`] a rank takes for C, N or U.
+pub(super) fn rank_work(stages: usize, rank: usize, kind: Kind) -> u32 {
+    let at = match kind {
+        Kind::C => 0,
+        Kind::N => 1,
+        _ => 2,
+    };
+    (COMPUTED * stages + 1 + 3 * rank + at) as u32
+}
+
+/// Which of [`Times::works`] R or G takes for the use of a stage elsewhere with that number.
+pub(super) fn use_work(stages: usize, ranks: usize, number: usize, kind: Kind) -> u32 {
+    (COMPUTED * stages + 1 + 3 * ranks + 2 * number + usize::from(kind == Kind::G)) as u32
 }
 
 /// Which of [`Times::ways`] the activations of a stage take to the next.
@@ -33,73 +43,64 @@ pub(super) fn backward_way(stage: usize) -> u32 {
     2 * stage as u32 - 1
 }
 
+/// Which of [`Times::ways`] takes what moves to an action that stands for the whole step; [`NONE`] if nothing does.
+pub(super) fn whole_way(stages: usize, moves: Moves) -> u32 {
+    let first = 2 * (stages - 1);
+    match moves {
+        Moves::Shared(number) => (first + 2 * number) as u32,
+        Moves::Updated(number) => (first + 2 * number + 1) as u32,
+        Moves::Nothing | Moves::Activation(_) | Moves::Gradient(_) => NONE,
+    }
+}
+
 /// Durations and ways, by the indices that tasks hold.
 pub(super) struct Times {
     pub works: Vec<f64>,
     pub ways: Vec<Way>,
-    /// What follows the last action.
-    pub tail: Tail,
     /// Whether busy ranks slow each other down.
     pub is_shared: bool,
 }
 
 impl Times {
-    /// For stages on the ranks `owner`, and so many tasks before those of the tail.
-    pub fn new(costs: &Costs, owner: &[usize], tasks: usize) -> Times {
+    /// For stages on the ranks `owner`, of which `uses` are used elsewhere.
+    pub fn new(costs: &Costs, owner: &[usize], uses: &[(usize, usize)]) -> Times {
+        let shared: Vec<(Hop, Hop)> = uses.iter().map(|&of| shared(costs, owner, of)).collect();
         let mut works = works(costs, owner);
         let mut ways = ways(costs, owner);
-        let tail = Tail::new(tasks, costs, &mut works, &mut ways);
-        Times { works, ways, tail, is_shared: is_shared(costs) }
+        let on_queue = |rank: usize, seconds| if costs.ranks[rank].copy_engine { 0.0 } else { seconds };
+        for (rank, cost) in costs.ranks.iter().enumerate() {
+            let here = || uses.iter().zip(&shared).filter(|((_, stage), _)| owner[*stage] == rank);
+            let received: f64 = here().map(|(_, (gradient, _))| on_queue(rank, gradient.into)).sum();
+            let sent: f64 = here().map(|(_, (_, weight))| on_queue(rank, weight.out)).sum();
+            works.extend([cost.begin, received + cost.end, cost.update + sent]);
+        }
+        for (&(user, stage), (gradient, weight)) in uses.iter().zip(&shared) {
+            works.extend([on_queue(user, gradient.out), on_queue(user, weight.into)]);
+            ways.push(Way::new(gradient, costs, user, owner[stage]));
+            ways.push(Way::new(weight, costs, owner[stage], user));
+        }
+        Times { works, ways, is_shared: is_shared(costs) }
     }
 
     /// A clock at 0.
-    pub fn clock<'a>(&'a self, costs: &'a Costs) -> Clock<'a> {
+    pub fn clock<'a>(&'a self, costs: &'a Costs, joins: &'a [Vec<Join>]) -> Clock<'a> {
         let ranks = costs.ranks.len();
         let links = vec![Link::default(); ranks * ranks];
-        Clock { costs, works: &self.works, ways: &self.ways, links, course: None, free: vec![0.0; ranks] }
-    }
-
-    /// Does the tail after all actions have been done, and returns the seconds of the step.
-    pub fn finish(&self, clock: &mut Clock, spans: &mut [Span]) -> f64 {
-        for (at, task) in self.tail.tasks.iter().enumerate() {
-            if at == self.tail.updates {
-                meet(clock);
-            }
-            clock.advance(task, spans, self.tail.first + at);
-        }
-        latest(clock)
-    }
-
-    /// Does all tasks, of which `lists` holds those before the tail for each rank, while ranks slow each other down, and
-    /// returns the seconds of the step. `tasks` ends with those of the tail; `lists` is used up.
-    pub fn share(
-        &self,
-        clock: &mut Clock,
-        tasks: &[Task],
-        lists: &mut [Vec<u32>],
-        spans: &mut [Span],
-    ) -> f64 {
-        self.tail.append(0..self.tail.updates, lists);
-        clock.share(tasks, lists, spans);
-        meet(clock);
-        lists.iter_mut().for_each(Vec::clear);
-        self.tail.append(self.tail.updates..self.tail.tasks.len(), lists);
-        clock.share(tasks, lists, spans);
-        latest(clock)
+        let free = vec![0.0; ranks];
+        Clock { costs, works: &self.works, ways: &self.ways, joins, links, course: None, free }
     }
 }
 
-/// All ranks wait for the last.
-fn meet(clock: &mut Clock) {
-    let together = latest(clock);
-    clock.free.fill(together);
+/// The ways of the gradients and of the weights that a rank shares with a stage elsewhere: one after another where there
+/// are several.
+fn shared(costs: &Costs, owner: &[usize], (user, stage): (usize, usize)) -> (Hop, Hop) {
+    let all = costs.ties.iter().filter(|tie| (owner[tie.user], tie.owner) == (user, stage));
+    all.fold((Hop::default(), Hop::default()), |(gradient, weight), tie| {
+        (gradient.and(&tie.gradient), weight.and(&tie.weight))
+    })
 }
 
-fn latest(clock: &Clock) -> f64 {
-    clock.free.iter().copied().fold(0.0, f64::max)
-}
-
-/// Seconds of each stage's computations on its rank's queue, 0 for transfers, and the begin of each rank.
+/// Seconds of each stage's computations on its rank's queue, and 0 for transfers.
 fn works(costs: &Costs, owner: &[usize]) -> Vec<f64> {
     let stages = costs.stages.len();
     let mut works = Vec::with_capacity(COMPUTED * stages + 1 + 3 * costs.ranks.len());
@@ -128,7 +129,6 @@ fn works(costs: &Costs, owner: &[usize]) -> Vec<f64> {
         }
     }
     works.push(0.0);
-    works.extend(costs.ranks.iter().map(|rank| rank.begin));
     works
 }
 

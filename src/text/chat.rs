@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a damaged file or a template with a mistake in it.
-    pub fn open(folder: &Path, now: SystemTime) -> Result<Option<ChatTemplate>> {
+    pub fn open(folder: &Path, now: DateTime) -> Result<Option<ChatTemplate>> {
         let path = folder.join("tokenizer_config.json");
         let settings = if path.exists() { read_json(&path)? } else { Value::Null };
         let file = folder.join("chat_template.jinja");
@@ -69,7 +69,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Data`] with the line of a mistake.
-    pub fn new(source: &str, tokens: &[(&'static str, &str)], now: SystemTime) -> Result<ChatTemplate> {
+    pub fn new(source: &str, tokens: &[(&'static str, &str)], now: DateTime) -> Result<ChatTemplate> {
         Ok(ChatTemplate(Place::Here(Box::new(Engine::new(source, tokens, now)?))))
     }
 

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use jiff::civil::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -24,8 +25,8 @@ use super::hugging_face::places;
 use super::{Kind, Located, Special, Tokenizer};
 use crate::error::{Error, Result};
 
-/// The first argument of a helper; then comes the tokenizer's file or folder, and the seconds since 1970 that templates
-/// are to see.
+/// The first argument of a helper; then comes the tokenizer's file or folder, and the date and time that templates are to
+/// see.
 pub const HELPER: &str = "--text-helper";
 /// Seconds for one answer. The longest request takes a fraction of one.
 const SECONDS: usize = 8;
@@ -52,19 +53,14 @@ pub enum Isolation {
 /// # Errors
 /// [`Error::Checkpoint`] for a file that is missing, damaged, or does harm; [`Error::Failed`] where no helper can be
 /// started.
-pub fn open(
-    path: &Path,
-    now: SystemTime,
-    isolation: &Isolation,
-) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+pub fn open(path: &Path, now: DateTime, isolation: &Isolation) -> Result<(Tokenizer, Option<ChatTemplate>)> {
     match isolation {
         Isolation::None => {
             let tokenizer = Tokenizer::open(path)?;
             Ok((tokenizer, ChatTemplate::open(places(path).0, now)?))
         }
         Isolation::Process(program) => {
-            let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-            let arguments = [HELPER.into(), path.into(), seconds.to_string().into()];
+            let arguments = [HELPER.into(), path.into(), now.to_string().into()];
             let client = Client { program: program.clone(), arguments, process: Mutex::new(None) };
             let (process, Opened { special, vocabulary, has_template }) = client.start()?;
             *client.lock() = Some(process);
@@ -253,7 +249,7 @@ impl Process {
 
 /// Answers requests about the tokenizer and the template at `path` until standard input ends. For `main` of a program
 /// that names itself in [`Isolation::Process`].
-pub fn serve(path: &Path, seconds: u64) {
+pub fn serve(path: &Path, now: DateTime) {
     // What is caught is an answer; nobody reads more.
     std::panic::set_hook(Box::new(|_| {}));
     let file = std::fs::metadata(places(path).1).map_or(0, |found| found.len());
@@ -265,7 +261,6 @@ pub fn serve(path: &Path, seconds: u64) {
         // Whoever asked has gone: nobody waits for what is being done.
         std::process::exit(0);
     });
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let opened = answer(|| open(path, now, &Isolation::None));
     let (tokenizer, template) = match opened {
         Ok(opened) => opened,

@@ -6,8 +6,6 @@
 #[cfg(not(target_arch = "wasm32"))]
 pub mod chat;
 #[cfg(not(target_arch = "wasm32"))]
-mod clock;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod helper;
 #[cfg(not(target_arch = "wasm32"))]
 mod hugging_face;

@@ -7,8 +7,9 @@
 
 use std::io::{Error as IoError, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
+use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, State, escape_formatter};
@@ -16,7 +17,6 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use serde_json::{Map, Value};
 
-use super::clock::strftime;
 use crate::error::{Error, Result, one_line};
 
 /// Steps of the engine for one text: far above any conversation's, and the end of a template that loops.
@@ -41,7 +41,7 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Compiles a template. `tokens` are the texts of `bos_token`, `eos_token`, `unk_token` and `pad_token`.
-    pub(super) fn new(source: &str, tokens: &[(&'static str, &str)], now: SystemTime) -> Result<Engine> {
+    pub(super) fn new(source: &str, tokens: &[(&'static str, &str)], now: DateTime) -> Result<Engine> {
         let mistake = |words: String| Error::data(format!("the chat template has a mistake: {words}"));
         if source.len() > SOURCE {
             return Err(mistake(format!("it has {} bytes; at most {SOURCE} are read", source.len())));
@@ -61,7 +61,7 @@ impl Engine {
             environment.add_function("raise_exception", |message: String| -> Outcome<()> {
                 Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
             });
-            environment.add_function("strftime_now", move |format: String| strftime(now, &format));
+            environment.add_function("strftime_now", move |format: String| date(now, &format));
             environment.add_template_owned("chat", source)?;
             Ok(environment)
         };
@@ -153,6 +153,14 @@ fn shallow(value: &minijinja::Value) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// A moment by C's `strftime`, in words of the C locale. Conversions that there are not stay as they are written, and so do
+/// those that are to be filled up to an unusual width.
+fn date(now: DateTime, format: &str) -> Outcome<String> {
+    let config = Config::new().custom(PosixCustom::new()).lenient(true);
+    let text = BrokenDownTime::from(now).to_string_with_config(&config, format);
+    text.map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
 }
 
 /// An error of the template engine on one line.

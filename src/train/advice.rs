@@ -15,10 +15,9 @@ use super::run::{CONFIG, MACHINE};
 use super::trainer::Row;
 use crate::error::Result;
 use crate::folder::files::read_text;
-use crate::pipeline::Prediction;
-use crate::pipeline::timeline::{Event, Timeline};
 use crate::plan::{Candidate, Machine};
 use crate::schedule::ALL_NAMES;
+use crate::timeline::{Event, Prediction, Timeline};
 
 /// A smaller gain than this part of a step is not worth a change, however sure it is.
 const LEAST: f64 = 0.05;

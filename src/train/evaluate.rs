@@ -28,7 +28,7 @@ pub struct Evaluation {
 ///
 /// # Errors
 ///
-/// [`Error::Data`] where no token counts; those of [`Corpus::read`] and [`Executor::evaluate`].
+/// [`Error::Data`] where no token counts; [`Error::Failed`] where the loss is no finite number; those of [`Corpus::read`] and [`Executor::evaluate`].
 pub async fn evaluate(
     executor: &mut Executor,
     corpus: &Corpus,
@@ -62,6 +62,10 @@ pub async fn evaluate(
         return Err(Error::data(what));
     }
     let loss = total / tokens as f64;
+    if !loss.is_finite() {
+        let what = format!("the loss is {loss}: the weights are damaged, or have grown beyond all numbers");
+        return Err(Error::failed("evaluation", format!("{what}; go on from an earlier checkpoint")));
+    }
     let tally = corpus.tally(sequence);
     Ok(Evaluation {
         loss,

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use super::planning::Planning;
 use crate::gpu::Device;
-use crate::pipeline::profile::noise::{Moment, beside, limit};
-use crate::pipeline::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
-use crate::pipeline::timeline::{Event, Track};
 use crate::plan::{Candidate, Evidence, Machine};
+use crate::profile::noise::{Moment, beside, limit};
+use crate::profile::{Basis, Cache, Finding, KINDS_OF_WORK, Outcome, Work, first_of_adapter};
 use crate::schedule::{Action, Kind};
+use crate::timeline::{Event, Track, What};
 
 /// Steps after a start that still compile, or touch fresh memory.
 const WARM_UP: usize = 2;
@@ -210,15 +210,18 @@ fn measured(events: &[Event], ranks: usize) -> Vec<Seconds> {
     for event in compute.into_iter().filter(|event| event.rank < ranks) {
         let own = &mut seconds[event.rank];
         let before = std::mem::replace(&mut before[event.rank], event.end);
-        let action: Option<Action> = event.label.parse().ok();
-        let Some((action, work)) = action.and_then(|action| Some((action, Work::of(action.kind)?))) else {
+        let work = match event.what {
+            What::Action(action) => Work::of(action.kind).map(|work| (action, work)),
+            _ => None,
+        };
+        let Some((action, work)) = work else {
             own[Work::Ends as usize] += event.end - event.start;
             continue;
         };
         let receive =
             Action { kind: if action.kind == Kind::F { Kind::RecvF } else { Kind::RecvB }, ..action };
-        let receive = receive.to_string();
-        let arrived = events.iter().find(|e| e.rank == event.rank && e.label == receive).map(|e| e.end);
+        let receive = What::Action(receive);
+        let arrived = events.iter().find(|e| e.rank == event.rank && e.what == receive).map(|e| e.end);
         let waited = action.kind != Kind::W && arrived.is_some_and(|arrived| arrived > before);
         own[work as usize] += event.end - if waited { event.start } else { before.min(event.start) };
     }
@@ -258,29 +261,27 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::timeline::EventKind;
 
-    fn event(rank: usize, label: &str, start: f64, end: f64) -> Event {
-        let (track, kind) = match label.contains("RECV") {
-            true => (Track::Copy, EventKind::Copy),
-            false => (Track::Compute, EventKind::Forward),
-        };
-        Event { rank, track, label: label.into(), kind, microbatch: None, start, end, bytes: 0 }
+    fn event(rank: usize, what: What, start: f64, end: f64) -> Event {
+        let is_copy = matches!(what, What::Action(action) if action.kind.is_transfer());
+        let track = if is_copy { Track::Copy } else { Track::Compute };
+        Event { rank, track, what, start, end, bytes: 0 }
     }
 
     #[test]
     fn an_action_takes_from_the_end_of_the_one_before_unless_it_waits_for_another_device() {
+        let action = |stage, kind| What::Action(Action::new(stage, kind, 0));
         let events = [
-            event(0, "clear", 0.0, 1.0),
-            event(0, "0F0", 1.5, 3.0),
+            event(0, What::CLEAR, 0.0, 1.0),
+            event(0, action(0, Kind::F), 1.5, 3.0),
             // Arrived before its device was free.
-            event(0, "0RECV_B0", 2.0, 2.5),
-            event(0, "0B0", 3.25, 7.0),
-            event(1, "clear", 0.0, 1.0),
-            event(1, "1RECV_F0", 3.0, 4.0),
-            event(1, "1F0", 4.5, 6.0),
-            event(1, "1W0", 6.5, 8.0),
-            event(1, "norm", 9.0, 9.5),
+            event(0, action(0, Kind::RecvB), 2.0, 2.5),
+            event(0, action(0, Kind::B), 3.25, 7.0),
+            event(1, What::CLEAR, 0.0, 1.0),
+            event(1, action(1, Kind::RecvF), 3.0, 4.0),
+            event(1, action(1, Kind::F), 4.5, 6.0),
+            event(1, action(1, Kind::W), 6.5, 8.0),
+            event(1, What::NORM, 9.0, 9.5),
         ];
         let [first, second] = measured(&events, 2)[..] else { panic!("two ranks") };
         assert_eq!(first, [2.0, 0.0, 0.0, 4.0, 1.0]);

@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
-use crate::pipeline::timeline::{DeviceName, Event, Track};
-use crate::pipeline::workload::workload;
-use crate::pipeline::{Plan, Prediction, Setup, Use};
+use crate::pipeline::workload::{kinds_of_kernels, workload};
+use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
     without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
+use crate::timeline::{DeviceName, Event, Prediction, Track};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
@@ -182,7 +182,12 @@ impl Planning {
             None => config.microbatches(),
         };
         let t = &config.train;
-        let workload = workload(&model, t.batch, t.sequence, &counts, &adapters[0].1)?;
+        let (kernels, of_each) = kinds_of_kernels(adapters.iter().map(|(_, capabilities)| capabilities));
+        let workload = workload(&model, t.batch, t.sequence, &counts, &kernels)?;
+        let mut machine = machine;
+        for (device, kernels) in machine.devices.iter_mut().zip(of_each) {
+            device.kernels = kernels;
+        }
         let options = Options {
             devices: chosen(&config.pipeline.devices, &machine)?,
             schedule: match (given, &config.pipeline.schedule) {
@@ -329,11 +334,11 @@ impl Planning {
         let ratio = |rank: usize| {
             let cells = candidate.simulation.cells.iter();
             let predicted: f64 = cells
-                .filter(|cell| cell.rank == rank && !cell.action.kind.is_transfer())
+                .filter(|cell| cell.rank == rank && cell.action.kind.computes())
                 .map(|cell| cell.end - cell.start)
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let measured: f64 = actions.filter(|e| e.microbatch.is_some()).map(|e| e.end - e.start).sum();
+            let measured: f64 = actions.filter(|e| e.microbatch().is_some()).map(|e| e.end - e.start).sum();
             Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
         };
         let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();

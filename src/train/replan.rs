@@ -2,8 +2,8 @@
 
 use super::planning::Planning;
 use crate::error::Result;
-use crate::pipeline::timeline::Event;
 use crate::plan::Candidate;
+use crate::timeline::Event;
 
 /// Steps of which the median is compared.
 pub(super) const STEPS: usize = 5;

@@ -12,8 +12,9 @@ use super::trainer::{Row, Trainer};
 use crate::error::{Error, Result};
 use crate::folder::files::{Hidden, UNFINISHED, is_taken};
 use crate::gpu::Device;
-use crate::pipeline::{Plan, Prediction};
+use crate::pipeline::Plan;
 use crate::plan::Machine;
+use crate::timeline::Prediction;
 
 /// The config with which the run was last trained.
 pub const CONFIG: &str = "config.toml";

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+use jiff::ZonedDateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -181,7 +181,8 @@ pub struct Text {
 impl Text {
     /// The tokenizer in a folder or a file of its own.
     pub fn open(path: &Path, isolation: &Isolation) -> Result<Text> {
-        let (tokenizer, template) = text::open(path, SystemTime::now(), isolation)?;
+        // Of the clock on the wall, as transformers shows it to templates.
+        let (tokenizer, template) = text::open(path, ZonedDateTime::now().datetime(), isolation)?;
         Ok(Text { tokenizer, template, path: Some(path.to_path_buf()), lost: None })
     }
 

@@ -13,8 +13,8 @@ use crate::folder::{Dtype, Kind, Layout};
 use crate::gpu::Device;
 use crate::model::{Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
-use crate::pipeline::timeline::DeviceName;
 use crate::pipeline::{Executor, Plan};
+use crate::timeline::DeviceName;
 
 /// Elements that pass through host memory at a time: no more than loading takes room for.
 const PIECE: usize = 1 << 20;

@@ -8,9 +8,9 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
-use crate::pipeline::timeline::{DeviceName, Event, Timeline, Track};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::schedule::{self, Schedule};
+use crate::timeline::{DeviceName, Event, Timeline, Track};
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -143,11 +143,6 @@ impl Trainer {
         self.step
     }
 
-    /// The devices, in pipeline order.
-    pub fn devices(&self) -> &[DeviceName] {
-        &self.devices
-    }
-
     /// Everything that every device did in the last step.
     pub fn events(&self) -> &[Event] {
         &self.timeline
@@ -222,7 +217,7 @@ impl Trainer {
     pub fn timeline(&self) -> Timeline {
         let origin = self.timeline.iter().map(|e| e.start).fold(f64::INFINITY, f64::min);
         let shifted = self.timeline.iter().map(|e| {
-            let mut event = e.clone();
+            let mut event = *e;
             (event.start, event.end) = (e.start - origin, e.end - origin);
             event
         });

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use polystage::plan::{Assignment, Machine, Options, costs, plan};
+use polystage::plan::{
+    Assignment, EndMemory, FormMemory, LayerMemory, Machine, Options, StageForm, costs, plan,
+};
 
 use super::workloads::{Gpt, gpu, machine};
 
@@ -321,12 +323,13 @@ fn a_measured_layer_counts_before_the_estimate() {
     };
     let costs = costs(&workload, batching, &machine, &assignment);
     // On device 0 all is estimated: launches, operations, a submission.
-    let block = &batching.work[1].forward;
+    let footprint = &batching.footprints[0];
+    let block = &footprint.work[1].forward;
     let estimate =
-        60e-6 + batching.work[0].forward.bytes / 20e9 + 2.5e-6 + block.flops / 100e9 + 12.0 * 2.5e-6;
+        60e-6 + footprint.work[0].forward.bytes / 20e9 + 2.5e-6 + block.flops / 100e9 + 12.0 * 2.5e-6;
     assert!((costs.stages[0].forward / estimate - 1.0).abs() < 1e-9, "{:?}", costs.stages[0]);
     // On device 1 the block is measured, the head is not; F is repeated.
-    let head = &batching.work[2];
+    let head = &footprint.work[2];
     let seconds = |work: &polystage::plan::Work| {
         (work.flops / 100e9).max(work.bytes / 20e9) + work.launches as f64 * 2.5e-6
     };
@@ -337,15 +340,22 @@ fn a_measured_layer_counts_before_the_estimate() {
         assert!((is / should - 1.0).abs() < 1e-12, "{stage:?} {expected:?}");
     }
     // Bytes of the stages as the workload counts them, rings of both links, tied weights.
-    let need =
-        |range, split, recompute| workload.need(batching, &range, polystage::plan::Mode { split, recompute });
-    let (first, last) = (need(0..2, false, false), need(2..4, true, true));
-    assert_eq!((costs.stages[0].stash, costs.stages[1].gradient), (first.stash, last.gradient));
+    let need = |kinds: [usize; 2], ends: [FormMemory; 2], form: StageForm| {
+        let layers = kinds.map(|kind| footprint.memory[kind][form]);
+        let parts = [layers, ends.map(|end| end[form])].concat();
+        let scratch = parts.iter().map(|part| part.scratch).max().unwrap();
+        let sum = |of: fn(&LayerMemory) -> u64| parts.iter().map(of).sum::<u64>();
+        (sum(|part| part.fixed) + scratch, sum(|part| part.stash), sum(|part| part.gradient))
+    };
+    let EndMemory { first, after_first, last, before_last } = footprint.ends;
+    let [plain, both] = [StageForm::ALL[0], StageForm { split: true, recompute: true }];
+    let (first, last) = (need([0, 1], [first, before_last], plain), need([1, 2], [after_first, last], both));
+    assert_eq!((costs.stages[0].stash, costs.stages[1].gradient), (first.1, last.2));
     let tie = workload.tie.unwrap();
     let rings = 2 * 3 * batching.link_buffer;
     let state = |range: std::ops::Range<usize>| workload.layers[range].iter().map(|l| l.state).sum::<u64>();
-    assert_eq!(costs.ranks[0].fixed, first.fixed + state(0..2) + rings + tie.owner_apart);
-    assert_eq!(costs.ranks[1].fixed, last.fixed + state(2..4) + rings + tie.user_apart);
+    assert_eq!(costs.ranks[0].fixed, first.0 + state(0..2) + rings + tie.owner_apart);
+    assert_eq!(costs.ranks[1].fixed, last.0 + state(2..4) + rings + tie.user_apart);
     assert_eq!((costs.ties[0].user, costs.ties[0].owner), (1, 0));
     let hop = &costs.hops[0].forward;
     assert!((hop.copy - batching.activation as f64 / 4e9).abs() < 1e-15 && hop.latency == 150e-6);

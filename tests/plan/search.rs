@@ -1,5 +1,6 @@
 //! The search: as good as trying everything where that can be done, and sensible where it cannot.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -77,7 +78,8 @@ fn brute_force(workload: &Workload, machine: &Machine, name: &str) -> Option<f64
                 if stages > layers {
                     continue;
                 }
-                let simulator = Simulator::new(&schedule).unwrap();
+                // By the stages that share a parameter.
+                let mut simulators = HashMap::new();
                 let Shape { owners, split, in_flight } = shape(&schedule);
                 let ways = if has_memory { 1 << stages } else { 1 };
                 for devices in orders(machine.devices.len(), ranks) {
@@ -94,6 +96,9 @@ fn brute_force(workload: &Workload, machine: &Machine, name: &str) -> Option<f64
                                 in_flight: &in_flight,
                             };
                             let costs = costs(workload, batching, machine, &assignment);
+                            let simulator = simulators
+                                .entry(costs.tied())
+                                .or_insert_with(|| Simulator::new(&schedule, &costs.tied()).unwrap());
                             let step = simulator.step(&costs).unwrap();
                             if best.is_some_and(|best| step >= best) {
                                 continue;

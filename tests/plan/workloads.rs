@@ -1,8 +1,8 @@
 //! Workloads and machines for the planner's tests.
 
 use polystage::plan::{
-    Batching, DeviceProfile, EndMemory, KindMemory, KindWork, Layer, LayerMemory, Link, LinkProfile, Machine,
-    Rates, TiedLayers, Work, Workload,
+    Batching, DeviceProfile, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Link,
+    LinkProfile, Machine, Rates, TiedLayers, Work, Workload,
 };
 
 /// Extents of a GPT-2.
@@ -66,25 +66,27 @@ impl Gpt {
         let memory = |fixed, scratch, stash, gradient| {
             let plain = LayerMemory { fixed, scratch, stash, gradient };
             let again = LayerMemory { fixed: fixed + stash, scratch, stash: 0, gradient };
-            KindMemory { whole: plain, split: plain, whole_recompute: again, split_recompute: again }
+            FormMemory([plain, plain, again, again])
         };
         let activation = 4 * bt * c;
         Batching {
             sequences: sequences as usize,
             microbatches: microbatches as usize,
             shape: format!("gpt2 c{c} b{sequences} t{t}"),
-            work: vec![embedding, block, head],
-            memory: vec![
-                memory(1024, activation, 4 * bt, 0),
-                memory(9216, 8 * activation, 17 * activation, 9 * activation),
-                memory(2560, 0, 4 * bt * v + 2 * activation, activation),
-            ],
-            ends: EndMemory {
-                first: memory(0, 0, 4 * bt, 0),
-                after_first: memory(0, activation, activation, 0),
-                last: memory(8 * bt * microbatches, 0, 4 * bt, 0),
-                before_last: memory(0, activation, 0, activation),
-            },
+            footprints: vec![Footprint {
+                work: vec![embedding, block, head],
+                memory: vec![
+                    memory(1024, activation, 4 * bt, 0),
+                    memory(9216, 8 * activation, 17 * activation, 9 * activation),
+                    memory(2560, 0, 4 * bt * v + 2 * activation, activation),
+                ],
+                ends: EndMemory {
+                    first: memory(0, 0, 4 * bt, 0),
+                    after_first: memory(0, activation, activation, 0),
+                    last: memory(8 * bt * microbatches, 0, 4 * bt, 0),
+                    before_last: memory(0, activation, 0, activation),
+                },
+            }],
             activation,
             link_buffer: activation,
             largest_tensor: vec![4 * v * c, 16 * bt * c, (4 * bt * v).max(4 * v * c)],
@@ -177,17 +179,24 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
             let mut part = || 1000 * size * random.below(most);
             let plain = LayerMemory { fixed: part(), scratch: part(), stash: 3 * part(), gradient: part() };
             let again = LayerMemory { fixed: plain.fixed + plain.stash, stash: 0, ..plain };
-            KindMemory { whole: plain, split: plain, whole_recompute: again, split_recompute: again }
+            FormMemory([plain, plain, again, again])
         };
         let input = LayerMemory { stash: 5000 * size, ..LayerMemory::default() };
-        let input = KindMemory { whole: input, split: input, whole_recompute: input, split_recompute: input };
+        let input = FormMemory([input; 4]);
         Batching {
             sequences: size as usize,
             microbatches: microbatches as usize,
             shape: format!("b{size}"),
-            work,
-            memory: (0..3).map(|_| memory(60)).collect(),
-            ends: EndMemory { first: memory(3), after_first: input, last: memory(3), before_last: memory(3) },
+            footprints: vec![Footprint {
+                work,
+                memory: (0..3).map(|_| memory(60)).collect(),
+                ends: EndMemory {
+                    first: memory(3),
+                    after_first: input,
+                    last: memory(3),
+                    before_last: memory(3),
+                },
+            }],
             activation: 5000 * size,
             link_buffer: 5000 * size,
             largest_tensor: vec![5000 * size; 3],

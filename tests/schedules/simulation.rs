@@ -17,7 +17,8 @@ fn textbook(name: &str, ranks: usize, microbatches: usize) -> (Schedule, Costs) 
 /// When each action starts and ends, such as `0F0 0-1`.
 fn spans(schedule: &Schedule, costs: &Costs) -> Vec<String> {
     let cells = simulate(schedule, costs).unwrap().cells;
-    cells.iter().map(|cell| format!("{} {}-{}", cell.action, cell.start, cell.end)).collect()
+    let computed = cells.iter().filter(|cell| cell.action.kind.computes());
+    computed.map(|cell| format!("{} {}-{}", cell.action, cell.start, cell.end)).collect()
 }
 
 #[test]
@@ -123,6 +124,22 @@ fn a_step_ends_with_tied_gradients_the_norm_of_all_and_the_update() {
     // rank 0 until 18.5, its sending until 19, and rank 1 has the weight at 22.25.
     let simulation = simulate(&schedule, &costs).unwrap();
     assert_eq!((simulation.makespan, simulation.step), (6.5, 22.25));
+    let whole = simulation.cells.iter().filter(|cell| cell.action.kind.is_whole());
+    let times: Vec<String> =
+        whole.map(|cell| format!("{} {} {}-{}", cell.rank, cell.action, cell.start, cell.end)).collect();
+    assert_eq!(
+        times,
+        [
+            "0 C 0-0.5",
+            "0 N 10.5-14.75",
+            "0 U 15.5-19",
+            "1 C 0-1",
+            "1 0R 4.5-5.5",
+            "1 N 5.5-15.5",
+            "1 U 15.5-16.5",
+            "1 0G 20.25-22.25"
+        ]
+    );
     costs.ties[0] = Tie { user: 1, owner: 1, ..costs.ties[0] };
     assert!(simulate(&schedule, &costs).unwrap_err().to_string().starts_with("costs.ties[0]"));
 }
@@ -286,7 +303,7 @@ fn simulations_of_random_machines_add_up() {
             costs.ties = vec![Tie { user: p - 1, owner: 0, gradient, weight }];
         }
         let schedule = generate(name, p, m).unwrap();
-        let simulator = Simulator::new(&schedule).unwrap();
+        let simulator = Simulator::new(&schedule, &costs.tied()).unwrap();
         let simulation = simulator.simulate(&costs).unwrap();
         let what = format!("{name} p={p} m={m} case {case}");
         assert_eq!(simulator.step(&costs).unwrap(), simulation.step, "{what}");
@@ -294,7 +311,8 @@ fn simulations_of_random_machines_add_up() {
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (1.0 + a.abs());
         let mut unused = 0.0;
         for (rank, idle) in simulation.idle.iter().enumerate() {
-            let cells = simulation.cells.iter().filter(|cell| cell.rank == rank);
+            let computes = |cell: &&Cell| cell.rank == rank && cell.action.kind.computes();
+            let cells = simulation.cells.iter().filter(computes);
             let busy = costs.ranks[rank].begin + cells.map(|cell| cell.end - cell.start).sum::<f64>();
             assert!(close(idle.total(), simulation.makespan - busy), "{what}: {idle:?}");
             let Idle { warm_up, drain, imbalance, link, host } = *idle;
@@ -308,6 +326,10 @@ fn simulations_of_random_machines_add_up() {
             assert!(simulation.slot_bytes[rank] >= simulation.peak_bytes[rank], "{what}");
         }
         assert!(close(simulation.bubble * simulation.makespan * p as f64, unused), "{what}");
+        let of = |kind| simulation.cells.iter().filter(move |cell| cell.action.kind == kind);
+        let together = of(Kind::N).map(|cell| cell.end).fold(0.0, f64::max);
+        assert!(of(Kind::U).all(|cell| cell.start >= together), "{what}: all wait for the norm");
+        assert!(simulation.cells.iter().all(|cell| cell.end <= simulation.step), "{what}");
 
         // So little more that only the other way of computing is taken.
         costs.slowdown = vec![vec![1.0 + f64::EPSILON; p]; p];

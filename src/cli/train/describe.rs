@@ -4,8 +4,8 @@ use super::job::Job;
 use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::pipeline::timeline::{DeviceName, duration};
 use crate::plan::text::counted;
+use crate::timeline::{DeviceName, duration};
 use crate::train::data::Corpus;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt

@@ -2,7 +2,7 @@
 
 use crate::cli::{say, show_bytes};
 use crate::error::Result;
-use crate::pipeline::profile::Outcome;
+use crate::profile::Outcome;
 use crate::train::checkpoint;
 use crate::train::lessons::Lesson;
 use crate::train::run::{LOSSES, Run, TIMELINE};

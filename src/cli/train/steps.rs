@@ -12,7 +12,7 @@ use super::sample::{Beginning, sample};
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
-use crate::pipeline::Prediction;
+use crate::timeline::Prediction;
 use crate::train::checkpoint;
 use crate::train::config::Config;
 use crate::train::replan::{Replanner, Verdict};

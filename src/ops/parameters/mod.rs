@@ -270,6 +270,11 @@ impl Parameters {
         Ok(training.sums.range(0, 4 * training.owners.len() as u64))
     }
 
+    /// Chunks whose squares [`Parameters::record_norm`] sums.
+    pub fn owned_chunks(&self) -> usize {
+        self.training.as_ref().map_or(0, |training| training.owners.len())
+    }
+
     /// Adds chunk sums per parameter: (name, sum of squares) in model order.
     pub fn squares(&self, sums: &[f32]) -> Vec<(String, f64)> {
         let Some(training) = &self.training else { return Vec::new() };

@@ -2,14 +2,14 @@
 
 use super::problem::{Letter, Orders, Problem, letter};
 use crate::schedule::clock::{Clock, NONE, Span, Task};
-use crate::schedule::times::{COMPUTED, action_work, backward_way, begin_work, forward_way};
+use crate::schedule::times::{COMPUTED, action_work, backward_way, forward_way, rank_work};
 use crate::schedule::{Action, Kind};
 
 /// Times orders of one problem again and again.
 pub(super) struct Evaluator<'p> {
     pub problem: &'p Problem<'p>,
     /// Tasks of every stage, kind and microbatch (`letter x microbatches + microbatch`), of which a stage uses those of
-    /// its form; then the begin of each rank and the tail.
+    /// its form; then C of each rank, and what ends the step.
     pub tasks: Vec<Task>,
     pub clock: Clock<'p>,
     pub spans: Vec<Span>,
@@ -31,11 +31,11 @@ pub(super) struct Score {
 impl<'p> Evaluator<'p> {
     pub fn new(problem: &'p Problem<'p>) -> Self {
         let (stages, ranks) = (problem.stages(), problem.costs.ranks.len());
-        let total = COMPUTED * stages * problem.microbatches + ranks + problem.times.tail.tasks.len();
+        let total = COMPUTED * stages * problem.microbatches + ranks + problem.ends.len();
         let mut evaluator = Evaluator {
             problem,
             tasks: Vec::with_capacity(total),
-            clock: problem.times.clock(problem.costs),
+            clock: problem.times.clock(problem.costs, &problem.joins),
             spans: vec![Span::UNKNOWN; total],
             next: vec![0; COMPUTED * stages],
             joined: Vec::new(),
@@ -85,15 +85,16 @@ impl<'p> Evaluator<'p> {
                         work: action_work(stages, Action { stage, kind, microbatch }),
                         need: from.map_or(NONE, |from| self.id(from, microbatch as u32)),
                         way: way.unwrap_or(NONE),
+                        joins: NONE,
                     });
                 }
             }
         }
         for rank in 0..problem.costs.ranks.len() {
-            let work = begin_work(stages, rank);
-            self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE });
+            let work = rank_work(stages, rank, Kind::C);
+            self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
         }
-        self.tasks.extend_from_slice(&problem.times.tail.tasks);
+        self.tasks.extend_from_slice(&problem.ends);
     }
 
     /// Back to the start of the step, when every rank has begun.
@@ -141,8 +142,10 @@ impl<'p> Evaluator<'p> {
             return None;
         }
         let ends = self.clock.free.iter().sum();
-        let step = self.problem.times.finish(&mut self.clock, &mut self.spans);
-        Some(Score { step, ends })
+        for id in self.tasks.len() - self.problem.ends.len()..self.tasks.len() {
+            self.clock.advance(&self.tasks[id], &mut self.spans, id);
+        }
+        Some(Score { step: self.clock.latest(), ends })
     }
 
     fn evaluate_shared(&mut self, orders: &Orders) -> Option<Score> {
@@ -161,9 +164,11 @@ impl<'p> Evaluator<'p> {
             self.lists[rank] = list;
         }
         let last: Vec<usize> = self.lists.iter().map(|list| list[list.len() - 1] as usize).collect();
-        let times = &self.problem.times;
-        let step = times.share(&mut self.clock, &self.tasks, &mut self.lists, &mut self.spans);
+        for id in self.tasks.len() - self.problem.ends.len()..self.tasks.len() {
+            self.lists[self.tasks[id].rank as usize].push(id as u32);
+        }
+        self.clock.share(&self.tasks, &self.lists, &mut self.spans);
         let ends: f64 = last.iter().map(|&id| self.spans[id].end).sum();
-        ends.is_finite().then_some(Score { step, ends })
+        ends.is_finite().then_some(Score { step: self.clock.latest(), ends })
     }
 }

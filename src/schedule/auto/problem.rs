@@ -1,9 +1,11 @@
 //! The orders among which a schedule is searched, and what each of them costs.
 
 use crate::error::{Error, Result};
+use crate::schedule::clock::{Join, NONE, Task};
 use crate::schedule::costs::Costs;
 use crate::schedule::generate::check_size;
-use crate::schedule::times::{COMPUTED, Times};
+use crate::schedule::times::{COMPUTED, Times, rank_work, use_work, whole_way};
+use crate::schedule::whole::{self, uses};
 use crate::schedule::{Action, Kind, Schedule};
 
 /// A kind of computation of a stage, for the next microbatch in turn: `4 stage + kind`. Microbatches are all alike, so
@@ -36,6 +38,10 @@ pub(super) struct Problem<'a> {
     pub owner: &'a [usize],
     pub microbatches: usize,
     pub times: Times,
+    /// What ends a step after all words, in an order in which each comes after what it waits for. Its tasks have the ids
+    /// after those of the words and of C.
+    pub ends: Vec<Task>,
+    pub joins: Vec<Vec<Join>>,
     /// The stages of each rank.
     pub stages_of: Vec<Vec<usize>>,
     /// Bytes that each rank has for stashes and gradients.
@@ -84,8 +90,11 @@ impl<'a> Problem<'a> {
         if !lacking.is_empty() {
             return Err(Error::config("memory", lacking.join("; ")));
         }
-        let times = Times::new(costs, owner, COMPUTED * owner.len() * microbatches + ranks);
-        let mut problem = Problem { costs, owner, microbatches, times, stages_of, room, bound: 0.0 };
+        let uses = uses(owner, &costs.tied());
+        let times = Times::new(costs, owner, &uses);
+        let (ends, joins) = ends(owner, ranks, &uses, COMPUTED * owner.len() * microbatches + ranks);
+        let mut problem =
+            Problem { costs, owner, microbatches, times, ends, joins, stages_of, room, bound: 0.0 };
         problem.bound = problem.bound();
         Ok(problem)
     }
@@ -148,7 +157,7 @@ impl<'a> Problem<'a> {
     pub fn orders(&self, schedule: &Schedule) -> Orders {
         let mut joined = vec![false; self.stages()];
         let word = |actions: &Vec<Action>| {
-            let computed = actions.iter().filter(|action| !action.kind.is_transfer());
+            let computed = actions.iter().filter(|action| action.kind.computes());
             computed.map(|action| letter(action.stage, action.kind)).collect::<Vec<Letter>>()
         };
         let words: Vec<Vec<Letter>> = schedule.ranks.iter().map(word).collect();
@@ -200,6 +209,35 @@ impl<'a> Problem<'a> {
         let bytes = |&stage: &usize| counts[stage].bytes(self.costs, stage);
         self.room[rank].is_none_or(|room| self.stages_of[rank].iter().map(bytes).sum::<u64>() <= room)
     }
+}
+
+/// The tasks that follow all words, the first of which has the id `first`, and what they wait for.
+fn ends(owner: &[usize], ranks: usize, uses: &[(usize, usize)], first: usize) -> (Vec<Task>, Vec<Vec<Join>>) {
+    let stages = owner.len();
+    let shared = |kind| uses.iter().map(move |&(rank, stage)| (rank, Action::of_stage(stage, kind)));
+    let all = |kind| (0..ranks).map(move |rank| (rank, Action::of_rank(kind)));
+    let actions: Vec<(usize, Action)> =
+        shared(Kind::R).chain(all(Kind::N)).chain(all(Kind::U)).chain(shared(Kind::G)).collect();
+    let (mut tasks, mut joins, mut needs) = (Vec::new(), Vec::new(), Vec::new());
+    for &(rank, action) in &actions {
+        let number = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
+        let work = match action.kind {
+            Kind::R | Kind::G => use_work(stages, ranks, number(), action.kind),
+            kind => rank_work(stages, rank, kind),
+        };
+        needs.clear();
+        whole::needs(owner, uses, rank, action, &mut needs);
+        let others = needs.iter().filter(|need| need.rank != rank);
+        let join = others.filter_map(|need| {
+            let at = actions.iter().position(|other| *other == (need.rank, need.action))?;
+            Some(Join { need: (first + at) as u32, way: whole_way(stages, need.moves) })
+        });
+        let join: Vec<Join> = join.collect();
+        let list = if join.is_empty() { NONE } else { joins.len() as u32 };
+        joins.extend((!join.is_empty()).then_some(join));
+        tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: list });
+    }
+    (tasks, joins)
 }
 
 /// What a stage holds, and the most it ever held: stashes from F to W, gradients from I to W.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use polystage::text::Tokenizer;
 use polystage::text::chat::ChatTemplate;
 use polystage::train::data::{BadLines, Batches, Corpus, Order, Reader, RecordFormat};
@@ -36,7 +36,7 @@ pub static RECORDS: Target = Target {
         static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::bytes);
         static TEMPLATE: LazyLock<ChatTemplate> = LazyLock::new(|| {
             let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{{ tools | tojson if tools }}\n{% endfor %}";
-            ChatTemplate::new(source, &[], SystemTime::UNIX_EPOCH).expect("a template")
+            ChatTemplate::new(source, &[], DateTime::default()).expect("a template")
         });
         let read = |bad_lines| {
             let reader = Reader {

@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use polystage::pipeline::Prediction;
-use polystage::pipeline::timeline::{Comparison, DeviceName, Timeline};
 use polystage::schedule::{Costs, generate};
+use polystage::timeline::{Comparison, DeviceName, Prediction, Timeline};
 use polystage::train::checkpoint::{latest, open, open_model, resolve};
 use polystage::train::data::Corpus;
 use polystage::train::run::Run;

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::SystemTime;
 
+use jiff::civil::DateTime;
 use polystage::text::chat::ChatTemplate;
 use polystage::text::{self, Isolation, Tokenizer};
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub static TOKENIZER: Target = Target {
 /// As the program opens them: in a helper process.
 fn contained(folder: &Path) -> polystage::Result<(Tokenizer, Option<ChatTemplate>)> {
     let isolation = Isolation::Process(env!("CARGO_BIN_EXE_polystage").into());
-    text::open(folder, SystemTime::UNIX_EPOCH, &isolation)
+    text::open(folder, DateTime::default(), &isolation)
 }
 
 /// A small tokenizer of each kind, with different parts around it.
@@ -130,8 +130,8 @@ pub static CHAT_TEMPLATE: Target = Target {
         {% %} {{ }} {# #} {%- -%} for endfor if endif elif else set endset in range( range(300) macro
         endmacro namespace( loop.index messages message |tojson |join |list |safe |length
         |map(attribute='role') .replace('a','aaaa') .split('x') ~ + * [::-1] raise_exception('x')
-        strftime_now('%Y') break continue generation endgeneration recursive loop( block filter call
-        autoescape do include import extends "role" "content" "assistant" not ( ) [ ] { } 1e999 'é'"#,
+        strftime_now('%Y') strftime_now('%-255e%999999999Y%') break continue generation endgeneration recursive
+        loop( block filter call autoescape do include import extends "role" "content" "assistant" not ( ) [ ] { } 1e999 'é'"#,
     seeds: |_| {
         let messages = r#"[[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}],null]"#;
         let tools = r#"[[{"role":"user","content":"2"},{"role":"assistant","content":"<think>t</think> 4 "}],[{"name":"f"}]]"#;

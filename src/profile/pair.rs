@@ -1,14 +1,15 @@
 //! Two devices beside each other: the links between them, and how much each slows the other down.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
+use super::probe::{MICROBATCHES, Probe};
 use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, said};
 use crate::gpu::{Device, now};
 use crate::model::{Model, ModelConfig};
-use crate::pipeline::probe::{MICROBATCHES, Probe};
 use crate::pipeline::workload::family_key;
 use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
 use crate::schedule::generate;
@@ -227,7 +228,9 @@ fn together(first: &mut Probe, second: &mut Probe) -> Result<[f64; 2]> {
     std::thread::scope(|scope| {
         let other = scope.spawn(|| beside(second));
         let one = beside(first);
-        let failed = Error::config("profile", "a measuring thread has stopped");
-        Ok([one?, other.join().map_err(|_| failed)??])
+        let died = |panic: Box<dyn Any + Send>| {
+            Error::failed("measuring", format!("the thread of a device has died: {}", said(&*panic)))
+        };
+        Ok([one?, other.join().map_err(died)??])
     })
 }

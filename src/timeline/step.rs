@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{Event, EventKind, Timeline, Track};
+use super::prediction::{Prediction, first_line};
+use super::{Event, Timeline, Track, What};
 use crate::error::{Error, Result};
-use crate::pipeline::prediction::{Prediction, first_line};
 use crate::schedule::{Action, Cause, Cell, Gap, Idle, Kind, Schedule, attribute};
 
 /// One step on a clock that starts with the step. [`Step::parts`] accounts for all of each device's time.
@@ -36,10 +36,10 @@ impl Step {
     pub fn predicted(prediction: &Prediction) -> Result<Step> {
         let simulation = prediction.simulate()?;
         let timeline = prediction.timeline()?;
-        let cells = simulation.cells.iter().filter(|cell| !cell.action.kind.is_transfer());
+        let cells = simulation.cells.iter().filter(|cell| cell.action.kind.computes());
         Ok(Step {
             timeline,
-            schedule: without_transfers(prediction.schedule()?),
+            schedule: prediction.schedule()?.computation(),
             cells: cells.copied().collect(),
             idle: simulation.idle,
             gaps: simulation.gaps,
@@ -64,7 +64,7 @@ impl Step {
         let timeline = timeline.from_its_start();
         let mut spans: HashMap<Action, Cell> = HashMap::new();
         for event in timeline.usable().filter(|event| event.track == Track::Compute) {
-            let Ok(action) = event.label.parse::<Action>() else { continue };
+            let What::Action(action) = event.what else { continue };
             let Event { rank, start, end, .. } = *event;
             // The parts of an action that was handed over in several are one computation.
             let cell = spans.entry(action).or_insert(Cell { rank, action, start, end });
@@ -132,16 +132,11 @@ impl Step {
     }
 }
 
-fn without_transfers(mut schedule: Schedule) -> Schedule {
-    schedule.ranks.iter_mut().for_each(|actions| actions.retain(|action| !action.kind.is_transfer()));
-    schedule
-}
-
 /// When the input of each action that receives one had arrived, as far as the timeline knows.
 fn arrivals(timeline: &Timeline) -> HashMap<Action, f64> {
     let copies = timeline.usable().filter(|event| event.track == Track::Copy);
     let arrivals = copies.filter_map(|event| {
-        let receive: Action = event.label.parse().ok()?;
+        let What::Action(receive) = event.what else { return None };
         let kinds: &[Kind] = match receive.kind {
             Kind::RecvF => &[Kind::F],
             Kind::RecvB => &[Kind::B, Kind::I],
@@ -154,7 +149,7 @@ fn arrivals(timeline: &Timeline) -> HashMap<Action, f64> {
 
 /// The first work of a rank in a step.
 fn clears(timeline: &Timeline, rank: usize) -> impl Iterator<Item = &Event> {
-    timeline.track(rank, Track::Compute).filter(|e| e.kind == EventKind::Optimizer && e.label == "clear")
+    timeline.track(rank, Track::Compute).filter(|event| event.what == What::CLEAR)
 }
 
 impl Timeline {
@@ -166,13 +161,12 @@ impl Timeline {
             (0..self.ranks()).map(|rank| clears(self, rank).map(|e| e.start).next()).collect();
         let origin = clear.iter().flatten().copied().reduce(f64::min).unwrap_or(self.span().0);
         let is_before = |event: &&Event| {
-            event.label != "clear" && clear[event.rank].is_some_and(|clear| event.start < clear)
+            event.what != What::CLEAR && clear[event.rank].is_some_and(|clear| event.start < clear)
         };
         let (before, own): (Vec<&Event>, Vec<&Event>) = self.usable().partition(is_before);
         let end = own.iter().map(|event| event.end).fold(origin, f64::max);
         let start = before.iter().map(|event| event.start).fold(f64::INFINITY, f64::min);
-        let shift =
-            |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..event.clone() };
+        let shift = |event: &Event, by: f64| Event { start: event.start + by, end: event.end + by, ..*event };
         let own = own.iter().map(|event| shift(event, -origin));
         let before = before.iter().map(|event| shift(event, end - start - origin));
         // The host may record before the device clears: that is no part of what the device did.

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::timeline::{DeviceName, Event, EventKind, Timeline, Track};
+use super::{DeviceName, Timeline};
 use crate::error::{Error, Result};
 use crate::plan::Candidate;
-use crate::schedule::{self, Costs, Hop, Schedule, Simulation};
+use crate::schedule::{self, Costs, Schedule, Simulation};
 
 /// Everything that is needed to simulate a step of a run again: `prediction.json` of a run folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,40 +89,13 @@ impl Prediction {
         schedule::simulate(&schedule, &self.costs)
     }
 
-    /// The predicted step as a timeline that starts at 0: [`Timeline::from_simulation`], the clearing of gradients
-    /// before the first action and the gradient's norm and the update after the last. Those three are drawn as long as
-    /// they take alone.
+    /// The predicted step as a timeline that starts at 0: [`Timeline::from_simulation`].
     ///
     /// # Errors
     ///
     /// Those of [`Prediction::simulate`].
     pub fn timeline(&self) -> Result<Timeline> {
-        let simulation = self.simulate()?;
-        let mut timeline = Timeline::from_simulation(self.devices.clone(), &simulation);
-        // All ranks start the update when the last of them is ready for it: at the end of a step without updates.
-        let mut without = self.costs.clone();
-        without.ranks.iter_mut().for_each(|rank| rank.update = 0.0);
-        without.ties.iter_mut().for_each(|tie| tie.weight = Hop::default());
-        let together = schedule::simulate(&self.schedule()?, &without)?.step;
-        for (rank, cost) in self.costs.ranks.iter().enumerate() {
-            let last = timeline.events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
-            let last = last.map(|e| e.end).fold(cost.begin, f64::max);
-            let ends =
-                [("clear", 0.0, cost.begin), ("norm", last, cost.end), ("step", together, cost.update)];
-            timeline.events.extend(ends.into_iter().filter(|(_, _, seconds)| *seconds > 0.0).map(
-                |(label, start, seconds)| Event {
-                    rank,
-                    track: Track::Compute,
-                    label: label.into(),
-                    kind: EventKind::Optimizer,
-                    microbatch: None,
-                    start,
-                    end: start + seconds,
-                    bytes: 0,
-                },
-            ));
-        }
-        Ok(timeline)
+        Ok(Timeline::from_simulation(self.devices.clone(), &self.simulate()?))
     }
 }
 

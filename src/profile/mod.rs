@@ -1,5 +1,5 @@
 //! Measures this machine for a model: layers on each adapter, links between each pair, how much two disturb each other.
-//! Every figure comes from [real steps](super::probe) and takes seconds; a [`Cache`] keeps them, with what they rest on:
+//! Every figure comes from [real steps](probe) and takes seconds; a [`Cache`] keeps them, with what they rest on:
 //! what was measured beside other programs is measured again when they are gone, and training runs correct the rest.
 
 mod agenda;
@@ -9,6 +9,7 @@ mod layers;
 mod learn;
 pub mod noise;
 mod pair;
+mod probe;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,12 +21,12 @@ use law::{Extents, Point, priced};
 pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
 use noise::{Quiet, beside, limit};
 use pair::Pair;
+use probe::{LAYERS, MICROBATCHES};
 
-use super::probe::{LAYERS, MICROBATCHES};
-use super::workload::{KINDS, extents, kernels, shape_key};
 use crate::error::Result;
 use crate::gpu::Device;
 use crate::model::Model;
+use crate::pipeline::workload::{KINDS, extents, kernels, shape_key};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 
 const GIGA: f64 = 1e9;

@@ -179,20 +179,20 @@ pub(super) fn lane(
 ) {
     let events: Vec<&Event> = step.timeline.track(rank, Track::Compute).collect();
     let parts = columns.sample(&events, if colour { 2 * columns.count } else { columns.count });
-    drawn.kinds.extend(parts.iter().flatten().map(|event| event.kind));
+    drawn.kinds.extend(parts.iter().flatten().map(|event| event.kind()));
     let mut cells: Vec<Option<Cell>> = if colour {
         parts.chunks(2).map(|half| coloured(half[0], half[1])).collect()
     } else {
-        let cell = |event: &Event| Cell { text: event.kind.letter(), style: Style::PLAIN };
+        let cell = |event: &Event| Cell { text: event.kind().letter(), style: Style::PLAIN };
         parts.iter().map(|event| event.map(cell)).collect()
     };
     let mut before: Option<&Event> = None;
     // Numbers here and there would say nothing about the rest.
-    let numbered = events.iter().filter(|event| event.microbatch.is_some());
+    let numbered = events.iter().filter(|event| event.microbatch().is_some());
     let roomy = numbered.clone().filter(|event| columns.inside(event).len() >= number(event).len());
     let numbers = 2 * roomy.count() > numbered.count();
     for event in events {
-        let (number, (fill, ink)) = (number(event), event.kind.colours());
+        let (number, (fill, ink)) = (number(event), event.kind().colours());
         if colour {
             let style = |ink| Style { ink: Some(ink), fill: Some(fill), ..Style::PLAIN };
             let room = columns.inside(event);
@@ -201,7 +201,8 @@ pub(super) fn lane(
                 write(&mut cells[at..], &number, style(ink));
             }
             let half = |time: f64| (2.0 * columns.at(time)).round() as usize;
-            let touches = |before: &Event| before.kind == event.kind && half(before.end) == half(event.start);
+            let touches =
+                |before: &Event| before.kind() == event.kind() && half(before.end) == half(event.start);
             if before.is_some_and(touches)
                 && let Some(Some(cell)) = cells.get_mut(half(event.start) / 2)
                 && *cell == blank(fill)
@@ -210,7 +211,7 @@ pub(super) fn lane(
             }
         } else {
             let (from, to) = (columns.nearest(event.start), columns.nearest(event.end));
-            let text = format!("{}{number}", event.kind.letter());
+            let text = format!("{}{number}", event.kind().letter());
             if text.len() <= to - from {
                 write(&mut cells[from..to], &format!("{text:-<0$}", to - from), Style::PLAIN);
             }
@@ -238,7 +239,7 @@ pub(super) fn lane(
 }
 
 fn number(event: &Event) -> String {
-    event.microbatch.map(|microbatch| microbatch.to_string()).unwrap_or_default()
+    event.microbatch().map(|microbatch| microbatch.to_string()).unwrap_or_default()
 }
 
 fn write(cells: &mut [Option<Cell>], text: &str, style: Style) {
@@ -253,7 +254,7 @@ fn blank(fill: Colour) -> Cell {
 
 /// The left and the right half of a column. Where both are alike it is a coloured blank, so that a text can go there.
 fn coloured(left: Option<&Event>, right: Option<&Event>) -> Option<Cell> {
-    let colour = |event: Option<&Event>| event.map(|event| event.kind.colours().0);
+    let colour = |event: Option<&Event>| event.map(|event| event.kind().colours().0);
     let (text, style) = match (colour(left), colour(right)) {
         (None, None) => return None,
         (Some(left), Some(right)) if left == right => (' ', Style { fill: Some(left), ..Style::PLAIN }),

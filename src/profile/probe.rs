@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::profile::noise::cpu_seconds;
-use super::timeline::{Event, Track};
-use super::{Batch, Executor, Plan, Setup, Use};
+use super::noise::cpu_seconds;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
+use crate::pipeline::{Batch, Executor, Plan, Setup, Use};
 use crate::schedule::{Action, Jitter, Kind, Schedule};
+use crate::timeline::{Event, Track, What};
 
 /// Microbatches of a probe's step: two, so that no stash slot is used twice running.
 pub(super) const MICROBATCHES: usize = 2;
@@ -285,22 +285,28 @@ fn note(events: &[Event], (start, middle): (f64, f64), cpu: f64, taken: &mut Has
         }
         busy += seconds;
         finish = event.end;
-        match (event.label.parse::<Action>(), event.label.as_str()) {
-            (Ok(action), _) => add(Key::Action(action.stage, action.kind), seconds),
-            (_, "clear") => add(Key::Clear, seconds),
-            (_, "norm") => add(Key::Norm, seconds),
-            _ => {}
+        match event.what {
+            What::CLEAR => add(Key::Clear, seconds),
+            What::NORM => add(Key::Norm, seconds),
+            What::Action(action) if action.kind.computes() => {
+                add(Key::Action(action.stage, action.kind), seconds);
+            }
+            What::Action(_) | What::Losses => {}
         }
     }
     // An action of several submissions may be several events: the last of the sender's counts, the first of the
     // receiver's.
-    let find = |label: &str| events.iter().find(|e| e.label == label && e.start >= start);
-    let last = |label: &str| events.iter().rfind(|e| e.label == label && e.start >= start);
-    for (sender, receiver, hop, copied, copy) in [
-        ("0F0", "1F0", Key::Forward, "1RECV_F0", Key::ForwardCopy),
-        ("1B0", "0B0", Key::Backward, "0RECV_B0", Key::BackwardCopy),
+    let of = |stage: usize, kind: Kind| {
+        let what = What::Action(Action::new(stage, kind, 0));
+        events.iter().filter(move |e| e.what == what && e.start >= start)
+    };
+    for (sender, receiver, kind, received, hop, copy) in [
+        (0, 1, Kind::F, Kind::RecvF, Key::Forward, Key::ForwardCopy),
+        (1, 0, Kind::B, Kind::RecvB, Key::Backward, Key::BackwardCopy),
     ] {
-        if let (Some(from), Some(to), Some(host)) = (last(sender), find(receiver), find(copied)) {
+        if let (Some(from), Some(to), Some(host)) =
+            (of(sender, kind).next_back(), of(receiver, kind).next(), of(receiver, received).next())
+        {
             add(hop, to.start - from.end);
             add(copy, host.end - host.start);
         }

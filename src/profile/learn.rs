@@ -45,7 +45,7 @@ impl Work {
             Kind::I => Some(Work::Input),
             Kind::W => Some(Work::Weight),
             Kind::B => Some(Work::Backward),
-            Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => None,
+            _ => None,
         }
     }
 }

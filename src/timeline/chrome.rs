@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{DeviceName, Event, EventKind, Timeline, Track};
+use super::{DeviceName, Event, Timeline, Track, What};
 use crate::error::{Error, Result};
+use crate::schedule::{Action, Kind};
 
 /// The tracks of a device in the order of their threads, and what the threads are called.
 const TRACKS: [(Track, &str); 3] =
@@ -34,7 +35,7 @@ impl Timeline {
                     let start = ((event.start * 1e9).round() as i64).max(until);
                     until = ((event.end * 1e9).round() as i64).max(start);
                     lines.push(json!({
-                        "name": event.label, "cat": event.kind.name(), "ph": "X", "pid": pid, "tid": tid,
+                        "name": event.what.to_string(), "cat": event.kind().name(), "ph": "X", "pid": pid, "tid": tid,
                         "ts": start as f64 / 1e3, "dur": (until - start) as f64 / 1e3, "args": arguments(event),
                     }));
                 }
@@ -97,10 +98,23 @@ struct Origin {
     step: Option<u64>,
 }
 
+/// What a label says: the only place where one is read. Traces of before have words for what begins and ends a step.
+fn what(label: &str) -> Option<What> {
+    Some(match label {
+        "losses" => What::Losses,
+        "clear" => What::CLEAR,
+        "norm" => What::NORM,
+        "step" => What::UPDATE,
+        "tied gradient" => What::Action(Action::of_stage(0, Kind::R)),
+        "tied weight" => What::Action(Action::of_stage(0, Kind::G)),
+        action => What::Action(action.parse().ok()?),
+    })
+}
+
 /// What Chrome's own fields do not say, or not exactly.
 fn arguments(event: &Event) -> Value {
     let mut arguments = json!({ "start_seconds": event.start, "end_seconds": event.end });
-    if let Some(microbatch) = event.microbatch {
+    if let Some(microbatch) = event.microbatch() {
         arguments["microbatch"] = microbatch.into();
     }
     if event.bytes > 0 {
@@ -112,7 +126,6 @@ fn arguments(event: &Event) -> Value {
 fn read(value: Value, devices: usize) -> Option<Event> {
     let position = |key: &str| usize::try_from(value[key].as_u64()?).ok()?.checked_sub(1);
     let (rank, &(track, _)) = (position("pid")?, TRACKS.get(position("tid")?)?);
-    let kind = EventKind::ALL.into_iter().find(|kind| value["cat"] == kind.name())?;
     let arguments = &value["args"];
     let microbatch = match &arguments["microbatch"] {
         Value::Null => None,
@@ -123,7 +136,8 @@ fn read(value: Value, devices: usize) -> Option<Event> {
         number => number.as_u64()?,
     };
     let (start, end) = (arguments["start_seconds"].as_f64()?, arguments["end_seconds"].as_f64()?);
-    let label = value["name"].as_str()?.to_string();
-    let event = Event { rank, track, label, kind, microbatch, start, end, bytes };
-    (rank < devices && event.is_usable()).then_some(event)
+    let event = Event { rank, track, what: what(value["name"].as_str()?)?, start, end, bytes };
+    // What follows from the label and the track is written for other programs.
+    let agrees = value["cat"] == event.kind().name() && microbatch == event.microbatch();
+    (rank < devices && event.is_usable() && agrees).then_some(event)
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::Timeline;
+use super::prediction::Prediction;
 use super::step::Step;
 use crate::error::{Error, Result};
-use crate::pipeline::prediction::Prediction;
 use crate::schedule::{Cell, Kind};
 
 /// One step as it was measured and, if there is a prediction, as it was predicted. Draws itself

@@ -12,19 +12,21 @@ mod comparison;
 mod comparison_svg;
 mod comparison_terminal;
 mod findings;
+mod prediction;
 mod step;
 mod svg;
 mod terminal;
 
 pub use axis::duration;
 pub use comparison::{ActionTime, Comparison};
+pub use prediction::Prediction;
 pub use step::Step;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::{Kind, Simulation};
+use crate::schedule::{Action, Kind, Simulation};
 
 /// A device as people are told of it. Prints as `device 0 (adapter 1: NAME)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,30 +97,54 @@ impl EventKind {
         [Forward, Backward, BackwardInput, BackwardWeight, Optimizer, Copy, Host];
 
     /// What an action of a schedule is on a timeline.
-    pub fn of(kind: Kind) -> EventKind {
+    fn of(kind: Kind) -> EventKind {
         match kind {
             Kind::F => Forward,
             Kind::B => Backward,
             Kind::I => BackwardInput,
             Kind::W => BackwardWeight,
             Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => Copy,
+            Kind::C | Kind::R | Kind::N | Kind::U | Kind::G => Optimizer,
         }
     }
 }
 
-/// One thing that one device did.
-#[derive(Clone, Debug, PartialEq)]
+/// What was done. Prints as the label that people and traces see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An action.
+    Action(Action),
+    /// Losses on their way to the host, where nothing else ends the step: in evaluation.
+    Losses,
+}
+
+impl What {
+    /// Clearing gradients.
+    pub const CLEAR: What = What::Action(Action::of_rank(Kind::C));
+    /// The norm of the gradient.
+    pub const NORM: What = What::Action(Action::of_rank(Kind::N));
+    /// The update of the weights.
+    pub const UPDATE: What = What::Action(Action::of_rank(Kind::U));
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            What::Action(action) => write!(f, "{action}"),
+            What::Losses => f.write_str("losses"),
+        }
+    }
+}
+
+/// One thing that one device did, or its host for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Event {
     /// Position of the device in the pipeline.
     pub rank: usize,
-    /// Compute or copy.
+    /// Compute, the host, or copy.
     pub track: Track,
-    /// The action: "0F3", "1SEND_B2", "step".
-    pub label: String,
-    /// What it was.
-    pub kind: EventKind,
-    /// The microbatch, where there is one.
-    pub microbatch: Option<usize>,
+    /// What was done.
+    pub what: What,
     /// Seconds on the host's clock since the start of the run.
     pub start: f64,
     /// Seconds on the host's clock since the start of the run.
@@ -145,24 +171,26 @@ impl Timeline {
     pub fn busy_fraction(&self, rank: usize) -> f64 {
         let (first, last) = self.span();
         let (mut busy, mut until) = (0.0, f64::NEG_INFINITY);
-        for event in self.track(rank, Track::Compute).filter(|event| event.kind != Host) {
+        for event in self.track(rank, Track::Compute) {
             busy += (event.end - event.start.max(until)).max(0.0);
             until = until.max(event.end);
         }
         if last > first { busy / (last - first) } else { 0.0 }
     }
 
-    /// What a simulation says: computations, and for a lowered schedule the transfers on the devices that receive.
-    /// Seconds from the start of the step.
+    /// What a simulation says: the actions of the whole step, and for a lowered schedule the transfers on the devices that
+    /// receive. Seconds from the start of the step.
     pub fn from_simulation(devices: Vec<DeviceName>, simulation: &Simulation) -> Timeline {
-        // A send is the same tensor on the same way as its receive.
-        let cells = simulation.cells.iter().filter(|c| !matches!(c.action.kind, Kind::SendF | Kind::SendB));
+        let cells = simulation.cells.iter().filter(|cell| match cell.action.kind {
+            // A send is the same tensor on the same way as its receive.
+            Kind::SendF | Kind::SendB => false,
+            // What begins or ends a step may take no time of the device.
+            kind => !kind.is_whole() || cell.end > cell.start,
+        });
         let events = cells.map(|cell| Event {
             rank: cell.rank,
             track: if cell.action.kind.is_transfer() { Track::Copy } else { Track::Compute },
-            label: cell.action.to_string(),
-            kind: EventKind::of(cell.action.kind),
-            microbatch: Some(cell.action.microbatch),
+            what: What::Action(cell.action),
             start: cell.start,
             end: cell.end,
             bytes: 0,
@@ -200,6 +228,24 @@ impl Timeline {
 }
 
 impl Event {
+    /// What it was: its colour, and its entry in the legend.
+    pub fn kind(&self) -> EventKind {
+        match (self.track, self.what) {
+            (Track::Host, _) => Host,
+            (Track::Copy, _) => Copy,
+            (Track::Compute, What::Action(action)) => EventKind::of(action.kind),
+            (Track::Compute, _) => Optimizer,
+        }
+    }
+
+    /// The microbatch that was computed, of a computation.
+    pub fn microbatch(&self) -> Option<usize> {
+        match (self.track, self.what) {
+            (Track::Compute, What::Action(action)) if action.kind.computes() => Some(action.microbatch),
+            _ => None,
+        }
+    }
+
     fn is_usable(&self) -> bool {
         // Other times are nonsense, and in nanoseconds they would not fit an i64. NaN fails the comparisons.
         self.start >= -1e9 && self.start <= self.end && self.end <= 1e9

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::pair::{LONG_TURNS, TURN, TURNS};
+use super::probe::STEPS;
 use super::{Remaining, SECONDS, is_too_long};
-use crate::pipeline::probe::STEPS;
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::agenda::{Agenda, Task};
 use super::noise::{beside, is_as_good};
+use super::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
 use super::{GIGA, MICRO, Profiler, Progress, SECONDS, begin, is_too_long, short, unix_seconds};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::graph::Phase;
 use crate::model::Purpose;
-use crate::pipeline::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
 use crate::pipeline::workload::KINDS;
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};

@@ -56,7 +56,7 @@ impl Timeline {
 
     /// The kinds that occur, in the order of the legend.
     pub(super) fn kinds(&self) -> impl Iterator<Item = EventKind> {
-        EventKind::ALL.into_iter().filter(|&kind| self.usable().any(|event| event.kind == kind))
+        EventKind::ALL.into_iter().filter(|&kind| self.usable().any(|event| event.kind() == kind))
     }
 }
 
@@ -176,7 +176,7 @@ impl Lane {
 
 /// What stands on a cell that has room for it.
 fn text(event: &Event) -> String {
-    event.microbatch.map_or_else(|| event.label.clone(), |m| m.to_string())
+    event.microbatch().map_or_else(|| event.what.to_string(), |m| m.to_string())
 }
 
 /// How cells are labelled: in one size, numbers of a kind only where most of its cells have room, other words wherever
@@ -192,7 +192,7 @@ pub(super) struct Labels<'a> {
 impl<'a> Labels<'a> {
     pub fn new(timelines: &[&'a Timeline], scale: &Scale) -> Labels<'a> {
         let computed = |timeline: &&'a Timeline| timeline.usable().filter(|e| e.track == Track::Compute);
-        let all = || timelines.iter().flat_map(computed).filter(|event| event.microbatch.is_some());
+        let all = || timelines.iter().flat_map(computed).filter(|event| event.microbatch().is_some());
         let longest = all().map(|event| text(event).len()).max().unwrap_or(0);
         let largest = timelines.iter().filter_map(|timeline| {
             // The first of several.
@@ -201,7 +201,7 @@ impl<'a> Labels<'a> {
         let mut labels = Labels { size: LARGE, kinds: Vec::new(), longest, largest: largest.collect() };
         let most = |labels: &Labels, kind| {
             let fits = |event: &&Event| labels.fits(event, scale.width(event));
-            let of_kind = || all().filter(|event| event.kind == kind);
+            let of_kind = || all().filter(|event| event.kind() == kind);
             2 * of_kind().filter(fits).count() > of_kind().count()
         };
         let kinds = |labels: &Labels| EventKind::ALL.into_iter().filter(|&kind| most(labels, kind)).collect();
@@ -216,13 +216,14 @@ impl<'a> Labels<'a> {
 
     /// Whether the text of an event fits into this width.
     fn fits(&self, event: &Event, width: f64) -> bool {
-        let letters = if event.microbatch.is_some() { self.longest } else { event.label.chars().count() };
+        let letters =
+            if event.microbatch().is_some() { self.longest } else { event.what.to_string().chars().count() };
         breadth(letters, self.size) <= width
     }
 
     /// In which size an event is labelled on a cell of this width, and whether upright, if it is.
     fn of(&self, event: &Event, width: f64, height: f64) -> Option<(f64, bool)> {
-        let shown = event.microbatch.is_none() || self.kinds.contains(&event.kind);
+        let shown = event.microbatch().is_none() || self.kinds.contains(&event.kind());
         if shown && self.fits(event, width) {
             return Some((self.size, false));
         }
@@ -245,7 +246,7 @@ fn breadth(letters: usize, size: f64) -> f64 {
 }
 
 fn cell(svg: &mut String, scale: &Scale, labels: &Labels, event: &Event, top: f64, height: f64) {
-    let (fill, ink) = event.kind.colours();
+    let (fill, ink) = event.kind().colours();
     let (x, mut width) = (scale.x(event.start), scale.width(event));
     // A hair of white between neighbours, where there is room; and nothing is too short to be seen.
     width = if width > 4.0 { width - 1.0 } else { width.max(0.5) };
@@ -274,7 +275,7 @@ fn cell(svg: &mut String, scale: &Scale, labels: &Labels, event: &Event, top: f6
 /// The text under the pointer: what, when, how long, and for a copy how much and how fast.
 fn tooltip(event: &Event) -> String {
     let seconds = event.end - event.start;
-    let mut text = format!("{} at {}, took {}", event.label, duration(event.start), duration(seconds));
+    let mut text = format!("{} at {}, took {}", event.what, duration(event.start), duration(seconds));
     if event.bytes > 0 {
         let megabytes = event.bytes as f64 / 1e6;
         let _ = write!(text, ", {megabytes:.3} MB");
