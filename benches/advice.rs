@@ -74,7 +74,8 @@ pub fn table() {
 fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let own: Vec<usize> = case.adapters.iter().map(|&adapter| adapters[adapter].index).collect();
     let mut choices = vec![format!("pipeline.devices={own:?}")];
-    let key = |choice: &&str| if choice.contains('.') { choice.to_string() } else { format!("pipeline.{choice}") };
+    let key =
+        |choice: &&str| if choice.contains('.') { choice.to_string() } else { format!("pipeline.{choice}") };
     choices.extend(case.choices.iter().map(key));
     let config = Config::parse(case.model, &choices, case.name).expect("parses");
     let model = Model::new(&config.model).expect("is a model");

@@ -60,6 +60,9 @@ struct Inner {
     trusted: bool,
     kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
     state: Arc<State>,
+    /// Held by the thread that polls.
+    #[cfg(not(target_arch = "wasm32"))]
+    polling: Mutex<()>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -116,7 +119,18 @@ impl Device {
         };
         let kernels = Mutex::new(HashMap::new());
         let trusted = options.trusted_shaders;
-        Ok(Device(Arc::new(Inner { device, queue, info, capabilities, trusted, kernels, state })))
+        let inner = Inner {
+            device,
+            queue,
+            info,
+            capabilities,
+            trusted,
+            kernels,
+            state,
+            #[cfg(not(target_arch = "wasm32"))]
+            polling: Mutex::new(()),
+        };
+        Ok(Device(Arc::new(inner)))
     }
 
     /// The adapter.
@@ -314,11 +328,16 @@ impl Device {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    /// Lets callbacks run, waiting a little while there is unfinished work.
+    /// Lets callbacks run, waiting a little while there is unfinished work. One thread at a time: of two that wait for the
+    /// same submission, wgpu tells one that it is not done when the other has just cleared it, and trips over that.
     #[cfg(not(target_arch = "wasm32"))]
     fn poll(&self, timeout: std::time::Duration) {
         use std::panic::{AssertUnwindSafe, catch_unwind};
 
+        let Ok(_polling) = self.0.polling.try_lock() else {
+            // The other thread runs the callbacks of all, which wake this one.
+            return std::thread::park_timeout(timeout);
+        };
         let failure = self.0.state.failure();
         if failure.is_some() {
             // Its submissions may never finish, and have to be waited for no more.

@@ -3,6 +3,7 @@
 use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
+use super::tied::Tied;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
@@ -54,7 +55,8 @@ impl Rank {
         device.below(1).await;
         device.check("running the step")?;
         let sent = |o: &Option<Outgoing>| o.as_ref().map_or(0, |o| o.bytes);
-        let bytes = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out)).sum();
+        let stages = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out));
+        let bytes = stages.chain(self.tied.iter().map(Tied::sent)).sum();
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
     }
 

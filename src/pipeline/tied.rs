@@ -27,6 +27,16 @@ pub(super) enum Tied {
     Owner { name: String, gradient: Incoming, weight: Outgoing, add: Add },
 }
 
+impl Tied {
+    /// Bytes sent so far.
+    pub(super) fn sent(&self) -> u64 {
+        match self {
+            Tied::User { gradient, .. } => gradient.bytes,
+            Tied::Owner { weight, .. } => weight.bytes,
+        }
+    }
+}
+
 /// Adds what has arrived to the gradient, piece by piece.
 pub(super) struct Add {
     arrived: Buffer,
