@@ -130,9 +130,12 @@ impl State {
 
     /// The oldest submission has finished.
     pub(super) fn finished(&self) {
-        self.change(|inner| drop(inner.pending.pop_front()));
+        self.change(|inner| {
+            inner.pending.pop_front();
+        });
     }
 
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn oldest(&self) -> Option<wgpu::SubmissionIndex> {
         self.lock().pending.front().cloned()
     }
