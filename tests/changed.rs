@@ -99,7 +99,7 @@ fn change_while_training(name: &str, change: impl Fn(&Path), words: &str) {
     let text = fs::read(place.path("text.txt")).unwrap();
     fs::write(place.path("valid.txt"), &text[..100]).unwrap();
     let set =
-        ["--set", "train.steps=60", "--set", "data.valid=['valid.txt']", "--set", "train.evaluate_every=1"];
+        ["--set", "train.steps=24", "--set", "data.valid=['valid.txt']", "--set", "train.evaluate_every=1"];
     let train = |more: &[&'static str]| [&["train", "tiny.toml", "--no-plan"], &set[..], more].concat();
     let mut child = place.start(&train(&["--out", "run"]));
     place.wait_for_steps("run", 3);

@@ -517,7 +517,7 @@ fn a_damaged_or_foreign_trace_is_refused_in_one_line_that_names_the_file() {
         (good.replace("\"cat\":\"forward\"", "\"cat\":\"sideways\""), "is damaged"),
         (good.replace("\"cat\":\"forward\"", "\"cat\":\"host\""), "is damaged"),
         (good.replace("\"microbatch\":3", "\"microbatch\":2"), "is damaged"),
-        (good.replace("\"name\":\"norm\"", "\"name\":\"rest\""), "is damaged"),
+        (good.replace("\"name\":\"N\"", "\"name\":\"rest\""), "is damaged"),
         (good.replace("\"end_seconds\":", "\"end_seconds\":-"), "is damaged"),
     ] {
         let message = one_line(Timeline::from_chrome_trace(&text, "runs/x/trace.json").unwrap_err());

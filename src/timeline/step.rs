@@ -65,6 +65,9 @@ impl Step {
         let mut spans: HashMap<Action, Cell> = HashMap::new();
         for event in timeline.usable().filter(|event| event.track == Track::Compute) {
             let What::Action(action) = event.what else { continue };
+            if !action.kind.computes() {
+                continue;
+            }
             let Event { rank, start, end, .. } = *event;
             // The parts of an action that was handed over in several are one computation.
             let cell = spans.entry(action).or_insert(Cell { rank, action, start, end });
