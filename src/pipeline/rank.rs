@@ -195,8 +195,8 @@ impl Rank {
 
     async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
         self.steps += 1;
-        let until = self.update_at();
-        for action in self.actions[..until].to_vec() {
+        let actions = self.actions.clone();
+        for &action in &actions[..self.update_at()] {
             match action.kind {
                 Kind::C => self.clear().await?,
                 Kind::R => self.send_gradients(action.stage).await?,
@@ -209,8 +209,8 @@ impl Rank {
 
     /// From the update on, which needs the norm of all.
     async fn update(&mut self, step: AdamStep) -> Result<()> {
-        let from = self.update_at();
-        for action in self.actions[from..].to_vec() {
+        let actions = self.actions.clone();
+        for &action in &actions[self.update_at()..] {
             match action.kind {
                 Kind::U => self.adam(step).await?,
                 Kind::G => self.receive_weights(action.stage).await?,
