@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::planning::Planning;
+use super::planning::{Planning, TELLING};
 use crate::gpu::Device;
 use crate::plan::{Candidate, Evidence, Machine};
 use crate::profile::noise::{Moment, beside, limit};
@@ -155,6 +155,10 @@ impl Lessons {
         let loudest = loudest(&self.plan, &self.planning, &self.devices);
         let shape = &self.planning.workload.batchings[self.plan.batching].shape;
         for student in &mut self.students {
+            // How long an embedding alone takes says nothing of how long blocks would.
+            if student.assumed.iter().sum::<f64>() < TELLING * self.plan.simulation.step {
+                continue;
+            }
             let Some(finding) = finding(&student.quiet, &student.loud) else { continue };
             let profile = &self.planning.machine.devices[student.device];
             let basis = Basis { profile, shape, loudest, taught: student.taught };

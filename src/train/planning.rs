@@ -45,6 +45,8 @@ pub struct Planning {
 
 /// How many times longer than predicted a device may take; anything else is no measurement.
 const PLAUSIBLE: RangeInclusive<f64> = 1e-3..=1e3;
+/// A device that works for less than this part of a step does not show how fast it is.
+pub(super) const TELLING: f64 = 0.05;
 
 /// Of plans that differ by less than this part of a step the one that changes least is taken.
 const ALIKE: f64 = 0.01;
@@ -339,7 +341,8 @@ impl Planning {
                 .sum();
             let actions = events.iter().filter(|e| e.rank == rank && e.track == Track::Compute);
             let measured: f64 = actions.filter(|e| e.microbatch().is_some()).map(|e| e.end - e.start).sum();
-            Some(measured / predicted).filter(|ratio| PLAUSIBLE.contains(ratio))
+            let enough = predicted >= TELLING * candidate.simulation.step;
+            Some(measured / predicted).filter(|ratio| enough && PLAUSIBLE.contains(ratio))
         };
         let ratios: Vec<Option<f64>> = (0..candidate.devices.len()).map(ratio).collect();
         let known = || ratios.iter().flatten().copied();
