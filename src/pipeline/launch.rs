@@ -8,7 +8,7 @@ use futures_channel::mpsc;
 use super::decode::Decoder;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
-use super::plan::{Exchanged, Plan};
+use super::plan::Plan;
 use super::rank::{Command, Rank, Replies, Stage};
 use super::tied::tie;
 use crate::error::{Error, Result};
@@ -42,11 +42,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
     let training = plan.setup.purpose.trains();
     let mut ends = links(&plan, devices)?;
     let scores = plan.setup.purpose.scores();
-    let with_stage = |of: Exchanged| {
-        let stage = plan.stage_of(&of.owner);
-        (of, stage)
-    };
-    let ties: Vec<(Exchanged, usize)> = plan.exchanged().into_iter().map(with_stage).collect();
+    let ties = plan.exchanged();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
     let mut ranks = Vec::new();
     for part in plan.ranks {
@@ -97,8 +93,8 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             steps: 0,
         });
     }
-    for (parameter, stage) in ties {
-        tie(&mut ranks, parameter, stage)?;
+    for parameter in ties {
+        tie(&mut ranks, parameter)?;
     }
     Ok(ranks)
 }

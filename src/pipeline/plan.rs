@@ -97,6 +97,8 @@ pub(super) struct Exchanged {
     pub(super) user: usize,
     /// The rank that owns it.
     pub(super) home: usize,
+    /// The stage that owns it.
+    pub(super) stage: usize,
 }
 
 /// One device of a plan.
@@ -202,7 +204,7 @@ impl Plan {
             plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout, decoding });
         }
         if plan.setup.purpose.trains() {
-            let stages = |of: Exchanged| (plan.stage_of(&of.name), plan.stage_of(&of.owner));
+            let stages = |of: Exchanged| (plan.stage_of(&of.name), of.stage);
             let ties: Vec<(usize, usize)> = plan.exchanged().into_iter().map(stages).collect();
             plan.schedule = plan.schedule.completed(&ties)?;
         }
@@ -294,7 +296,7 @@ impl Plan {
     }
 
     /// The stage whose layers have a parameter.
-    pub(super) fn stage_of(&self, name: &str) -> usize {
+    fn stage_of(&self, name: &str) -> usize {
         let has = |layer: usize| self.model.layer_parameters(layer).iter().any(|p| p.name == name);
         self.stages.iter().position(|layers| layers.clone().any(has)).unwrap_or(0)
     }
@@ -319,7 +321,8 @@ impl Plan {
         all.filter_map(|(user, p)| {
             let owner = p.tied_to.clone()?;
             let home = rank_of(&owner)?;
-            (home != user).then(|| Exchanged { name: p.name.clone(), owner, user, home })
+            let stage = self.stage_of(&owner);
+            (home != user).then(|| Exchanged { name: p.name.clone(), owner, user, home, stage })
         })
         .collect()
     }

@@ -61,9 +61,9 @@ pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
     [links, links + bytes.min(PIECE) + 16 * pieces(bytes).count() as u64]
 }
 
-/// Connects a parameter's user with its owner on another device, in this stage.
-pub(super) fn tie(ranks: &mut [Rank], parameter: Exchanged, stage: usize) -> Result<()> {
-    let Exchanged { name, owner, user, home } = parameter;
+/// Connects a parameter's user with its owner on another device.
+pub(super) fn tie(ranks: &mut [Rank], parameter: Exchanged) -> Result<()> {
+    let Exchanged { name, owner, user, home, stage } = parameter;
     let bytes = ranks[user].parameters.gradient(&name)?.bytes;
     let weight = ranks[user].parameters.weight(&name)?.bytes;
     let (user_device, device) = (ranks[user].device.clone(), ranks[home].device.clone());

@@ -10,8 +10,8 @@ use super::edges::Moves;
 use super::idle::{self, Gap, Idle};
 use super::index::Place;
 use super::memory::{self, Memory};
-use super::times::{Times, action_work, backward_way, forward_way, rank_work, use_work, whole_way};
-use super::{Action, Kind, Schedule, Scope};
+use super::times::{Times, action_work, backward_way, forward_way, whole_way, whole_work};
+use super::{Action, Kind, Schedule};
 use crate::error::{Error, Result};
 
 /// Courses of random events over which a step's expected seconds are averaged.
@@ -109,11 +109,9 @@ impl<'a> Simulator<'a> {
         let (mut tasks, mut joins) = (Vec::with_capacity(edges.count()), Vec::new());
         for (rank, actions) in index.schedule.ranks.iter().enumerate() {
             for &action in actions {
-                let use_of = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
-                let work = match action.kind.scope() {
-                    Scope::Microbatch => action_work(stages, action),
-                    Scope::Rank => rank_work(stages, rank, action.kind),
-                    Scope::Stage => use_work(stages, ranks, use_of(), action.kind),
+                let work = match action.kind.is_whole() {
+                    true => whole_work(stages, ranks, &uses, rank, action),
+                    false => action_work(stages, action),
                 };
                 tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
             }

@@ -18,19 +18,24 @@ pub(super) fn action_work(stages: usize, action: Action) -> u32 {
     work as u32
 }
 
-/// Which of [`Times::works`] a rank takes for C, N or U.
-pub(super) fn rank_work(stages: usize, rank: usize, kind: Kind) -> u32 {
-    let at = match kind {
-        Kind::C => 0,
-        Kind::N => 1,
-        _ => 2,
+/// Which of [`Times::works`] an action takes that stands for the whole step. `uses` are the ranks that use weights of a stage
+/// elsewhere.
+pub(super) fn whole_work(
+    stages: usize,
+    ranks: usize,
+    uses: &[(usize, usize)],
+    rank: usize,
+    action: Action,
+) -> u32 {
+    let number = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
+    let at = match action.kind {
+        Kind::C => 3 * rank,
+        Kind::N => 3 * rank + 1,
+        Kind::R => 3 * ranks + 2 * number(),
+        Kind::G => 3 * ranks + 2 * number() + 1,
+        _ => 3 * rank + 2,
     };
-    (COMPUTED * stages + 1 + 3 * rank + at) as u32
-}
-
-/// Which of [`Times::works`] R or G takes for the use of a stage elsewhere with that number.
-pub(super) fn use_work(stages: usize, ranks: usize, number: usize, kind: Kind) -> u32 {
-    (COMPUTED * stages + 1 + 3 * ranks + 2 * number + usize::from(kind == Kind::G)) as u32
+    (COMPUTED * stages + 1 + at) as u32
 }
 
 /// Which of [`Times::ways`] the activations of a stage take to the next.

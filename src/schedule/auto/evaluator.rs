@@ -2,7 +2,7 @@
 
 use super::problem::{Letter, Orders, Problem, letter};
 use crate::schedule::clock::{Clock, NONE, Span, Task};
-use crate::schedule::times::{COMPUTED, action_work, backward_way, forward_way, rank_work};
+use crate::schedule::times::{COMPUTED, action_work, backward_way, forward_way, whole_work};
 use crate::schedule::{Action, Kind};
 
 /// Times orders of one problem again and again.
@@ -90,8 +90,9 @@ impl<'p> Evaluator<'p> {
                 }
             }
         }
-        for rank in 0..problem.costs.ranks.len() {
-            let work = rank_work(stages, rank, Kind::C);
+        let ranks = problem.costs.ranks.len();
+        for rank in 0..ranks {
+            let work = whole_work(stages, ranks, &[], rank, Action::of_rank(Kind::C));
             self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
         }
         self.tasks.extend_from_slice(&problem.ends);

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::schedule::clock::{Join, NONE, Task};
 use crate::schedule::costs::Costs;
 use crate::schedule::generate::check_size;
-use crate::schedule::times::{COMPUTED, Times, rank_work, use_work, whole_way};
+use crate::schedule::times::{COMPUTED, Times, whole_way, whole_work};
 use crate::schedule::whole::{self, uses};
 use crate::schedule::{Action, Kind, Schedule};
 
@@ -220,11 +220,7 @@ fn ends(owner: &[usize], ranks: usize, uses: &[(usize, usize)], first: usize) ->
         shared(Kind::R).chain(all(Kind::N)).chain(all(Kind::U)).chain(shared(Kind::G)).collect();
     let (mut tasks, mut joins, mut needs) = (Vec::new(), Vec::new(), Vec::new());
     for &(rank, action) in &actions {
-        let number = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
-        let work = match action.kind {
-            Kind::R | Kind::G => use_work(stages, ranks, number(), action.kind),
-            kind => rank_work(stages, rank, kind),
-        };
+        let work = whole_work(stages, ranks, uses, rank, action);
         needs.clear();
         whole::needs(owner, uses, rank, action, &mut needs);
         let others = needs.iter().filter(|need| need.rank != rank);
