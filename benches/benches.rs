@@ -154,7 +154,7 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
         let send = async |count: usize| {
             for tag in 0..count {
                 let mut recorder = from.record();
-                let recorded = out.record(&mut recorder, &source, tag).await.expect("records");
+                let recorded = out.record(&mut recorder, &[(source.clone(), 0)], tag).await.expect("records");
                 from.below(1).await;
                 recorder.submit(|| ());
                 recorded.submitted();
@@ -163,7 +163,7 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
         let receive = async |count: usize| {
             for tag in 0..count {
                 let mut recorder = to.record();
-                let (recorded, _) = inward.record(&mut recorder, &target, tag).await.expect("records");
+                let (recorded, _) = inward.record(&mut recorder, &[(target.clone(), 0)], tag).await.expect("records");
                 to.below(1).await;
                 recorder.submit(|| ());
                 recorded.submitted();

@@ -25,19 +25,24 @@ struct Step {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> chunks: array<vec4<u32>>; // offset, length, decay, unused
+@group(0) @binding(1) var<storage, read> chunks: array<vec4<u32>>; // offset, length, decay, lag
 @group(0) @binding(2) var<storage, read> step: Step;
 @group(0) @binding(3) var<storage, read> gradient: array<f32>;
 @group(0) @binding(5) var<storage, read_write> m: array<f32>;
 @group(0) @binding(6) var<storage, read_write> v: array<f32>;
 
+// By how much the number of an element is more than that of its moments (and of its master, where weights are packed): they
+// are there only for what the device owns.
+var<private> lag: u32;
+
 // Takes the moments of element i a step further; what its weight w becomes.
 fn updated(i: u32, w: f32, shrink: f32) -> f32 {
     let g = gradient[i] * step.clip;
-    let first = step.beta1 * m[i] + (1.0 - step.beta1) * g;
-    let second = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
-    m[i] = first;
-    v[i] = second;
+    let at = i - lag;
+    let first = step.beta1 * m[at] + (1.0 - step.beta1) * g;
+    let second = step.beta2 * v[at] + (1.0 - step.beta2) * g * g;
+    m[at] = first;
+    v[at] = second;
     let update = step.rate * first * step.correction1 / (sqrt(second * step.correction2) + step.epsilon);
     return w * shrink - update;
 }
@@ -49,6 +54,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         return;
     }
     let c = chunks[chunk];
+    lag = c.w;
     let shrink = select(1.0, 1.0 - step.decay, c.z != 0u);
     let end = c.x + c.y;
     for (var i = c.x + local.x * EACH; i < end; i += 64u * EACH) {

@@ -2,7 +2,7 @@
 //! "measured" timeline is the simulation of other costs, so that the truth is known.
 
 use polystage::schedule::{
-    Action, Cause, Costs, Hop, Hops, Idle, Kind, NAMES, RankCost, Tie, attribute, generate, simulate,
+    Action, Cause, Costs, Exchange, Hop, Hops, Idle, Kind, NAMES, RankCost, attribute, generate, simulate,
 };
 use polystage::timeline::{
     Comparison, DeviceName, Event, EventKind, Prediction, Step, Timeline, Track, What,
@@ -136,7 +136,7 @@ fn a_predicted_timeline_holds_every_action_and_ends_with_the_step() {
 fn a_tied_parameter_delays_the_update_in_the_picture_too() {
     let mut plan = plan("1f1b", 2, 4);
     let hop = Hop { out: 1e-3, latency: 2e-3, copy: 3e-3, into: 1e-3, bytes: 1 << 20 };
-    plan.costs.ties = vec![Tie { user: 1, owner: 0, gradient: hop, weight: hop }];
+    plan.costs.exchanges = vec![Exchange { user: 1, owner: 0, from: 1, to: 0, gradient: hop, weight: hop }];
     let step = plan.simulate().unwrap().step;
     let timeline = plan.timeline().unwrap();
     let updates = timeline.events.iter().filter(|e| e.what == What::UPDATE);

@@ -56,7 +56,7 @@ pub fn trainer(config: &Config, indices: &[usize]) -> Trainer {
     train(config, Trainer::setup(config, vec![None; indices.len()]).unwrap(), indices)
 }
 
-fn train(config: &Config, setup: Setup, indices: &[usize]) -> Trainer {
+pub fn train(config: &Config, setup: Setup, indices: &[usize]) -> Trainer {
     let devices = open(indices);
     let plan = Plan::for_devices(setup, &devices).unwrap();
     let predicted: Vec<u64> = plan.ranks.iter().map(|r| r.bytes).collect();
@@ -80,7 +80,7 @@ pub fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(
     measure(trainer(config, indices), steps)
 }
 
-fn measure(mut trainer: Trainer, steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
+pub fn measure(mut trainer: Trainer, steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
     let watch = trainer.watch();
     let losses = (0..steps).map(|_| watch.block_on(trainer.step()).unwrap().loss).collect();
     let owned = trainer.executor().parameters().iter().filter(|p| p.tied_to.is_none());

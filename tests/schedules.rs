@@ -184,7 +184,7 @@ fn the_largest_schedules_take_no_time() {
         let schedule = generate(name, 64, 1024).unwrap().lowered().unwrap();
         schedule.validate().unwrap();
         textbook(&schedule, 0.1);
-        assert_eq!(schedule.slots(63).slot.len(), 1024);
+        assert_eq!(schedule.slots(63, 63).slot.len(), 1024);
         assert!(grid(&schedule).len() < 100_000);
         assert_eq!(parse(&schedule.to_string()), schedule);
     }
@@ -362,7 +362,7 @@ fn can_run(schedule: &Schedule, owner: &[usize]) -> bool {
                         Kind::RecvF => from_before && is_done(stage - 1, Kind::SendF),
                         Kind::RecvB => from_after && is_done(stage + 1, Kind::SendB),
                         // The schedules that are run here say nothing of how a step begins and ends.
-                        Kind::C | Kind::R | Kind::N | Kind::U | Kind::G => false,
+                        Kind::C | Kind::R | Kind::A | Kind::N | Kind::U | Kind::G => false,
                     };
                 if !ready || !done.insert(action) {
                     break;
@@ -448,12 +448,12 @@ fn times_that_are_no_times_are_refused() {
 fn a_slot_is_taken_by_f_and_given_back_after_w() {
     let schedule = parse("0F0 0F1 0I0 0I1 0F2 0W0 0F3 0W1 0I2 0W2 0I3 0W3");
     schedule.validate().unwrap();
-    assert_eq!(schedule.slots(0), SlotPlan { count: 3, slot: vec![0, 1, 2, 0] });
-    assert_eq!(schedule.gradient_slots(0), SlotPlan { count: 2, slot: vec![0, 1, 0, 0] });
-    assert_eq!(schedule.slots(7), SlotPlan::default());
+    assert_eq!(schedule.slots(0, 0), SlotPlan { count: 3, slot: vec![0, 1, 2, 0] });
+    assert_eq!(schedule.gradient_slots(0, 0), SlotPlan { count: 2, slot: vec![0, 1, 0, 0] });
+    assert_eq!(schedule.slots(7, 0), SlotPlan::default());
     let one_f_one_b = generate("1f1b", 3, 5).unwrap();
-    assert_eq!(one_f_one_b.slots(0), SlotPlan { count: 3, slot: vec![0, 1, 2, 0, 1] });
-    assert_eq!(one_f_one_b.gradient_slots(0), SlotPlan { count: 1, slot: vec![0; 5] });
+    assert_eq!(one_f_one_b.slots(0, 0), SlotPlan { count: 3, slot: vec![0, 1, 2, 0, 1] });
+    assert_eq!(one_f_one_b.gradient_slots(0, 0), SlotPlan { count: 1, slot: vec![0; 5] });
 }
 
 #[test]
@@ -496,8 +496,8 @@ proptest! {
         prop_assert!(schedule.validate().is_err());
         prop_assert!(schedule.lowered().is_err());
         prop_assert!(!grid(&schedule).is_empty());
-        schedule.slots(stage);
-        schedule.gradient_slots(stage);
+        schedule.slots(stage, stage);
+        schedule.gradient_slots(stage, stage);
     }
 
     #[test]
@@ -551,11 +551,12 @@ proptest! {
     #[test]
     fn microbatches_that_share_a_slot_never_overlap(schedule in generated()) {
         for stage in 0..schedule.stages {
-            let plan = schedule.slots(stage);
-            let gradients = schedule.gradient_slots(stage);
+            let rank = schedule.rank_of(stage).unwrap();
+            let plan = schedule.slots(stage, rank);
+            let gradients = schedule.gradient_slots(stage, rank);
             let mut used = vec![false; plan.count];
             let mut waits = vec![false; gradients.count];
-            let actions = schedule.ranks[schedule.rank_of(stage).unwrap()].iter();
+            let actions = schedule.ranks[rank].iter();
             for action in actions.filter(|action| action.stage == stage) {
                 let slot = &mut used[plan.slot[action.microbatch]];
                 let gradient = &mut waits[gradients.slot[action.microbatch]];

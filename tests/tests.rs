@@ -13,6 +13,8 @@ mod checkpoint;
 mod changed;
 // What must stay absent from the code.
 mod invariants;
+// Replicas of stages on several devices.
+mod replicas;
 // Whole checkpoints in memory.
 mod contents;
 // The program as a user runs it.

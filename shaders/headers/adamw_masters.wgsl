@@ -12,12 +12,13 @@ fn rounded(x: f32) -> u32 {
 }
 
 fn advance(i: u32, end: u32, shrink: f32) {
-    let low = updated(i, weight[i], shrink);
-    weight[i] = low;
+    let at = i - lag;
+    let low = updated(i, weight[at], shrink);
+    weight[at] = low;
     var word = rounded(low);
     if i + 1u < end {
-        let high = updated(i + 1u, weight[i + 1u], shrink);
-        weight[i + 1u] = high;
+        let high = updated(i + 1u, weight[at + 1u], shrink);
+        weight[at + 1u] = high;
         word |= rounded(high) << 16u;
     }
     packed[i / 2u] = word;

@@ -14,6 +14,9 @@ pub enum Mapping {
     Write,
 }
 
+/// Elements that the host adds at a time.
+const SUMMED: usize = 4096;
+
 /// A device buffer. Cloning clones the handle; its bytes leave the device's ledger with the last one.
 #[derive(Clone, Debug)]
 pub struct Buffer {
@@ -31,6 +34,11 @@ impl Buffer {
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether both are handles of one buffer.
+    pub fn is(&self, other: &Buffer) -> bool {
+        Arc::ptr_eq(&self.lease, &other.lease)
     }
 
     /// All of it.
@@ -67,11 +75,45 @@ impl Buffer {
 
     /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
     pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
-        let from = self.raw.slice(..bytes).get_mapped_range().map_err(|e| self.unmapped(e))?;
-        let to = target.raw.slice(..bytes).get_mapped_range_mut();
-        let mut to = to.map_err(|e| target.unmapped(e))?;
-        to.copy_from_slice(&from);
+        target.mapped_mut(bytes)?.copy_from_slice(&self.mapped(bytes)?);
         Ok(())
+    }
+
+    /// Fills the first `bytes` of this buffer, mapped for writing, with sums of those of others, mapped for reading, in f32:
+    /// the sum over groups, in order, of the sum over each group's members, in order.
+    pub fn sum_mapped(&self, groups: &[Vec<&Buffer>], bytes: u64) -> Result<()> {
+        let views = |group: &Vec<&Buffer>| group.iter().map(|of| of.mapped(bytes)).collect::<Result<Vec<_>>>();
+        let groups = groups.iter().map(views).collect::<Result<Vec<_>>>()?;
+        let mut to = self.mapped_mut(bytes)?;
+        // In pieces that stay in a processor's cache: what is mapped for writing may be slow to read.
+        let (mut total, mut sum) = (vec![0.0f32; SUMMED], vec![0.0f32; SUMMED]);
+        for start in (0..bytes as usize).step_by(4 * SUMMED) {
+            let end = (start + 4 * SUMMED).min(bytes as usize);
+            let count = (end - start) / 4;
+            for (g, group) in groups.iter().enumerate() {
+                for (m, member) in group.iter().enumerate() {
+                    let values = bytemuck::cast_slice::<u8, f32>(&member[start..end]);
+                    match m {
+                        0 => sum[..count].copy_from_slice(values),
+                        _ => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                    }
+                }
+                match g {
+                    0 => total[..count].copy_from_slice(&sum[..count]),
+                    _ => total.iter_mut().zip(&sum[..count]).for_each(|(total, value)| *total += value),
+                }
+            }
+            to.slice(start..end).copy_from_slice(bytemuck::cast_slice(&total[..count]));
+        }
+        Ok(())
+    }
+
+    fn mapped(&self, bytes: u64) -> Result<wgpu::BufferView> {
+        self.raw.slice(..bytes).get_mapped_range().map_err(|e| self.unmapped(e))
+    }
+
+    fn mapped_mut(&self, bytes: u64) -> Result<wgpu::BufferViewMut> {
+        self.raw.slice(..bytes).get_mapped_range_mut().map_err(|e| self.unmapped(e))
     }
 
     /// Why there is nothing mapped: usually the device has failed.

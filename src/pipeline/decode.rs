@@ -131,6 +131,7 @@ impl Rank {
         let device = self.device.clone();
         let slots = Slots { stash: grow.group, gradient: 0 };
         let one = grow.tokens.len() == self.batch;
+        let [before, after] = self.hops(Action::new(at, Kind::F, grow.group));
         let mut recorder = device.record();
         let (Some(stage), Some(decoder)) = (self.stages.get_mut(&at), &mut self.decoder) else {
             return Err(Error::Shape { op: "decode", message: "the plan is not for growing texts".into() });
@@ -164,10 +165,10 @@ impl Rank {
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let mut copies = Vec::new();
-        if let (Some(incoming), Some(input)) = (&mut stage.forward_in, program.stage().input) {
+        if let (Some(incoming), Some(input)) = (stage.ends.forward_in.get_mut(&before), program.stage().input) {
             let to = program.range(&self.parameters, input, slots)?;
             self.log.state(State::Waiting(What::Action(Action::new(at, Kind::RecvF, grow.group))));
-            copies.push(incoming.record(&mut recorder, &to, grow.number).await?.0);
+            copies.push(incoming.record(&mut recorder, &[(to, 0)], grow.number).await?.0);
         }
         let what = What::Action(Action::new(at, Kind::F, grow.group));
         self.log.state(State::Working(what));
@@ -175,11 +176,13 @@ impl Rank {
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
         let output =
             program.stage().output.map(|id| program.range(&self.parameters, id, slots)).transpose()?;
-        if let (Some(outgoing), Some(from)) = (&mut stage.forward_out, &output) {
-            copies.push(outgoing.record(&mut recorder, from, grow.number).await?);
+        if let (Some(outgoing), Some(from)) = (stage.ends.forward_out.get_mut(&after), &output) {
+            copies.push(outgoing.record(&mut recorder, &[(from.clone(), 0)], grow.number).await?);
         }
         let mut logits = None;
-        if let (None, Some(readback), Some(from)) = (&stage.forward_out, &mut decoder.logits, &output) {
+        if let (true, Some(readback), Some(from)) =
+            (stage.ends.forward_out.is_empty(), &mut decoder.logits, &output)
+        {
             logits = Some(readback.record(&mut recorder, from, grow.group).await?);
         }
         self.submit(recorder, what, 0.0, started).await;

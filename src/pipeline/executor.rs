@@ -1,6 +1,7 @@
 //! Starts one rank a device and drives them: the global view of a run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_channel::mpsc;
@@ -9,6 +10,7 @@ use futures_util::StreamExt;
 use super::batch::Batch;
 use super::launch::{build, start};
 use super::log::Log;
+use super::owners::{Holder, Holders};
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
 use super::watch::Watch;
@@ -44,9 +46,9 @@ pub struct Executor {
     logs: Vec<Arc<Log>>,
     names: Vec<String>,
     parameters: Vec<Parameter>,
-    owner: HashMap<String, usize>,
-    /// Parameters tied to one that another rank owns, by the owner's name: (rank, name).
-    users: HashMap<String, (usize, String)>,
+    holders: Holders,
+    /// The rank that has the last stage, by microbatch.
+    last: Vec<usize>,
     sent: Vec<u64>,
     pub(super) devices: Vec<Device>,
     /// Tokens of a step.
@@ -62,19 +64,12 @@ impl Executor {
         let parameters = plan.model.parameters();
         let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
-        let tied = plan.tied().into_iter();
-        let users = tied.map(|of| (of.owner, (of.user, of.name))).collect();
+        let holders = plan.holders.clone();
+        let last = plan.placement.stages() - 1;
+        let last = (0..plan.schedule.microbatches).map(|m| plan.placement.rank(last, m)).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let training = plan.setup.purpose.trains();
         let ranks = build(plan, devices, &logs)?;
-        let mut owner = HashMap::new();
-        for rank in &ranks {
-            for parameter in rank.parameters.list() {
-                if rank.parameters.owns(&parameter.name) {
-                    owner.insert(parameter.name.clone(), rank.index);
-                }
-            }
-        }
         let flops = ranks.iter().map(Rank::step_flops).sum();
         let (reply, replies) = mpsc::unbounded();
         let commands = ranks
@@ -93,8 +88,8 @@ impl Executor {
             logs,
             names,
             parameters,
-            owner,
-            users,
+            holders,
+            last,
             sent,
             devices,
             rows,
@@ -148,25 +143,38 @@ impl Executor {
         for rank in 0..count {
             self.tell(rank, Command::Step(batch.clone()))?;
         }
-        let (mut losses, mut events, mut squares) = (Vec::new(), Vec::new(), HashMap::new());
+        let (mut losses, mut events) = (HashMap::new(), Vec::new());
+        let mut squares: BTreeMap<(String, usize), f32> = BTreeMap::new();
         let mut bytes = vec![0; count];
         for _ in 0..count {
             let (rank, reply) = self.answer().await?;
             let Reply::Step(part) = reply else { return Err(stopped(&self.names[rank])) };
-            if !part.losses.is_empty() {
-                losses = part.losses;
-            }
+            losses.insert(rank, part.losses);
             events.extend(part.events);
-            squares.extend(part.squares);
+            squares.extend(part.squares.into_iter().map(|(name, chunk, sum)| ((name, chunk), sum)));
             bytes[rank] = part.bytes - self.sent[rank];
             self.sent[rank] = part.bytes;
         }
-        // In parameter order, whatever device each is on: the sum does not depend on the cut.
-        let owned = self.parameters.iter().filter_map(|p| squares.get(&p.name));
+        let losses = self.in_order(&losses);
+        // Chunk by chunk, and then in parameter order, whatever device each is on: the sum does not depend on the cut.
+        let of = |p: &Parameter| {
+            let chunks = squares.range((p.name.clone(), 0)..=(p.name.clone(), usize::MAX));
+            chunks.map(|(_, &sum)| f64::from(sum)).sum::<f64>()
+        };
+        let owned = self.parameters.iter().map(of);
         let gradient_scale = all as f64 / counted as f64;
         let gradient_norm = gradient_scale * owned.sum::<f64>().sqrt();
         let loss = sum(&losses) / counted as f64;
         Ok(StepReport { loss, losses, gradient_scale, gradient_norm, events, bytes })
+    }
+
+    /// The losses of all microbatches in order, of those that each rank has.
+    fn in_order(&self, losses: &HashMap<usize, Vec<f32>>) -> Vec<f32> {
+        let rows = self.rows / self.last.len().max(1);
+        let mut parts: HashMap<usize, _> =
+            losses.iter().map(|(&rank, all)| (rank, all.chunks(rows))).collect();
+        let next = |rank: &usize| parts.get_mut(rank).and_then(Iterator::next).unwrap_or_default();
+        self.last.iter().flat_map(next).copied().collect()
     }
 
     /// Targets that count; there must be some, and as many rows as a step has.
@@ -200,13 +208,13 @@ impl Executor {
         for rank in 0..self.commands.len() {
             self.tell(rank, Command::Evaluate(batch.clone()))?;
         }
-        let mut total = 0.0;
+        let mut losses = HashMap::new();
         for _ in 0..self.commands.len() {
-            if let (_, Reply::Values(losses)) = self.answer().await? {
-                total += sum(&losses);
+            if let (rank, Reply::Values(part)) = self.answer().await? {
+                losses.insert(rank, part);
             }
         }
-        Ok((total, counted))
+        Ok((sum(&self.in_order(&losses)), counted))
     }
 
     /// One AdamW step on every device.
@@ -251,7 +259,7 @@ impl Executor {
         Ok(logits)
     }
 
-    /// Part of a parameter, from the device that owns it.
+    /// Part of a parameter, from the devices that own it.
     pub async fn read(&mut self, name: &str, part: Part) -> Result<Vec<f32>> {
         let len = self.parameters.iter().find(|p| p.name == name).map_or(0, Parameter::len);
         self.read_from(name, part, 0, len).await
@@ -267,15 +275,26 @@ impl Executor {
     ) -> Result<Vec<f32>> {
         let unknown = || Error::config("parameter", format!("{name} has no elements {first} + {count}"));
         let parameter = self.parameters.iter().find(|p| p.name == name).ok_or_else(unknown)?;
-        let rank = self.owner.get(name).copied().ok_or_else(unknown)?;
         if first + count > parameter.len() {
             return Err(unknown());
         }
-        self.tell(rank, Command::Read(name.into(), part, first, count))?;
-        match self.answer().await? {
-            (_, Reply::Values(values)) => Ok(values),
-            _ => Err(stopped(&self.names[rank])),
+        let holders = self.holders.get(name).ok_or_else(unknown)?;
+        let mut owners: Vec<(Range<usize>, usize)> = match parameter.frozen || !self.training {
+            true => holders.first().map(|holder| (0..parameter.len(), holder.rank)).into_iter().collect(),
+            false => holders.iter().map(|holder| (holder.owned.clone(), holder.rank)).collect(),
+        };
+        owners.retain(|(owned, _)| owned.start < first + count && first < owned.end);
+        owners.sort_by_key(|(owned, _)| owned.start);
+        let mut all = Vec::with_capacity(count);
+        for (owned, rank) in owners {
+            let part_of = owned.start.max(first)..owned.end.min(first + count);
+            self.tell(rank, Command::Read(name.into(), part, part_of.start, part_of.len()))?;
+            match self.answer().await? {
+                (_, Reply::Values(values)) => all.extend(values),
+                _ => return Err(stopped(&self.names[rank])),
+            }
         }
+        Ok(all)
     }
 
     /// Overwrites part of a parameter; a weight also where it is tied to.
@@ -292,8 +311,8 @@ impl Executor {
     pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
         let places = self.places(name, part, first + values.len())?;
         let values = Arc::new(values);
-        for (rank, name) in &places {
-            self.tell(*rank, Command::Write(name.clone(), part, first, values.clone()))?;
+        for held in &places {
+            self.tell(held.rank, Command::Write(held.name.clone(), part, first, values.clone()))?;
         }
         for _ in &places {
             self.answer().await?;
@@ -301,15 +320,9 @@ impl Executor {
         Ok(())
     }
 
-    /// As what the rank that has a parameter of this name holds part of it.
-    pub(super) fn stored(&self, name: &str, part: Part) -> &'static [DType] {
-        let parameter = self.parameters.iter().find(|p| p.name == name && part == Part::Weight);
-        parameter.map_or(&[DType::F32], |p| p.stored(self.training))
-    }
-
-    /// The ranks that hold part of a parameter of at least `len` elements, and its name there: the owner's and, of a
-    /// weight, also where it is tied to.
-    pub(super) fn places(&self, name: &str, part: Part, len: usize) -> Result<Vec<(usize, String)>> {
+    /// The ranks that hold part of a parameter of at least `len` elements: of a weight all that have it, of the rest who owns
+    /// some of it.
+    pub(super) fn places(&self, name: &str, part: Part, len: usize) -> Result<Vec<Held>> {
         let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
             return Err(Error::config("parameter", format!("{name} is not in this model")));
         };
@@ -317,12 +330,36 @@ impl Executor {
             let message = format!("{name} has {} elements, not {len}", parameter.len());
             return Err(Error::config("parameter", message));
         }
-        let mut places = vec![(self.owner.get(name).copied().unwrap_or(0), name.to_string())];
-        if part == Part::Weight {
-            places.extend(self.users.get(name).cloned());
-        }
-        Ok(places)
+        let holders = self.holders.get(name).into_iter().flatten();
+        let held = holders.filter_map(|Holder { rank, name, owned, .. }| {
+            let all = 0..parameter.len();
+            let owned = if self.training { owned.clone() } else { 0..0 };
+            let types: Vec<(DType, Range<usize>)> = match part {
+                Part::Weight => {
+                    let stored = parameter.weights.stored(!owned.is_empty());
+                    let masters = |dtype| dtype == DType::F32 && parameter.weights.packed();
+                    let held = |&dtype: &DType| {
+                        (dtype, if masters(dtype) { owned.clone() } else { all.clone() })
+                    };
+                    stored.iter().map(held).collect()
+                }
+                Part::Gradient => vec![(DType::F32, all)],
+                Part::First | Part::Second if owned.is_empty() => return None,
+                Part::First | Part::Second => vec![(DType::F32, owned)],
+            };
+            Some(Held { rank: *rank, name: name.clone(), types })
+        });
+        Ok(held.collect())
     }
+}
+
+/// Part of a parameter on a rank.
+pub(super) struct Held {
+    pub(super) rank: usize,
+    /// What the parameter is called there.
+    pub(super) name: String,
+    /// As what it is held, and which elements.
+    pub(super) types: Vec<(DType, Range<usize>)>,
 }
 
 fn sum(losses: &[f32]) -> f64 {

@@ -1,9 +1,7 @@
 //! What a rank does once a step: the actions that begin and end it, and what it answers.
 
-use super::link::Outgoing;
 use super::log::State;
 use super::rank::{Rank, StepPart};
-use super::tied::Tied;
 use crate::error::Result;
 use crate::gpu::now;
 use crate::ops::parameters::AdamStep;
@@ -12,6 +10,7 @@ use crate::timeline::What;
 impl Rank {
     /// C: sets all gradients to zero.
     pub(super) async fn clear(&mut self) -> Result<()> {
+        self.folded = false;
         let device = self.device.clone();
         let started = now();
         let mut recorder = device.record();
@@ -20,15 +19,28 @@ impl Rank {
         Ok(())
     }
 
-    /// N: adds the gradients that others have sent, and sums the squares of what the rank owns. Losses are read back with
-    /// the sums.
-    pub(super) async fn norm(&mut self) -> Result<()> {
+    /// Adds the gradients of aliases to their owners'.
+    pub(super) async fn fold(&mut self) -> Result<()> {
         let device = self.device.clone();
-        self.receive_gradients().await?;
-        self.log.state(State::Working(What::NORM));
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_fold(&mut recorder);
+        self.folded = true;
+        self.submit(recorder, What::NORM, 0.0, started).await;
+        Ok(())
+    }
+
+    /// N: sums the squares of the gradients that the rank owns, once those of others are added. Losses are read back with
+    /// the sums.
+    pub(super) async fn norm(&mut self) -> Result<()> {
+        let device = self.device.clone();
+        self.exchange_gradients().await?;
+        self.log.state(State::Working(What::NORM));
+        let started = now();
+        let mut recorder = device.record();
+        if !self.folded {
+            self.parameters.record_fold(&mut recorder);
+        }
         let sums = self.parameters.record_norm(&mut recorder)?;
         if sums.bytes > 0 {
             recorder.copy(&sums.buffer, 0, &self.sums, 0, sums.bytes);
@@ -54,19 +66,17 @@ impl Rank {
         // Ranks without a read-back report once their work is done, so that their events are complete.
         device.below(1).await;
         device.check("running the step")?;
-        let sent = |o: &Option<Outgoing>| o.as_ref().map_or(0, |o| o.bytes);
-        let stages = self.stages.values().map(|s| sent(&s.forward_out) + sent(&s.backward_out));
-        let bytes = stages.chain(self.tied.iter().map(Tied::sent)).sum();
+        let bytes = self.stages.values().map(|stage| stage.ends.sent()).sum::<u64>() + self.exchange.sent();
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
     }
 
-    /// U: AdamW on what the rank owns, which then goes to whoever uses it too.
+    /// U: AdamW on what the rank owns, which then goes to whoever has it too; what others own arrives.
     pub(super) async fn adam(&mut self, step: AdamStep) -> Result<()> {
         let device = self.device.clone();
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
         self.submit(recorder, What::UPDATE, 0.0, started).await;
-        self.send_weights().await
+        self.exchange_weights().await
     }
 }

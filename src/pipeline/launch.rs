@@ -7,65 +7,70 @@ use futures_channel::mpsc;
 
 use super::decode::Decoder;
 use super::link::{Incoming, Outgoing, connect, connect_local};
+use super::exchange::{Exchange, connect_shard};
 use super::log::Log;
 use super::plan::Plan;
-use super::rank::{Command, Rank, Replies, Stage};
-use super::tied::tie;
+use super::rank::{Command, Ends, Rank, Replies, Stage};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
 use crate::ops::parameters::Parameters;
 use crate::ops::program::StageProgram;
-use crate::schedule::Kind;
+use crate::schedule::{Kind, Replica};
 
-/// Two ends for each direction of each boundary.
-type Ends = HashMap<(Kind, usize), (Option<Outgoing>, Option<Incoming>)>;
+/// The links of the hops, and in which direction they go.
+struct Hop {
+    number: usize,
+    kind: Kind,
+    /// The stage and rank that send, and those that receive.
+    from: Replica,
+    to: Replica,
+    out: Outgoing,
+    inward: Incoming,
+}
 
-fn links(plan: &Plan, devices: &[Device]) -> Result<Ends> {
-    let mut ends: Ends = HashMap::new();
-    for boundary in 0..plan.stages.len() - 1 {
-        let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(boundary));
-        let (before, after) = (&devices[plan.rank_of(boundary)], &devices[plan.rank_of(boundary + 1)]);
+fn links(plan: &Plan, devices: &[Device]) -> Result<Vec<Hop>> {
+    let mut links = Vec::new();
+    for (number, &(before, after)) in plan.placement.hops().iter().enumerate() {
+        let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(number));
+        let [before, after] = [before, after].map(|replica| plan.placement.replicas()[replica]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
-        for (kind, from, to) in directions.into_iter().take(plan.directions(boundary) as usize) {
-            let (out, inward) = match plan.crosses(boundary) {
-                true => connect(from, to, bytes, slots)?,
-                false => connect_local(from, bytes, slots)?,
+        for (kind, from, to) in directions.into_iter().take(plan.directions(before.stage) as usize) {
+            let (out, inward) = match plan.placement.is_link(number) {
+                true => connect(&devices[from.rank], &devices[to.rank], bytes, slots)?,
+                false => connect_local(&devices[from.rank], bytes, slots)?,
             };
-            ends.insert((kind, boundary), (Some(out), Some(inward)));
+            links.push(Hop { number, kind, from, to, out, inward });
         }
     }
-    Ok(ends)
+    Ok(links)
 }
 
 /// Allocates and compiles what the plan says, one device after another.
 pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
     let training = plan.setup.purpose.trains();
-    let mut ends = links(&plan, devices)?;
+    let links = links(&plan, devices)?;
     let scores = plan.setup.purpose.scores();
-    let ties = plan.exchanged();
-    let (loss_bytes, last) = (plan.loss_bytes(), plan.rank_of(plan.stages.len() - 1));
+    let (loss_bytes, last) = (plan.loss_bytes(), plan.stages.len() - 1);
+    let placement = Arc::new(plan.placement);
     let mut ranks = Vec::new();
     for part in plan.ranks {
         let (index, device) = (part.rank, &devices[part.rank]);
         let owned = part.layout.owned_chunks() as u64;
+        let has = |name: &str| part.layout.parameters().iter().any(|p| p.tied_to.as_deref() == Some(name));
+        let completed = |stage: &usize| {
+            let layers = plan.stages[*stage].clone();
+            layers.flat_map(|layer| plan.model.layer_parameters(layer)).any(|p| has(&p.name))
+        };
+        let folds = part.stages.iter().map(|stage| stage.stage).filter(completed).collect();
         let parameters = Parameters::new(device, part.layout, training)?;
         let mut stages = HashMap::new();
         for stage in part.stages {
             let at = stage.stage;
             let (stash, gradient) = (stage.stash, stage.gradient);
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
-            let mut out = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.0.take());
-            let (forward_out, backward_out) =
-                (out(Kind::F, at), at.checked_sub(1).and_then(|b| out(Kind::B, b)));
-            let mut inward = |kind, boundary| ends.get_mut(&(kind, boundary)).and_then(|e| e.1.take());
-            let (forward_in, backward_in) =
-                (at.checked_sub(1).and_then(|b| inward(Kind::F, b)), inward(Kind::B, at));
-            stages.insert(
-                at,
-                Stage { program, stash, gradient, forward_in, forward_out, backward_in, backward_out },
-            );
+            stages.insert(at, Stage { program, stash, gradient, ends: Ends::default() });
         }
-        let losses = (scores && index == last)
+        let losses = (scores && placement.holds(index, last))
             .then(|| {
                 let buffer = device.buffer("losses", loss_bytes)?;
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
@@ -81,7 +86,9 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             parameters,
             stages,
             actions,
-            tied: Vec::new(),
+            placement: placement.clone(),
+            exchange: Exchange::new(folds),
+            folded: false,
             batch: plan.setup.batch,
             sequence: plan.setup.sequence,
             vocabulary: plan.setup.model.vocabulary,
@@ -93,8 +100,17 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             steps: 0,
         });
     }
-    for parameter in ties {
-        tie(&mut ranks, parameter)?;
+    for Hop { number, kind, from, to, out, inward } in links {
+        let forward = kind == Kind::F;
+        if let Some(Stage { ends, .. }) = ranks[from.rank].stages.get_mut(&from.stage) {
+            if forward { &mut ends.forward_out } else { &mut ends.backward_out }.insert(number, out);
+        }
+        if let Some(Stage { ends, .. }) = ranks[to.rank].stages.get_mut(&to.stage) {
+            if forward { &mut ends.forward_in } else { &mut ends.backward_in }.insert(number, inward);
+        }
+    }
+    for shard in &plan.shards {
+        connect_shard(&mut ranks, shard)?;
     }
     Ok(ranks)
 }

@@ -1,13 +1,15 @@
-//! The way between two stages: the only place that moves data between devices.
+//! The way between devices: the only place that moves data between them while a step runs.
 //!
-//! Staged: the sender copies into a read-back buffer of its own device and maps it; the receiver copies from that
-//! mapping straight into a mapped upload buffer of its device, one host copy in all, and gives the read-back buffer
-//! back. Both rings are kept for the whole run. As many buffers as microbatches can be in flight, and one more, so a
-//! send never has to wait for the receiver and the schedule's proof holds.
+//! Staged: a sender copies into a read-back buffer of its own device and maps it; a receiver copies from that mapping
+//! straight into a mapped upload buffer of its device, one host copy in all, and gives the read-back buffer back. Where a
+//! link has several senders, the host adds what they sent as it copies; where it has several receivers, each copies from
+//! the one mapping, and the last gives it back. Rings are kept for the whole run. Between stages they have as many buffers as
+//! microbatches can be in flight, and one more, so a send never has to wait for the receiver and the schedule's proof holds.
 //!
 //! Two stages on one device hand over through a ring of the device's own memory; the host sees nothing of it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
@@ -18,13 +20,31 @@ use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 /// A filled buffer on its way.
 struct Message {
     tag: usize,
+    filled: Arc<Filled>,
+}
+
+/// A sender's buffer, which goes back to its ring when the last receiver is done with it.
+struct Filled {
     buffer: Buffer,
+    mapped: bool,
+    back: mpsc::UnboundedSender<Buffer>,
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if self.mapped {
+            self.buffer.unmap();
+        }
+        // A sender that is gone needs its buffer no more.
+        let _ = self.back.unbounded_send(self.buffer.clone());
+    }
 }
 
 /// The sending end.
 pub struct Outgoing {
     free: mpsc::UnboundedReceiver<Buffer>,
-    filled: mpsc::UnboundedSender<Message>,
+    back: mpsc::UnboundedSender<Buffer>,
+    filled: Vec<mpsc::UnboundedSender<Message>>,
     local: bool,
     /// Bytes sent to another device so far.
     pub bytes: u64,
@@ -32,11 +52,16 @@ pub struct Outgoing {
 
 /// The receiving end.
 pub struct Incoming {
-    filled: mpsc::UnboundedReceiver<Message>,
-    back: mpsc::UnboundedSender<Buffer>,
-    early: HashMap<usize, Message>,
+    /// The senders: what arrives is the sum over groups of the sum over each group.
+    groups: Vec<Vec<Source>>,
     /// The upload ring; none where both ends are on one device.
     upload: Option<Upload>,
+}
+
+/// Where one sender's tensors arrive.
+struct Source {
+    filled: mpsc::UnboundedReceiver<Message>,
+    early: HashMap<usize, Arc<Filled>>,
 }
 
 struct Upload {
@@ -52,8 +77,8 @@ pub struct Recorded(After);
 enum After {
     /// Both ends are on one device: nothing.
     Nothing,
-    /// The read-back buffer is mapped and goes to the receiver.
-    Travel { tag: usize, buffer: Buffer, filled: mpsc::UnboundedSender<Message> },
+    /// The read-back buffer is mapped and goes to the receivers.
+    Travel { tag: usize, filled: Filled, to: Vec<mpsc::UnboundedSender<Message>> },
     /// The upload buffer is mapped and goes back to its ring.
     Return { buffer: Buffer, writable: mpsc::UnboundedSender<Buffer> },
 }
@@ -76,33 +101,67 @@ pub fn memory(bytes: u64, slots: usize) -> u64 {
 
 /// Connects two devices for tensors of up to `bytes` bytes, `slots` at a time.
 pub fn connect(from: &Device, to: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    let (writable, free) = mpsc::unbounded();
-    for _ in 0..slots {
-        // The receiver is held here, so sending cannot fail.
-        let _ = writable.unbounded_send(to.staging("link upload", bytes, Mapping::Write)?);
+    let (mut out, mut inward) = connect_all(&[vec![from]], &[to], bytes, slots)?;
+    Ok((out.remove(0), inward.remove(0)))
+}
+
+/// Connects groups of senders with receivers, each of which gets the sum over groups of the sum over each group's members:
+/// the ends of the senders, group by group, and those of the receivers.
+pub fn connect_all(
+    from: &[Vec<&Device>],
+    to: &[&Device],
+    bytes: u64,
+    slots: usize,
+) -> Result<(Vec<Outgoing>, Vec<Incoming>)> {
+    let mut incoming = Vec::new();
+    for device in to {
+        let (writable, free) = mpsc::unbounded();
+        for _ in 0..slots {
+            // The receiver is held here, so sending cannot fail.
+            let _ = writable.unbounded_send(device.staging("link upload", bytes, Mapping::Write)?);
+        }
+        incoming.push(Incoming { groups: Vec::new(), upload: Some(Upload { free, writable }) });
     }
-    let ring = || from.staging("link read-back", bytes, Mapping::Read);
-    join(Some(Upload { free, writable }), slots, ring)
+    let mut outgoing = Vec::new();
+    for group in from {
+        incoming.iter_mut().for_each(|end| end.groups.push(Vec::new()));
+        for device in group {
+            outgoing.push(join(&mut incoming, slots, || device.staging("link read-back", bytes, Mapping::Read))?);
+        }
+    }
+    Ok((outgoing, incoming))
 }
 
 /// Connects two stages on one device.
 pub fn connect_local(device: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    join(None, slots, || device.buffer("hand-over", bytes))
+    let mut incoming = [Incoming { groups: vec![Vec::new()], upload: None }];
+    let outgoing = join(&mut incoming, slots, || device.buffer("hand-over", bytes))?;
+    let [incoming] = incoming;
+    Ok((outgoing, incoming))
 }
 
-fn join(
-    upload: Option<Upload>,
-    slots: usize,
-    buffer: impl Fn() -> Result<Buffer>,
-) -> Result<(Outgoing, Incoming)> {
+/// A sender to these receivers, in the last of their groups.
+fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) -> Result<Outgoing> {
     let (back, free) = mpsc::unbounded();
-    let (filled, arriving) = mpsc::unbounded();
     for _ in 0..slots {
         let _ = back.unbounded_send(buffer()?);
     }
-    let local = upload.is_none();
-    let incoming = Incoming { filled: arriving, back, early: HashMap::new(), upload };
-    Ok((Outgoing { free, filled, local, bytes: 0 }, incoming))
+    let local = to.iter().any(|end| end.upload.is_none());
+    let mut filled = Vec::new();
+    for end in to {
+        let (sender, arriving) = mpsc::unbounded();
+        filled.push(sender);
+        let source = Source { filled: arriving, early: HashMap::new() };
+        end.groups.last_mut().map(|group| group.push(source));
+    }
+    Ok(Outgoing { free, back, filled, local, bytes: 0 })
+}
+
+/// A part of a tensor on a device, and the bytes before it in what travels.
+pub type Piece = (Range, u64);
+
+fn length(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|(range, at)| at + range.bytes).max().unwrap_or(0)
 }
 
 /// What a rank says whose neighbour has gone. The neighbour has said before why.
@@ -115,18 +174,42 @@ impl Outgoing {
     pub async fn record(
         &mut self,
         recorder: &mut Recorder<'_>,
-        from: &Range,
+        from: &[Piece],
         tag: usize,
     ) -> Result<Recorded> {
         let buffer = self.free.next().await.ok_or_else(closed)?;
-        recorder.copy(&from.buffer, from.offset, &buffer, 0, from.bytes);
+        for (range, at) in from {
+            recorder.copy(&range.buffer, range.offset, &buffer, *at, range.bytes);
+        }
+        let filled = Filled { buffer, mapped: false, back: self.back.clone() };
         if !self.local {
-            self.bytes += from.bytes;
-            return Ok(Recorded(After::Travel { tag, buffer, filled: self.filled.clone() }));
+            self.bytes += length(from);
+            return Ok(Recorded(After::Travel { tag, filled, to: self.filled.clone() }));
         }
         // The receiver's copy is recorded after this one in the same queue.
-        let _ = self.filled.unbounded_send(Message { tag, buffer });
+        deliver(tag, filled, &self.filled);
         Ok(Recorded(After::Nothing))
+    }
+}
+
+/// Gives a filled buffer to the receivers. One that is gone has failed and said so.
+fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
+    let filled = Arc::new(filled);
+    for receiver in to {
+        let _ = receiver.unbounded_send(Message { tag, filled: filled.clone() });
+    }
+}
+
+impl Source {
+    /// Waits for tensor number `tag`.
+    async fn wait(&mut self, tag: usize) -> Result<Arc<Filled>> {
+        loop {
+            if let Some(filled) = self.early.remove(&tag) {
+                return Ok(filled);
+            }
+            let message = self.filled.next().await.ok_or_else(closed)?;
+            self.early.insert(message.tag, message.filled);
+        }
     }
 }
 
@@ -135,32 +218,43 @@ impl Incoming {
     pub async fn record(
         &mut self,
         recorder: &mut Recorder<'_>,
-        to: &Range,
+        to: &[Piece],
         tag: usize,
     ) -> Result<(Recorded, Option<HostCopy>)> {
-        let message = loop {
-            if let Some(message) = self.early.remove(&tag) {
-                break message;
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for group in &mut self.groups {
+            let mut arrived = Vec::with_capacity(group.len());
+            for source in group {
+                arrived.push(source.wait(tag).await?);
             }
-            let message = self.filled.next().await.ok_or_else(closed)?;
-            self.early.insert(message.tag, message);
+            groups.push(arrived);
+        }
+        let mut copy = |buffer: &Buffer| {
+            for (to, at) in to {
+                recorder.copy(buffer, *at, &to.buffer, to.offset, to.bytes);
+            }
         };
         let Some(ring) = &mut self.upload else {
-            recorder.copy(&message.buffer, 0, &to.buffer, to.offset, to.bytes);
-            let _ = self.back.unbounded_send(message.buffer);
+            groups.iter().flatten().for_each(|filled| copy(&filled.buffer));
             return Ok((Recorded(After::Nothing), None));
         };
         let upload = ring.free.next().await.ok_or_else(closed)?;
+        let bytes = length(to);
         let start = now();
-        message.buffer.copy_mapped(&upload, to.bytes)?;
-        let copy = HostCopy { start, end: now(), bytes: to.bytes };
-        message.buffer.unmap();
+        match &groups[..] {
+            [group] if group.len() == 1 => group[0].buffer.copy_mapped(&upload, bytes)?,
+            groups => {
+                let mut buffers: Vec<Vec<&Buffer>> = Vec::with_capacity(groups.len());
+                buffers.extend(groups.iter().map(|group| group.iter().map(|filled| &filled.buffer).collect()));
+                upload.sum_mapped(&buffers, bytes)?;
+            }
+        }
+        let done = HostCopy { start, end: now(), bytes };
+        drop(groups);
         upload.unmap();
-        // A sender that is gone needs its buffer no more.
-        let _ = self.back.unbounded_send(message.buffer);
-        recorder.copy(&upload, 0, &to.buffer, to.offset, to.bytes);
+        copy(&upload);
         let recorded = Recorded(After::Return { buffer: upload, writable: ring.writable.clone() });
-        Ok((recorded, Some(copy)))
+        Ok((recorded, Some(done)))
     }
 }
 
@@ -169,11 +263,11 @@ impl Recorded {
     pub fn submitted(self) {
         match self.0 {
             After::Nothing => {}
-            After::Travel { tag, buffer, filled } => {
-                let message = buffer.clone();
+            After::Travel { tag, mut filled, to } => {
+                let buffer = filled.buffer.clone();
                 buffer.map(Mapping::Read, move || {
-                    // A receiver that is gone has failed and said so.
-                    let _ = filled.unbounded_send(Message { tag, buffer: message });
+                    filled.mapped = true;
+                    deliver(tag, filled, &to);
                 });
             }
             After::Return { buffer, writable } => {

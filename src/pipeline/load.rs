@@ -1,6 +1,7 @@
 //! Weights from a model's or an adapter's folder to the devices that use them, a piece at a time: the whole model is never in host memory.
 
 use super::Executor;
+use super::executor::Held;
 use super::rank::{Command, Rank, Replies, Reply};
 use crate::error::Result;
 use crate::folder::{Dtype, Tensors};
@@ -87,7 +88,7 @@ impl Executor {
         let mut given = vec![0; self.devices.len()];
         let mut order = Vec::new();
         for parameter in parameters {
-            let rank = self.places(&parameter.name, Part::Weight, parameter.len())?[0].0;
+            let rank = self.places(&parameter.name, Part::Weight, parameter.len())?.first().map_or(0, |held| held.rank);
             order.push((given[rank], parameter));
             given[rank] += parameter.len();
         }
@@ -113,10 +114,11 @@ impl Rank {
         from: Range,
         replies: &Replies,
     ) -> Result<()> {
-        let to = self.parameters.part(name, part)?.held_as(dtype)?;
+        let (to, held) = self.parameters.part(name, part)?.held_as(dtype)?;
         from.buffer.unmap();
         let mut recorder = self.device.record();
-        recorder.copy(&from.buffer, from.offset, &to.buffer, to.offset + dtype.bytes(first), from.bytes);
+        let offset = to.offset + dtype.bytes(first - held.start);
+        recorder.copy(&from.buffer, from.offset, &to.buffer, offset, from.bytes);
         recorder.submit(|| ());
         let (rank, replies) = (self.index, replies.clone());
         from.buffer.clone().map(Mapping::Write, move || {
@@ -160,11 +162,11 @@ impl<'a> Loader<'a> {
 
     async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
-        for (rank, name) in self.executor.places(name, part, len)? {
-            for &dtype in self.executor.stored(&name, part) {
-                for first in (0..len).step_by(self.piece) {
+        for Held { rank, name, types } in self.executor.places(name, part, len)? {
+            for (dtype, held) in types {
+                for first in (held.start..held.end.min(len)).step_by(self.piece) {
                     let buffer = self.take(rank).await?;
-                    let piece = first..len.min(first + self.piece);
+                    let piece = first..held.end.min(len).min(first + self.piece);
                     if is_stored(tensors, tensor, dtype, piece.len()) {
                         copy(tensors, tensor, piece.clone(), &buffer)?;
                     } else {

@@ -7,6 +7,7 @@
 mod advice;
 mod batch;
 mod decode;
+mod exchange;
 mod executor;
 mod finish;
 mod fit;
@@ -14,10 +15,10 @@ mod launch;
 pub mod link;
 mod load;
 mod log;
-pub mod partition;
+pub mod owners;
+mod partition;
 mod plan;
 mod rank;
-mod tied;
 mod watch;
 pub mod workload;
 

@@ -3,15 +3,16 @@
 use std::ops::Range;
 
 use super::decode::DecodePlan;
-use super::{link, load, partition, tied};
+use super::owners::{Holders, Shard, holders, shards};
+use super::{link, load, partition};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
-use crate::model::{Lora, Model, ModelConfig, Purpose, Weights};
+use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::DUMMY_BYTES;
-use crate::schedule::{Schedule, SlotPlan};
+use crate::schedule::{Placement, Schedule, SlotPlan};
 
 /// What a pipeline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,20 +88,6 @@ pub(super) struct StagePlan {
     pub(super) gradient: SlotPlan,
 }
 
-/// A parameter that two devices have.
-pub(super) struct Exchanged {
-    /// Its name where it is used.
-    pub(super) name: String,
-    /// The name of the parameter that it is tied to.
-    pub(super) owner: String,
-    /// The rank that uses it.
-    pub(super) user: usize,
-    /// The rank that owns it.
-    pub(super) home: usize,
-    /// The stage that owns it.
-    pub(super) stage: usize,
-}
-
 /// One device of a plan.
 pub struct RankPlan {
     /// Position in the pipeline.
@@ -127,10 +114,16 @@ pub struct Plan {
     pub model: Model,
     /// The lowered, validated schedule; when training, of the whole step.
     pub schedule: Schedule,
+    /// Which rank does what of it.
+    pub placement: Placement,
     /// Layers of each stage.
     pub stages: Vec<Range<usize>>,
     /// The devices.
     pub ranks: Vec<RankPlan>,
+    /// Who has which parameters.
+    pub(super) holders: Holders,
+    /// What travels at the end of a step.
+    pub(super) shards: Vec<Shard>,
 }
 
 /// A tensor must fit one binding.
@@ -185,18 +178,27 @@ impl Plan {
         }
         let microbatches = schedule.microbatches;
         let passing = load::memory(model.parameters().iter().map(|p| p.len()).max().unwrap_or(0));
-        let mut plan = Plan { setup, model, schedule, stages, ranks: Vec::new() };
+        let placement = schedule.placement()?;
+        let (ranks, holding, shared) = (Vec::new(), Holders::new(), Vec::new());
+        let mut plan = Plan { setup, model, schedule, placement, stages, ranks, holders: holding, shards: shared };
+        plan.holders = holders(&plan);
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
             let mine: Vec<usize> =
-                (0..plan.stages.len()).filter(|&s| plan.schedule.rank_of(s) == Some(rank)).collect();
+                (0..plan.stages.len()).filter(|&s| plan.placement.holds(rank, s)).collect();
             let stages = mine
                 .iter()
-                .map(|&stage| plan.plan_stage(stage, adapter, capabilities))
+                .map(|&stage| plan.plan_stage(stage, rank, adapter, capabilities))
                 .collect::<Result<Vec<_>>>()?;
             let layers: Vec<Range<usize>> = mine.iter().map(|&s| plan.stages[s].clone()).collect();
             let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
-            let layout = Layout::new(list.collect());
-            let flops = layers.iter().flat_map(|l| &flops[l.clone()]).sum::<f64>() * microbatches as f64;
+            let list: Vec<Parameter> = list.collect();
+            let owned = list.iter().map(|parameter| plan.owned(rank, &parameter.name)).collect();
+            let layout = Layout::sharded(list, owned);
+            let done = |stage: usize| {
+                (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == rank).count() as f64
+            };
+            let of_stage = |&stage: &usize| flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
+            let flops = mine.iter().map(of_stage).sum();
             let decoding = match plan.setup.purpose {
                 Use::Decoding { capacity } => Some(DecodePlan::new(&plan, &mine, capacity, capabilities)?),
                 Use::Training | Use::Evaluation | Use::Logits => None,
@@ -204,9 +206,8 @@ impl Plan {
             plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout, decoding });
         }
         if plan.setup.purpose.trains() {
-            let stages = |of: Exchanged| (plan.stage_of(&of.name), of.stage);
-            let ties: Vec<(usize, usize)> = plan.exchanged().into_iter().map(stages).collect();
-            plan.schedule = plan.schedule.completed(&ties)?;
+            plan.schedule = plan.schedule.completed(&plan.ties())?;
+            plan.shards = shards(&plan);
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
@@ -230,6 +231,7 @@ impl Plan {
     fn plan_stage(
         &self,
         stage: usize,
+        rank: usize,
         adapter: &AdapterInfo,
         capabilities: &Capabilities,
     ) -> Result<StagePlan> {
@@ -256,23 +258,12 @@ impl Plan {
             stage,
             stash: match self.setup.purpose {
                 Use::Decoding { .. } => own(self.schedule.microbatches),
-                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage),
+                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage, rank),
             },
-            gradient: self.schedule.gradient_slots(stage),
+            gradient: self.schedule.gradient_slots(stage, rank),
             memory: MemoryPlan::new(&graph, capabilities),
             graph,
         })
-    }
-
-    /// The rank of a stage.
-    pub(super) fn rank_of(&self, stage: usize) -> usize {
-        // A validated schedule has every stage on a rank.
-        self.schedule.rank_of(stage).unwrap_or(0)
-    }
-
-    /// Whether the boundary after a stage lies between two devices.
-    pub(super) fn crosses(&self, boundary: usize) -> bool {
-        self.rank_of(boundary) != self.rank_of(boundary + 1)
     }
 
     /// Directions in which something passes a stage boundary: 2 with gradients.
@@ -286,45 +277,36 @@ impl Plan {
         4 * (self.setup.batch * self.setup.sequence * self.setup.model.width) as u64
     }
 
-    /// Buffers of the links around a stage boundary: as many as microbatches can be in flight, and one more.
-    pub(super) fn link_slots(&self, boundary: usize) -> usize {
+    /// Buffers of the links of a hop: as many as microbatches can be in flight, and one more.
+    pub(super) fn link_slots(&self, hop: usize) -> usize {
+        let from = self.placement.replicas()[self.placement.hops()[hop].0];
         match self.setup.purpose {
-            Use::Training => self.schedule.slots(boundary).count + 1,
+            Use::Training => self.schedule.slots(from.stage, from.rank).count + 1,
             Use::Evaluation | Use::Logits => 2,
             Use::Decoding { .. } => self.schedule.microbatches + 1,
         }
     }
 
-    /// The stage whose layers have a parameter.
-    fn stage_of(&self, name: &str) -> usize {
-        let has = |layer: usize| self.model.layer_parameters(layer).iter().any(|p| p.name == name);
-        self.stages.iter().position(|layers| layers.clone().any(has)).unwrap_or(0)
+    /// The elements of a parameter that a rank owns.
+    fn owned(&self, rank: usize, name: &str) -> Range<usize> {
+        let holder = self.holders.get(name).and_then(|all| all.iter().find(|holder| holder.rank == rank));
+        holder.map_or(0..0, |holder| holder.owned.clone())
     }
 
-    /// Those of [`Plan::tied`] that change, so that gradients and weights travel in every step.
-    pub(super) fn exchanged(&self) -> Vec<Exchanged> {
-        let trained = |name: &str| {
-            let all = self.ranks.iter().flat_map(|r| r.layout.parameters());
-            all.filter(|p| p.name == name).any(|p| !p.frozen)
+    /// The stages that share a parameter that is trained: pairs (which uses it, which owns it).
+    fn ties(&self) -> Vec<(usize, usize)> {
+        let parameters = |stage: usize| {
+            self.stages[stage].clone().flat_map(|layer| self.model.layer_parameters(layer)).collect::<Vec<_>>()
         };
-        let training = self.setup.purpose.trains();
-        self.tied().into_iter().filter(|of| training && trained(&of.name)).collect()
-    }
-
-    /// The parameters whose second use is on another device than their owner.
-    pub(super) fn tied(&self) -> Vec<Exchanged> {
-        let rank_of = |name: &str| {
-            let has = |r: &&RankPlan| r.layout.parameters().iter().any(|p| p.name == name);
-            self.ranks.iter().find(has).map(|r| r.rank)
-        };
-        let all = self.ranks.iter().flat_map(|r| r.layout.parameters().iter().map(move |p| (r.rank, p)));
-        all.filter_map(|(user, p)| {
-            let owner = p.tied_to.clone()?;
-            let home = rank_of(&owner)?;
-            let stage = self.stage_of(&owner);
-            (home != user).then(|| Exchanged { name: p.name.clone(), owner, user, home, stage })
-        })
-        .collect()
+        let stages: Vec<Vec<Parameter>> = (0..self.stages.len()).map(parameters).collect();
+        let mut ties = Vec::new();
+        for (user, list) in stages.iter().enumerate() {
+            for owner in list.iter().filter(|p| !p.frozen).filter_map(|p| p.tied_to.as_ref()) {
+                let owner = stages.iter().position(|list| list.iter().any(|p| p.name == *owner));
+                ties.extend(owner.filter(|&owner| owner != user).map(|owner| (user, owner)));
+            }
+        }
+        ties
     }
 
     /// Bytes of the buffers that hold results until the end of a step on the last stage, read-back included.
@@ -342,24 +324,17 @@ impl Plan {
         bytes += plan.decoding.as_ref().map_or(0, DecodePlan::bytes);
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        if self.rank_of(self.stages.len() - 1) == rank {
+        if self.placement.holds(rank, self.stages.len() - 1) {
             bytes += if self.setup.purpose.scores() { 2 * self.loss_bytes().max(16) } else { 0 };
         }
-        for boundary in 0..self.stages.len() - 1 {
-            let directions = self.directions(boundary);
-            if rank == self.rank_of(boundary) || rank == self.rank_of(boundary + 1) {
-                bytes += directions * link::memory(self.activation_bytes(), self.link_slots(boundary));
+        for (hop, &(from, to)) in self.placement.hops().iter().enumerate() {
+            let [from, to] = [from, to].map(|replica| self.placement.replicas()[replica]);
+            if rank == from.rank || rank == to.rank {
+                let ring = link::memory(self.activation_bytes(), self.link_slots(hop));
+                bytes += self.directions(from.stage) * ring;
             }
         }
-        for Exchanged { name, user, home, .. } in self.exchanged() {
-            let list = self.ranks[user].layout.parameters();
-            let Some(parameter) = list.iter().find(|p| p.name == name) else { continue };
-            let [user_bytes, owner_bytes] = tied::memory(parameter);
-            bytes += if rank == user { user_bytes } else { 0 };
-            if rank == home {
-                bytes += owner_bytes;
-            }
-        }
+        bytes += self.shards.iter().map(|shard| shard.bytes(rank)).sum::<u64>();
         bytes
     }
 }

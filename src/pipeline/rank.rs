@@ -10,16 +10,16 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::batch::Batch;
 use super::decode::{Decoder, Grow, Logits};
+use super::exchange::Exchange;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
-use super::tied::Tied;
 use crate::error::{Error, Result, said};
 use crate::gpu::{Buffer, Device, Recorder, now};
 use crate::graph::{DType, Fed, Phase};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
-use crate::schedule::{Action, Kind, SlotPlan};
+use crate::schedule::{Action, Kind, Placement, SlotPlan};
 use crate::timeline::{Event, What};
 
 /// Submissions a rank hands to its device before the first has finished: a GPU starts the next without waiting for the
@@ -66,10 +66,10 @@ pub(super) type Replies = mpsc::UnboundedSender<(usize, Result<Reply>)>;
 
 /// A rank's share of a step's results.
 pub(super) struct StepPart {
-    /// Unscaled loss of every row, microbatch after microbatch; on the last stage.
+    /// Unscaled loss of every row of its microbatches, one after another; on the last stage.
     pub(super) losses: Vec<f32>,
-    /// Sum of squares of each owned parameter's gradient.
-    pub(super) squares: Vec<(String, f64)>,
+    /// Sum of squares of each chunk of gradients that it owns, by parameter and number of the chunk.
+    pub(super) squares: Vec<(String, usize, f32)>,
     /// What was done when.
     pub(super) events: Vec<Event>,
     /// Bytes sent over links.
@@ -81,10 +81,23 @@ pub(super) struct Stage {
     pub(super) program: StageProgram,
     pub(super) stash: SlotPlan,
     pub(super) gradient: SlotPlan,
-    pub(super) forward_in: Option<Incoming>,
-    pub(super) forward_out: Option<Outgoing>,
-    pub(super) backward_in: Option<Incoming>,
-    pub(super) backward_out: Option<Outgoing>,
+    pub(super) ends: Ends,
+}
+
+/// The links of a stage on a rank, by number of the hop: one on a side, unless that side has several replicas.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub(super) forward_in: HashMap<usize, Incoming>,
+    pub(super) forward_out: HashMap<usize, Outgoing>,
+    pub(super) backward_in: HashMap<usize, Incoming>,
+    pub(super) backward_out: HashMap<usize, Outgoing>,
+}
+
+impl Ends {
+    /// Bytes sent so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.forward_out.values().chain(self.backward_out.values()).map(|link| link.bytes).sum()
+    }
 }
 
 /// One device with everything it holds.
@@ -94,7 +107,10 @@ pub(super) struct Rank {
     pub(super) parameters: Parameters,
     pub(super) stages: HashMap<usize, Stage>,
     pub(super) actions: Vec<Action>,
-    pub(super) tied: Vec<Tied>,
+    pub(super) placement: Arc<Placement>,
+    pub(super) exchange: Exchange,
+    /// Whether the gradients of aliases have been added to their owners' in this step.
+    pub(super) folded: bool,
     pub(super) batch: usize,
     pub(super) sequence: usize,
     pub(super) vocabulary: usize,
@@ -200,6 +216,8 @@ impl Rank {
             match action.kind {
                 Kind::C => self.clear().await?,
                 Kind::R => self.send_gradients(action.stage).await?,
+                // What arrives is added at once before N, while the rank sends.
+                Kind::A => {}
                 Kind::N => self.norm().await?,
                 _ => self.compute(action, batch).await?,
             }
@@ -211,10 +229,9 @@ impl Rank {
     async fn update(&mut self, step: AdamStep) -> Result<()> {
         let actions = self.actions.clone();
         for &action in &actions[self.update_at()..] {
-            match action.kind {
-                Kind::U => self.adam(step).await?,
-                Kind::G => self.receive_weights(action.stage).await?,
-                _ => {}
+            // What is received comes while the rank sends, after U.
+            if action.kind == Kind::U {
+                self.adam(step).await?;
             }
         }
         self.device.check(&format!("device {} updated weights", self.index))
@@ -286,21 +303,31 @@ impl Rank {
         Slots { stash, gradient: stage.map_or(0, |s| pick(&s.gradient)) }
     }
 
+    /// The hops of an action's microbatch before and after its stage; of those that the last has not, no hop has the number.
+    pub(super) fn hops(&self, action: Action) -> [usize; 2] {
+        let hop = |boundary: Option<usize>| {
+            let boundary = boundary.filter(|boundary| boundary + 1 < self.placement.stages());
+            boundary.map_or(usize::MAX, |boundary| self.placement.hop(boundary, action.microbatch))
+        };
+        [hop(action.stage.checked_sub(1)), hop(Some(action.stage))]
+    }
+
     /// Waits for what the action needs from a neighbour and records its copy into place.
     async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>) -> Result<Option<Recorded>> {
-        let slots = self.slots(action);
+        let (slots, [before, after]) = (self.slots(action), self.hops(action));
         let log = self.log.clone();
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
-        let (incoming, value, kind) = match action.kind {
-            Kind::F => (&mut stage.forward_in, stage.program.stage().input, Kind::RecvF),
-            Kind::I | Kind::B => (&mut stage.backward_in, stage.program.stage().d_output, Kind::RecvB),
+        let (ends, value, kind) = (&mut stage.ends, stage.program.stage(), action.kind);
+        let (incoming, value, kind) = match kind {
+            Kind::F => (ends.forward_in.get_mut(&before), value.input, Kind::RecvF),
+            Kind::I | Kind::B => (ends.backward_in.get_mut(&after), value.d_output, Kind::RecvB),
             _ => return Ok(None),
         };
         let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(None) };
         let to = stage.program.range(&self.parameters, value, slots)?;
         let receive = What::Action(Action { kind, ..action });
         log.state(State::Waiting(receive));
-        let (recorded, copy) = incoming.record(recorder, &to, action.microbatch).await?;
+        let (recorded, copy) = incoming.record(recorder, &[(to, 0)], action.microbatch).await?;
         log.copied(receive, copy);
         Ok(Some(recorded))
     }
@@ -312,6 +339,7 @@ impl Rank {
         recorder: &mut Recorder<'_>,
         slots: Slots,
     ) -> Result<Option<Recorded>> {
+        let [before, after] = self.hops(action);
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
         if action.kind == Kind::F
             && let (Some(loss), Some((losses, _))) = (stage.program.stage().loss, &self.losses)
@@ -321,13 +349,13 @@ impl Rank {
             recorder.copy(&from.buffer, from.offset, losses, offset, from.bytes);
         }
         let (outgoing, value) = match action.kind {
-            Kind::F => (&mut stage.forward_out, stage.program.stage().output),
-            Kind::I | Kind::B => (&mut stage.backward_out, stage.program.stage().d_input),
+            Kind::F => (stage.ends.forward_out.get_mut(&after), stage.program.stage().output),
+            Kind::I | Kind::B => (stage.ends.backward_out.get_mut(&before), stage.program.stage().d_input),
             _ => return Ok(None),
         };
         let (Some(outgoing), Some(value)) = (outgoing, value) else { return Ok(None) };
         let from = stage.program.range(&self.parameters, value, slots)?;
-        outgoing.record(recorder, &from, action.microbatch).await.map(Some)
+        outgoing.record(recorder, &[(from, 0)], action.microbatch).await.map(Some)
     }
 
     /// Uploads what a stage is fed of its microbatch.
@@ -393,10 +421,15 @@ impl Rank {
         Ok(losses)
     }
 
-    /// The loss of every row, microbatch after microbatch, that a finished submission has copied; on the last stage.
+    /// The loss of every row of the rank's microbatches, one after another, that a finished submission has copied; on the last
+    /// stage.
     pub(super) async fn read_losses(&self) -> Result<Vec<f32>> {
         let Some((losses, staging)) = &self.losses else { return Ok(Vec::new()) };
-        Ok(bytemuck::pod_collect_to_vec(&self.device.read_staging(staging, losses.bytes()).await?))
+        let all: Vec<f32> =
+            bytemuck::pod_collect_to_vec(&self.device.read_staging(staging, losses.bytes()).await?);
+        let (rows, last) = (self.batch * self.sequence, self.placement.stages() - 1);
+        let own = all.chunks(rows).enumerate().filter(|(m, _)| self.placement.rank(last, *m) == self.index);
+        Ok(own.flat_map(|(_, losses)| losses).copied().collect())
     }
 
     /// Forward only; the last stage answers the logits of the given rows.
@@ -405,7 +438,7 @@ impl Rank {
         self.log.take_events();
         let mut logits = Vec::new();
         for stage in self.stages.values() {
-            if stage.forward_out.is_none()
+            if stage.ends.forward_out.is_empty()
                 && let Some(output) = stage.program.stage().output
             {
                 let range = stage.program.range(&self.parameters, output, Slots { stash: 0, gradient: 0 })?;

@@ -1,6 +1,6 @@
 //! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
 
-use super::{link, tied};
+use super::{link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
@@ -136,7 +136,7 @@ fn tie(model: &Model) -> Option<TiedLayers> {
         return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: weight, owner_apart: 0 });
     }
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
-    let [user_ends, owner_ends] = tied::memory(&parameter);
+    let [user_ends, owner_ends] = owners::memory(&parameter);
     let (together, user_apart, owner_apart) = (bytes, bytes + weight + user_ends, owner_ends);
     Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
 }

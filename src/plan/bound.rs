@@ -121,7 +121,7 @@ mod tests {
     use super::lower_bound;
     use crate::plan::form::Layout;
     use crate::schedule::{
-        Costs, Hop, Hops, NAMES, RankCost, StageCost, Tie, default_chunks, generate_chunked, simulate,
+        Costs, Exchange, Hop, Hops, NAMES, RankCost, StageCost, default_chunks, generate_chunked, simulate,
     };
 
     /// SplitMix64, 0 to 1.
@@ -149,8 +149,10 @@ mod tests {
             .windows(2)
             .map(|_| Hops { forward: hop(on_links), backward: hop(on_links) })
             .collect();
-        let ties = if ranks > 1 {
-            vec![Tie { user: ranks - 1, owner: 0, gradient: hop(at_ends), weight: hop(at_ends) }]
+        let exchanges = if ranks > 1 {
+            let (user, from) = (ranks - 1, layout.stage_ranks[ranks - 1]);
+            let (gradient, weight) = (hop(at_ends), hop(at_ends));
+            vec![Exchange { user, owner: 0, from, to: layout.stage_ranks[0], gradient, weight }]
         } else {
             Vec::new()
         };
@@ -171,7 +173,7 @@ mod tests {
             ..RankCost::default()
         };
         let ranks = (0..ranks).map(rank).collect();
-        Costs { stages, hops, ranks, ties, cores: shared, slowdown: Vec::new() }
+        Costs { stages, hops, ranks, exchanges, cores: shared, slowdown: Vec::new() }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::machine::{DeviceProfile, Machine, Rates, ShapeProfile};
 use super::workload::{Batching, Footprint, LayerMemory, StageForm, StageNeed, Work, Workload};
-use crate::schedule::{Costs, Hop, Hops, RankCost, StageCost, Tie};
+use crate::schedule::{Costs, Exchange, Hop, Hops, RankCost, StageCost};
 
 const MICRO: f64 = 1e-6;
 const GIGA: f64 = 1e9;
@@ -183,7 +183,7 @@ impl<'a> Prices<'a> {
         costs.stages.clear();
         costs.hops.clear();
         costs.ranks.clear();
-        costs.ties.clear();
+        costs.exchanges.clear();
         costs.cores = self.machine.cores.unwrap_or(0.0);
         self.slowdown(devices, &mut costs.slowdown);
         costs.ranks.extend((0..devices.len()).map(|rank| self.rank(plan, rank)));
@@ -211,9 +211,11 @@ impl<'a> Prices<'a> {
         let (user, owner) = (stage_of(tie.user), stage_of(tie.owner));
         let [from, to] = [user, owner].map(|stage| devices[stage_ranks[stage]]);
         if stage_ranks[user] != stage_ranks[owner] && tie.bytes > 0 {
-            costs.ties.push(Tie {
+            costs.exchanges.push(Exchange {
                 user,
                 owner,
+                from: stage_ranks[user],
+                to: stage_ranks[owner],
                 gradient: hop(self.machine, from, to, tie.bytes),
                 weight: hop(self.machine, to, from, tie.bytes),
             });

@@ -365,10 +365,9 @@ fn links(best: &Candidate) -> Vec<LinkShare> {
             add(ranks[1], ranks[0], hops.backward.bytes * best.microbatches as u64);
         }
     }
-    for tie in &best.costs.ties {
-        let [user, owner] = [tie.user, tie.owner].map(|stage| best.stage_ranks[stage]);
-        add(user, owner, tie.gradient.bytes);
-        add(owner, user, tie.weight.bytes);
+    for way in &best.costs.exchanges {
+        add(way.from, way.to, way.gradient.bytes);
+        add(way.to, way.from, way.weight.bytes);
     }
     links.sort_by_key(|link| (link.from, link.to));
     links

@@ -52,7 +52,7 @@ impl Layout {
         for (stage, &rank) in stage_ranks.iter().enumerate() {
             own[rank].push(stage);
         }
-        let stash: Vec<usize> = (0..stages).map(|stage| schedule.slots(stage).count).collect();
+        let stash: Vec<usize> = (0..stages).map(|stage| schedule.slots(stage, stage_ranks[stage]).count).collect();
         // Where forwards are not in order of microbatches, the first of them may end late.
         let ahead = (0..stages).map(|stage| {
             let own = schedule.ranks[stage_ranks[stage]].iter().filter(|action| action.stage == stage);
@@ -60,7 +60,8 @@ impl Layout {
             if forwards.is_sorted() { stash[stage] } else { schedule.microbatches }
         });
         let ahead = ahead.collect();
-        let gradient = (0..stages).map(|stage| schedule.gradient_slots(stage).count).collect();
+        let gradient =
+            (0..stages).map(|stage| schedule.gradient_slots(stage, stage_ranks[stage]).count).collect();
         let mut rings = vec![0; schedule.ranks.len()];
         for (stage, pair) in stage_ranks.windows(2).enumerate() {
             if pair[0] != pair[1] {

@@ -10,8 +10,8 @@ use super::{Action, Kind, Schedule};
 use crate::error::Result;
 
 impl Schedule {
-    /// Proves that the schedule can be run, whatever the durations: every stage is on one rank and does every
-    /// microbatch once (F, then B or I and W); each stage adds up its weight gradients in microbatch order; each
+    /// Proves that the schedule can be run, whatever the durations: every stage does every microbatch once, on one
+    /// rank (F, then B or I and W); each rank adds up a stage's weight gradients in microbatch order; each
     /// transfer has its other end; and no rank waits for ever. A schedule with any transfer must have all that it
     /// needs; one with any action that stands for the whole step must say of every rank how its step begins and ends.
     /// Takes time in proportion to the number of actions.
@@ -48,7 +48,7 @@ pub(super) fn prove_cow(schedule: Cow<'_, Schedule>) -> Result<Proven<'_>> {
     }
     let edges = Edges::new(&index, |place, action| match action.kind {
         kind if kind.is_transfer() => check_transfer(&index, place, action),
-        Kind::R | Kind::G => check_shared(&index, place, action),
+        Kind::R | Kind::A | Kind::G => check_shared(&index, place, action),
         _ => Ok(()),
     })?;
     check_accumulation(&index)?;
@@ -78,7 +78,7 @@ fn check_complete(index: &Index) -> Result<()> {
                 (_, None, None, Some(_)) => "has no I",
                 (_, None, Some(_), None) => "has no W",
             };
-            let rank = index.owner[stage];
+            let rank = index.placement.rank(stage, microbatch);
             let end = (rank, index.schedule.ranks[rank].len());
             let offending = i.or(w).or(b).or(f).unwrap_or(end);
             return Err(index.reject(offending, format!("stage {stage} {fault} for microbatch {microbatch}")));
@@ -89,24 +89,50 @@ fn check_complete(index: &Index) -> Result<()> {
 
 /// Where any rank says how its step begins and ends, all do.
 fn check_whole(index: &Index) -> Result<()> {
-    for (rank, actions) in index.schedule.ranks.iter().enumerate() {
+    let end = |rank: usize| (rank, index.schedule.ranks[rank].len());
+    for rank in 0..index.schedule.ranks.len() {
         for kind in [Kind::C, Kind::N, Kind::U] {
             if index.find_on(rank, Action::of_rank(kind)).is_none() {
                 let message = format!(
-                    "rank {rank} has no {kind}: where C, R, N, U or G are written, every rank needs C, N and U"
+                    "rank {rank} has no {kind}: where C, R, A, N, U or G are written, every rank needs C, N and U"
                 );
-                return Err(index.reject((rank, actions.len()), message));
+                return Err(index.reject(end(rank), message));
             }
+        }
+    }
+    let shared = index.shared();
+    for stage in 0..index.schedule.stages {
+        let mut holders = index.placement.holders(stage);
+        let alone = holders.len() == 1;
+        if let Some(rank) = holders.find(|&rank| !alone && !shared.senders.contains(&(rank, stage))) {
+            let message = format!(
+                "rank {rank} has no {stage}R: every rank that shares stage {stage} with others needs {stage}R, {stage}A and {stage}G"
+            );
+            return Err(index.reject(end(rank), message));
+        }
+    }
+    for &(rank, stage) in &shared.owners {
+        let adds = Action::of_stage(stage, Kind::A);
+        if index.find_on(rank, adds).is_none() {
+            let message = format!("rank {rank} has no {adds}, and others send it gradients of stage {stage}");
+            return Err(index.reject(end(rank), message));
         }
     }
     Ok(())
 }
 
-/// What a rank sends the gradients of is elsewhere, and comes back updated.
+/// What a rank sends the gradients of others have too, and it comes back updated.
 fn check_shared(index: &Index, place: Place, action: Action) -> Result<()> {
-    let (rank, owner) = (place.0, index.owner[action.stage]);
-    if rank == owner {
-        let message = format!("{action} moves nothing: stage {} is on rank {rank} itself", action.stage);
+    let (rank, stage) = (place.0, action.stage);
+    if action.kind == Kind::A {
+        if !index.shared().owners.contains(&(rank, stage)) {
+            let message = format!("{action} adds nothing: nobody sends rank {rank} gradients of stage {stage}");
+            return Err(index.reject(place, message));
+        }
+        return Ok(());
+    }
+    if !index.placement.holders(stage).any(|holder| holder != rank) {
+        let message = format!("{action} moves nothing: stage {stage} is on rank {rank} alone");
         return Err(index.reject(place, message));
     }
     let other = Action { kind: if action.kind == Kind::R { Kind::G } else { Kind::R }, ..action };
@@ -131,7 +157,7 @@ fn check_transfer(index: &Index, place: Place, action: Action) -> Result<()> {
             format!("{action} has no other end: stage {stage} is the {which}, no stage comes {side} it");
         return Err(index.reject(place, message));
     };
-    if !index.crosses(stage.min(peer)) {
+    if !index.placement.crosses(stage.min(peer), microbatch) {
         let message =
             format!("{action} transfers nothing: stages {stage} and {peer} are both on rank {}", place.0);
         return Err(index.reject(place, message));
@@ -142,8 +168,8 @@ fn check_transfer(index: &Index, place: Place, action: Action) -> Result<()> {
         _ => return Ok(()),
     };
     if index.find(receive).is_none() {
-        let message =
-            format!("{action} is never received: {receive} is missing on rank {}", index.owner[peer]);
+        let rank = index.placement.rank(peer, microbatch);
+        let message = format!("{action} is never received: {receive} is missing on rank {rank}");
         return Err(index.reject(place, message));
     }
     Ok(())
@@ -151,13 +177,14 @@ fn check_transfer(index: &Index, place: Place, action: Action) -> Result<()> {
 
 /// Floating-point sums depend on their order, so all schedules must use the same one.
 fn check_accumulation(index: &Index) -> Result<()> {
-    let mut last: Vec<Option<Action>> = vec![None; index.schedule.stages];
+    let mut last: Vec<Option<Action>> = vec![None; index.placement.replicas().len()];
     for (rank, actions) in index.schedule.ranks.iter().enumerate() {
         for (at, &action) in actions.iter().enumerate() {
             if !matches!(action.kind, Kind::B | Kind::W) {
                 continue;
             }
-            let before = last[action.stage].replace(action);
+            let replica = index.placement.replica(action.stage, action.microbatch);
+            let before = last[replica].replace(action);
             if let Some(before) = before.filter(|before| before.microbatch > action.microbatch) {
                 let message = format!(
                     "{action} comes after {before}: weight gradients must be added in microbatch order, \

@@ -6,21 +6,23 @@
 use serde::{Deserialize, Serialize};
 
 use super::random::Random;
-use super::{Kind, Schedule};
+use super::{Kind, Placement, Schedule};
 use crate::error::{Error, Result};
 
-/// Costs of one step. `stages`, `hops` and `ranks` must be as many as the schedule's stages, stages − 1 and ranks.
+/// Costs of one step. `stages`, `hops` and `ranks` must be as many as the schedule's replicas, hops
+/// ([`Placement`](super::Placement)) and ranks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Costs {
-    /// One per stage.
+    /// One per stage; of a stage on several ranks one for each, rank by rank.
     pub stages: Vec<StageCost>,
-    /// `hops[s]` lies between stages `s` and `s + 1`.
+    /// `hops[s]` lies between stages `s` and `s + 1`; where these are on several ranks, there is one for each pair between
+    /// which microbatches pass.
     pub hops: Vec<Hops>,
     /// One per rank.
     pub ranks: Vec<RankCost>,
-    /// Parameters that two stages share; those of stages on one rank cost nothing here.
+    /// Gradients and weights that go from rank to rank at the end of a step; what stages on one rank share costs nothing here.
     #[serde(default)]
-    pub ties: Vec<Tie>,
+    pub exchanges: Vec<Exchange>,
     /// Host cores that all devices share; 0 if that limits nothing.
     #[serde(default)]
     pub cores: f64,
@@ -76,9 +78,9 @@ pub struct Hop {
 pub struct RankCost {
     /// Seconds of C: clearing gradients.
     pub begin: f64,
-    /// Seconds of N: folding gradients, sums of squares, read-back. What others have sent is received beside.
+    /// Seconds of N: folding gradients, sums of squares, read-back.
     pub end: f64,
-    /// Seconds of U: the optimizer step, after the gradient norm of all ranks is known. What is sent goes beside.
+    /// Seconds of U: the optimizer step, after the gradient norm of all ranks is known. What is sent comes on top.
     pub update: f64,
     /// Host cores that the device keeps busy while it works: the number of its threads for a software adapter, near 0
     /// for a GPU.
@@ -105,17 +107,21 @@ pub struct Jitter {
     pub seconds: f64,
 }
 
-/// A parameter that one stage uses and another owns. Where they are on different ranks its gradient travels at the end of
-/// a step, its new weight after the update.
+/// What goes between a rank that computes gradients of a stage's weights and one that owns some of these: the gradients, at
+/// the end of a step, and back the new weights, after the update.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Tie {
-    /// The stage that uses it.
+pub struct Exchange {
+    /// The stage that uses the weights.
     pub user: usize,
-    /// The stage that owns it.
+    /// The stage that they belong to: another, or the same where several ranks have it.
     pub owner: usize,
-    /// Of the gradient, from user to owner.
+    /// The rank that sends gradients.
+    pub from: usize,
+    /// The rank that sends weights.
+    pub to: usize,
+    /// Of the gradients.
     pub gradient: Hop,
-    /// Of the weight, from owner to user.
+    /// Of the weights.
     pub weight: Hop,
 }
 
@@ -141,9 +147,13 @@ impl Jitter {
 }
 
 impl Costs {
-    /// The ties as pairs of stages: (which uses it, which owns it).
+    /// The stages that share parameters: pairs (which uses it, which owns it).
     pub fn tied(&self) -> Vec<(usize, usize)> {
-        self.ties.iter().map(|tie| (tie.user, tie.owner)).collect()
+        let pairs = self.exchanges.iter().map(|exchange| (exchange.user, exchange.owner));
+        let mut pairs: Vec<_> = pairs.filter(|pair| pair.0 != pair.1).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
     }
 }
 
@@ -189,27 +199,25 @@ impl Costs {
     pub fn uniform(schedule: &Schedule, forward: f64, input: f64, weight: f64, latency: f64) -> Costs {
         let stage = StageCost { forward, input, weight, backward: input + weight, ..StageCost::default() };
         let hop = Hop { latency, ..Hop::default() };
-        let mut owner = vec![None; schedule.stages];
-        for (rank, actions) in schedule.ranks.iter().enumerate() {
-            for action in actions.iter().filter(|action| !action.kind.is_whole()) {
-                owner[action.stage] = Some(rank);
-            }
+        let (mut stages, mut hops) = (Vec::new(), Vec::new());
+        if let Ok(placement) = schedule.placement() {
+            stages = vec![stage; placement.replicas().len()];
+            let between = |number| match placement.is_link(number) {
+                true => Hops { forward: hop, backward: hop },
+                false => Hops::default(),
+            };
+            hops = (0..placement.hops().len()).map(between).collect();
         }
-        let hops = owner.windows(2).map(|pair| {
-            let crosses = pair[0] != pair[1];
-            if crosses { Hops { forward: hop, backward: hop } } else { Hops::default() }
-        });
         Costs {
-            stages: vec![stage; schedule.stages],
-            hops: hops.collect(),
+            stages,
+            hops,
             ranks: vec![RankCost::default(); schedule.ranks.len()],
             ..Costs::default()
         }
     }
 
-    /// Refuses costs that do not belong to a schedule of so many stages and ranks, times that are none, and bytes that no
-    /// machine has.
-    pub(super) fn check(&self, stages: usize, ranks: usize) -> Result<()> {
+    /// Refuses costs that do not belong to a schedule of so many ranks, times that are none, and bytes that no machine has.
+    pub(super) fn check(&self, placement: &Placement, ranks: usize) -> Result<()> {
         let count = |what: &str, is: usize, should: usize| {
             if is == should {
                 return Ok(());
@@ -219,8 +227,8 @@ impl Costs {
                 format!("{is} entries where the schedule has {should}"),
             ))
         };
-        count("stages", self.stages.len(), stages)?;
-        count("hops", self.hops.len(), stages.saturating_sub(1))?;
+        count("stages", self.stages.len(), placement.replicas().len())?;
+        count("hops", self.hops.len(), placement.hops().len())?;
         count("ranks", self.ranks.len(), ranks)?;
         for (at, stage) in self.stages.iter().enumerate() {
             let StageCost { forward, input, weight, backward, stash, gradient } = *stage;
@@ -241,15 +249,18 @@ impl Costs {
                 return Err(Error::config(place(), format!("a jitter of {} is more than 1", jitter.part)));
             }
         }
-        for (at, tie) in self.ties.iter().enumerate() {
-            let place = || format!("costs.ties[{at}]");
-            if tie.user >= stages || tie.owner >= stages || tie.user == tie.owner {
-                let message =
-                    format!("user {} and owner {} are not two of {stages} stages", tie.user, tie.owner);
+        for (at, exchange) in self.exchanges.iter().enumerate() {
+            let Exchange { user, owner, from, to, gradient, weight } = exchange;
+            let place = || format!("costs.exchanges[{at}]");
+            let stages = placement.stages();
+            if *user.max(owner) >= stages || *from.max(to) >= ranks || from == to {
+                let message = format!(
+                    "stages {user} and {owner} on ranks {from} and {to} are none of {stages} stages on two of {ranks} ranks"
+                );
                 return Err(Error::config(place(), message));
             }
-            tie.gradient.check(place)?;
-            tie.weight.check(place)?;
+            gradient.check(place)?;
+            weight.check(place)?;
         }
         check_times(&[self.cores], || "costs.cores".into())?;
         if !self.slowdown.is_empty() {

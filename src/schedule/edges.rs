@@ -11,13 +11,13 @@ use crate::error::Result;
 pub(super) enum Moves {
     /// Nothing: one waits for the end of the other and no more.
     Nothing,
-    /// The output of this stage, to the next one.
+    /// The output of a stage, to the next one: over this one of [`Placement::hops`](super::Placement::hops).
     Activation(usize),
-    /// The gradient of this stage's input, to the one before.
+    /// The gradient of a stage's input, to the one before: back over this hop.
     Gradient(usize),
-    /// A rank's gradients of the weights of a stage elsewhere: number of [`Index::uses`].
+    /// A rank's gradients of weights that another owns: number of [`Shared::exchanges`](super::whole::Shared).
     Shared(usize),
-    /// The new weights for that rank.
+    /// The new weights, back.
     Updated(usize),
 }
 
@@ -59,8 +59,7 @@ impl Edges {
         for actions in ranks {
             first.push(first[first.len() - 1] + actions.len());
         }
-        let (uses, last) =
-            (index.uses(), ranks.iter().map(|actions| last_of_weights(actions)).collect::<Vec<_>>());
+        let shared = index.shared();
         let mut edges = Edges { start: Vec::with_capacity(first[ranks.len()] + 1), first, edges: Vec::new() };
         let mut needs = Vec::new();
         for (rank, actions) in ranks.iter().enumerate() {
@@ -69,14 +68,9 @@ impl Edges {
                 edges.start.push(edges.edges.len() as u32);
                 needs.clear();
                 if action.kind.is_whole() {
-                    needs.extend(
-                        last[rank].filter(|_| matches!(action.kind, Kind::R | Kind::N)).map(|action| Need {
-                            rank,
-                            action,
-                            moves: Moves::Nothing,
-                        }),
-                    );
-                    whole::needs(&index.owner, &uses, rank, action, &mut needs);
+                    let last = last_of_weights(index, rank, action);
+                    needs.extend(last.map(|action| Need { rank, action, moves: Moves::Nothing }));
+                    whole::needs(&shared, ranks.len(), rank, action, &mut needs);
                 } else {
                     of_microbatch(index, rank, action, &mut needs);
                 }
@@ -123,9 +117,18 @@ impl Edges {
     }
 }
 
-/// The last action of a rank that adds to the gradients of weights.
-fn last_of_weights(actions: &[Action]) -> Option<Action> {
-    actions.iter().rev().find(|action| matches!(action.kind, Kind::B | Kind::W)).copied()
+/// The last action of a rank that adds to the gradients that an action of the whole step reads: of R those of its stage, if
+/// the rank has it, else as of A and N all.
+fn last_of_weights(index: &Index, rank: usize, action: Action) -> Option<Action> {
+    let of_stage = match action.kind {
+        Kind::R => index.placement.holds(rank, action.stage),
+        Kind::A | Kind::N => false,
+        _ => return None,
+    };
+    let adds = |other: &&Action| {
+        matches!(other.kind, Kind::B | Kind::W) && (!of_stage || other.stage == action.stage)
+    };
+    index.schedule.ranks[rank].iter().rev().find(adds).copied()
 }
 
 /// What an action of a microbatch waits for: its own stage's, and what a neighbouring stage makes for it. The neighbours of
@@ -133,9 +136,12 @@ fn last_of_weights(actions: &[Action]) -> Option<Action> {
 fn of_microbatch(index: &Index, rank: usize, action: Action, needs: &mut Vec<Need>) {
     let Action { stage, kind, microbatch } = action;
     let own = |kind| Need { rank, action: Action::new(stage, kind, microbatch), moves: Moves::Nothing };
-    let of = |action: Action, moves| Need { rank: index.owner[action.stage], action, moves };
+    let placement = &index.placement;
+    let of = |action: Action, moves| Need { rank: placement.rank(action.stage, microbatch), action, moves };
+    let hop = |boundary| placement.hop(boundary, microbatch);
     // What the neighbour makes: as it is on the same rank, else over a link, which has actions of its own if lowered.
-    let made = |boundary: usize, receive, action, moves| match (index.crosses(boundary), index.lowered) {
+    let crosses = |boundary| placement.crosses(boundary, microbatch);
+    let made = |boundary: usize, receive, action, moves| match (crosses(boundary), index.lowered) {
         (false, _) => of(action, Moves::Nothing),
         (true, false) => of(action, moves),
         (true, true) => own(receive),
@@ -143,25 +149,25 @@ fn of_microbatch(index: &Index, rank: usize, action: Action, needs: &mut Vec<Nee
     match kind {
         Kind::F if stage > 0 => {
             let input = Action::new(stage - 1, Kind::F, microbatch);
-            needs.push(made(stage - 1, Kind::RecvF, input, Moves::Activation(stage - 1)));
+            needs.push(made(stage - 1, Kind::RecvF, input, Moves::Activation(hop(stage - 1))));
         }
         Kind::B | Kind::I => {
             needs.push(own(Kind::F));
             if stage + 1 < index.schedule.stages {
                 let gradient = index.backward(stage + 1, microbatch);
-                needs.push(made(stage, Kind::RecvB, gradient, Moves::Gradient(stage + 1)));
+                needs.push(made(stage, Kind::RecvB, gradient, Moves::Gradient(hop(stage))));
             }
         }
         Kind::W => needs.push(own(Kind::I)),
         Kind::SendF => needs.push(own(Kind::F)),
         Kind::RecvF => {
             let sent = Action::new(stage - 1, Kind::SendF, microbatch);
-            needs.push(of(sent, Moves::Activation(stage - 1)));
+            needs.push(of(sent, Moves::Activation(hop(stage - 1))));
         }
         Kind::SendB => needs.push(of(index.backward(stage, microbatch), Moves::Nothing)),
         Kind::RecvB => {
             let sent = Action::new(stage + 1, Kind::SendB, microbatch);
-            needs.push(of(sent, Moves::Gradient(stage + 1)));
+            needs.push(of(sent, Moves::Gradient(hop(stage))));
         }
         _ => {}
     }

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use super::generate::check_size;
+use super::placement::{NOWHERE, Placement};
+use super::whole::Shared;
 use super::{Action, Kind, Schedule, Scope, draw};
 use crate::error::{Error, Result};
 
@@ -12,14 +14,14 @@ pub(super) type Place = (usize, usize);
 /// Kinds of actions that a stage does for each microbatch: the first of [`Kind`].
 const FOR_EACH_MICROBATCH: usize = 8;
 
-/// A schedule of which every stage is on one rank and no action stands twice, with a table to find each in O(1).
+/// A schedule of which every microbatch of a stage is on one rank and no action stands twice, with a table to find each in
+/// O(1).
 pub(super) struct Index<'a> {
     pub schedule: Cow<'a, Schedule>,
-    /// The rank of each stage.
-    pub owner: Vec<usize>,
+    pub placement: Placement,
     pub lowered: bool,
     pub complete: bool,
-    /// For each stage, microbatch and kind, 1 + the place in the owner's list, or 0 where there is none.
+    /// For each stage, microbatch and kind, 1 + the place in its rank's list, or 0 where there is none.
     places: Vec<u32>,
     /// For each rank, the places of what it does once a step, in order.
     whole: Vec<Vec<usize>>,
@@ -29,7 +31,7 @@ impl<'a> Index<'a> {
     pub fn new(schedule: Cow<'a, Schedule>) -> Result<Self> {
         let Schedule { stages, microbatches, .. } = *schedule;
         check_size(stages, microbatches)?;
-        let mut owner = vec![None; stages];
+        let mut rank_of = vec![NOWHERE; stages * microbatches];
         let mut places = vec![0; stages * microbatches * FOR_EACH_MICROBATCH];
         let mut whole: Vec<Vec<usize>> = vec![Vec::new(); schedule.ranks.len()];
         for (rank, actions) in schedule.ranks.iter().enumerate() {
@@ -52,11 +54,14 @@ impl<'a> Index<'a> {
                     whole[rank].push(at);
                     continue;
                 }
-                let owner = *owner[action.stage].get_or_insert(rank);
-                if owner != rank {
+                let of = &mut rank_of[action.stage * microbatches + action.microbatch];
+                if *of == NOWHERE {
+                    *of = rank as u32;
+                }
+                if *of != rank as u32 {
                     return wrong(format!(
-                        "{action} is on rank {rank}, but stage {} is already on rank {owner}",
-                        action.stage
+                        "{action} is on rank {rank}, but microbatch {} of stage {} is already on rank {of}",
+                        action.microbatch, action.stage
                     ));
                 }
                 let place = &mut places[cell(&schedule, action)];
@@ -71,21 +76,18 @@ impl<'a> Index<'a> {
         }
         // The end of the last list is as good a place as any for what stands nowhere.
         let end = (schedule.ranks.len().saturating_sub(1), schedule.ranks.last().map_or(0, Vec::len));
-        let owner = owner
-            .into_iter()
-            .enumerate()
-            .map(|(stage, rank)| {
-                rank.ok_or_else(|| reject(&schedule, end, format!("stage {stage} is on no rank")))
-            })
-            .collect::<Result<_>>()?;
+        let placement = Placement::new(stages, microbatches, &rank_of);
+        if let Some(stage) = (0..stages).find(|&stage| placement.of_stage(stage).is_empty()) {
+            return Err(reject(&schedule, end, format!("stage {stage} is on no rank")));
+        }
         let (lowered, complete) = (schedule.is_lowered(), schedule.is_complete());
-        Ok(Index { schedule, owner, lowered, complete, places, whole })
+        Ok(Index { schedule, placement, lowered, complete, places, whole })
     }
 
     /// Where an action of a microbatch stands, if it does.
     pub fn find(&self, action: Action) -> Option<Place> {
         let place = self.places[cell(&self.schedule, action)].checked_sub(1)?;
-        Some((self.owner[action.stage], place as usize))
+        Some((self.placement.rank(action.stage, action.microbatch), place as usize))
     }
 
     /// Where an action stands on a rank, if it does.
@@ -97,18 +99,13 @@ impl<'a> Index<'a> {
         self.whole[rank].iter().find(|&&at| actions[at] == action).map(|&at| (rank, at))
     }
 
-    /// The ranks that send gradients of another rank's stage to it, each with that stage, rank by rank.
-    pub fn uses(&self) -> Vec<(usize, usize)> {
+    /// Who adds up whose gradients, as the actions of the whole step say.
+    pub fn shared(&self) -> Shared {
         let of_rank = |(rank, places): (usize, &Vec<usize>)| {
             let actions = places.iter().map(|&at| self.schedule.ranks[rank][at]).collect::<Vec<_>>();
             actions.into_iter().filter(|action| action.kind == Kind::R).map(move |r| (rank, r.stage))
         };
-        self.whole.iter().enumerate().flat_map(of_rank).collect()
-    }
-
-    /// Whether the two neighbours `stage` and `stage + 1` are on different ranks.
-    pub fn crosses(&self, stage: usize) -> bool {
-        self.owner[stage] != self.owner[stage + 1]
+        Shared::new(&self.placement, self.whole.iter().enumerate().flat_map(of_rank).collect())
     }
 
     /// The action that yields the gradient of the stage's input: I where the backward pass is split, else B.

@@ -22,12 +22,13 @@
 //! ```
 //!
 //! Nothing here knows a GPU or a tensor, so a schedule can be made and judged for a machine that is not there. A stage
-//! is not a rank: one rank may own several stages, in any order. The notation is that of PyTorch's
+//! is not a rank: one rank may have several stages, in any order, and several ranks may have a stage, each for some of the
+//! microbatches ([`Placement`]). The notation is that of PyTorch's
 //! `torch.distributed.pipelining`. What each action waits for stands in one table of edges, which the proof, the
 //! simulator and the attribution of idle time read.
 //!
 //! Three rules keep a run's results independent of its schedule. Every microbatch passes every stage exactly once; a
-//! stage adds up its weight gradients in microbatch order; and a rank does its list in order, waiting where an input is
+//! rank adds up a stage's weight gradients in microbatch order; and a rank does its list in order, waiting where an input is
 //! not there yet. Sends never wait, because the transport holds as many messages as the schedule needs; receives do.
 
 mod auto;
@@ -42,7 +43,9 @@ mod index;
 mod lower;
 mod memory;
 mod order;
+mod placement;
 pub(crate) mod random;
+mod replicate;
 mod simulate;
 mod slots;
 mod text;
@@ -51,9 +54,11 @@ mod whole;
 mod zero_bubble;
 
 pub use auto::{Effort, synthesise};
-pub use costs::{Costs, Hop, Hops, Jitter, RankCost, StageCost, Tie};
+pub use costs::{Costs, Exchange, Hop, Hops, Jitter, RankCost, StageCost};
 pub use draw::grid;
 pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
+pub use replicate::replicate;
+pub use placement::{Placement, Replica};
 pub use idle::{Cause, Gap, Idle, attribute};
 pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
@@ -79,16 +84,17 @@ pub enum Kind {
     RecvB,
     /// Clears the gradients of all weights of the rank, once a step, before any is added to.
     C,
-    /// Sends the rank's gradients of a stage's weights to where they are summed: of a parameter that a stage of the rank
-    /// shares with that stage on another.
+    /// Sends the rank's gradients of a stage's weights to the ranks that own them: of a stage that several ranks have, or of
+    /// a parameter that a stage of the rank shares with that stage on another.
     R,
-    /// Adds the gradients that were sent to the rank to its own, and sums the squares of all that it owns: its part of the
-    /// norm of the whole gradient.
+    /// Adds the gradients of a stage's weights that others have sent to those of what the rank owns.
+    A,
+    /// Sums the squares of the gradients of all that the rank owns: its part of the norm of the whole gradient.
     N,
     /// Updates the weights that the rank owns, and sends them where they are used too. It needs the norm, so every rank's
     /// [`Kind::N`].
     U,
-    /// Receives the new weights of a stage on another rank.
+    /// Receives the new weights of a stage that other ranks own.
     G,
 }
 
@@ -104,7 +110,7 @@ pub(crate) enum Scope {
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 14] = [
         Kind::F,
         Kind::B,
         Kind::I,
@@ -115,6 +121,7 @@ impl Kind {
         Kind::RecvB,
         Kind::C,
         Kind::R,
+        Kind::A,
         Kind::N,
         Kind::U,
         Kind::G,
@@ -130,7 +137,7 @@ impl Kind {
         matches!(self, Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB)
     }
 
-    /// C, R, N, U or G: it stands for the whole step.
+    /// C, R, A, N, U or G: it stands for the whole step.
     pub fn is_whole(self) -> bool {
         self.scope() != Scope::Microbatch
     }
@@ -138,7 +145,7 @@ impl Kind {
     pub(crate) fn scope(self) -> Scope {
         match self {
             Kind::C | Kind::N | Kind::U => Scope::Rank,
-            Kind::R | Kind::G => Scope::Stage,
+            Kind::R | Kind::A | Kind::G => Scope::Stage,
             _ => Scope::Microbatch,
         }
     }
@@ -189,7 +196,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The rank that owns `stage`, or `None` if no rank has it.
+    /// The rank that has `stage`, the first if several have, or `None` if no rank has it.
     pub fn rank_of(&self, stage: usize) -> Option<usize> {
         let has = |action: &Action| action.stage == stage && !action.kind.is_whole();
         self.ranks.iter().position(|actions| actions.iter().any(has))

@@ -37,7 +37,7 @@ pub(super) fn order(index: &Index, edges: &Edges) -> Result<Vec<Place>> {
             } else {
                 let neighbours =
                     action.stage.saturating_sub(1)..(action.stage + 2).min(index.schedule.stages);
-                neighbours.for_each(|stage| wake(index.owner[stage]));
+                neighbours.for_each(|stage| wake(index.placement.rank(stage, action.microbatch)));
             }
         }
     }

@@ -5,12 +5,13 @@ use std::borrow::Cow;
 
 use super::check::{Proven, prove_cow};
 use super::clock::{Clock, Course, Join, NONE, Span, Task};
-use super::costs::{Costs, Tie};
+use super::costs::{Costs, Exchange};
 use super::edges::Moves;
 use super::idle::{self, Gap, Idle};
 use super::index::Place;
 use super::memory::{self, Memory};
 use super::times::{Times, action_work, backward_way, forward_way, whole_way, whole_work};
+use super::whole::{Exchanged, Shared};
 use super::{Action, Kind, Schedule};
 use crate::error::{Error, Result};
 
@@ -45,7 +46,8 @@ pub struct Simulation {
     pub expected: f64,
     /// The part of all ranks' time up to `makespan` in which they have nothing to do: 0 to 1.
     pub bubble: f64,
-    /// For each stage, the most microbatches that are at any time between the start of F and the end of W (or B).
+    /// For each stage, on each rank that has it ([`Placement::replicas`](super::Placement::replicas)), the most microbatches
+    /// that are at any time between the start of F and the end of W (or B).
     pub peak_in_flight: Vec<usize>,
     /// For each rank, [`RankCost::fixed`](super::RankCost) and the most bytes of stash and gradients held at once.
     pub peak_bytes: Vec<u64>,
@@ -60,13 +62,13 @@ pub struct Simulation {
     pub gaps: Vec<Gap>,
 }
 
-/// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once, with the ties of the costs.
+/// Predicts one training step: [`Simulator::simulate`] for a schedule that is timed once, with the exchanges of the costs.
 ///
 /// # Errors
 ///
 /// Those of [`Simulator::new`] and [`Simulator::simulate`].
 pub fn simulate(schedule: &Schedule, costs: &Costs) -> Result<Simulation> {
-    costs.check(schedule.stages, schedule.ranks.len())?;
+    costs.check(&schedule.placement()?, schedule.ranks.len())?;
     Simulator::new(schedule, &costs.tied())?.simulate(costs)
 }
 
@@ -83,8 +85,8 @@ pub fn simulate(schedule: &Schedule, costs: &Costs) -> Result<Simulation> {
 /// is, of a schedule that does not hold them too.
 pub struct Simulator<'a> {
     proven: Proven<'a>,
-    /// The ranks that use weights of a stage elsewhere.
-    uses: Vec<(usize, usize)>,
+    /// Who adds up whose gradients.
+    shared: Shared,
     /// All actions, by their numbers.
     tasks: Vec<Task>,
     joins: Vec<Vec<Join>>,
@@ -104,14 +106,18 @@ impl<'a> Simulator<'a> {
             if is_complete { Cow::Borrowed(schedule) } else { Cow::Owned(schedule.completed(ties)?) };
         let proven = prove_cow(schedule)?;
         let Proven { index, edges, order } = &proven;
-        let (stages, ranks) = (index.schedule.stages, index.schedule.ranks.len());
-        let uses = index.uses();
+        let placement = &index.placement;
+        let (replicas, ranks) = (placement.replicas().len(), index.schedule.ranks.len());
+        let shared = index.shared();
         let (mut tasks, mut joins) = (Vec::with_capacity(edges.count()), Vec::new());
         for (rank, actions) in index.schedule.ranks.iter().enumerate() {
             for &action in actions {
                 let work = match action.kind.is_whole() {
-                    true => whole_work(stages, ranks, &uses, rank, action),
-                    false => action_work(stages, action),
+                    true => whole_work(replicas, ranks, &shared, rank, action),
+                    false => {
+                        let replica = placement.replica(action.stage, action.microbatch);
+                        action_work(replicas, replica, action.kind)
+                    }
                 };
                 tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
             }
@@ -121,8 +127,9 @@ impl<'a> Simulator<'a> {
             // What comes earlier on the same rank has ended, and needs no waiting for.
             let others = edges.of(place).iter().filter(|edge| edges.place(edge.from).0 != place.0);
             if index.schedule.ranks[place.0][place.1].kind.is_whole() {
+                let hops = placement.hops().len();
                 let join =
-                    others.map(|edge| Join { need: edge.from as u32, way: whole_way(stages, edge.moves) });
+                    others.map(|edge| Join { need: edge.from as u32, way: whole_way(hops, edge.moves) });
                 let join: Vec<Join> = join.collect();
                 if !join.is_empty() {
                     tasks[id].joins = joins.len() as u32;
@@ -133,14 +140,14 @@ impl<'a> Simulator<'a> {
             for edge in others {
                 tasks[id].need = edge.from as u32;
                 tasks[edge.from].way = match edge.moves {
-                    Moves::Activation(stage) => forward_way(stage),
-                    Moves::Gradient(stage) => backward_way(stage),
+                    Moves::Activation(hop) => forward_way(hop),
+                    Moves::Gradient(hop) => backward_way(hop),
                     Moves::Nothing | Moves::Shared(_) | Moves::Updated(_) => NONE,
                 };
             }
         }
         let order = order.iter().map(|&place| edges.number(place) as u32).collect();
-        Ok(Simulator { proven, uses, tasks, joins, order })
+        Ok(Simulator { proven, shared, tasks, joins, order })
     }
 
     /// The whole schedule.
@@ -235,7 +242,7 @@ impl<'a> Simulator<'a> {
     }
 
     fn times(&self, costs: &Costs) -> Times {
-        Times::new(costs, &self.proven.index.owner, &self.uses)
+        Times::new(costs, &self.proven.index.placement, &self.shared)
     }
 
     /// When each task runs, and the seconds of the step, in a course of random events or at mean speeds.
@@ -261,27 +268,26 @@ impl<'a> Simulator<'a> {
         (spans, step)
     }
 
-    /// Whether the schedule was completed for the ties of these costs, which must fit it.
+    /// Whether the schedule was completed for the exchanges of these costs, which must fit it.
     pub(crate) fn knows(&self, costs: &Costs) -> bool {
-        costs.ties.iter().all(|tie| self.missing(tie).is_none())
+        costs.exchanges.iter().all(|way| self.has(way))
     }
 
-    /// The rank that would have to send the gradients of a tie, and does not.
-    fn missing(&self, tie: &Tie) -> Option<usize> {
-        let owner = &self.proven.index.owner;
-        let (rank, home) = (owner[tie.user], owner[tie.owner]);
-        (rank != home && !self.uses.contains(&(rank, tie.owner))).then_some(rank)
+    /// Whether it sends what the exchange does.
+    fn has(&self, way: &Exchange) -> bool {
+        let wanted = Exchanged { stage: way.owner, from: way.from, to: way.to };
+        self.shared.exchanges.contains(&wanted)
     }
 
     fn check(&self, costs: &Costs) -> Result<()> {
-        let schedule = self.schedule();
-        costs.check(schedule.stages, schedule.ranks.len())?;
-        for (at, tie) in costs.ties.iter().enumerate() {
-            if let Some(rank) = self.missing(tie) {
-                let message = format!("the schedule has no {}R on rank {rank}", tie.owner);
-                return Err(Error::config(format!("costs.ties[{at}]"), message));
+        costs.check(&self.proven.index.placement, self.schedule().ranks.len())?;
+        match costs.exchanges.iter().position(|way| !self.has(way)) {
+            None => Ok(()),
+            Some(at) => {
+                let Exchange { owner, from, to, .. } = costs.exchanges[at];
+                let message = format!("the schedule has no {owner}R from rank {from} to rank {to}");
+                Err(Error::config(format!("costs.exchanges[{at}]"), message))
             }
         }
-        Ok(())
     }
 }

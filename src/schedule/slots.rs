@@ -3,36 +3,38 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::generate::check_size;
 use super::{Kind, Schedule};
 
-/// Which of a stage's equal buffers each microbatch uses. Two microbatches share one only if their lifetimes do not
+/// Which of a stage's equal buffers each microbatch uses on a rank. Two microbatches share one only if their lifetimes do not
 /// overlap, and there are no more buffers than lifetimes that overlap at the worst moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SlotPlan {
     /// How many buffers the stage needs.
     pub count: usize,
-    /// `slot[i]` is the buffer of microbatch `i`, below `count`.
+    /// `slot[i]` is the buffer of microbatch `i`, below `count`; 0 of one that another rank does.
     pub slot: Vec<usize>,
 }
 
 impl Schedule {
-    /// The slots of the stage's stash: taken by F, given back after W (or B). Each microbatch gets the lowest slot
-    /// that is free when its turn comes. The schedule must be valid; a stage that does not exist needs no slots.
-    pub fn slots(&self, stage: usize) -> SlotPlan {
-        self.assign(stage, |kind| kind == Kind::F)
+    /// The slots of a stage's stash on a rank: taken by F, given back after W (or B). Each microbatch gets the lowest slot
+    /// that is free when its turn comes. The schedule must be valid; where a stage is not, it needs no slots.
+    pub fn slots(&self, stage: usize, rank: usize) -> SlotPlan {
+        self.assign(stage, rank, |kind| kind == Kind::F)
     }
 
     /// The slots for what I leaves to W: taken by I, given back after W. A B needs a slot only while it runs.
     /// Otherwise as [`Schedule::slots`].
-    pub fn gradient_slots(&self, stage: usize) -> SlotPlan {
-        self.assign(stage, |kind| matches!(kind, Kind::I | Kind::B))
+    pub fn gradient_slots(&self, stage: usize, rank: usize) -> SlotPlan {
+        self.assign(stage, rank, |kind| matches!(kind, Kind::I | Kind::B))
     }
 
-    fn assign(&self, stage: usize, takes: impl Fn(Kind) -> bool) -> SlotPlan {
-        let actions = self.rank_of(stage).map_or(&[][..], |rank| &self.ranks[rank]);
+    fn assign(&self, stage: usize, rank: usize, takes: impl Fn(Kind) -> bool) -> SlotPlan {
         let mut plan = SlotPlan::default();
-        if self.microbatches > actions.len() {
-            // Not valid, and the number may be too large for a list of that length.
+        let actions = self.ranks.get(rank).map_or(&[][..], Vec::as_slice);
+        let has = actions.iter().any(|action| action.stage == stage && action.kind.computes());
+        // A schedule that is not valid may have any number.
+        if !has || check_size(1, self.microbatches).is_err() {
             return plan;
         }
         plan.slot = vec![0; self.microbatches];

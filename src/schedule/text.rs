@@ -37,6 +37,7 @@ impl Kind {
             Kind::RecvB => "RECV_B",
             Kind::C => "C",
             Kind::R => "R",
+            Kind::A => "A",
             Kind::N => "N",
             Kind::U => "U",
             Kind::G => "G",

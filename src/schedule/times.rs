@@ -1,59 +1,51 @@
 //! How long the tasks of a step take, and which ways their results go, on given devices.
 
 use super::clock::{Clock, Join, Link, NONE, Way};
-use super::costs::{Costs, Hop, Hops};
+use super::costs::{Costs, Hop};
 use super::edges::Moves;
-use super::{Action, Kind};
+use super::whole::{Exchanged, Shared};
+use super::{Action, Kind, Placement};
 
 /// Kinds of computation that have a duration for each stage: F, B, I, W, the first of [`Kind`].
 pub(super) const COMPUTED: usize = 4;
 
-/// Which of [`Times::works`] an action of a microbatch takes.
-pub(super) fn action_work(stages: usize, action: Action) -> u32 {
-    let work = if action.kind.computes() {
-        COMPUTED * action.stage + action.kind as usize
-    } else {
-        COMPUTED * stages
-    };
+/// Which of [`Times::works`] an action of a microbatch takes, of which a replica does the stage.
+pub(super) fn action_work(replicas: usize, replica: usize, kind: Kind) -> u32 {
+    let work = if kind.computes() { COMPUTED * replica + kind as usize } else { COMPUTED * replicas };
     work as u32
 }
 
-/// Which of [`Times::works`] an action takes that stands for the whole step. `uses` are the ranks that use weights of a stage
-/// elsewhere.
-pub(super) fn whole_work(
-    stages: usize,
-    ranks: usize,
-    uses: &[(usize, usize)],
-    rank: usize,
-    action: Action,
-) -> u32 {
-    let number = || uses.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
+/// Which of [`Times::works`] an action takes that stands for the whole step.
+pub(super) fn whole_work(replicas: usize, ranks: usize, shared: &Shared, rank: usize, action: Action) -> u32 {
+    let number = |list: &[(usize, usize)]| {
+        list.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default()
+    };
     let at = match action.kind {
         Kind::C => 3 * rank,
         Kind::N => 3 * rank + 1,
-        Kind::R => 3 * ranks + 2 * number(),
-        Kind::G => 3 * ranks + 2 * number() + 1,
+        Kind::R => 3 * ranks + 2 * number(&shared.senders),
+        Kind::G => 3 * ranks + 2 * number(&shared.senders) + 1,
+        Kind::A => 3 * ranks + 2 * shared.senders.len() + number(&shared.owners),
         _ => 3 * rank + 2,
     };
-    (COMPUTED * stages + 1 + at) as u32
+    (COMPUTED * replicas + 1 + at) as u32
 }
 
-/// Which of [`Times::ways`] the activations of a stage take to the next.
-pub(super) fn forward_way(stage: usize) -> u32 {
-    2 * stage as u32
+/// Which of [`Times::ways`] activations take over a hop.
+pub(super) fn forward_way(hop: usize) -> u32 {
+    2 * hop as u32
 }
 
-/// Which of [`Times::ways`] the gradients of a stage take to the one before.
-pub(super) fn backward_way(stage: usize) -> u32 {
-    2 * stage as u32 - 1
+/// Which of [`Times::ways`] gradients take back over a hop.
+pub(super) fn backward_way(hop: usize) -> u32 {
+    2 * hop as u32 + 1
 }
 
 /// Which of [`Times::ways`] takes what moves to an action that stands for the whole step; [`NONE`] if nothing does.
-pub(super) fn whole_way(stages: usize, moves: Moves) -> u32 {
-    let first = 2 * (stages - 1);
+pub(super) fn whole_way(hops: usize, moves: Moves) -> u32 {
     match moves {
-        Moves::Shared(number) => (first + 2 * number) as u32,
-        Moves::Updated(number) => (first + 2 * number + 1) as u32,
+        Moves::Shared(number) => (2 * (hops + number)) as u32,
+        Moves::Updated(number) => (2 * (hops + number) + 1) as u32,
         Moves::Nothing | Moves::Activation(_) | Moves::Gradient(_) => NONE,
     }
 }
@@ -67,22 +59,31 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// For stages on the ranks `owner`, of which `uses` are used elsewhere.
-    pub fn new(costs: &Costs, owner: &[usize], uses: &[(usize, usize)]) -> Times {
-        let shared: Vec<(Hop, Hop)> = uses.iter().map(|&of| shared(costs, owner, of)).collect();
-        let mut works = works(costs, owner);
-        let mut ways = ways(costs, owner);
+    /// For stages on these ranks, which share gradients and weights so.
+    pub fn new(costs: &Costs, placement: &Placement, shared: &Shared) -> Times {
+        let moved: Vec<(Hop, Hop)> = shared.exchanges.iter().map(|of| moved(costs, of)).collect();
+        let mut works = works(costs, placement);
+        let mut ways = ways(costs, placement);
         let on_queue = |rank: usize, seconds| if costs.ranks[rank].copy_engine { 0.0 } else { seconds };
+        let sum = |of: &dyn Fn(&Exchanged) -> bool, seconds: &dyn Fn(&(Hop, Hop)) -> f64| -> f64 {
+            shared.exchanges.iter().zip(&moved).filter(|(way, _)| of(way)).map(|(_, hops)| seconds(hops)).sum()
+        };
         for (rank, cost) in costs.ranks.iter().enumerate() {
-            let here = || uses.iter().zip(&shared).filter(|((_, stage), _)| owner[*stage] == rank);
-            let received: f64 = here().map(|(_, (gradient, _))| on_queue(rank, gradient.into)).sum();
-            let sent: f64 = here().map(|(_, (_, weight))| on_queue(rank, weight.out)).sum();
-            works.extend([cost.begin, received + cost.end, cost.update + sent]);
+            let sent = sum(&|way| way.to == rank, &|hops| on_queue(rank, hops.1.out));
+            works.extend([cost.begin, cost.end, cost.update + sent]);
         }
-        for (&(user, stage), (gradient, weight)) in uses.iter().zip(&shared) {
-            works.extend([on_queue(user, gradient.out), on_queue(user, weight.into)]);
-            ways.push(Way::new(gradient, costs, user, owner[stage]));
-            ways.push(Way::new(weight, costs, owner[stage], user));
+        for &(rank, stage) in &shared.senders {
+            let own = |way: &Exchanged| (way.from, way.stage) == (rank, stage);
+            works.push(sum(&own, &|hops| on_queue(rank, hops.0.out)));
+            works.push(sum(&own, &|hops| on_queue(rank, hops.1.into)));
+        }
+        for &(rank, stage) in &shared.owners {
+            let own = |way: &Exchanged| (way.to, way.stage) == (rank, stage);
+            works.push(sum(&own, &|hops| on_queue(rank, hops.0.into)));
+        }
+        for (of, (gradient, weight)) in shared.exchanges.iter().zip(&moved) {
+            ways.push(Way::new(gradient, costs, of.from, of.to));
+            ways.push(Way::new(weight, costs, of.to, of.from));
         }
         Times { works, ways, is_shared: is_shared(costs) }
     }
@@ -96,38 +97,36 @@ impl Times {
     }
 }
 
-/// The ways of the gradients and of the weights that a rank shares with a stage elsewhere: one after another where there
-/// are several.
-fn shared(costs: &Costs, owner: &[usize], (user, stage): (usize, usize)) -> (Hop, Hop) {
-    let all = costs.ties.iter().filter(|tie| (owner[tie.user], tie.owner) == (user, stage));
-    all.fold((Hop::default(), Hop::default()), |(gradient, weight), tie| {
-        (gradient.and(&tie.gradient), weight.and(&tie.weight))
+/// The ways of gradients and of weights: one after another where there are several.
+fn moved(costs: &Costs, of: &Exchanged) -> (Hop, Hop) {
+    let all = costs.exchanges.iter().filter(|way| (way.owner, way.from, way.to) == (of.stage, of.from, of.to));
+    all.fold((Hop::default(), Hop::default()), |(gradient, weight), way| {
+        (gradient.and(&way.gradient), weight.and(&way.weight))
     })
 }
 
-/// Seconds of each stage's computations on its rank's queue, and 0 for transfers.
-fn works(costs: &Costs, owner: &[usize]) -> Vec<f64> {
-    let stages = costs.stages.len();
-    let mut works = Vec::with_capacity(COMPUTED * stages + 1 + 3 * costs.ranks.len());
-    for (stage, cost) in costs.stages.iter().enumerate() {
-        let engine = costs.ranks[owner[stage]].copy_engine;
-        let on_queue =
-            |hop: usize, seconds| if engine && owner[hop] != owner[hop + 1] { 0.0 } else { seconds };
-        let (mut forward, mut backward) = (0.0, 0.0);
-        if stage > 0 {
-            let Hops { forward: activation, backward: gradient } = costs.hops[stage - 1];
-            forward += on_queue(stage - 1, activation.into);
-            backward += on_queue(stage - 1, gradient.out);
-        }
-        if stage + 1 < stages {
-            let Hops { forward: activation, backward: gradient } = costs.hops[stage];
-            forward += on_queue(stage, activation.out);
-            backward += on_queue(stage, gradient.into);
-        }
+/// Seconds of each replica's computations on its rank's queue, and 0 for transfers.
+fn works(costs: &Costs, placement: &Placement) -> Vec<f64> {
+    let replicas = placement.replicas();
+    // Of a replica that several hops lead to or from, the one that takes longest.
+    let mut ends = vec![[0.0f64; 4]; replicas.len()];
+    for (number, (&(before, after), hops)) in placement.hops().iter().zip(&costs.hops).enumerate() {
+        let mut add = |replica: usize, side: usize, seconds: f64| {
+            let engine = costs.ranks[replicas[replica].rank].copy_engine;
+            let on_queue = if engine && placement.is_link(number) { 0.0 } else { seconds };
+            ends[replica][side] = ends[replica][side].max(on_queue);
+        };
+        add(after, 0, hops.forward.into);
+        add(before, 1, hops.forward.out);
+        add(after, 2, hops.backward.out);
+        add(before, 3, hops.backward.into);
+    }
+    let mut works = Vec::with_capacity(COMPUTED * replicas.len() + 1 + 3 * costs.ranks.len());
+    for (cost, [input, output, d_input, d_output]) in costs.stages.iter().zip(ends) {
         for &kind in &Kind::ALL[..COMPUTED] {
             let ends = match kind {
-                Kind::F => forward,
-                Kind::B | Kind::I => backward,
+                Kind::F => input + output,
+                Kind::B | Kind::I => d_input + d_output,
                 _ => 0.0,
             };
             works.push(cost.seconds(kind) + ends);
@@ -138,10 +137,10 @@ fn works(costs: &Costs, owner: &[usize]) -> Vec<f64> {
 }
 
 /// The ways between stages, two for each hop; those within a rank are never taken.
-fn ways(costs: &Costs, owner: &[usize]) -> Vec<Way> {
-    let mut ways = Vec::with_capacity(2 * costs.hops.len() + 2 * costs.ties.len());
-    for (stage, hops) in costs.hops.iter().enumerate() {
-        let (before, after) = (owner[stage], owner[stage + 1]);
+fn ways(costs: &Costs, placement: &Placement) -> Vec<Way> {
+    let mut ways = Vec::with_capacity(2 * costs.hops.len() + 2 * costs.exchanges.len());
+    for (&(before, after), hops) in placement.hops().iter().zip(&costs.hops) {
+        let [before, after] = [before, after].map(|replica| placement.replicas()[replica].rank);
         ways.push(Way::new(&hops.forward, costs, before, after));
         ways.push(Way::new(&hops.backward, costs, after, before));
     }

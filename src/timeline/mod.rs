@@ -104,7 +104,7 @@ impl EventKind {
             Kind::I => BackwardInput,
             Kind::W => BackwardWeight,
             Kind::SendF | Kind::RecvF | Kind::SendB | Kind::RecvB => Copy,
-            Kind::C | Kind::R | Kind::N | Kind::U | Kind::G => Optimizer,
+            Kind::C | Kind::R | Kind::A | Kind::N | Kind::U | Kind::G => Optimizer,
         }
     }
 }

@@ -356,7 +356,8 @@ fn a_measured_layer_counts_before_the_estimate() {
     let state = |range: std::ops::Range<usize>| workload.layers[range].iter().map(|l| l.state).sum::<u64>();
     assert_eq!(costs.ranks[0].fixed, first.0 + state(0..2) + rings + tie.owner_apart);
     assert_eq!(costs.ranks[1].fixed, last.0 + state(2..4) + rings + tie.user_apart);
-    assert_eq!((costs.ties[0].user, costs.ties[0].owner), (1, 0));
+    let way = costs.exchanges[0];
+    assert_eq!((way.user, way.owner, way.from, way.to), (1, 0, 1, 0));
     let hop = &costs.hops[0].forward;
     assert!((hop.copy - batching.activation as f64 / 4e9).abs() < 1e-15 && hop.latency == 150e-6);
 }

@@ -58,7 +58,7 @@ fn shape(schedule: &Schedule) -> Shape {
     Shape {
         owners: stages.clone().map(owner).collect(),
         split: stages.clone().map(has_i).collect(),
-        in_flight: stages.map(|stage| schedule.slots(stage).count).collect(),
+        in_flight: stages.map(|stage| schedule.slots(stage, owner(stage)).count).collect(),
     }
 }
 

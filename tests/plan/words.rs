@@ -328,7 +328,7 @@ fn an_explanation_adds_up() {
     let m = best.microbatches as u64;
     let activation = workload.batchings[best.batching].activation;
     let crossings = best.stage_ranks.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64;
-    let tied: u64 = best.costs.ties.iter().map(|tie| tie.gradient.bytes + tie.weight.bytes).sum();
+    let tied: u64 = best.costs.exchanges.iter().map(|way| way.gradient.bytes + way.weight.bytes).sum();
     let bytes: u64 = explained.links.iter().map(|link| link.bytes).sum();
     assert_eq!(bytes, 2 * crossings * m * activation + tied);
     assert!((1..=5).contains(&explained.alternatives.len()));

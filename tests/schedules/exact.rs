@@ -46,7 +46,7 @@ struct State {
 
 /// Seconds of the shortest step, or none if it could not be proved within so many nodes.
 pub fn shortest(costs: &Costs, owner: &[usize], microbatches: usize, nodes: usize) -> Option<f64> {
-    assert!(costs.ties.is_empty() && costs.cores == 0.0 && costs.slowdown.is_empty());
+    assert!(costs.exchanges.is_empty() && costs.cores == 0.0 && costs.slowdown.is_empty());
     let stages = owner.len();
     let update = costs.ranks.iter().map(|rank| rank.update).fold(0.0, f64::max);
     let mut best = f64::INFINITY;

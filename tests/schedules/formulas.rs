@@ -143,7 +143,7 @@ fn stages_keep_as_many_microbatches_as_published() {
             let simulation = run(&schedule, EQUAL);
             assert_eq!(simulation.peak_in_flight, expected, "{name} p={p} m={m}");
             assert_eq!(simulation.peak_bytes, expected.iter().map(|&n| n as u64).collect::<Vec<_>>());
-            let slots: Vec<usize> = (0..p).map(|stage| schedule.slots(stage).count).collect();
+            let slots: Vec<usize> = (0..p).map(|stage| schedule.slots(stage, stage).count).collect();
             assert_eq!(slots, expected, "{name} p={p} m={m}");
         }
     }
@@ -156,7 +156,7 @@ fn weight_gradients_wait_as_long_as_published() {
     for (name, factor) in [("zb-h1", 1), ("zb-h2", 2)] {
         for (p, m, schedule) in all(name, 1).filter(|&(p, m, _)| m >= 2 * p - 1) {
             for stage in 0..p {
-                let count = schedule.gradient_slots(stage).count;
+                let count = schedule.gradient_slots(stage, stage).count;
                 assert_eq!(count, factor * stage + 1, "{name} p={p} m={m} stage {stage}");
             }
         }

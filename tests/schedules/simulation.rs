@@ -1,7 +1,7 @@
 //! The simulator: queues, links, shared cores, the end of a step, memory, causes of idle time.
 
 use polystage::schedule::{
-    Action, Cell, Costs, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator, StageCost, Tie,
+    Action, Cell, Costs, Exchange, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator, StageCost,
     attribute, default_chunks, generate, simulate, stage_ranks,
 };
 
@@ -119,7 +119,7 @@ fn a_step_ends_with_tied_gradients_the_norm_of_all_and_the_update() {
     assert_eq!((simulation.makespan, simulation.step), (6.5, 17.5));
     let gradient = Hop { out: 1.0, latency: 2.0, copy: 3.0, into: 4.0, bytes: 0 };
     let weight = Hop { out: 0.5, latency: 0.25, copy: 1.0, into: 2.0, bytes: 0 };
-    costs.ties = vec![Tie { user: 1, owner: 0, gradient, weight }];
+    costs.exchanges = vec![Exchange { user: 1, owner: 0, from: 1, to: 0, gradient, weight }];
     // The user sends until 5.5 and ends at 15.5; the owner receives from 10.5 to 14.5 and ends at 14.75. The update takes
     // rank 0 until 18.5, its sending until 19, and rank 1 has the weight at 22.25.
     let simulation = simulate(&schedule, &costs).unwrap();
@@ -131,7 +131,8 @@ fn a_step_ends_with_tied_gradients_the_norm_of_all_and_the_update() {
         times,
         [
             "0 C 0-0.5",
-            "0 N 10.5-14.75",
+            "0 0A 10.5-14.5",
+            "0 N 14.5-14.75",
             "0 U 15.5-19",
             "1 C 0-1",
             "1 0R 4.5-5.5",
@@ -140,8 +141,8 @@ fn a_step_ends_with_tied_gradients_the_norm_of_all_and_the_update() {
             "1 0G 20.25-22.25"
         ]
     );
-    costs.ties[0] = Tie { user: 1, owner: 1, ..costs.ties[0] };
-    assert!(simulate(&schedule, &costs).unwrap_err().to_string().starts_with("costs.ties[0]"));
+    costs.exchanges[0] = Exchange { to: 1, ..costs.exchanges[0] };
+    assert!(simulate(&schedule, &costs).unwrap_err().to_string().starts_with("costs.exchanges[0]"));
 }
 
 #[test]
@@ -300,7 +301,10 @@ fn simulations_of_random_machines_add_up() {
         let mut costs = machine(&mut random, &stage_ranks(name, p, chunks).unwrap());
         if p > 1 && random.flip() {
             let Hops { forward: gradient, backward: weight } = costs.hops[random.below(costs.hops.len())];
-            costs.ties = vec![Tie { user: p - 1, owner: 0, gradient, weight }];
+            let from = *stage_ranks(name, p, chunks).unwrap().last().unwrap();
+            let user = p * chunks - 1;
+            let tied = Exchange { user, owner: 0, from, to: 0, gradient, weight };
+            costs.exchanges.extend((from != 0).then_some(tied));
         }
         let schedule = generate(name, p, m).unwrap();
         let simulator = Simulator::new(&schedule, &costs.tied()).unwrap();

@@ -12,20 +12,24 @@ fn part_of(range: &Range, words: std::ops::Range<usize>) -> Range {
 }
 
 impl Home {
-    /// Where it lies in this type.
+    /// Where it lies in this type, and which elements of it.
     ///
     /// # Errors
-    /// Where it does not.
-    pub fn held_as(self, dtype: DType) -> Result<Range> {
-        let range = if dtype == DType::BF16 { self.packed } else { self.full };
+    /// Where none does.
+    pub fn held_as(self, dtype: DType) -> Result<(Range, std::ops::Range<usize>)> {
+        let whole = |range: Range| {
+            let elements = 0..(range.bytes / 2) as usize;
+            (range, elements)
+        };
+        let held = if dtype == DType::BF16 { self.packed.map(whole) } else { self.full };
         let message = || format!("is not held as {dtype:?} on this device");
-        range.ok_or_else(|| Error::Shape { op: "parameter", message: message() })
+        held.ok_or_else(|| Error::Shape { op: "parameter", message: message() })
     }
 }
 
 impl Parameters {
-    /// Overwrites elements of part of a parameter, from number `first` on; a weight both in f32 and packed where it is
-    /// stored so. The device has them before its next submission.
+    /// Overwrites elements of part of a parameter, from number `first` on, as far as they are on this device; a weight both in
+    /// f32 and packed where it is stored so. The device has them before its next submission.
     ///
     /// # Errors
     /// A parameter that is not on this device; those of the device.
@@ -38,9 +42,13 @@ impl Parameters {
         values: &[f32],
     ) -> Result<()> {
         let home = self.part(name, part)?;
-        if let Some(range) = home.full {
-            let offset = range.offset + 4 * first as u64;
-            device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+        if let Some((range, held)) = home.full {
+            let (start, end) = (first.max(held.start), (first + values.len()).min(held.end));
+            if start < end {
+                let offset = range.offset + 4 * (start - held.start) as u64;
+                let values = &values[start - first..end - first];
+                device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
+            }
         }
         if let Some(range) = home.packed {
             let halves: Vec<u16> = values.iter().map(|&value| round(value)).collect();
@@ -49,7 +57,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Elements of part of a parameter, from number `first` on; of a weight with a master, the master's.
+    /// Elements of part of a parameter, from number `first` on; of a weight with a master here, the master's.
     ///
     /// # Errors
     /// As [`Parameters::write`].
@@ -62,10 +70,12 @@ impl Parameters {
         count: usize,
     ) -> Result<Vec<f32>> {
         let home = self.part(name, part)?;
-        if let Some(range) = home.full {
-            return device.read_f32(&part_of(&range, first..first + count)).await;
+        let within = |held: &std::ops::Range<usize>| held.start <= first && first + count <= held.end;
+        if let Some((range, held)) = home.full.as_ref().filter(|full| within(&full.1)) {
+            let first = first - held.start;
+            return device.read_f32(&part_of(range, first..first + count)).await;
         }
-        let range = home.held_as(DType::BF16)?;
+        let range = home.held_as(DType::BF16)?.0;
         let halves = read_packed(device, &range, first / 2..(first + count).div_ceil(2)).await?;
         Ok(halves[first % 2..][..count].iter().map(|&half| widen(half)).collect())
     }

@@ -3,14 +3,15 @@
 //!
 //! A pool is cut into chunks that never cross a parameter, so sums of squares can be added in parameter order on the
 //! host, whatever the cut into stages. A parameter tied to one on the same device shares its weight and has only a
-//! gradient; tied to one elsewhere, it has a weight and a gradient, and the owner keeps the optimizer state. A frozen
+//! gradient; tied to one elsewhere, it has a weight and a gradient, and the owner keeps the optimizer state. Of a parameter that several
+//! devices have each owns some chunks, and has the optimizer state (and f32 masters) of these alone. A frozen
 //! parameter has a weight alone, in pools of its own, or nothing where it shares that too. Packed weights have pools of
 //! their own as well; those that are trained here may have f32 masters, which the optimizer updates and rounds.
 
 mod access;
 mod layout;
 
-pub use layout::Layout;
+pub use layout::{Bucket, Layout, Segment};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::model::{Parameter, Weights};
 use layout::Role;
 
 /// Elements of a chunk: one workgroup's work in `square_sum` and `adamw`.
-const CHUNK: usize = 8192;
+pub const CHUNK: usize = 8192;
 /// Headers of `adamw` for packed weights.
 const WITH_MASTERS: &str = include_str!("../../../shaders/headers/adamw_masters.wgsl");
 const PACKED: &str = include_str!("../../../shaders/headers/adamw_packed.wgsl");
@@ -68,8 +69,8 @@ pub enum Part {
 /// Where part of a parameter lies.
 #[derive(Clone, Debug)]
 pub struct Home {
-    /// In f32.
-    pub full: Option<Range>,
+    /// In f32: these elements of it.
+    pub full: Option<(Range, std::ops::Range<usize>)>,
     /// As bf16: a weight, beside its master or without one.
     pub packed: Option<Range>,
 }
@@ -105,8 +106,8 @@ pub struct Parameters {
 
 struct Training {
     sums: Buffer,
-    /// For each chunk sum, the index of its parameter.
-    owners: Vec<usize>,
+    /// For each chunk sum, the index of its parameter and the chunk's number there.
+    owners: Vec<(usize, usize)>,
     step: Buffer,
     norm: Vec<Bound>,
     adam: Vec<Bound>,
@@ -119,8 +120,8 @@ impl Parameters {
         let names = layout.list.iter().enumerate().map(|(i, p)| (p.name.clone(), i)).collect();
         let mut buffers = Vec::new();
         for pool in &layout.pools {
-            let make = |label: &str, wanted: bool, dtype: DType| {
-                wanted.then(|| device.buffer(label, dtype.bytes(pool.elements))).transpose()
+            let make = |label: &str, elements: Option<usize>, dtype: DType| {
+                elements.map(|elements| device.buffer(label, dtype.bytes(elements))).transpose()
             };
             let held = pool.held(training);
             buffers.push(Buffers {
@@ -161,7 +162,7 @@ impl Parameters {
                 buffer.as_ref().map(Buffer::whole).ok_or_else(|| missing("pool"))
             };
             match pool.role {
-                Role::Owned => {
+                Role::Trained if pool.states > 0 => {
                     let chunks = self.layout.chunks(index);
                     let table = device.buffer("chunks", 16 * chunks.len() as u64)?;
                     device.upload(&table, 0, bytemuck::cast_slice(&chunks));
@@ -184,8 +185,8 @@ impl Parameters {
                     }
                     adam.push(bind(&adamw(pool.weights), words, ranges, groups)?);
                     for &entry in &pool.entries {
-                        let count = self.layout.entries[entry].len.div_ceil(CHUNK);
-                        owners.extend(std::iter::repeat_n(entry, count));
+                        let owned = self.layout.entries[entry].owned.clone();
+                        owners.extend(owned.step_by(CHUNK).map(|start| (entry, start / CHUNK)));
                     }
                 }
                 Role::Alias => {
@@ -197,7 +198,7 @@ impl Parameters {
                         fold.push(bind(&plain("accumulate"), [1, parameter.len() as u32], ranges, groups)?);
                     }
                 }
-                Role::Remote | Role::Frozen | Role::Shared => {}
+                Role::Trained | Role::Frozen | Role::Shared => {}
             }
         }
         Ok(Training { sums, owners, step, norm, adam, fold })
@@ -208,34 +209,33 @@ impl Parameters {
         &self.layout.list
     }
 
-    /// Whether a parameter is at home on this device: its optimizer state, if it is trained, and its weight, of which
-    /// another device may have a copy.
-    pub fn owns(&self, name: &str) -> bool {
-        self.names.get(name).is_some_and(|&index| self.layout.list[index].tied_to.is_none())
-    }
-
     /// Where part of a parameter lies.
     pub fn part(&self, name: &str, part: Part) -> Result<Home> {
         let index = *self.names.get(name).ok_or_else(|| missing(name))?;
-        let entry = self.layout.entries[index];
+        let entry = &self.layout.entries[index];
         let buffers = &self.buffers[entry.pool];
-        let role = self.layout.pools[entry.pool].role;
-        if part == Part::Weight && matches!(role, Role::Alias | Role::Shared) {
+        let pool = &self.layout.pools[entry.pool];
+        if part == Part::Weight && matches!(pool.role, Role::Alias | Role::Shared) {
             let owner = self.layout.list[index].tied_to.as_deref().unwrap_or_default();
             return self.part(owner, part);
         }
-        let full = match part {
-            Part::Weight => &buffers.full,
-            Part::Gradient => &buffers.gradient,
-            Part::First => &buffers.first,
-            Part::Second => &buffers.second,
+        let (full, is_state) = match part {
+            Part::Weight => (&buffers.full, pool.weights.packed()),
+            Part::Gradient => (&buffers.gradient, false),
+            Part::First => (&buffers.first, true),
+            Part::Second => (&buffers.second, true),
         };
         let packed = buffers.packed.as_ref().filter(|_| part == Part::Weight);
         let range =
-            |buffer: &Buffer, dtype: DType| buffer.range(dtype.bytes(entry.offset), dtype.bytes(entry.len));
+            |buffer: &Buffer, dtype: DType, first, len| buffer.range(dtype.bytes(first), dtype.bytes(len));
+        let (first, elements) = match is_state {
+            true => (entry.state, entry.owned.clone()),
+            false => (entry.offset, 0..entry.len),
+        };
+        let full = full.as_ref().filter(|_| !elements.is_empty());
         let home = Home {
-            full: full.as_ref().map(|buffer| range(buffer, DType::F32)),
-            packed: packed.map(|buffer| range(buffer, DType::BF16)),
+            full: full.map(|buffer| (range(buffer, DType::F32, first, elements.len()), elements)),
+            packed: packed.map(|buffer| range(buffer, DType::BF16, entry.offset, entry.len)),
         };
         if home.full.is_none() && home.packed.is_none() { Err(missing(name)) } else { Ok(home) }
     }
@@ -243,12 +243,25 @@ impl Parameters {
     /// Where the weight lies that kernels read: packed, if it is stored so.
     pub fn weight(&self, name: &str) -> Result<Range> {
         let home = self.part(name, Part::Weight)?;
-        home.packed.or(home.full).ok_or_else(|| missing(name))
+        home.packed.or(home.full.map(|full| full.0)).ok_or_else(|| missing(name))
     }
 
     /// Where a gradient lies.
     pub fn gradient(&self, name: &str) -> Result<Range> {
-        self.part(name, Part::Gradient)?.full.ok_or_else(|| missing(name))
+        self.part(name, Part::Gradient)?.full.map(|full| full.0).ok_or_else(|| missing(name))
+    }
+
+    /// Where the gradients of a bucket lie of which this device owns the elements.
+    pub fn bucket_gradient(&self, bucket: &Bucket) -> Result<Range> {
+        let buffer = self.buffers[bucket.pool].gradient.as_ref().ok_or_else(|| missing("bucket"))?;
+        Ok(buffer.range(DType::F32.bytes(bucket.first), bucket.gradient_bytes()))
+    }
+
+    /// Whether the gradient of a parameter is complete only with that of one that is tied to it on this device.
+    pub fn is_folded(&self, name: &str) -> bool {
+        let alias = |pool: &&layout::Pool| pool.role == Role::Alias;
+        let entries = self.layout.pools.iter().filter(alias).flat_map(|pool| &pool.entries);
+        entries.into_iter().any(|&entry| self.layout.list[entry].tied_to.as_deref() == Some(name))
     }
 
     /// Sets all gradients to zero.
@@ -275,21 +288,10 @@ impl Parameters {
         self.training.as_ref().map_or(0, |training| training.owners.len())
     }
 
-    /// Adds chunk sums per parameter: (name, sum of squares) in model order.
-    pub fn squares(&self, sums: &[f32]) -> Vec<(String, f64)> {
-        let Some(training) = &self.training else { return Vec::new() };
-        let mut squares: Vec<(String, f64)> = Vec::new();
-        let mut last = None;
-        for (&owner, &sum) in training.owners.iter().zip(sums) {
-            if last != Some(owner) {
-                squares.push((self.layout.list[owner].name.clone(), 0.0));
-                last = Some(owner);
-            }
-            if let Some(entry) = squares.last_mut() {
-                entry.1 += sum as f64;
-            }
-        }
-        squares
+    /// The sums of squares of chunks, each with its parameter and its number there.
+    pub fn squares(&self, sums: &[f32]) -> Vec<(String, usize, f32)> {
+        let owners = self.training.iter().flat_map(|training| &training.owners);
+        owners.zip(sums).map(|(&(of, chunk), &sum)| (self.layout.list[of].name.clone(), chunk, sum)).collect()
     }
 
     /// Records one AdamW step on all owned parameters.

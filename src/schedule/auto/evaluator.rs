@@ -3,6 +3,7 @@
 use super::problem::{Letter, Orders, Problem, letter};
 use crate::schedule::clock::{Clock, NONE, Span, Task};
 use crate::schedule::times::{COMPUTED, action_work, backward_way, forward_way, whole_work};
+use crate::schedule::whole::Shared;
 use crate::schedule::{Action, Kind};
 
 /// Times orders of one problem again and again.
@@ -76,13 +77,13 @@ impl<'p> Evaluator<'p> {
                     _ => {
                         let form = |stage: usize| if joined[stage] { Kind::B } else { Kind::I };
                         let from = (stage < last).then(|| letter(stage + 1, form(stage + 1)));
-                        (from, (stage > 0 && crosses(stage - 1)).then(|| backward_way(stage)))
+                        (from, (stage > 0 && crosses(stage - 1)).then(|| backward_way(stage - 1)))
                     }
                 };
                 for microbatch in 0..problem.microbatches {
                     self.tasks.push(Task {
                         rank: rank as u32,
-                        work: action_work(stages, Action { stage, kind, microbatch }),
+                        work: action_work(stages, stage, kind),
                         need: from.map_or(NONE, |from| self.id(from, microbatch as u32)),
                         way: way.unwrap_or(NONE),
                         joins: NONE,
@@ -92,7 +93,7 @@ impl<'p> Evaluator<'p> {
         }
         let ranks = problem.costs.ranks.len();
         for rank in 0..ranks {
-            let work = whole_work(stages, ranks, &[], rank, Action::of_rank(Kind::C));
+            let work = whole_work(stages, ranks, &Shared::default(), rank, Action::of_rank(Kind::C));
             self.tasks.push(Task { rank: rank as u32, work, need: NONE, way: NONE, joins: NONE });
         }
         self.tasks.extend_from_slice(&problem.ends);

@@ -5,8 +5,8 @@ use crate::schedule::clock::{Join, NONE, Task};
 use crate::schedule::costs::Costs;
 use crate::schedule::generate::check_size;
 use crate::schedule::times::{COMPUTED, Times, whole_way, whole_work};
-use crate::schedule::whole::{self, uses};
-use crate::schedule::{Action, Kind, Schedule};
+use crate::schedule::whole::{self, Shared};
+use crate::schedule::{Action, Kind, Placement, Schedule};
 
 /// A kind of computation of a stage, for the next microbatch in turn: `4 stage + kind`. Microbatches are all alike, so
 /// no schedule is better than one in which every stage takes them in order.
@@ -58,7 +58,8 @@ impl<'a> Problem<'a> {
     pub fn new(costs: &'a Costs, owner: &'a [usize], microbatches: usize) -> Result<Self> {
         check_size(owner.len(), microbatches)?;
         let ranks = costs.ranks.len();
-        costs.check(owner.len(), ranks)?;
+        let placement = Placement::of_stages(owner, microbatches);
+        costs.check(&placement, ranks)?;
         let mut stages_of = vec![Vec::new(); ranks];
         for (stage, &rank) in owner.iter().enumerate() {
             let Some(stages) = stages_of.get_mut(rank) else {
@@ -90,9 +91,10 @@ impl<'a> Problem<'a> {
         if !lacking.is_empty() {
             return Err(Error::config("memory", lacking.join("; ")));
         }
-        let uses = uses(owner, &costs.tied());
-        let times = Times::new(costs, owner, &uses);
-        let (ends, joins) = ends(owner, ranks, &uses, COMPUTED * owner.len() * microbatches + ranks);
+        let shared = Shared::of_ties(&placement, &costs.tied());
+        let times = Times::new(costs, &placement, &shared);
+        let first = COMPUTED * owner.len() * microbatches + ranks;
+        let (ends, joins) = ends(owner.len(), ranks, &shared, first);
         let mut problem =
             Problem { costs, owner, microbatches, times, ends, joins, stages_of, room, bound: 0.0 };
         problem.bound = problem.bound();
@@ -212,21 +214,28 @@ impl<'a> Problem<'a> {
 }
 
 /// The tasks that follow all words, the first of which has the id `first`, and what they wait for.
-fn ends(owner: &[usize], ranks: usize, uses: &[(usize, usize)], first: usize) -> (Vec<Task>, Vec<Vec<Join>>) {
-    let stages = owner.len();
-    let shared = |kind| uses.iter().map(move |&(rank, stage)| (rank, Action::of_stage(stage, kind)));
-    let all = |kind| (0..ranks).map(move |rank| (rank, Action::of_rank(kind)));
-    let actions: Vec<(usize, Action)> =
-        shared(Kind::R).chain(all(Kind::N)).chain(all(Kind::U)).chain(shared(Kind::G)).collect();
+fn ends(stages: usize, ranks: usize, shared: &Shared, first: usize) -> (Vec<Task>, Vec<Vec<Join>>) {
+    let of = |list: &[(usize, usize)], kind| -> Vec<(usize, Action)> {
+        list.iter().map(|&(rank, stage)| (rank, Action::of_stage(stage, kind))).collect()
+    };
+    let all = |kind| (0..ranks).map(|rank| (rank, Action::of_rank(kind))).collect();
+    let actions = [
+        of(&shared.senders, Kind::R),
+        of(&shared.owners, Kind::A),
+        all(Kind::N),
+        all(Kind::U),
+        of(&shared.senders, Kind::G),
+    ]
+    .concat();
     let (mut tasks, mut joins, mut needs) = (Vec::new(), Vec::new(), Vec::new());
     for &(rank, action) in &actions {
-        let work = whole_work(stages, ranks, uses, rank, action);
+        let work = whole_work(stages, ranks, shared, rank, action);
         needs.clear();
-        whole::needs(owner, uses, rank, action, &mut needs);
+        whole::needs(shared, ranks, rank, action, &mut needs);
         let others = needs.iter().filter(|need| need.rank != rank);
         let join = others.filter_map(|need| {
             let at = actions.iter().position(|other| *other == (need.rank, need.action))?;
-            Some(Join { need: (first + at) as u32, way: whole_way(stages, need.moves) })
+            Some(Join { need: (first + at) as u32, way: whole_way(stages - 1, need.moves) })
         });
         let join: Vec<Join> = join.collect();
         let list = if join.is_empty() { NONE } else { joins.len() as u32 };

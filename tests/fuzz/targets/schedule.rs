@@ -33,8 +33,8 @@ pub static SCHEDULE: Target = Target {
             lowered.validate()?;
             let simulation = simulate(&lowered, &Costs::uniform(&lowered, 1.0, 1.0, 1.0, 0.5))?;
             for stage in 0..schedule.stages.min(100) {
-                assert_eq!(schedule.slots(stage).slot.len(), schedule.microbatches);
-                schedule.gradient_slots(stage);
+                assert_eq!(schedule.slots(stage, schedule.rank_of(stage).unwrap()).slot.len(), schedule.microbatches);
+                schedule.gradient_slots(stage, 0);
             }
             assert_eq!(lowered.to_string().parse::<Schedule>()?.ranks, lowered.ranks);
             Ok(format!("{} {} {}", drawn.len().ilog2(), simulation.cells.len().ilog2(), lowered.ranks.len()))

@@ -1,0 +1,271 @@
+//! What several ranks have of the weights, at the end of a step: each sends its gradients to their owners, which add them to
+//! their own, and gets back the new weights, packed if they are stored so. Both travel in buckets, so that no device needs
+//! room for a second copy of all.
+//!
+//! R sends as many buckets as a link holds and leaves the rest to A, where a rank sends and receives at the same time; so it
+//! never waits for a receiver that waits for it. All go through the shards in the same order.
+
+use std::sync::Arc;
+
+use futures_util::future::try_join;
+
+use super::link::{Incoming, Outgoing, Piece, connect_all};
+use super::log::State;
+use super::owners::{Other, Shard};
+use super::rank::Rank;
+use crate::error::Result;
+use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
+use crate::graph::DType;
+use crate::ops::parameters::{Bucket, Parameters, Segment};
+use crate::schedule::{Action, Kind};
+use crate::timeline::What;
+
+/// The ends that a rank has, shard by shard.
+#[derive(Default)]
+pub(super) struct Exchange {
+    gradients_out: Vec<Out>,
+    gradients_in: Vec<Sum>,
+    weights_out: Vec<Out>,
+    weights_in: Vec<In>,
+    /// The stages of which gradients are complete only with those of stages that use the same parameters here.
+    folds: Vec<usize>,
+}
+
+/// Buckets that leave.
+struct Out {
+    stage: usize,
+    link: Outgoing,
+    buckets: Vec<Vec<Piece>>,
+    /// How many the link holds.
+    slots: usize,
+    /// How many have left in this step.
+    sent: usize,
+}
+
+/// Buckets that arrive where they stay.
+struct In {
+    stage: usize,
+    link: Incoming,
+    buckets: Vec<Vec<Piece>>,
+}
+
+/// Buckets that arrive to be added.
+struct Sum {
+    stage: usize,
+    link: Incoming,
+    arrived: Buffer,
+    add: Arc<Kernel>,
+    buckets: Vec<(u64, BindGroup, [u32; 3])>,
+}
+
+impl Exchange {
+    /// Of a rank where the gradients of these stages are complete only with those of others.
+    pub(super) fn new(folds: Vec<usize>) -> Exchange {
+        Exchange { folds, ..Exchange::default() }
+    }
+
+    /// Bytes sent so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.gradients_out.iter().chain(&self.weights_out).map(|out| out.link.bytes).sum()
+    }
+}
+
+/// Connects the ranks that have what a shard is of.
+pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
+    let Shard { stage, owner, buckets, others, arrivals } = shard;
+    let (stage, slots) = (*stage, shard.slots());
+    let (largest_gradient, largest_weight) = shard.largest();
+    let devices: Vec<Device> = ranks.iter().map(|rank| rank.device.clone()).collect();
+    let home = &devices[*owner];
+    let arrived = home.buffer("arrived gradients", largest_gradient)?;
+    let sums = buckets.iter().map(|bucket| adding(&ranks[*owner].parameters, home, bucket, &arrived));
+    let sums = sums.collect::<Result<Vec<_>>>()?;
+    let add = home.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    for groups in arrivals {
+        let from: Vec<Vec<&Device>> =
+            groups.iter().map(|group| group.iter().map(|&o| &devices[others[o].rank]).collect()).collect();
+        let (outgoing, mut incoming) = connect_all(&from, &[home], largest_gradient, slots)?;
+        for (&other, link) in groups.iter().flatten().zip(outgoing) {
+            let rank = &mut ranks[others[other].rank];
+            let gradient = |name: &str| Ok((rank.parameters.gradient(name)?, DType::F32));
+            let buckets = pieces(buckets, &others[other], gradient)?;
+            rank.exchange.gradients_out.push(Out { stage, link, buckets, slots, sent: 0 });
+        }
+        let (link, buckets) = (incoming.remove(0), sums.clone());
+        let sum = Sum { stage, link, arrived: arrived.clone(), add: add.clone(), buckets };
+        ranks[*owner].exchange.gradients_in.push(sum);
+    }
+    let to: Vec<&Device> = others.iter().map(|other| &devices[other.rank]).collect();
+    let (mut outgoing, incoming) = connect_all(&[vec![home]], &to, largest_weight, slots)?;
+    let weight = |of: &Parameters, bucket: &Bucket, name: &str| Ok((of.weight(name)?, bucket.dtype()));
+    for (other, link) in others.iter().zip(incoming) {
+        let rank = &mut ranks[other.rank];
+        let of = |bucket: &Bucket| {
+            pieces(std::slice::from_ref(bucket), other, |name| weight(&rank.parameters, bucket, name))
+        };
+        let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
+        rank.exchange.weights_in.push(In { stage, link, buckets });
+    }
+    let own = Other { rank: *owner, names: Default::default() };
+    let rank = &mut ranks[*owner];
+    let of = |bucket: &Bucket| {
+        pieces(std::slice::from_ref(bucket), &own, |name| weight(&rank.parameters, bucket, name))
+    };
+    let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
+    let link = outgoing.remove(0);
+    rank.exchange.weights_out.push(Out { stage, link, buckets, slots, sent: 0 });
+    Ok(())
+}
+
+/// What adds a bucket that has arrived to the gradients of its elements: its bytes, bindings and grid.
+fn adding(
+    parameters: &Parameters,
+    device: &Device,
+    bucket: &Bucket,
+    arrived: &Buffer,
+) -> Result<(u64, BindGroup, [u32; 3])> {
+    let kernel =
+        device.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    let (bytes, elements) = (bucket.gradient_bytes(), bucket.elements);
+    let uniform = device.uniform("arrived gradients", bytemuck::cast_slice(&[1, elements as u32]))?;
+    let ranges = [uniform.whole(), arrived.range(0, bytes), parameters.bucket_gradient(bucket)?];
+    let groups = crate::ops::spread(elements.div_ceil(64), device.capabilities());
+    Ok((bytes, device.bind(&kernel, &ranges), groups))
+}
+
+/// Where the elements of buckets lie on a rank, `whole` being all of a parameter there and its type. Neighbours become one.
+fn pieces(
+    buckets: &[Bucket],
+    on: &Other,
+    whole: impl Fn(&str) -> Result<(crate::gpu::Range, DType)>,
+) -> Result<Vec<Vec<Piece>>> {
+    let of = |bucket: &Bucket| {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for Segment { name, at, elements } in &bucket.segments {
+            let (range, dtype) = whole(on.names.get(name).unwrap_or(name))?;
+            let (offset, at) = (range.offset + dtype.bytes(elements.start), dtype.bytes(*at));
+            let bytes = dtype.bytes(elements.len());
+            match pieces.last_mut() {
+                // As far apart here as in the bucket: what fills a parameter up lies between them.
+                Some((before, first))
+                    if before.buffer.is(&range.buffer) && offset - before.offset == at - *first =>
+                {
+                    before.bytes = at - *first + bytes;
+                }
+                _ => pieces.push((range.buffer.range(offset, bytes), at)),
+            }
+        }
+        Ok(pieces)
+    };
+    buckets.iter().map(of).collect()
+}
+
+impl Rank {
+    /// R: sends the gradients of a stage, as many as the links hold; [`Rank::exchange_gradients`] sends the rest.
+    pub(super) async fn send_gradients(&mut self, stage: usize) -> Result<()> {
+        if self.exchange.folds.contains(&stage) {
+            self.fold().await?;
+        }
+        let mut exchange = std::mem::take(&mut self.exchange);
+        for out in exchange.gradients_out.iter_mut().filter(|out| out.stage == stage) {
+            self.send_buckets(out, out.slots, Kind::R).await?;
+        }
+        self.exchange = exchange;
+        Ok(())
+    }
+
+    /// All A: adds the gradients that others have of what this rank owns, and sends what is left of those that it has of
+    /// others'.
+    pub(super) async fn exchange_gradients(&mut self) -> Result<()> {
+        let mut exchange = std::mem::take(&mut self.exchange);
+        let (out, inward) = (&mut exchange.gradients_out, &mut exchange.gradients_in);
+        let this = &*self;
+        let send = async {
+            for out in out {
+                this.send_buckets(out, usize::MAX, Kind::R).await?;
+                out.sent = 0;
+            }
+            Ok(())
+        };
+        let receive = async {
+            for Sum { stage, link, arrived, add, buckets } in inward {
+                for (tag, (bytes, group, groups)) in buckets.iter().enumerate() {
+                    let to = [(arrived.range(0, *bytes), 0)];
+                    this.receive_bucket(link, &to, tag, of(*stage, Kind::A), Some((add, group, *groups))).await?;
+                }
+            }
+            Ok(())
+        };
+        try_join(send, receive).await?;
+        self.exchange = exchange;
+        Ok(())
+    }
+
+    /// All G, and the sending that belongs to U: the weights that this rank owns go to who has them too, and those that
+    /// others own arrive.
+    pub(super) async fn exchange_weights(&mut self) -> Result<()> {
+        let mut exchange = std::mem::take(&mut self.exchange);
+        let (out, inward) = (&mut exchange.weights_out, &mut exchange.weights_in);
+        let this = &*self;
+        let send = async {
+            for out in out {
+                this.send_buckets(out, usize::MAX, Kind::U).await?;
+                out.sent = 0;
+            }
+            Ok(())
+        };
+        let receive = async {
+            for In { stage, link, buckets } in inward {
+                for (tag, to) in buckets.iter().enumerate() {
+                    this.receive_bucket(link, to, tag, of(*stage, Kind::G), None).await?;
+                }
+            }
+            Ok(())
+        };
+        try_join(send, receive).await?;
+        self.exchange = exchange;
+        Ok(())
+    }
+
+    async fn send_buckets(&self, out: &mut Out, most: usize, kind: Kind) -> Result<()> {
+        let what = if kind == Kind::U { What::UPDATE } else { of(out.stage, kind) };
+        for tag in out.sent..out.buckets.len().min(most) {
+            let mut recorder = self.device.record();
+            let recorded = out.link.record(&mut recorder, &out.buckets[tag], self.tag(tag)).await?;
+            self.submit(recorder, what, 0.0, now()).await;
+            recorded.submitted();
+            out.sent = tag + 1;
+        }
+        Ok(())
+    }
+
+    async fn receive_bucket(
+        &self,
+        link: &mut Incoming,
+        to: &[Piece],
+        tag: usize,
+        what: What,
+        after: Option<(&Kernel, &BindGroup, [u32; 3])>,
+    ) -> Result<()> {
+        self.log.state(State::Waiting(what));
+        let mut recorder = self.device.record();
+        let (recorded, copy) = link.record(&mut recorder, to, self.tag(tag)).await?;
+        self.log.state(State::Working(what));
+        self.log.copied(what, copy);
+        if let Some((kernel, group, groups)) = after {
+            recorder.dispatch(kernel, group, groups);
+        }
+        self.submit(recorder, what, 0.0, now()).await;
+        recorded.submitted();
+        Ok(())
+    }
+
+    /// No two buckets that can be on their way together have the same number.
+    fn tag(&self, bucket: usize) -> usize {
+        self.steps.wrapping_mul(1 << 12).wrapping_add(bucket)
+    }
+}
+
+fn of(stage: usize, kind: Kind) -> What {
+    What::Action(Action::of_stage(stage, kind))
+}

@@ -1,0 +1,181 @@
+//! Who owns what of the weights that several ranks have: of each stage every rank that has it a part, in chunks.
+//!
+//! The owner of an element adds up its gradient, has its optimizer state and sends its new weight to the others. Which rank
+//! that is changes no result: sums are taken in an order that depends on the replicas alone. A replica adds what its stages
+//! have of a parameter, and the replicas are added in order.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::link;
+use super::plan::Plan;
+use crate::model::Parameter;
+use crate::ops::parameters::{Bucket, CHUNK};
+
+/// Most elements that travel together: 8 MiB of gradients.
+const MOST: usize = 2 << 20;
+
+/// A rank's copy of a parameter.
+#[derive(Clone, Debug)]
+pub(super) struct Holder {
+    pub(super) rank: usize,
+    /// What it is called there: where it is tied to the parameter of another rank, otherwise.
+    pub(super) name: String,
+    /// The elements that the rank owns.
+    pub(super) owned: Range<usize>,
+    /// Which replica the rank belongs to with it.
+    replica: usize,
+}
+
+/// The ranks that have each parameter that is not tied to another: first those whose stage it belongs to.
+pub(super) type Holders = HashMap<String, Vec<Holder>>;
+
+/// Who has which parameters of a model whose stages are placed.
+pub(super) fn holders(plan: &Plan) -> Holders {
+    let mut all = Holders::new();
+    let owned_by_all = |p: &Parameter| p.tied_to.is_none() && !p.frozen;
+    for (stage, layers) in plan.stages.iter().enumerate() {
+        let list: Vec<Parameter> = layers.clone().flat_map(|l| plan.model.layer_parameters(l)).collect();
+        let chunks = |p: &Parameter| p.len().div_ceil(CHUNK);
+        let total: usize = list.iter().filter(|p| owned_by_all(p)).map(chunks).sum();
+        let count = plan.placement.holders(stage).len();
+        for (replica, rank) in plan.placement.holders(stage).enumerate() {
+            let part = total * replica / count..total * (replica + 1) / count;
+            let mut before = 0;
+            for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
+                let mut owned = 0..0;
+                if owned_by_all(parameter) {
+                    let within = |chunk: usize| chunk.clamp(before, before + chunks(parameter)) - before;
+                    owned = CHUNK * within(part.start)..parameter.len().min(CHUNK * within(part.end));
+                    before += chunks(parameter);
+                }
+                let owned = if owned.is_empty() { 0..0 } else { owned };
+                let holder = Holder { rank, name: parameter.name.clone(), owned, replica };
+                all.entry(parameter.name.clone()).or_default().push(holder);
+            }
+        }
+    }
+    for (stage, layers) in plan.stages.iter().enumerate() {
+        for parameter in layers.clone().flat_map(|l| plan.model.layer_parameters(l)) {
+            let Some(holders) = parameter.tied_to.as_ref().and_then(|owner| all.get_mut(owner)) else {
+                continue;
+            };
+            for (replica, rank) in plan.placement.holders(stage).enumerate() {
+                if !holders.iter().any(|holder| holder.rank == rank) {
+                    let name = parameter.name.clone();
+                    holders.push(Holder { rank, name, owned: 0..0, replica });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// What a rank owns of a stage and others have too.
+pub(super) struct Shard {
+    pub(super) stage: usize,
+    pub(super) owner: usize,
+    pub(super) buckets: Vec<Bucket>,
+    /// The others, and what they call the parameters that have another name there.
+    pub(super) others: Vec<Other>,
+    /// Sums that arrive one after another, each over groups of those of `others` with these numbers.
+    pub(super) arrivals: Vec<Vec<Vec<usize>>>,
+}
+
+/// Another rank that has what one owns.
+pub(super) struct Other {
+    pub(super) rank: usize,
+    pub(super) names: HashMap<String, String>,
+}
+
+/// Everything that travels between ranks at the end of a step, shard by shard in the order in which it is done.
+pub(super) fn shards(plan: &Plan) -> Vec<Shard> {
+    let mut shards = Vec::new();
+    for stage in 0..plan.stages.len() {
+        for owner in plan.placement.holders(stage) {
+            let layout = &plan.ranks[owner].layout;
+            // The parameters that the same others have travel together.
+            let mut groups: Vec<Vec<&str>> = Vec::new();
+            let ranks = |name: &str| -> Vec<usize> {
+                plan.holders.get(name).into_iter().flatten().map(|holder| holder.rank).collect()
+            };
+            for parameter in plan.stages[stage].clone().flat_map(|l| plan.model.layer_parameters(l)) {
+                let Some((name, _)) = plan.holders.get_key_value(&parameter.name) else { continue };
+                match groups.iter_mut().find(|group| ranks(group[0]) == ranks(name)) {
+                    Some(group) => group.push(name),
+                    None => groups.push(vec![name]),
+                }
+            }
+            for group in groups {
+                let buckets = layout.buckets(|p| group.contains(&p.name.as_str()), MOST);
+                let holders = &plan.holders[group[0]];
+                if holders.len() > 1 && !buckets.is_empty() {
+                    shards.push(shard(plan, stage, owner, &group, buckets));
+                }
+            }
+        }
+    }
+    shards
+}
+
+fn shard(plan: &Plan, stage: usize, owner: usize, group: &[&str], buckets: Vec<Bucket>) -> Shard {
+    let holders = &plan.holders[group[0]];
+    let mut others: Vec<&Holder> = holders.iter().filter(|holder| holder.rank != owner).collect();
+    others.sort_by_key(|holder| holder.replica);
+    let own = holders.iter().find(|holder| holder.rank == owner).map_or(0, |holder| holder.replica);
+    let of = |replica: usize| -> Vec<usize> {
+        (0..others.len()).filter(|&other| others[other].replica == replica).collect()
+    };
+    let last = others.iter().map(|holder| holder.replica).max().unwrap_or(0);
+    // Its own replica's, to be added to its own; then the sum of the replicas before, which it is added to (the order of two
+    // makes no difference); then each of those after.
+    let before: Vec<Vec<usize>> = (0..own).map(of).collect();
+    let mut arrivals = vec![vec![of(own)], before];
+    arrivals.extend((own + 1..=last).map(|replica| vec![of(replica)]));
+    for arrival in &mut arrivals {
+        arrival.retain(|group| !group.is_empty());
+    }
+    arrivals.retain(|arrival| !arrival.is_empty());
+    let others = others.iter().map(|other| {
+        let name = |name: &str| {
+            let same = plan.holders[name].iter().find(|holder| holder.rank == other.rank)?;
+            Some((name.to_string(), same.name.clone()))
+        };
+        Other { rank: other.rank, names: group.iter().filter_map(|of| name(of)).collect() }
+    });
+    Shard { stage, owner, buckets, others: others.collect(), arrivals }
+}
+
+impl Shard {
+    /// Buffers of a link: while one bucket travels the next is on its way.
+    pub(super) fn slots(&self) -> usize {
+        self.buckets.len().min(2)
+    }
+
+    /// Bytes of the largest bucket: of gradients and of weights.
+    pub(super) fn largest(&self) -> (u64, u64) {
+        let most = |bytes: fn(&Bucket) -> u64| self.buckets.iter().map(bytes).max().unwrap_or(0);
+        (most(Bucket::gradient_bytes), most(Bucket::weight_bytes))
+    }
+
+    /// Bytes that it takes on a rank, beside what it is a part of.
+    pub(super) fn bytes(&self, rank: usize) -> u64 {
+        let (gradient, weight) = self.largest();
+        let [gradients, weights] = [gradient, weight].map(|bytes| link::memory(bytes, self.slots()));
+        if rank == self.owner {
+            let arrived = gradient + 16 * self.buckets.len() as u64;
+            return self.arrivals.len() as u64 * gradients + weights + arrived;
+        }
+        let here = self.others.iter().filter(|other| other.rank == rank).count() as u64;
+        here * (gradients + weights)
+    }
+}
+
+/// Bytes that a parameter of so many elements takes on the device of its user and of its owner, where these are two.
+pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
+    let layout = crate::ops::parameters::Layout::new(vec![Parameter { tied_to: None, ..parameter.clone() }]);
+    let buckets = layout.buckets(|_| true, MOST);
+    let others = vec![Other { rank: 1, names: HashMap::new() }];
+    let shard = Shard { stage: 0, owner: 0, buckets, others, arrivals: vec![vec![vec![0]]] };
+    [shard.bytes(1), shard.bytes(0)]
+}
