@@ -59,6 +59,13 @@ impl Experiment {
     pub(super) fn bases(&self) -> Vec<PathBuf> {
         bases(&self.config)
     }
+
+    /// What of it must be given again when a run goes on.
+    pub(super) fn again(&self) -> Vec<String> {
+        let set = self.set.iter().flat_map(|set| ["--set".to_string(), set.clone()]);
+        let devices = self.machine.devices.iter().flat_map(|list| ["--devices".to_string(), list.clone()]);
+        [self.config.display().to_string()].into_iter().chain(set).chain(devices).collect()
+    }
 }
 
 /// Reads a config with overrides; `describe` finds the model that it names.
@@ -83,6 +90,13 @@ impl MachineArguments {
             config.pipeline.devices = parse_devices(devices)?;
         }
         Ok(())
+    }
+
+    /// What of them a run's config does not keep, to be given again when it goes on.
+    pub(super) fn again(&self) -> Vec<String> {
+        let machine = self.machine.as_ref().map(|file| file.display().to_string());
+        let all = [("--memory", self.memory.clone()), ("--machine", machine)];
+        all.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
     }
 
     /// Reads a machine file. Of a list on the command line it has every device; one in a config may be meant for the

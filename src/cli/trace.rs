@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     }
     let rows = rows(run)?;
     let (timeline, comparison) = compare(run)?;
-    let steps = of_plan(&rows, timeline.step);
+    let steps = StepTimes::of_plan(&rows, timeline.step);
     let mut seconds: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
     seconds.sort_by(f64::total_cmp);
     let advice = match &comparison.prediction {
@@ -243,13 +243,6 @@ fn rows(run: &Path) -> Result<Vec<Entry>> {
         return refuse("holds no step yet; continue the run with --resume".into());
     }
     Ok(rows)
-}
-
-/// The steps of the plan that made the step `traced`, by which alone its prediction can be judged.
-fn of_plan(rows: &[Entry], traced: Option<u64>) -> Vec<StepTimes> {
-    let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
-    let plan = row.and_then(|row| row.plan_since_step);
-    rows.iter().filter(|row| row.plan_since_step == plan).filter_map(StepTimes::of).collect()
 }
 
 fn read(path: &Path, help: &str) -> Result<String> {

@@ -56,7 +56,7 @@ impl fmt::Display for Explanation {
             for without in &self.without {
                 let what = match without.slower {
                     None => "nothing fits".to_string(),
-                    Some(slower) if slower < WORTH_SAYING => "as fast".to_string(),
+                    Some(_) if without.is_needless() => "as fast".to_string(),
                     Some(slower) => format!("{} slower", percent(slower)),
                 };
                 writeln!(f, "  without device {} ({}): {what}", without.device, without.name)?;

@@ -41,7 +41,7 @@ pub(super) fn grouped(number: f64) -> String {
 }
 
 /// `0-4, 9-11`; of several that follow one another, one.
-pub(super) fn ranges(ranges: &[Range<usize>]) -> String {
+pub fn ranges(ranges: &[Range<usize>]) -> String {
     let mut merged: Vec<Range<usize>> = Vec::new();
     for range in ranges {
         match merged.last_mut() {

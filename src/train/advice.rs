@@ -43,6 +43,13 @@ impl From<&Row> for StepTimes {
 }
 
 impl StepTimes {
+    /// The steps of the plan that made the step `traced`, or else the last one, by which alone its prediction can be judged.
+    pub fn of_plan(rows: &[Entry], traced: Option<u64>) -> Vec<StepTimes> {
+        let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
+        let plan = row.and_then(|row| row.plan_since_step);
+        rows.iter().filter(|row| row.plan_since_step == plan).filter_map(StepTimes::of).collect()
+    }
+
     /// Of a row that says how long its step took.
     pub fn of(entry: &Entry) -> Option<StepTimes> {
         let busy = entry.devices.iter().filter_map(|device| device.busy_fraction).collect();
@@ -127,26 +134,14 @@ pub fn improve(
     steps: &[StepTimes],
     timeline: &Timeline,
 ) -> Result<Advice> {
-    let Some(steady) = steps.get(WARM_UP..).filter(|steady| steady.len() >= STEPS) else {
+    let Some(steady) = steady(steps) else {
         let (done, enough) = (steps.len(), WARM_UP + STEPS);
         return Ok(Advice::None(format!("{done} steps of this plan say too little; {enough} are enough")));
     };
-    let seconds: Vec<f64> = steady.iter().map(|step| step.seconds).collect();
-    let [low, median, high] = [0.25, 0.5, 0.75].map(|part| quantile(&seconds, part));
     let ratios = planning.learn(present, &usual(steady, timeline));
     let corrected = planning.again(present)?;
     let plan = planning.search_again(&corrected)?;
-    let promised = corrected.simulation.expected;
-    let gain = 1.0 - plan.simulation.expected / promised.min(median);
-    let moves = (&plan.devices, &plan.stages) != (&corrected.devices, &corrected.stages);
-    let unsure = [
-        LEAST,
-        (median / promised - 1.0).abs(),
-        (high - low) / 2.0 / median,
-        if moves { disagreement(&ratios) } else { 0.0 },
-        if plan.devices.iter().all(|device| present.devices.contains(device)) { 0.0 } else { UNTRIED },
-    ];
-    let unsure = unsure.into_iter().fold(0.0, f64::max);
+    let Gain { part: gain, unsure } = Gain::of(&plan, &corrected, steady, &ratios);
     if gain <= unsure {
         return Ok(Advice::Keep { gain: gain.max(0.0), unsure });
     }
@@ -155,6 +150,42 @@ pub fn improve(
     };
     let what = changes(&corrected, &plan);
     Ok(Advice::Change(Box::new(Change { plan, settings, what, gain })))
+}
+
+/// Steps without the first, if they are enough to say something.
+pub(super) fn steady(steps: &[StepTimes]) -> Option<&[StepTimes]> {
+    steps.get(WARM_UP..).filter(|steady| steady.len() >= STEPS)
+}
+
+/// What a plan saves of the steps of the one in force, both as parts of a step.
+pub(super) struct Gain {
+    /// What it is said to save.
+    pub part: f64,
+    /// More than this is surely saved.
+    pub unsure: f64,
+}
+
+impl Gain {
+    /// Of a plan, against the one in force with the present times, its steps if there are any, and how far devices were off
+    /// what was known of them.
+    pub fn of(plan: &Candidate, present: &Candidate, steady: &[StepTimes], ratios: &[f64]) -> Gain {
+        let promised = present.simulation.expected;
+        let seconds: Vec<f64> = steady.iter().map(|step| step.seconds).collect();
+        let [low, median, high] = match seconds[..] {
+            [] => [promised; 3],
+            _ => [0.25, 0.5, 0.75].map(|part| quantile(&seconds, part)),
+        };
+        let moves = (&plan.devices, &plan.stages) != (&present.devices, &present.stages);
+        let unsure = [
+            LEAST,
+            (median / promised - 1.0).abs(),
+            (high - low) / 2.0 / median,
+            if moves { disagreement(ratios) } else { 0.0 },
+            if plan.devices.iter().all(|device| present.devices.contains(device)) { 0.0 } else { UNTRIED },
+        ];
+        let part = 1.0 - plan.simulation.expected / promised.min(median);
+        Gain { part, unsure: unsure.into_iter().fold(0.0, f64::max) }
+    }
 }
 
 /// The events of a step that took as long of each device as its steps usually do.

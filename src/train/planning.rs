@@ -317,7 +317,7 @@ impl Planning {
     }
 
     /// Replaces the planner's bytes by those that will be allocated.
-    fn count(&self, candidate: &mut Candidate) -> Result<()> {
+    pub(super) fn count(&self, candidate: &mut Candidate) -> Result<()> {
         let plan = self.plan(candidate)?;
         candidate.simulation.slot_bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
         Ok(())
@@ -361,16 +361,25 @@ impl Planning {
 
     /// The same plan with the machine's present times.
     pub fn again(&self, candidate: &Candidate) -> Result<Candidate> {
+        Ok(self.alone(candidate)?.best)
+    }
+
+    /// The same plan with the machine's present times, as if there were no other.
+    pub(super) fn alone(&self, candidate: &Candidate) -> Result<Planned> {
         let (devices, schedule) = (candidate.devices.clone(), candidate.schedule.clone());
         self.given(devices, schedule, candidate.cuts(), candidate.recompute.clone())
     }
 
     /// The plan that made a prediction, with the machine's present times.
     pub fn predicted(&self, prediction: &Prediction) -> Result<Candidate> {
+        self.predicted_on(prediction, prediction.devices.iter().map(|device| device.number).collect())
+    }
+
+    /// The same on other devices.
+    pub(super) fn predicted_on(&self, prediction: &Prediction, devices: Vec<usize>) -> Result<Candidate> {
         let schedule = prediction.schedule()?;
         let recompute = (0..schedule.stages).map(|stage| prediction.recompute.contains(&stage)).collect();
-        let devices = prediction.devices.iter().map(|device| device.number).collect();
-        self.given(devices, schedule, prediction.cuts.clone(), recompute)
+        Ok(self.given(devices, schedule, prediction.cuts.clone(), recompute)?.best)
     }
 
     fn given(
@@ -379,7 +388,7 @@ impl Planning {
         schedule: Schedule,
         cuts: Vec<usize>,
         recompute: Vec<bool>,
-    ) -> Result<Candidate> {
+    ) -> Result<Planned> {
         let options = Options {
             devices: Some(devices),
             microbatches: Some(schedule.microbatches),
@@ -388,7 +397,7 @@ impl Planning {
             recompute: RecomputeChoice::Stages(recompute),
             budgets: self.options.budgets.clone(),
         };
-        Ok(plan(&self.workload, &self.machine, &options)?.best)
+        plan(&self.workload, &self.machine, &options)
     }
 
     /// The best plan with the machine's present times and the same microbatches, on which rounding depends. Of plans

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Launch;
-use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, for_file, settle};
+use super::again::command;
+use super::{Launch, Request};
+use crate::cli::planning::{cache, caution, device_budgets, for_devices, for_file, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Device};
@@ -13,6 +14,7 @@ use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::train::config::Config;
 use crate::train::data::{Batches, Corpus};
+use crate::train::keep::{Before, keep};
 use crate::train::lessons::Lessons;
 use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
@@ -38,17 +40,17 @@ pub(super) struct Job {
     pub(super) isolation: Isolation,
     pub(super) batches: Batches,
     pub(super) out: PathBuf,
+    /// The command with which the run goes on, once it has ended.
+    pub(super) again: String,
+    /// How its plan differs from that which it had, where it goes on with another.
+    pub(super) changed: Option<String>,
     pub(super) resume: Resume,
 }
 
-pub(super) fn prepare(
-    mut config: Config,
-    out: PathBuf,
-    machine: &MachineArguments,
-    launch: &Launch,
-    bases: &[PathBuf],
-    environment: &Environment,
-) -> Result<Job> {
+pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job> {
+    let Request { mut config, name, machine, launch, bases, again } = request;
+    let out = out_folder(launch, name)?;
+    let again = command(&again, machine, launch, &out);
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
@@ -60,6 +62,8 @@ pub(super) fn prepare(
         Run::check_new(&out)?;
         Resume::default()
     };
+    let before = if launch.resume { Before::read(&out) } else { None };
+    let mut changed = None;
     let (all, adapters, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
@@ -77,6 +81,9 @@ pub(super) fn prepare(
             _ => for_devices(&config, machine, environment, bases)?,
         };
         let mut planned = planning.search()?;
+        if let Some(before) = before {
+            (planned, changed) = keep(&planning, planned, &before)?;
+        }
         planning.number(&mut planned, &mut all);
         let plan = planning.plan(&planned.best)?;
         (all, planning.adapters(&planned.best), plan, Some((planning, planned)))
@@ -106,6 +113,8 @@ pub(super) fn prepare(
         isolation,
         batches,
         out,
+        again,
+        changed,
         resume,
     })
 }
