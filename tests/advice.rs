@@ -31,7 +31,7 @@ microbatches = 8
 ";
 
 /// Cards with these speeds, 1 for 1000 GFLOP/s.
-fn machine(speeds: &[f64]) -> Machine {
+pub fn machine(speeds: &[f64]) -> Machine {
     let mut text = String::from("name = 'cards'\nlink = { latency_us = 20, gb_s = 5 }\n");
     for (number, speed) in speeds.iter().enumerate() {
         text += &format!(
@@ -44,7 +44,7 @@ fn machine(speeds: &[f64]) -> Machine {
     Machine::parse(&text, "test").unwrap()
 }
 
-fn config(choices: &[&str]) -> Config {
+pub fn config(choices: &[&str]) -> Config {
     let choices: Vec<String> = choices.iter().map(|choice| choice.to_string()).collect();
     Config::parse(CONFIG, &choices, "test").unwrap()
 }

@@ -12,6 +12,7 @@ use super::planning::Planning;
 use super::run::PREDICTION;
 use crate::error::Result;
 use crate::folder::files::read_text;
+use crate::plan::text::counted;
 use crate::plan::{Candidate, Options, Planned, RecomputeChoice, ScheduleChoice};
 use crate::timeline::{DeviceName, Prediction, duration};
 
@@ -42,8 +43,10 @@ impl Before {
 pub fn keep(planning: &Planning, best: Planned, before: &Before) -> Result<(Planned, Option<String>)> {
     let old = &before.prediction;
     let change = |best: Planned, why: String| {
-        let new = Prediction::of_plan(&best.best, planning.names());
-        let text = format!("from {} to {}, {why}", words(old), words(&new));
+        let (from, to) = (words(old), words(&Prediction::of_plan(&best.best, planning.names())));
+        // Schedules that are made for a machine have one name.
+        let to = if to == from { "another of that kind".into() } else { to };
+        let text = format!("from {from} to {to}, {why}");
         Ok((best, Some(text)))
     };
     let promised = |plan: &Planned| format!("predicted {} a step", duration(plan.best.simulation.expected));
@@ -134,6 +137,7 @@ fn words(plan: &Prediction) -> String {
     let (name, microbatches) =
         schedule.map_or((String::new(), 0), |schedule| (schedule.name, schedule.microbatches));
     let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let microbatches = counted(microbatches, "microbatch");
     let cuts = if plan.cuts.is_empty() { String::new() } else { format!(" cut at {}", list(&plan.cuts)) };
     let repeats = match plan.recompute.is_empty() {
         true => String::new(),

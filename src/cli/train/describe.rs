@@ -157,7 +157,7 @@ fn describe_time(job: &Job) -> Result<()> {
     };
     // Steps are whole, and sequences are few: one epoch may well be 1.3.
     let epochs = format!(
-        "{epochs} in all ({} of {}, and there are {})",
+        "{epochs} in all ({} of {}; there are {})",
         counted(t.steps as usize, "step"),
         counted(t.batch, "sequence"),
         show_count(job.batches.sequences() as u64)

@@ -155,7 +155,7 @@ fn fail(
     }
     let kept = checkpoint::latest(run.path()).ok().flatten();
     let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
-        format!("the last checkpoint is {}; continue from it with\n  {again}", p.display())
+        format!("the last checkpoint is {}; continue from it with: {again}", p.display())
     });
     note(format!("{failed} failed; {kept}"));
     error
