@@ -129,7 +129,7 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
         assert_eq!(warnings, ["warning: resuming with train.steps = 10, which was 8"]);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
-            said.contains("2 steps after 8") && said.contains("(10 steps of 4 sequences; there are"),
+            said.contains("2 steps after 8") && said.contains("(10 steps of 8 sequences; there are 40)"),
             "{said}"
         );
         assert!(said.contains("each by itself, every 2 steps"), "{said}");

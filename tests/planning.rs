@@ -260,3 +260,31 @@ fn a_tensor_larger_than_a_file_may_be_has_one_of_its_own_and_is_named() {
     assert!(line.contains("--max-shard-size: 5 is 5 bytes; write \"5GiB\""), "{line}");
     assert!(!place.path("none").exists());
 }
+
+#[test]
+fn a_device_with_next_to_nothing_to_do_is_called_needless_and_each_says_which_layers_it_has() {
+    let place = place();
+    let slow = "\n[[devices]]\nname = 'slow'\nrates = { peak_tflops = 0.01, peak_gb_s = 1 }\n";
+    std::fs::write(place.path("cards.toml"), CARDS.replace("\n[[links]]", &format!("{slow}[[links]]")))
+        .unwrap();
+    let dry = |devices: &str| {
+        let more = [
+            "--machine",
+            "cards.toml",
+            "--devices",
+            devices,
+            "--dry-run",
+            "--set",
+            "train.evaluate_every=12",
+        ];
+        succeed(&place, &[&["train", "gpt.toml", "--set", "data.split=0.2"][..], &more].concat())
+    };
+    let text = dry("3,0,1");
+    assert!(
+        text.contains("         a step is as fast without device 0: --devices 0,1 leaves it out\n"),
+        "{text}"
+    );
+    assert!(text.contains(": 1 layer (embedding); 0.0 % of the work"), "{text}");
+    assert!(text.contains(" bytes, at the end\n"), "{text}");
+    assert!(!dry("0,1").contains("leaves it out"));
+}

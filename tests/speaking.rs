@@ -235,8 +235,10 @@ fn ctrl_c_ends_an_answer_and_not_the_chat() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-    let mut first = [0];
+    let (mut asked, mut first) = (String::new(), [0]);
     input.write_all(b"hello\n").unwrap();
+    output.read_line(&mut asked).unwrap();
+    assert_eq!(asked, "> hello\n");
     output.read_exact(&mut first).unwrap();
     // SAFETY: a signal to a child that has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);

@@ -131,9 +131,8 @@ fn describe_texts(job: &Job) -> Result<Option<f64>> {
     let alone = if valid.has_records() { ", each by itself" } else { "" };
     let every = match config.train.evaluate_every {
         every if every >= config.train.steps => "at the end".to_string(),
-        every => {
-            format!("every {}", if every == 1 { "step".into() } else { counted(every as usize, "step") })
-        }
+        1 => "every step".to_string(),
+        every => format!("every {every} steps"),
     };
     say(format!("valid    {}{alone}, {every}", of(valid)))?;
     for what in left_out(valid, config.train.sequence, true) {
@@ -155,7 +154,7 @@ fn describe_time(job: &Job) -> Result<()> {
         few if few < 10.0 => format!("{few:.1} epochs"),
         many => format!("{many:.0} epochs"),
     };
-    // Steps are whole, and sequences are few: one epoch may well be 1.3.
+    // Steps are whole: of few sequences one epoch may well be 1.3.
     let epochs = format!(
         "{epochs} in all ({} of {}; there are {})",
         counted(t.steps as usize, "step"),
