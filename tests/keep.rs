@@ -32,7 +32,7 @@ fn a_run_keeps_its_plan_while_another_is_not_surely_faster() {
     let free = planning(&[], machine(&[1.0, 0.9]));
     let least = free.search().unwrap().best.simulation.expected;
     // A schedule that is not the best, by little.
-    let run = NAMES.into_iter().map(|name| before(&[&format!("pipeline.schedule={name}")], &[1.0, 0.9]));
+    let run = NAMES.iter().map(|name| before(&[&format!("pipeline.schedule={name}")], &[1.0, 0.9]));
     let is_close =
         |run: &Before| (0.003..0.04).contains(&(1.0 - least / run.prediction.simulate().unwrap().expected));
     let run = run.into_iter().find(is_close).expect("a schedule that is nearly as good");

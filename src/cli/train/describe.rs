@@ -224,11 +224,14 @@ mod tests {
 
     #[test]
     fn the_layers_of_a_device_are_counted_and_named_piece_by_piece() {
-        let said = |stages: &[Range<usize>]| pieces(stages, 10);
-        assert_eq!(said(&[0..10]), "10 layers (embedding, blocks 0-7, head)");
-        assert_eq!(said(&[0..1]), "1 layer (embedding)");
-        assert_eq!(said(&[3..4]), "1 layer (block 2)");
-        assert_eq!(said(&[0..2, 4..5, 5..7, 9..10]), "6 layers (embedding, blocks 0, 3-5, head)");
+        let said = |stages: &[(usize, usize)]| {
+            let stages: Vec<Range<usize>> = stages.iter().map(|&(first, end)| first..end).collect();
+            pieces(&stages, 10)
+        };
+        assert_eq!(said(&[(0, 10)]), "10 layers (embedding, blocks 0-7, head)");
+        assert_eq!(said(&[(0, 1)]), "1 layer (embedding)");
+        assert_eq!(said(&[(3, 4)]), "1 layer (block 2)");
+        assert_eq!(said(&[(0, 2), (4, 5), (5, 7), (9, 10)]), "6 layers (embedding, blocks 0, 3-5, head)");
     }
 
     #[test]
