@@ -129,7 +129,7 @@ fn layers_are_priced_at_the_speed_of_the_device_that_would_get_them() {
     let slow = machine(&[1.0, 0.1]);
     let case = Case::new(&["pipeline.devices=2"], slow.clone(), &slow);
     match case.advice() {
-        Advice::Keep { gain, unsure } => assert!(gain < unsure && unsure >= 0.05),
+        Advice::Keep { gain, unsure, .. } => assert!(gain < unsure && unsure >= 0.05),
         other => panic!("{other:?}"),
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::explain::{Explanation, Waiting};
-use super::text::{bytes, counted, grouped, percent, ranges, seconds, table};
+use super::text::{bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -127,8 +127,7 @@ impl Explanation {
         }
         writeln!(f, "\nother plans:")?;
         let rows = self.alternatives.iter().map(|other| {
-            let devices = other.devices.iter().zip(&other.layers);
-            let devices: Vec<String> = devices.map(|(device, layers)| format!("{device}:{layers}")).collect();
+            let devices = other.devices.iter().copied().zip(other.layers.iter().copied());
             let repeats = match other.recompute.len() {
                 0 => String::new(),
                 count => format!("recompute in {count} of {} stages", other.chunks * other.devices.len()),
@@ -137,7 +136,7 @@ impl Explanation {
                 format!("  +{}", percent(other.slower)),
                 name_of(&other.schedule, other.chunks),
                 counted(other.microbatches, "microbatch"),
-                format!("layers {}", devices.join(" ")),
+                layers_of(devices),
                 repeats,
             ]
         });

@@ -74,6 +74,12 @@ pub(super) fn table(rows: Vec<Vec<String>>, right: &[usize]) -> String {
     text
 }
 
+/// Devices with their numbers of layers: `layers 0:4 1:8`.
+pub fn layers_of(devices: impl IntoIterator<Item = (usize, usize)>) -> String {
+    let each = devices.into_iter().map(|(device, layers)| format!(" {device}:{layers}"));
+    format!("layers{}", each.collect::<String>())
+}
+
 /// So many things: `1 sequence`, `2 sequences`, `4 microbatches`.
 pub fn counted(n: usize, thing: &str) -> String {
     let end = match (n, thing.ends_with('h')) {

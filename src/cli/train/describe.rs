@@ -5,7 +5,7 @@ use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
 use crate::plan::text::counted;
-use crate::timeline::{DeviceName, duration};
+use crate::timeline::duration;
 use crate::train::data::Corpus;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
@@ -35,9 +35,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         counted(plan.setup.batch, "sequence")
     ))?;
     let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
-        let (adapter, name) = (Some(adapter.index), adapter.name.clone());
-        let device = DeviceName { number: rank.rank, adapter, name };
+    for (rank, device) in plan.ranks.iter().zip(&job.names) {
         let layers: Vec<String> =
             rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
         let shown = match layers.as_slice() {

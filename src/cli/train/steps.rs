@@ -24,11 +24,23 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
     let beginning = Beginning::new(&job)?;
     let Job {
-        config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume, ..
+        config,
+        all,
+        devices,
+        names,
+        plan,
+        planned,
+        mut lessons,
+        source,
+        isolation,
+        batches,
+        out,
+        resume,
     } = job;
     let Resume { checkpoint, .. } = resume;
     let (budgets, microbatches) = (plan.setup.budgets.clone(), plan.schedule.microbatches);
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
+    trainer.call(names);
     let watch = trainer.watch();
     let windows = source.valid.as_ref().map(|valid| valid.windows(config.train.sequence).len());
     trainer.evaluate_on(source.valid);
@@ -213,7 +225,9 @@ fn compare(
         }
         Verdict::Move { to, off, staying } => {
             if let Some(run) = may_move {
-                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
+                let planning = replanner.planning();
+                run.move_to(trainer, planning.plan(&to)?, &pick(all, &to.devices))?;
+                trainer.call(planning.called(&to));
             }
             let cuts = to.cuts();
             bar.note(format!(
