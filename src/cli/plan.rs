@@ -9,7 +9,6 @@ use super::{Environment, note, print, save, say};
 use crate::error::{Error, Result};
 use crate::folder::absent;
 use crate::plan::Explanation;
-use crate::plan::text::counted;
 use crate::timeline::{Prediction, Step, duration};
 use crate::train::advice::trained_with;
 use crate::train::checkpoint;
@@ -146,7 +145,7 @@ fn of_a_run(run: &Path, set: &[String]) -> Result<Config> {
         "note: {} is a run: planned as its config.toml says, over devices that are chosen anew{}",
         run.display(),
         match config.pipeline.microbatches {
-            Some(count) => format!("; its {} stay, as with --resume", counted(count, "microbatch")),
+            Some(count) => format!("; pipeline.microbatches stays {count}, as with --resume"),
             None => String::new(),
         }
     ));

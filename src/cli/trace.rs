@@ -164,8 +164,8 @@ fn report(
         }
         Advice::Keep { what, gain, unsure, why } => say(wrap(
             &format!(
-                "no other plan is surely faster: the best one ({what}) is said to save {:.1} % of a step, and {:.1} % is \
-                 not sure: {why}",
+                "no other plan is surely faster: the best one ({what}) is said to save {:.1} % of a step, which is not \
+                 sure; predictions here may be {:.1} % off: {why}",
                 100.0 * gain,
                 100.0 * unsure
             ),

@@ -75,9 +75,9 @@ pub enum Advice {
         what: String,
         /// The part of a step that it is said to save.
         gain: f64,
-        /// By how much more a plan must save.
+        /// How far predictions may be off, as a part of a step: what a plan must save.
         unsure: f64,
-        /// Why, in words that follow `which is not sure:`.
+        /// Why they may be off, in words.
         why: String,
     },
     /// The planner cannot be asked, for this reason.
@@ -157,10 +157,7 @@ pub fn improve(
             ),
         ),
         ((high - low) / 2.0 / median, "steps of one and the same plan differ by as much".into()),
-        (
-            if moves { disagreement(&ratios) } else { 0.0 },
-            "the devices are unlike amounts off, which may belong to the layers that they have".into(),
-        ),
+        (if moves { disagreement(&ratios) } else { 0.0 }, differ(&ratios)),
         (if untried { UNTRIED } else { 0.0 }, "it uses a device that has not worked in this run".into()),
     ];
     let (unsure, why) = doubts.into_iter().fold((0.0, String::new()), |a, b| if b.0 > a.0 { b } else { a });
@@ -198,6 +195,15 @@ fn disagreement(ratios: &[f64]) -> f64 {
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
     if ratios.is_empty() { 0.0 } else { (most / least - 1.0) / 2.0 }
+}
+
+fn differ(ratios: &[f64]) -> String {
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    format!(
+        "the devices are not off alike, one takes {most:.2} times as long as predicted and another {least:.2} times, and part \
+         of that may belong to the layers that they have"
+    )
 }
 
 /// Of numbers in any order, at least one.

@@ -1,10 +1,12 @@
 //! What a run will be, said before it begins.
 
+use std::ops::Range;
+
 use super::job::Job;
 use crate::cli::records::left_out;
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::plan::text::counted;
+use crate::plan::text::{counted, merged};
 use crate::timeline::duration;
 use crate::train::data::Corpus;
 
@@ -34,25 +36,33 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         counted(plan.schedule.microbatches, "microbatch"),
         counted(plan.setup.batch, "sequence")
     ))?;
-    let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
+    let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {
-        let layers: Vec<String> =
-            rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
-        let shown = match layers.as_slice() {
-            [first, .., last] => format!("{first} to {last}"),
-            [only] => only.clone(),
-            [] => String::new(),
+        let name = |range: &Range<usize>| match (plan.model.layer_name(range.start), range.len()) {
+            (only, 1) => only,
+            (first, _) => format!("{first} to {}", plan.model.layer_name(range.end - 1)),
         };
+        let shown: Vec<String> = merged(&rank.layers).iter().map(name).collect();
+        let shown = shown.join(" and ");
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
             "{device}: {shown}; {:.1} % of the work, {}{budget}",
-            100.0 * rank.flops / total,
+            100.0 * works[rank.rank],
             show_bytes(rank.bytes)
         ))?;
     }
     describe_time(job)?;
     Ok(entropy)
+}
+
+/// Each rank's part of the work: as `plan` says it, or by floating-point operations where nothing was planned.
+fn works(job: &Job) -> Vec<f64> {
+    if let Some((planning, planned)) = &job.planned {
+        return planning.explain(planned).devices.iter().map(|share| share.work).collect();
+    }
+    let total: f64 = job.plan.ranks.iter().map(|rank| rank.flops).sum();
+    job.plan.ranks.iter().map(|rank| rank.flops / total).collect()
 }
 
 /// The texts, and what of them is not taken as it is.
