@@ -21,7 +21,7 @@ const NOTABLE: f64 = 0.05;
 /// What [`Planned::explain`] says. Prints as text for people; serialises for programs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
-    /// The machine's name.
+    /// The machine's name, or those of the devices that may be used where they are not all.
     pub machine: String,
     /// Predicted seconds of a step.
     pub step_seconds: f64,

@@ -113,7 +113,7 @@ impl Explanation {
         write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
         writeln!(
             f,
-            "compute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+            "layers: the first is the embedding, the last the head, and blocks lie between\ncompute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
         )?;
         for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
             writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;
