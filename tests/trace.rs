@@ -104,7 +104,7 @@ fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
     );
     let shown = String::from_utf8(alone.stdout).unwrap();
     for part in
-        ["steps      2: ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
+        ["steps      2 since step 3, ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
     {
         assert!(shown.contains(part), "{part}: {shown}");
     }

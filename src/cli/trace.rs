@@ -22,6 +22,8 @@ const SLOW: f64 = 1.1;
 const EARLIER: usize = 3;
 /// Steps that were shorter by this part with an earlier plan are worth a sentence.
 const WORSE: f64 = 0.05;
+/// Fewer steps of a plan are no reason for it.
+const FEW: usize = 3;
 
 /// Explains a run: predicted and measured time side by side, why devices were idle, what dominates and what to try.
 #[derive(clap::Args)]
@@ -176,7 +178,7 @@ fn report(
     if !matches!(advice, Advice::Change(_)) {
         comparison.spare().iter().try_for_each(|hint| say(wrap(hint, width)))?;
     }
-    if let Some(better) = earlier.iter().rev().find(|before| before.median() < (1.0 - WORSE) * median) {
+    if let Some(better) = earlier.iter().rev().find(|before| before.is_better(present)) {
         let slower = 100.0 * (median / better.median() - 1.0);
         let text = format!(
             "{} took {} with {}: the steps since take {slower:.1} % longer",
@@ -300,6 +302,13 @@ impl<'a> Stretch<'a> {
 
     fn median(&self) -> f64 {
         median(&self.seconds)
+    }
+
+    /// Whether another plan made shorter steps than these, as far as few steps say.
+    fn is_better(&self, present: &Stretch) -> bool {
+        let is_other = self.rows[0].plan.is_none() || self.rows[0].plan != present.rows[0].plan;
+        let enough = self.rows.len().min(present.rows.len()) >= FEW;
+        is_other && enough && self.median() < (1.0 - WORSE) * present.median()
     }
 
     fn times(&self) -> String {
