@@ -83,7 +83,7 @@ fn a_run_changes_its_plan_where_it_cannot_keep_it_or_is_told_to() {
 
     let mut small = planning(&[], machine(&[1.0, 1.0]));
     let bytes = small.search().unwrap().best.simulation.slot_bytes[0];
-    small.limit(&[Some(bytes / 2), None]);
+    small.limit(vec![Some(bytes / 2), None]);
     let said = changed(&small);
     assert!(said.ends_with("because the old plan does not fit any more"), "{said}");
 }

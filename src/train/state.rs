@@ -7,7 +7,7 @@ use serde_json::json;
 use super::checkpoint::{Checkpoint, Writer};
 use super::config::Config;
 use super::source::Origin;
-use super::trainer::{Trainer, names};
+use super::trainer::{Shape, Trainer, names};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, stored_name};
 use crate::folder::{Dtype, Kind, Layout};
@@ -15,7 +15,6 @@ use crate::gpu::Device;
 use crate::model::{Lora, Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
 use crate::pipeline::{Executor, Plan};
-use crate::timeline::DeviceName;
 
 /// Elements that pass through host memory at a time: no more than loading takes room for.
 const PIECE: usize = 1 << 20;
@@ -101,14 +100,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Goes on with another plan, whose weights are to be set, on these devices with their numbers.
-    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[(usize, Device)]) -> Result<()> {
+    /// Goes on with another plan, whose weights are to be set, on these devices.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
         self.executor.stop().await;
-        let used: Vec<Device> = devices.iter().map(|(_, device)| device.clone()).collect();
-        self.executor = Executor::launch(plan, &used)?;
-        let name =
-            |(name, (number, _)): (DeviceName, &(usize, Device))| DeviceName { number: *number, ..name };
-        self.devices = names(&used).into_iter().zip(devices).map(name).collect();
+        self.shape = Shape::of(&plan);
+        self.executor = Executor::launch(plan, devices)?;
+        self.devices = names(devices);
         // What the devices of the plan before did is nothing that these have done.
         self.timeline.clear();
         Ok(())

@@ -8,7 +8,7 @@ use crate::cli::records::{Evaluated, left_out};
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
 use crate::plan::text::{counted, ranges};
-use crate::timeline::{DeviceName, duration};
+use crate::timeline::duration;
 use crate::train::data::Corpus;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
@@ -40,16 +40,14 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         counted(plan.schedule.microbatches, "microbatch"),
         counted(plan.setup.batch, "sequence")
     ))?;
-    let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
-        let (adapter, name) = (Some(adapter.index), adapter.name.clone());
-        let device = DeviceName { number: rank.rank, adapter, name };
+    let works = works(job);
+    for (rank, device) in plan.ranks.iter().zip(&job.names) {
         let layers = pieces(&rank.layers, plan.model.layers());
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
             "{device}: {layers}; {:.1} % of the work, {}{budget}",
-            100.0 * rank.flops / total,
+            100.0 * works[rank.rank],
             show_bytes(rank.bytes)
         ))?;
     }
@@ -83,8 +81,8 @@ const LITTLE: f64 = 0.05;
 /// which nobody waits for where every device has its part.
 fn describe_needless(job: &Job) -> Result<()> {
     let Some((planning, planned)) = &job.planned else { return Ok(()) };
-    let total: f64 = job.plan.ranks.iter().map(|rank| rank.flops).sum();
-    let has_little = |rank: usize| job.plan.ranks[rank].flops < LITTLE * total;
+    let works = works(job);
+    let has_little = |rank: usize| works[rank] < LITTLE;
     let ranks = 0..job.plan.ranks.len();
     if !ranks.clone().any(has_little) {
         return Ok(());
@@ -95,14 +93,23 @@ fn describe_needless(job: &Job) -> Result<()> {
         if !without.iter().any(|without| without.device == device && without.is_needless()) {
             continue;
         }
-        let others = job.adapters.iter().enumerate().filter(|(other, _)| *other != rank);
-        let others: Vec<String> = others.map(|(_, adapter)| adapter.index.to_string()).collect();
+        let others = job.names.iter().enumerate().filter(|(other, _)| *other != rank);
+        let others: Vec<String> = others.filter_map(|(_, of)| of.adapter).map(|a| a.to_string()).collect();
         say(format!(
             "         a step is as fast without device {device}: --devices {} leaves it out",
             others.join(",")
         ))?;
     }
     Ok(())
+}
+
+/// Each rank's part of the work: as `plan` says it, or by floating-point operations where nothing was planned.
+fn works(job: &Job) -> Vec<f64> {
+    if let Some((planning, planned)) = &job.planned {
+        return planning.explain(planned).devices.iter().map(|share| share.work).collect();
+    }
+    let total: f64 = job.plan.ranks.iter().map(|rank| rank.flops).sum();
+    job.plan.ranks.iter().map(|rank| rank.flops / total).collect()
 }
 
 /// The texts, and what of them is not taken as it is.

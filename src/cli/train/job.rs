@@ -12,6 +12,7 @@ use crate::gpu::{AdapterInfo, Device};
 use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
+use crate::timeline::DeviceName;
 use crate::train::config::Config;
 use crate::train::data::{Batches, Corpus};
 use crate::train::keep::{Before, keep};
@@ -20,17 +21,17 @@ use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
 use crate::train::run::Run;
 use crate::train::source::Source;
-use crate::train::trainer::Trainer;
+use crate::train::trainer::{Trainer, names as opened};
 
 /// Everything that is settled before a device is used.
 pub(super) struct Job {
     pub(super) config: Config,
-    /// Every device that was opened, by its number: first those of the plan, in its order; none where a dry run has its machine from a file.
+    /// Every device that was opened, by its number; none where a dry run has its machine from a file.
     pub(super) all: BTreeMap<usize, Device>,
     /// Those of the plan, in pipeline order.
     pub(super) devices: Vec<Device>,
-    /// The adapters of the plan, in pipeline order.
-    pub(super) adapters: Vec<AdapterInfo>,
+    /// What they are called.
+    pub(super) names: Vec<DeviceName>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
     /// For the profiles that it was planned with, if they come from the cache.
@@ -64,7 +65,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     };
     let before = if launch.resume { Before::read(&out) } else { None };
     let mut changed = None;
-    let (all, adapters, plan, planned) = if launch.no_plan {
+    let (all, adapters, names, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
@@ -73,10 +74,11 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
             None => Trainer::setup(&config, budgets)?,
         };
         let plan = Plan::within(setup, &devices)?;
-        let adapters = devices.iter().map(|device| device.info().clone()).collect();
-        (devices.into_iter().enumerate().collect(), adapters, plan, None)
+        let adapters: Vec<AdapterInfo> = devices.iter().map(|device| device.info().clone()).collect();
+        let names = opened(&devices);
+        (devices.into_iter().enumerate().collect(), adapters, names, plan, None)
     } else {
-        let (mut planning, mut all) = match &machine.machine {
+        let (planning, all) = match &machine.machine {
             Some(file) if launch.dry_run => (for_file(&config, file, machine, bases)?, BTreeMap::new()),
             _ => for_devices(&config, machine, environment, bases)?,
         };
@@ -84,14 +86,11 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         if let Some(before) = before {
             (planned, changed) = keep(&planning, planned, &before)?;
         }
-        planning.number(&mut planned, &mut all);
-        let plan = planning.plan(&planned.best)?;
-        (all, planning.adapters(&planned.best), plan, Some((planning, planned)))
+        let (best, plan) = (&planned.best, planning.plan(&planned.best)?);
+        (all, planning.adapters(best), planning.called(best), plan, Some((planning, planned)))
     };
     let devices = match &planned {
-        Some((_, planned)) => {
-            pick(&all, &planned.best.devices).into_iter().map(|(_, device)| device).collect()
-        }
+        Some((_, planned)) => pick(&all, &planned.best.devices),
         None => all.values().cloned().collect(),
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
@@ -105,7 +104,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         config,
         all,
         devices,
-        adapters,
+        names,
         plan,
         planned,
         lessons,
@@ -119,9 +118,9 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     })
 }
 
-/// Those of the devices that were opened which have these numbers, with them.
-pub(super) fn pick(all: &BTreeMap<usize, Device>, numbers: &[usize]) -> Vec<(usize, Device)> {
-    numbers.iter().filter_map(|&number| Some((number, all.get(&number)?.clone()))).collect()
+/// Those of the devices that were opened which have these numbers.
+pub(super) fn pick(all: &BTreeMap<usize, Device>, numbers: &[usize]) -> Vec<Device> {
+    numbers.iter().filter_map(|number| all.get(number)).cloned().collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).

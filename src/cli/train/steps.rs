@@ -28,6 +28,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
         config,
         all,
         devices,
+        names,
         plan,
         planned,
         mut lessons,
@@ -42,6 +43,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let Resume { checkpoint, .. } = resume;
     let (budgets, microbatches) = (plan.setup.budgets.clone(), plan.schedule.microbatches);
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
+    trainer.call(names);
     let watch = trainer.watch();
     let evaluated = source.valid.as_ref().map(|valid| Evaluated::new(valid, config.train.sequence));
     trainer.evaluate_on(source.valid);
@@ -233,7 +235,9 @@ fn compare(
         }
         Verdict::Move { to, off, staying } => {
             if let Some(run) = may_move {
-                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
+                let planning = replanner.planning();
+                run.move_to(trainer, planning.plan(&to)?, &pick(all, &to.devices))?;
+                trainer.call(planning.called(&to));
             }
             let cuts = to.cuts();
             bar.note(format!(
