@@ -104,7 +104,7 @@ fn run(case: &Case, adapters: &[AdapterInfo]) -> Option<f64> {
     let advice = improve(planning, &present, &prediction, &config, &rows, &before.timeline());
     let change = match advice.expect("searches") {
         Advice::Change(change) => change,
-        Advice::Keep { gain, unsure } => {
+        Advice::Keep { gain, unsure, .. } => {
             let (gain, unsure) = (100.0 * gain, 100.0 * unsure);
             println!("{:<28} no advice: {gain:.1} % less is not sure, at {unsure:.1} %", case.name);
             return None;

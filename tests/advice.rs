@@ -31,7 +31,7 @@ microbatches = 8
 ";
 
 /// Cards with these speeds, 1 for 1000 GFLOP/s.
-fn machine(speeds: &[f64]) -> Machine {
+pub fn machine(speeds: &[f64]) -> Machine {
     let mut text = String::from("name = 'cards'\nlink = { latency_us = 20, gb_s = 5 }\n");
     for (number, speed) in speeds.iter().enumerate() {
         text += &format!(
@@ -44,7 +44,7 @@ fn machine(speeds: &[f64]) -> Machine {
     Machine::parse(&text, "test").unwrap()
 }
 
-fn config(choices: &[&str]) -> Config {
+pub fn config(choices: &[&str]) -> Config {
     let choices: Vec<String> = choices.iter().map(|choice| choice.to_string()).collect();
     Config::parse(CONFIG, &choices, "test").unwrap()
 }
@@ -129,7 +129,9 @@ fn layers_are_priced_at_the_speed_of_the_device_that_would_get_them() {
     let slow = machine(&[1.0, 0.1]);
     let case = Case::new(&["pipeline.devices=2"], slow.clone(), &slow);
     match case.advice() {
-        Advice::Keep { gain, unsure } => assert!(gain < unsure && unsure >= 0.05),
+        Advice::Keep { gain, unsure, what, .. } => {
+            assert!(gain < unsure && unsure >= 0.05 && (gain > 0.0 || what.is_empty()));
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -175,14 +177,27 @@ fn what_steps_vary_by_and_what_the_correction_leaves_open_silences_smaller_gains
     for step in &mut wandering.steps {
         step.seconds *= if step.step % 2 == 0 { 1.0 - sure.gain } else { 1.0 + 2.0 * sure.gain };
     }
-    assert!(matches!(wandering.advice(), Advice::Keep { .. }));
+    let Advice::Keep { what, gain, unsure, why } = wandering.advice() else { panic!("unsteady") };
+    assert!(
+        what.contains("layers instead of")
+            && 0.0 < gain
+            && gain < unsure
+            && why.contains("differ by as much")
+    );
     let mut unexplained = case();
     for step in &mut unexplained.steps {
         // Longer steps in which the devices work no longer.
         step.seconds *= 1.0 + 2.0 * sure.gain;
         step.busy.iter_mut().for_each(|busy| *busy /= 1.0 + 2.0 * sure.gain);
     }
-    assert!(matches!(unexplained.advice(), Advice::Keep { .. }));
+    let Advice::Keep { what, why, .. } = unexplained.advice() else { panic!("unexplained") };
+    assert!(what.contains("layers instead of") && why.contains("even with the speeds"), "{why}");
+    let (words, report) = trace(folder(&unexplained).path());
+    assert!(
+        words.contains(&format!("the best one ({what}) is said to save ")) && words.contains(&why),
+        "{words}"
+    );
+    assert_eq!((&report["not_sure"]["what"], &report["advice"]), (&json!(what), &Value::Null));
     let mut few = case();
     few.steps.truncate(6);
     assert!(matches!(few.advice(), Advice::None(why) if why.contains("6 steps of this plan say too little")));
@@ -297,15 +312,31 @@ fn only_steps_of_the_plan_that_was_traced_are_compared_with_its_prediction() {
     let case = Case::new(&["pipeline.devices=2"], cards.clone(), &cards);
     let folder = folder(&case);
     let metrics = folder.path().join("run/metrics.jsonl");
-    // As after --resume on another layout at step 8: the steps before took ten times as long.
-    let rows = case.steps.iter().map(|step| {
-        let (since, times) = if step.step <= 8 { (0, 10.0) } else { (8, 1.0) };
-        let seconds = times * step.seconds;
-        json!({ "step": step.step, "step_seconds": seconds, "plan_since_step": since }).to_string() + "\n"
-    });
-    std::fs::write(&metrics, rows.collect::<String>()).unwrap();
-    let (words, report) = trace(folder.path());
-    assert!(words.contains("steps 4: ") && words.contains("the median is +0.0 % off"), "{words}");
+    // As after --resume on another layout at step 8.
+    let with = |times: f64, before: &str| {
+        let rows = case.steps.iter().map(|step| {
+            let (since, times, plan) = if step.step <= 8 { (0, times, before) } else { (8, 1.0, "now") };
+            let seconds = times * step.seconds;
+            json!({ "step": step.step, "step_seconds": seconds, "plan_since_step": since, "plan": plan })
+                .to_string()
+                + "\n"
+        });
+        std::fs::write(&metrics, rows.collect::<String>()).unwrap();
+        trace(folder.path())
+    };
+    // Steps that were shorter before are told once more, with their plan.
+    let (words, report) = with(0.5, "gpipe, 1 microbatch, layers 0:3 1:4");
+    let plan = "another plan (gpipe, 1 microbatch, layers 0:3 1:4)";
+    assert!(
+        words.contains("earlier steps 1 to 8: ") && words.contains(&format!("with {plan} predicted")),
+        "{words}"
+    );
+    assert!(words.contains(&format!("with {plan}: the steps since take 100.0 % longer")), "{words}");
+    assert_eq!(report["earlier_plans"][0]["steps"], 8);
+    assert!(with(10.0, "now").0.contains("with the same plan predicted"));
+    let (words, report) = with(10.0, "other");
+    assert!(words.contains("steps 4 since step 8, when this plan came into force"), "{words}");
+    assert!(words.contains("the median is +0.0 % off") && !words.contains("the steps since"), "{words}");
     assert_eq!(report["steps"], 4);
     assert!((report["median_step_seconds"].as_f64().unwrap() / case.steps[0].seconds - 1.0).abs() < 1e-9);
 }

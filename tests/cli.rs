@@ -188,7 +188,18 @@ fn a_killed_run_loses_only_the_steps_since_its_last_checkpoint_and_resumes_bit_f
 #[cfg(unix)]
 fn ctrl_c_finishes_the_step_saves_and_exits_cleanly() {
     let place = Place::new();
-    let child = place.start(&["train", "tiny.toml", "--out", "run", "--set", "train.steps=100000"]);
+    let train = [
+        "train",
+        "tiny.toml",
+        "--no-plan",
+        "--out",
+        "run",
+        "--set",
+        "train.steps=100000",
+        "--memory",
+        "1GiB",
+    ];
+    let child = place.command(&train).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     place.wait_for_steps("run", 6);
     // SAFETY: signals a child that has not been waited for.
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
@@ -197,6 +208,17 @@ fn ctrl_c_finishes_the_step_saves_and_exits_cleanly() {
     let reached = place.losses("run").last().unwrap().0;
     let kept = checkpoint::latest(&place.path("run")).unwrap().unwrap();
     assert_eq!(checkpoint::open(&kept).unwrap().step, reached);
+    // What it says goes on with it.
+    let said = String::from_utf8(output.stdout).unwrap();
+    let again = said.lines().last().unwrap().trim();
+    assert_eq!(
+        again,
+        "polystage train tiny.toml --set train.steps=100000 --memory 1GiB --no-plan --resume --out run"
+    );
+    let steps = format!("train.steps={}", reached + 1);
+    let again: Vec<&str> = again.split(' ').skip(1).chain(["--set", &steps]).collect();
+    place.succeed(&again);
+    assert_eq!(place.losses("run").last().unwrap().0, reached + 1);
 }
 
 #[test]

@@ -346,6 +346,44 @@ fn hints_are_measured_shares_and_name_only_what_the_batch_allows() {
     }
 }
 
+/// A first stage that trains nothing, measured and predicted: no gradient comes back to it, so its B is done at once.
+fn frozen() -> Comparison {
+    let mut plan = plan("1f1b", 2, 2);
+    let stage = &mut plan.costs.stages[0];
+    (stage.forward, stage.backward) = (1e-3 * stage.forward, 1e-3 * stage.backward);
+    let mut timeline = plan.timeline().unwrap();
+    let is_b = |e: &Event| matches!(e.what, What::Action(a) if a.kind == Kind::B);
+    let is_first = |e: &Event| e.rank == 0;
+    let last = timeline.events.iter().filter(|e| is_first(e) && !is_b(e) && e.microbatch().is_some());
+    let mut end = last.map(|e| e.end).fold(0.0, f64::max);
+    for event in timeline.events.iter_mut().filter(|e| is_first(e) && is_b(e)) {
+        let length = event.end - event.start;
+        (event.start, event.end) = (end, end + length);
+        end += length;
+    }
+    Comparison::new(Some(plan), &timeline).unwrap()
+}
+
+#[test]
+fn a_device_that_trains_nothing_is_said_to_be_idle_at_another_time_than_predicted() {
+    let comparison = frozen();
+    let words = "device 0 trains nothing, so no gradient comes back to it";
+    assert!(comparison.findings().iter().any(|f| f.starts_with(words)), "{:?}", comparison.findings());
+    let usual = plan("1f1b", 2, 2);
+    let usual = Comparison::new(Some(usual.clone()), &usual.timeline().unwrap()).unwrap();
+    assert!(!usual.findings().iter().any(|finding| finding.contains("trains nothing")));
+}
+
+#[test]
+fn a_device_that_hardly_works_is_to_be_left_out_and_no_reason_for_more_microbatches() {
+    let comparison = frozen();
+    let spare = comparison.spare();
+    assert!(spare.len() == 1 && spare[0].starts_with("device 0 (") && spare[0].contains("do without it"));
+    // Of the other device's time little is idle.
+    assert_eq!(comparison.hints(Some(2)), Vec::<String>::new());
+    assert_eq!(compare(&plan("1f1b", 3, 6)).spare(), Vec::<String>::new());
+}
+
 #[test]
 fn one_busy_device_gets_no_hints() {
     let plan = plan("1f1b", 1, 8);

@@ -183,6 +183,7 @@ fn the_page_of_runs_has_every_field_of_metrics_and_predictions_and_no_other() {
         step_seconds: 1.0,
         predicted_step_seconds: Some(1.0),
         plan_since_step: 0,
+        plan: "1f1b, 1 microbatch, layers 0:1".into(),
         devices: vec![device],
     };
     let row = serde_json::to_value(row).unwrap();

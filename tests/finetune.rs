@@ -115,6 +115,11 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
     refused(&["finetune", "--resume", "--out", "lora", "--full"], "trains an adapter");
     refused(&["finetune", "--resume", "--out", "nowhere"], "nothing to resume");
     refused(&["finetune", "--out", "lora"], "MODEL");
+    // Before anything is measured or said of what will be.
+    let other = place.run(&["finetune", "--resume", "--out", "lora", "--no-plan", "--set", "adapter.rank=2"]);
+    let line = one_line(&other);
+    assert_eq!((other.status.code(), other.stdout.len()), (Some(2), 0), "{line}");
+    assert!(line.contains("an adapter of rank 3, and the config trains one of rank 2"), "{line}");
     let further = ["finetune", "--resume", "--out", "lora", "--no-plan", "--steps", "10", "--batch", "8"];
     for dry in [&["--dry-run"][..], &[]] {
         let output = place.run(&[&further[..], dry].concat());
@@ -122,7 +127,12 @@ fn a_run_goes_on_from_a_model_full_or_with_an_adapter_and_everything_it_writes_c
         assert!(output.status.success(), "{notes}");
         let warnings: Vec<&str> = notes.lines().filter(|line| line.starts_with("warning: ")).collect();
         assert_eq!(warnings, ["warning: resuming with train.steps = 10, which was 8"]);
-        assert!(String::from_utf8_lossy(&output.stdout).contains("2 steps after 8"));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains("2 steps after 8") && said.contains("(10 steps of 8 sequences; there are 40)"),
+            "{said}"
+        );
+        assert!(said.contains("each by itself, every 2 steps"), "{said}");
     }
     assert_eq!(place.losses("lora").len(), 10);
     assert_eq!(place.losses("lora")[..8], losses[..]);

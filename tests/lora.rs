@@ -426,7 +426,7 @@ fn a_merged_model_computes_what_base_and_adapter_do() {
     assert!(refused(&["merge", "gpt2", "--out", "no"]).contains("is a model, not an adapter"));
     assert!(
         refused(&["export", &source, "--out", "no", "--dtype", "bf16"])
-            .contains("adapters are written as float32")
+            .contains(&format!("`polystage merge {source} --dtype bf16`"))
     );
     let (ok, said) = polystage(&["export", &source, "--out", "copy"], place.path());
     assert!(ok, "{said}");

@@ -256,8 +256,7 @@ fn moving_to_another_plan_in_mid_run_changes_no_loss() {
         let setup = Trainer::setup(&with, vec![None; devices.len()]).unwrap();
         let devices = open(&devices);
         let plan = Plan::for_devices(Setup { cuts: Some(cuts), ..setup }, &devices).unwrap();
-        let numbered: Vec<_> = devices.into_iter().enumerate().collect();
-        place.move_to(&mut trainer, plan, &numbered).unwrap();
+        place.move_to(&mut trainer, plan, &devices).unwrap();
     }
     assert_eq!(moved, losses);
 }

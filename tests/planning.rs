@@ -5,6 +5,8 @@ use std::process::Output;
 
 use serde_json::Value;
 
+use polystage::train::config::Config;
+
 use crate::cli::{Place, one_line};
 
 const CARDS: &str = "
@@ -84,18 +86,23 @@ fn the_devices_that_were_asked_for_are_planned_under_the_numbers_of_their_file()
     assert_eq!(devices(&all, "devices").len() + devices(&all, "left_out").len(), 3);
     // A list for a machine at hand, as long as the file's.
     assert_eq!(devices(&plan(&["--set", "pipeline.devices=[0, 0, 1]"]), "devices"), [0, 1, 2]);
-    // Budgets count positions in the list.
-    let limited = plan(&["--devices", "2,0", "--memory", "1=1GiB"]);
+    // Budgets go by the same numbers.
+    let limited = plan(&["--devices", "2,0", "--memory", "0=1GiB"]);
     assert_eq!(limited["devices"][1]["budget"], 1u64 << 30);
     assert_eq!(limited["devices"][0]["budget"], 2u64 << 30);
     // What is written is the whole machine, with the budgets in force.
     succeed(
         &place,
-        &[&PLAN[..], &["--devices", "2,0", "--memory", "1=1GiB", "--write-machine", "w.toml"]].concat(),
+        &[&PLAN[..], &["--devices", "2,0", "--memory", "0=1GiB", "--write-machine", "w.toml"]].concat(),
     );
     let written = std::fs::read_to_string(place.path("w.toml")).unwrap();
     assert_eq!(written.matches("[[devices]]").count(), 3);
     assert!(written.contains("memory = \"1GiB\""), "{written}");
+    // What is planned for is called after what may be used.
+    assert_eq!(
+        (&both["machine"], &all["machine"]),
+        (&"third + first".into(), &"first + second + third".into())
+    );
 }
 
 #[test]
@@ -111,8 +118,8 @@ fn devices_and_sizes_that_cannot_be_meant_get_one_line() {
         (&["--memory", "1300"], "--memory: 1300 is 1300 bytes; write \"1300MiB\""),
         (&["--memory", "6"], "--memory: 6 is 6 bytes; write \"6GiB\""),
         (
-            &["--devices", "2,0", "--memory", "2=6GiB"],
-            "no position in the list of devices; there are 2: 0 to 1",
+            &["--devices", "2,0", "--memory", "1=6GiB"],
+            "--memory: \"1=6GiB\": \"1\" is no device that may be used; those are 0, 2 (",
         ),
         (&["--rank", "4"], "--rank: is for a model's folder; what gpt.toml says is changed with --set"),
     ] {
@@ -146,7 +153,8 @@ fn a_run_on_a_machine_of_a_file_is_planned_dry_without_an_adapter() {
     let place = place();
     let dry = ["train", "gpt.toml", "--machine", "cards.toml", "--dry-run", "--out", "run"];
     let text = succeed(&place, &[&dry[..], &["--devices", "2,0"]].concat());
-    assert!(text.contains(": third)") && text.contains(": first)") && !text.contains(": second)"), "{text}");
+    assert!(text.contains("device 2 (third): ") && text.contains("device 0 (first): "), "{text}");
+    assert!(!text.contains("(second)") && !text.contains("device 1"), "{text}");
     assert!(text.contains("devices = [2, 0]") || text.contains("devices = [\n    2,\n    0,\n]"), "{text}");
     assert!(!place.path("run").exists());
     let model = golden("llama");
@@ -160,6 +168,63 @@ fn a_run_on_a_machine_of_a_file_is_planned_dry_without_an_adapter() {
     // A run that is to begin does need one.
     let line = refused(&place, &dry[..4]);
     assert!(line.contains("no WebGPU adapter found"), "{line}");
+}
+
+#[test]
+fn a_dry_run_says_of_each_device_what_the_plan_says() {
+    let place = place();
+    // Two stages a device, so that what a device has lies apart.
+    let choices = ["--devices", "2,0", "--set", "pipeline.schedule=zb-v", "--set", "pipeline.microbatches=4"];
+    let plan = json(&place, &[&PLAN[..], &choices].concat());
+    let dry = ["train", "gpt.toml", "--machine", "cards.toml", "--dry-run", "--out", "run"];
+    let text = succeed(&place, &[&dry[..], &choices].concat());
+    for share in plan["devices"].as_array().unwrap() {
+        let (device, work) = (share["device"].as_u64().unwrap(), share["work"].as_f64().unwrap());
+        let line = text.lines().find(|line| line.starts_with(&format!("device {device} ("))).unwrap();
+        assert!(line.contains(&format!("; {:.1} % of the work", 100.0 * work)), "{line}: {share}");
+        let has = |layer: u64| {
+            share["stages"].as_array().unwrap().iter().any(|s| s["first"] == layer || s["end"] == layer + 1)
+        };
+        assert_eq!((line.contains("embedding"), line.contains("head")), (has(0), has(9)), "{line}: {share}");
+        let parts = if has(0) && has(9) { 2 } else { 1 };
+        assert_eq!(line.split(';').next().unwrap().split(" and ").count(), parts, "{line}");
+    }
+}
+
+#[test]
+fn a_runs_folder_is_planned_as_the_run_and_says_so() {
+    let place = place();
+    let text = std::fs::read_to_string(place.path("gpt.toml")).unwrap();
+    let settings = ["pipeline.devices=[1]", "pipeline.microbatches=2", "train.batch=8"].map(String::from);
+    let config = Config::parse(&text, &settings, "gpt.toml").unwrap();
+    let run_folder = place.path("run");
+    let saved = run_folder.join("checkpoints/000010");
+    std::fs::create_dir_all(&saved).unwrap();
+    std::fs::write(run_folder.join("config.toml"), config.to_toml()).unwrap();
+    let output = run(&place, &["plan", "run", "--machine", "cards.toml", "--json"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.lines().count() == 1, "{said}");
+    assert!(said.contains("note: run is a run: planned as its config.toml says"), "{said}");
+    assert!(said.contains("pipeline.microbatches stays 2"), "{said}");
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // The devices are chosen anew, all else is the run's.
+    let set = ["--set", "pipeline.microbatches=2", "--set", "train.batch=8"];
+    assert_eq!(plan, json(&place, &[&PLAN[..], &set].concat()));
+    assert!(devices(&plan, "devices").len() > 1);
+    fn of<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["plan", "run", "--machine", "cards.toml"], more].concat()
+    }
+    assert_eq!(devices(&json(&place, &of(&["--devices", "1"])), "devices"), [1]);
+    assert_eq!(json(&place, &of(&["--set", "train.batch=4"]))["sequences"], 2);
+    let line = refused(&place, &of(&["--rank", "4"]));
+    assert!(line.contains("run/config.toml says is changed with --set"), "{line}");
+    let line = refused(&place, &of(&["--set", "model.layers=2"]));
+    assert!(line.contains("a run keeps its model"), "{line}");
+    // A checkpoint is a model's folder, of a run that is named.
+    std::fs::copy(golden("qwen2").join("config.json"), saved.join("config.json")).unwrap();
+    let output = run(&place, &["plan", "run/checkpoints/000010", "--machine", "cards.toml"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("is a checkpoint, planned as `finetune`"), "{said}");
 }
 
 fn golden(name: &str) -> PathBuf {
@@ -225,7 +290,7 @@ fn what_would_help_is_what_the_asker_can_do_and_was_tried() {
     let place = place();
     let says = |more: &[&str]| refused(&place, &[&PLAN[..], &["--devices", "2"], more].concat());
     let line = says(&["--memory", "150MiB"]);
-    assert!(line.contains("device 2 (third) lacks") && line.contains("--memory 0="), "{line}");
+    assert!(line.contains("device 2 (third) lacks") && line.contains("--memory 2="), "{line}");
     // More than the card has is no advice.
     let large = ["--set", "model.layers=60", "--set", "model.width=1024"];
     let line = says(&large);
@@ -259,4 +324,32 @@ fn a_tensor_larger_than_a_file_may_be_has_one_of_its_own_and_is_named() {
     let line = one_line(&export("none", "5"));
     assert!(line.contains("--max-shard-size: 5 is 5 bytes; write \"5GiB\""), "{line}");
     assert!(!place.path("none").exists());
+}
+
+#[test]
+fn a_device_with_next_to_nothing_to_do_is_called_needless_and_each_says_which_layers_it_has() {
+    let place = place();
+    let slow = "\n[[devices]]\nname = 'slow'\nrates = { peak_tflops = 0.01, peak_gb_s = 1 }\n";
+    std::fs::write(place.path("cards.toml"), CARDS.replace("\n[[links]]", &format!("{slow}[[links]]")))
+        .unwrap();
+    let dry = |devices: &str| {
+        let more = [
+            "--machine",
+            "cards.toml",
+            "--devices",
+            devices,
+            "--dry-run",
+            "--set",
+            "train.evaluate_every=12",
+        ];
+        succeed(&place, &[&["train", "gpt.toml", "--set", "data.split=0.2"][..], &more].concat())
+    };
+    let text = dry("3,0,1");
+    assert!(
+        text.contains("         a step is as fast without device 0: --devices 0,1 leaves it out\n"),
+        "{text}"
+    );
+    assert!(text.contains(": 1 layer (embedding); 0.0 % of the work"), "{text}");
+    assert!(text.contains(" bytes, at the end\n"), "{text}");
+    assert!(!dry("0,1").contains("leaves it out"));
 }

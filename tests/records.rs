@@ -270,12 +270,12 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
         ("\"x\"", "is a string, not an object"),
         ("7", "is a number, not an object"),
         ("null", "is a literal, not an object"),
-        ("{\"text\": 5}", "has a \"text\" that is not a string"),
-        ("{\"prompt\": \"x\"}", "has a prompt and no completion"),
-        ("{\"completion\": \"x\"}", "has a completion and no prompt"),
-        ("{\"prompt\": \"x\", \"completion\": \"\"}", "has an empty completion"),
-        ("{\"messages\": 5}", "has \"messages\" that are not a list"),
-        ("{\"messages\": [{}]}", "has a message 0 without a role (or from)"),
+        ("{\"text\": 5}", "has \"text\", which is not a string"),
+        ("{\"prompt\": \"x\"}", "has prompt and no completion"),
+        ("{\"completion\": \"x\"}", "has completion and no prompt"),
+        ("{\"prompt\": \"x\", \"completion\": \"\"}", "has completion that is empty"),
+        ("{\"messages\": 5}", "has \"messages\", which is not a list"),
+        ("{\"messages\": [{}]}", "has a message 0 without role (or from)"),
         ("{}", "has neither text, nor prompt and completion, nor messages"),
         ("{\"text\": \"x\"", "is not JSON (EOF while parsing an object at column 12)"),
     ];
@@ -298,7 +298,7 @@ fn lines_that_are_no_records_are_named_by_number_and_refused_or_counted() {
     assert_eq!(text(&corpus), "good\0");
     let (count, first) = corpus.skipped();
     assert_eq!((count, first.len()), (12, 10));
-    assert!(first[9].contains("a.jsonl line 10: has a message 0 without a role"), "{}", first[9]);
+    assert!(first[9].contains("a.jsonl line 10: has a message 0 without role"), "{}", first[9]);
     assert!(message(read_with(&skip, &[("a.jsonl", "[]")])).contains("no text"));
     let nothing =
         read(&tokenizer, &[("a.jsonl", "{\"prompt\": \"abc\", \"completion\": \"x\"}")]).expect("read");
@@ -370,6 +370,13 @@ fn the_last_part_is_cut_off_for_validation_at_a_document_where_documents_are_pac
         assert!(message(corpus.split(fraction)).contains("must be above 0 and below 1"));
     }
     assert!(message(corpus.split(0.01)).contains("12 tokens in 4 documents leaves nothing"));
+    // A line that is no record is told of once.
+    let format = RecordFormat { bad_lines: BadLines::Skip, ..RecordFormat::default() };
+    let lines = ["a", "b", "c"].map(record).concat() + "{}\n";
+    let reader = Reader { tokenizer: &Tokenizer::bytes(), template: None, format: &format, ends: true };
+    let corpus = read_with(&reader, &[("a.jsonl", &lines)]).expect("read");
+    let (train, valid) = corpus.split(0.4).expect("split");
+    assert_eq!((train.skipped().0, valid.skipped().0), (1, 0));
     assert!(message(Corpus::from_bytes(vec![1]).split(0.5)).contains("leaves nothing"));
 }
 

@@ -125,58 +125,6 @@ fn steps_that_are_slow_everywhere_correct_the_prediction_and_move_nothing() {
 }
 
 #[test]
-fn opened_devices_are_numbered_as_the_plan_uses_them_and_links_and_slowdowns_go_along() {
-    let config = Config::parse(&CONFIG.replace("devices = 2", ""), &[], "test").unwrap();
-    // The third is fastest by far, and the only quick ways lead from it to the second.
-    let mut text = MACHINE.to_string();
-    text += "[[devices]]\nname = 'third'\ncores = 0\ncopy_engine = false\nrates = { matmul_gflops = 4000, \
-             memory_gb_s = 400, launch_us = 2, submit_us = 20, barrier_us = 50 }\n\
-             [[links]]\nfrom = 2\nto = 1\nlatency_us = 5\ngb_s = 50\n[[links]]\nfrom = 1\nto = 2\nlatency_us = 5\n\
-             gb_s = 50\n";
-    let text = text.replace("[link]", "slowdown = [[1, 1.1, 1.2], [1.3, 1, 1.4], [1.5, 1.6, 1]]\n[link]");
-    let text = text.replace("latency_us = 20\ngb_s = 5\n[[", "latency_us = 50000\ngb_s = 5\n[[");
-    let machine = Machine::parse(&text, "test").unwrap();
-    let mut planning = Planning::for_machine(&config, machine.clone(), None).unwrap();
-    let mut planned = planning.search().unwrap();
-    let before = planned.clone();
-    let used = before.best.devices.clone();
-    assert!(used.contains(&2) && used.len() < 3, "{used:?}");
-    let mut opened = ["one", "other", "third"].into_iter().enumerate().collect();
-    planning.number(&mut planned, &mut opened);
-    let opened: Vec<&str> = opened.into_values().collect();
-
-    assert_eq!(planned.best.devices, (0..used.len()).collect::<Vec<_>>());
-    for (number, name) in opened.iter().enumerate() {
-        assert_eq!(planning.machine.devices[number].name, *name);
-        assert_eq!(
-            (planning.names()[number].number, planning.names()[number].name.as_str()),
-            (number, *name)
-        );
-    }
-    for (rank, &old) in used.iter().enumerate() {
-        assert_eq!(planning.machine.devices[rank], machine.devices[old]);
-    }
-    // Whoever asks for two devices by their new numbers gets what holds between them.
-    let old = |name: &str| machine.devices.iter().position(|device| device.name == name).unwrap();
-    for (i, from) in opened.iter().enumerate() {
-        for (j, to) in opened.iter().enumerate() {
-            assert_eq!(planning.machine.slowdown(i, j), machine.slowdown(old(from), old(to)));
-            assert_eq!(planning.machine.link(i, j), machine.link(old(from), old(to)));
-        }
-    }
-    let names = |devices: &[usize]| devices.iter().map(|&d| opened[d]).collect::<Vec<_>>();
-    for (now, then) in planned.alternatives.iter().zip(&before.alternatives) {
-        let then = then.devices.iter().map(|&d| machine.devices[d].name.as_str()).collect::<Vec<_>>();
-        assert_eq!(names(&now.devices), then);
-    }
-    let left_out: Vec<usize> = planned.left_out.iter().map(|left_out| left_out.device).collect();
-    assert_eq!(left_out, (used.len()..3).collect::<Vec<_>>());
-    // The numbers have changed, and nothing else.
-    let again = planning.again(&planned.best).unwrap();
-    assert_eq!(again.simulation.expected, before.best.simulation.expected);
-}
-
-#[test]
 fn a_device_that_did_not_work_is_off_by_what_all_the_others_are() {
     let config = Config::parse(&CONFIG.replace("devices = 2", "devices = [0]"), &[], "test").unwrap();
     let mut planning =

@@ -130,7 +130,7 @@ fn a_conversation_through_a_pipe_says_what_processing_it_again_says() {
         let prompt = template.render(&messages, &Value::Null, true).unwrap();
         let answer = generate(&place, &[&prompt], &["--devices", "0"]);
         let answer = answer["texts"][0]["text"].as_str().unwrap();
-        expected += &format!("{answer}\n");
+        expected += &format!("> {question}\n{answer}\n");
         messages.push(json!({"role": "assistant", "content": answer}));
     }
     let chat = ["chat", ".", "--system", "be brief", "--max-tokens", "12", "--temperature", "0"];
@@ -138,8 +138,8 @@ fn a_conversation_through_a_pipe_says_what_processing_it_again_says() {
         let chat = [&chat[..], &["--devices", devices]].concat();
         assert_eq!(succeed(&place, &chat, "hello\nwell\n").0, expected);
         let again = succeed(&place, &chat, "hello\n\n/reset\nhello\nwell\n/exit\nignored\n").0;
-        let first = expected.lines().next().unwrap();
-        assert!(again.ends_with(&expected) && again.starts_with(first), "{again:?}");
+        let first: String = expected.split_inclusive('\n').take(2).collect();
+        assert!(again.ends_with(&expected) && again.starts_with(&first), "{again:?}");
     }
 }
 
@@ -235,8 +235,10 @@ fn ctrl_c_ends_an_answer_and_not_the_chat() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-    let mut first = [0];
+    let (mut asked, mut first) = (String::new(), [0]);
     input.write_all(b"hello\n").unwrap();
+    output.read_line(&mut asked).unwrap();
+    assert_eq!(asked, "> hello\n");
     output.read_exact(&mut first).unwrap();
     // SAFETY: a signal to a child that has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);

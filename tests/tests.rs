@@ -41,6 +41,8 @@ mod finetune;
 mod gradients;
 // Shapes, the split into I and W, memory plans: properties, no GPU.
 mod graph;
+// Plans of runs that go on, no GPU.
+mod keep;
 // Every kernel variant against the reference, on every adapter.
 mod kernels;
 // Plans for machines that are not there, as a user asks for them, no GPU.

@@ -103,9 +103,15 @@ fn a_run_of_this_machine_is_explained_with_and_without_a_prediction() {
         "{note}"
     );
     let shown = String::from_utf8(alone.stdout).unwrap();
-    for part in
-        ["steps      2: ", "measured", "imbalance", "1 B ", "What dominates", "What to try", "comparison.svg"]
-    {
+    for part in [
+        "steps      2 since step 3, ",
+        "measured",
+        "imbalance",
+        "1 B ",
+        "What dominates",
+        "What to try",
+        "comparison.svg",
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     assert_well_formed(&std::fs::read_to_string(run_folder.join("comparison.svg")).unwrap());

@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
 
     let interrupts = Interrupts::watch()?;
     let input = std::io::stdin();
-    // A terminal shows what is typed; what comes from a pipe is not shown.
+    // A terminal shows what is typed; what comes from elsewhere is shown here, so that it reads the same.
     let ask = input.is_terminal();
     loop {
         if ask {
@@ -105,6 +105,9 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
                 continue;
             }
             text => conversation.add("user", text.trim()),
+        }
+        if !ask && !write(&format!("> {}\n", line.trim()))? {
+            return Ok(0);
         }
         let Some(prompt) = conversation.fit()? else { continue };
         let mut open = true;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::placement::Placement;
 use super::progress::Counter;
-use super::records::{RecordArguments, left_out};
+use super::records::{Evaluated, RecordArguments, left_out};
 use super::{Environment, note, print, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -109,8 +109,8 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
 
 fn score(plan: Plan, devices: &[Device], pretrained: &Pretrained, corpus: &Corpus) -> Result<Evaluation> {
     let (sequences, sequence) = (plan.setup.batch * plan.schedule.microbatches, plan.setup.sequence);
-    let windows = corpus.windows(sequence).len() as u64;
-    let bar = Counter::new(windows, |done, all| format!("window {done}/{all}"));
+    let evaluated = Evaluated::new(corpus, sequence);
+    let bar = Counter::new(evaluated.rows as u64, move |done, _| evaluated.words(done as usize));
     let mut executor = Executor::launch(plan, devices)?;
     let watch = executor.watch();
     watch.block_on(pretrained.load(&mut executor))?;

@@ -47,11 +47,9 @@ impl OutputArguments {
     ) -> Result<u8> {
         let shard_bytes = size::parse(&self.max_shard_size)
             .map_err(|message| Error::config("--max-shard-size", message))?;
-        let dtype = self.dtype.as_deref().map(|name| match name {
-            "bf16" => Dtype::BF16,
-            "f16" => Dtype::F16,
-            _ => Dtype::F32,
-        });
+        let dtypes = [Dtype::F32, Dtype::BF16, Dtype::F16];
+        let dtype = self.dtype.as_deref();
+        let dtype = dtype.and_then(|name| dtypes.into_iter().find(|dtype| dtype.name() == name));
         let bar = Counter::new(0, |done, all| format!("{} %", 100 * done / all.max(1)));
         let output = Output { path: &self.out, dtype, shard_bytes };
         let written = work(&output, &mut |done, all| bar.done_of(done, all));

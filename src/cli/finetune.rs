@@ -8,7 +8,7 @@ use super::Environment;
 use super::planning::MachineArguments;
 use super::recipe::{Recipe, insert};
 use super::records::RecordArguments;
-use super::train::{Launch, start};
+use super::train::{Launch, Request, start};
 use crate::error::{Error, Result};
 use crate::train::config::Config;
 use crate::train::data::BadLines;
@@ -16,9 +16,8 @@ use crate::train::resume::last_config;
 use crate::train::run::CONFIG;
 use crate::train::source::{describe, named};
 
-/// Steps of a run unless it says otherwise, and those over which the learning rate rises.
+/// Steps of a run unless it says otherwise.
 const STEPS: u64 = 100;
-const WARMUP: u64 = 5;
 /// Evaluations of a run, if that does not mean more steps between two than this.
 const EVALUATIONS: u64 = 5;
 const EVALUATE_EVERY: u64 = 100;
@@ -83,7 +82,10 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         begun(arguments, model)?
     };
     let name = name.unwrap_or_default();
-    start(config, &name, &arguments.machine, &arguments.launch, &here(), environment)
+    let (machine, launch) = (&arguments.machine, &arguments.launch);
+    // The run's config keeps everything else.
+    let again = vec!["finetune".to_string()];
+    start(Request { config, name: &name, machine, launch, bases: &here(), again }, environment)
 }
 
 /// The folders from which paths count.
@@ -174,7 +176,6 @@ fn usual(a: &Arguments) -> Vec<Setting> {
         ("train", "steps", steps.map(whole)),
         ("train", "evaluate_every", every.map(whole)),
         ("train", "learning_rate", Some(Value::from(rate))),
-        ("train", "warmup", Some(whole(WARMUP))),
         ("train", "weight_decay", Some(Value::from(0.0))),
     ];
     all.into_iter().filter_map(|(section, key, value)| Some((section, key, value?))).collect()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use super::clock;
 use super::progress::{Display, View};
 use crate::plan::text::counted;
 use crate::profile::{Progress, Remaining};
@@ -22,7 +23,9 @@ struct State {
     number: usize,
     count: usize,
     remaining: Option<Remaining>,
+    /// When this measurement began, and when the first did.
     since: Option<Instant>,
+    begun: Option<Instant>,
     /// The part of the cores that others take while it waits for quiet.
     others: Option<f64>,
 }
@@ -33,7 +36,8 @@ impl Measuring {
         let seen = state.clone();
         let display = Display::new(move || {
             let state = lock(&seen);
-            state.view(state.since.map_or(0.0, |since| since.elapsed().as_secs_f64()))
+            let [this, all] = [state.since, state.begun].map(seconds_since);
+            state.view(this, all)
         });
         Measuring { state, display, kept }
     }
@@ -48,7 +52,8 @@ impl Measuring {
                     state.since = Some(Instant::now());
                 }
                 let (what, since) = (what.to_string(), state.since);
-                *state = State { what, number, count, remaining, since, others: None };
+                let begun = state.begun.or(since);
+                *state = State { what, number, count, remaining, since, begun, others: None };
             }
             Progress::Waiting(others) => lock(&self.state).others = Some(others),
             Progress::Step => return,
@@ -61,19 +66,23 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+fn seconds_since(moment: Option<Instant>) -> f64 {
+    moment.map_or(0.0, |moment| moment.elapsed().as_secs_f64())
+}
+
 /// What is said before the first measurement.
 fn planned(count: usize, kept: Option<&PathBuf>) -> String {
     let kept = kept.map_or("not kept".into(), |folder| format!("kept in {}", folder.display()));
     format!(
-        "measuring this machine for the planner: {} of about a second each, longer where steps \
-         are; {kept}",
+        "measuring this machine for the planner: {} of about a second each, longer where steps are, fewer where \
+         one shows what another would; {kept}",
         counted(count, "measurement")
     )
 }
 
 impl State {
-    /// What to show so many seconds after the measurement began.
-    fn view(&self, elapsed: f64) -> View {
+    /// What to show so many seconds after the measurement began, and after the first of all did.
+    fn view(&self, elapsed: f64, since_first: f64) -> View {
         let left = self.remaining.map(|Remaining { this, later }| (this - elapsed).max(0.0) + later);
         // Of this measurement: nothing until something is known.
         let own = self.remaining.map_or(0.0, |Remaining { this, .. }| (elapsed / this.max(1e-3)).min(0.95));
@@ -86,7 +95,10 @@ impl State {
                 return View { part: part.max(0.0), line: format!("waiting for quiet: {taken}{place}") };
             }
             (None, 0) => String::new(),
-            (None, _) => format!("measuring {}{place}{}", self.what, left.map_or(String::new(), about)),
+            (None, _) => {
+                let left = left.map_or(String::new(), about);
+                format!("measuring {}{place}, {} elapsed{left}", self.what, clock(since_first))
+            }
         };
         View { part: part.max(0.0), line }
     }
@@ -108,16 +120,16 @@ mod tests {
     fn it_says_what_which_of_how_many_and_how_long_as_soon_as_that_is_known() {
         let state =
             State { what: "llvmpipe: 1 x 128 tokens".into(), number: 3, count: 12, ..State::default() };
-        assert_eq!(state.view(9.0).line, "measuring llvmpipe: 1 x 128 tokens, 3 of 12");
+        assert_eq!(state.view(9.0, 20.0).line, "measuring llvmpipe: 1 x 128 tokens, 3 of 12, 0:20 elapsed");
         let known = State { remaining: Some(Remaining { this: 10.0, later: 36.0 }), ..state };
-        let view = known.view(6.0);
-        assert_eq!(view.line, "measuring llvmpipe: 1 x 128 tokens, 3 of 12, about 40 s left");
+        let view = known.view(6.0, 61.0);
+        assert_eq!(view.line, "measuring llvmpipe: 1 x 128 tokens, 3 of 12, 1:01 elapsed, about 40 s left");
         assert!((view.part - 2.6 / 12.0).abs() < 1e-9, "{}", view.part);
-        assert!(known.view(99.0).line.ends_with("about 36 s left"));
+        assert!(known.view(99.0, 99.0).line.ends_with("about 36 s left"));
         let waiting = State { others: Some(0.4), ..known };
         let line = "waiting for quiet: other programs take 40 % of the cores, 3 of 12";
-        assert_eq!(waiting.view(1.0).line, line);
-        assert_eq!(State::default().view(1.0), View::default());
+        assert_eq!(waiting.view(1.0, 1.0).line, line);
+        assert_eq!(State::default().view(1.0, 1.0), View::default());
         assert_eq!(about(150.0), ", about 2 min left");
     }
 }

@@ -207,10 +207,11 @@ fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
     devices.resolve(&software)?.into_iter().map(|i| pollster::block_on(Device::open(i, options))).collect()
 }
 
-/// `6GiB`, or `0=6GiB,1=512MiB` by position in the list of devices; none where nothing is said.
-fn budgets(memory: Option<&str>, count: usize) -> Result<Vec<Option<u64>>> {
+/// `6GiB` for each of these devices, or `0=6GiB,1=512MiB` by their numbers; none where nothing is said. A position in what is
+/// returned is a device's number.
+fn budgets(memory: Option<&str>, devices: &[usize]) -> Result<Vec<Option<u64>>> {
     let refuse = |message: String| Error::config("--memory", message);
-    let mut budgets = vec![None; count];
+    let mut budgets = vec![None; devices.iter().max().map_or(0, |last| last + 1)];
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
         let (which, size) = match part.split_once('=') {
             Some((which, size)) => (Some(which.trim()), size),
@@ -218,16 +219,21 @@ fn budgets(memory: Option<&str>, count: usize) -> Result<Vec<Option<u64>>> {
         };
         let bytes = size::parse(size).map_err(refuse)?;
         let Some(which) = which else {
-            budgets.fill(Some(bytes));
+            devices.iter().for_each(|&device| budgets[device] = Some(bytes));
             continue;
         };
-        let budget = which.parse().ok().and_then(|at: usize| budgets.get_mut(at)).ok_or_else(|| {
-            refuse(format!(
-                "{part:?}: {which:?} is no position in the list of devices; there are {count}: 0 to {}",
-                count - 1
-            ))
-        })?;
-        *budget = Some(bytes);
+        let Some(device) = which.parse().ok().filter(|number| devices.contains(number)) else {
+            let mut numbers = devices.to_vec();
+            numbers.sort_unstable();
+            let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+            let message = format!(
+                "{part:?}: {which:?} is no device that may be used; those are {} (a device's number is its position in \
+                 --devices, of a machine file its position there)",
+                numbers.join(", ")
+            );
+            return Err(refuse(message));
+        };
+        budgets[device] = Some(bytes);
     }
     Ok(budgets)
 }
@@ -327,21 +333,25 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_to_all_devices_or_by_position() {
+    fn memory_is_given_to_all_devices_or_by_number() {
         let gib = |n: u64| Some(n << 30);
-        assert_eq!(budgets(None, 2).unwrap(), [None, None]);
-        assert_eq!(budgets(Some("6GiB"), 2).unwrap(), [gib(6), gib(6)]);
-        assert_eq!(budgets(Some("6GiB,1=2GiB"), 2).unwrap(), [gib(6), gib(2)]);
-        assert_eq!(budgets(Some("1=2GiB"), 2).unwrap(), [None, gib(2)]);
+        assert_eq!(budgets(None, &[0, 1]).unwrap(), [None, None]);
+        assert_eq!(budgets(Some("6GiB"), &[0, 1]).unwrap(), [gib(6), gib(6)]);
+        assert_eq!(budgets(Some("6GiB,1=2GiB"), &[0, 1]).unwrap(), [gib(6), gib(2)]);
+        assert_eq!(budgets(Some("1=2GiB"), &[0, 1]).unwrap(), [None, gib(2)]);
+        // Devices of a machine file, in another order than there.
+        assert_eq!(budgets(Some("6GiB,0=2GiB"), &[2, 0]).unwrap(), [gib(2), None, gib(6)]);
+        let message = budgets(Some("1=2GiB"), &[2, 0]).unwrap_err().to_string();
+        assert!(message.contains("\"1\" is no device that may be used; those are 0, 2 ("), "{message}");
         for (text, says) in [
             ("1300", "1300 is 1300 bytes; write \"1300MiB\""),
             ("0=6", "6 is 6 bytes; write \"6GiB\""),
-            ("2=6GiB", "there are 2: 0 to 1"),
-            ("x=6GiB", "\"x\" is no position"),
+            ("2=6GiB", "\"2\" is no device that may be used; those are 0, 1 ("),
+            ("x=6GiB", "\"x\" is no device"),
             ("lots", "\"lots\" is not a size"),
             ("", "\"\" is not a size"),
         ] {
-            let message = budgets(Some(text), 2).unwrap_err().to_string();
+            let message = budgets(Some(text), &[0, 1]).unwrap_err().to_string();
             assert!(message.starts_with("--memory: ") && message.contains(says), "{message}");
         }
     }

@@ -11,10 +11,10 @@ use crate::train::config::Devices;
 #[derive(clap::Args)]
 pub(super) struct Placement {
     /// Adapters, one stage each, such as 0,1,1 (one may be named several times); default: every GPU, without one every
-    /// software adapter, but no more than the model has layers.
+    /// software adapter, but no more than the model has layers. A device's number is its position in this list.
     #[arg(long)]
     devices: Option<String>,
-    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers.
     #[arg(long)]
     memory: Option<String>,
     /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).

@@ -1,7 +1,7 @@
 //! `polystage plan`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::planning::{MachineArguments, bases, caution, for_devices, for_file, read_config};
 use super::recipe::{Recipe, insert};
@@ -10,7 +10,10 @@ use crate::error::{Error, Result};
 use crate::folder::absent;
 use crate::plan::Explanation;
 use crate::timeline::{Prediction, Step, duration};
+use crate::train::advice::trained_with;
+use crate::train::checkpoint;
 use crate::train::config::Config;
+use crate::train::run::CONFIG;
 use crate::train::source::{named, sketch};
 
 /// Plans a training run without starting it: which device gets which layers, when, how long a step will take, and what
@@ -20,8 +23,9 @@ use crate::train::source::{named, sketch};
     after_help = "Examples:\n  polystage plan configs/gpt2.toml\n  polystage plan SmolLM2-135M --rank 16 --machine configs/machines/two-cards.toml\n  polystage plan configs/gpt2.toml --machine configs/machines/three-vendors.toml --svg plan.svg\n  polystage plan configs/gpt2.toml --write-machine here.toml\n\nThe keys of a config: `polystage config`, docs/config.md; of a machine file: docs/machine.md; the form of a schedule's\nfile: docs/schedules.md."
 )]
 pub(super) struct Arguments {
-    /// A config file, or a model's folder to fine-tune as `finetune` does; of the folder config.json is enough.
-    #[arg(value_name = "CONFIG|MODEL")]
+    /// A config file; a run's folder, planned as its config.toml says over devices that are chosen anew; or a model's folder
+    /// to fine-tune as `finetune` does, of which config.json is enough.
+    #[arg(value_name = "CONFIG|RUN|MODEL")]
     what: PathBuf,
     /// Set a key of the config; may be given several times, and of the same key the last counts.
     #[arg(long, value_name = "a.b=c")]
@@ -48,7 +52,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let (mut config, bases) = read(arguments)?;
     let machine = &arguments.machine;
     machine.choose(&mut config)?;
-    let (mut planning, devices) = match &machine.machine {
+    let (planning, devices) = match &machine.machine {
         Some(file) => (for_file(&config, file, machine, &bases)?, None),
         None => {
             let (planning, devices) = for_devices(&config, machine, environment, &bases)?;
@@ -57,17 +61,12 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     };
     let mut planned = planning.search()?;
     planned.without = planning.without(&planned);
-    // A file's devices keep the order in which --machine reads them again.
     let written = planning.machine.within(&planning.options.budgets).to_toml();
-    if let Some(mut devices) = devices {
-        planning.number(&mut planned, &mut devices);
-        if let Some(text) = caution(&planning, &planned.best, &devices) {
-            note(format!("warning: {text}"));
-        }
-    }
     let best = &planned.best;
-    let adapters: Vec<_> = planning.names().iter().map(|device| device.adapter).collect();
-    let explanation = planned.explain(&planning.workload, &planning.machine).on_adapters(&adapters);
+    if let Some(text) = devices.and_then(|devices| caution(&planning, best, &devices)) {
+        note(format!("warning: {text}"));
+    }
+    let explanation = planning.explain(&planned);
     let prediction = Prediction::of_plan(best, planning.names());
     for (path, text) in [
         (&arguments.write_machine, written),
@@ -98,13 +97,25 @@ fn read(arguments: &Arguments) -> Result<(Config, Vec<PathBuf>)> {
     if !what.exists() {
         return Err(Error::checkpoint(what, absent(what)));
     }
-    if !what.is_dir() {
+    let of_run = what.join(CONFIG);
+    let file = if what.is_dir() { &of_run } else { what };
+    if file.exists() {
         if let Some(flag) = arguments.recipe.given().first() {
             let message =
-                format!("is for a model's folder; what {} says is changed with --set", what.display());
+                format!("is for a model's folder; what {} says is changed with --set", file.display());
             return Err(Error::config(*flag, message));
         }
-        return Ok((read_config(what, set, sketch)?, bases(what)));
+        return Ok((
+            if what.is_dir() { of_a_run(what, set)? } else { read_config(what, set, sketch)? },
+            bases(file),
+        ));
+    }
+    if let Some(run) = checkpoint::run_of(what) {
+        note(format!(
+            "note: {} is a checkpoint, planned as `finetune` would begin with it; to plan the run: polystage plan {}",
+            what.display(),
+            run.display()
+        ));
     }
     let bases = vec![PathBuf::from(".")];
     let model = named(what)?;
@@ -116,6 +127,29 @@ fn read(arguments: &Arguments) -> Result<(Config, Vec<PathBuf>)> {
     let text = toml::to_string(&table).unwrap_or_default();
     let known = |path: &str| if path == model { Ok(described) } else { sketch(path, &bases) };
     Ok((Config::parse_with(&text, set, "plan", known)?, bases))
+}
+
+/// The config of a run, over devices that are chosen anew.
+fn of_a_run(run: &Path, set: &[String]) -> Result<Config> {
+    // What it was trained with says everything about a model that may be gone.
+    if set.iter().any(|setting| setting.trim_start().starts_with("model.")) {
+        let message = format!(
+            "a run keeps its model; give a model's folder, or a config, instead of {}",
+            run.display()
+        );
+        return Err(Error::config("--set model", message));
+    }
+    let open = ["pipeline.devices=auto".to_string()];
+    let config = trained_with(run, &[&open, set].concat())?;
+    note(format!(
+        "note: {} is a run: planned as its config.toml says, over devices that are chosen anew{}",
+        run.display(),
+        match config.pipeline.microbatches {
+            Some(count) => format!("; pipeline.microbatches stays {count}, as with --resume"),
+            None => String::new(),
+        }
+    ));
+    Ok(config)
 }
 
 fn title(plan: &Explanation) -> String {

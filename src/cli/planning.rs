@@ -31,11 +31,11 @@ pub(super) struct Experiment {
 /// The machine that a run is for.
 #[derive(clap::Args)]
 pub(super) struct MachineArguments {
-    /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto. With --machine: devices of the
-    /// file, by their numbers there.
+    /// Adapters, one rank each, such as 0,1,1 (one may be named several times), or auto. A device's number, wherever one
+    /// is shown, is its position in this list. With --machine: devices of the file, which keep their numbers there.
     #[arg(long)]
     pub(super) devices: Option<String>,
-    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by position in the list of devices.
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers.
     #[arg(long)]
     pub(super) memory: Option<String>,
     /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md. `plan` and --dry-run then
@@ -58,6 +58,13 @@ impl Experiment {
     /// The folders from which the file's paths count.
     pub(super) fn bases(&self) -> Vec<PathBuf> {
         bases(&self.config)
+    }
+
+    /// What of it must be given again when a run goes on.
+    pub(super) fn again(&self) -> Vec<String> {
+        let set = self.set.iter().flat_map(|set| ["--set".to_string(), set.clone()]);
+        let devices = self.machine.devices.iter().flat_map(|list| ["--devices".to_string(), list.clone()]);
+        [self.config.display().to_string()].into_iter().chain(set).chain(devices).collect()
     }
 }
 
@@ -85,6 +92,13 @@ impl MachineArguments {
         Ok(())
     }
 
+    /// What of them a run's config does not keep, to be given again when it goes on.
+    pub(super) fn again(&self) -> Vec<String> {
+        let machine = self.machine.as_ref().map(|file| file.display().to_string());
+        let all = [("--memory", self.memory.clone()), ("--machine", machine)];
+        all.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
+    }
+
     /// Reads a machine file. Of a list on the command line it has every device; one in a config may be meant for the
     /// machine at hand.
     fn read(&self, file: &Path) -> Result<Machine> {
@@ -97,7 +111,7 @@ impl MachineArguments {
     }
 
     fn limit(&self, mut planning: Planning) -> Result<Planning> {
-        planning.limit(&budgets(self.memory.as_deref(), planning.candidates().len())?);
+        planning.limit(budgets(self.memory.as_deref(), &planning.candidates())?);
         Ok(planning)
     }
 }
@@ -203,7 +217,7 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
 
 /// The budget of each device: `--memory`, or what it has.
 pub(super) fn device_budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
-    let given = budgets(memory, devices.len())?;
+    let given = budgets(memory, &(0..devices.len()).collect::<Vec<_>>())?;
     Ok(given.into_iter().zip(memories(devices)).map(|(budget, memory)| budget.or(memory)).collect())
 }
 

@@ -32,6 +32,8 @@ struct Shown {
     /// When a line was last printed where there is no terminal, and after how many seconds the next is.
     printed: Instant,
     pause: f64,
+    /// That line: what has not changed is not said twice.
+    last: String,
 }
 
 impl Display {
@@ -45,7 +47,7 @@ impl Display {
         let bar = ProgressBar::with_draw_target(Some(PARTS), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{wide_bar:.cyan/dim} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let shown = Shown { bar, look: Box::new(look), printed: Instant::now(), pause };
+        let shown = Shown { bar, look: Box::new(look), printed: Instant::now(), pause, last: String::new() };
         let shown = Arc::new(Mutex::new(shown));
         let seen = Arc::downgrade(&shown);
         std::thread::spawn(move || {
@@ -113,9 +115,10 @@ impl Shown {
 
     fn print(&mut self) {
         let line = if self.bar.is_hidden() { (self.look)().line } else { String::new() };
-        if !line.is_empty() {
+        if !line.is_empty() && line != self.last {
             self.printed = Instant::now();
-            note(line);
+            note(&line);
+            self.last = line;
         }
     }
 }

@@ -39,6 +39,32 @@ impl RecordArguments {
     }
 }
 
+/// What an evaluation goes through.
+#[derive(Clone, Copy)]
+pub(super) struct Evaluated {
+    /// Sequences that it computes.
+    pub(super) rows: usize,
+    /// Records that are packed into them; none for a text without records.
+    records: Option<usize>,
+}
+
+impl Evaluated {
+    /// Of a text in sequences of so many tokens.
+    pub(super) fn new(corpus: &Corpus, sequence: usize) -> Evaluated {
+        let records = corpus.tally(sequence).map(|tally| tally.records - tally.without);
+        Evaluated { rows: corpus.windows(sequence).len(), records }
+    }
+
+    /// How far it is after so many sequences. Of records, about: people know how many there are, and not into how many
+    /// sequences they were packed.
+    pub(super) fn words(&self, done: usize) -> String {
+        match self.records {
+            Some(all) => format!("record {}/{all}", done * all / self.rows.max(1)),
+            None => format!("window {done}/{}", self.rows),
+        }
+    }
+}
+
 /// What of a text was left out, or cut where records go into sequences of so many tokens one by one (`apart`), and why.
 pub(super) fn left_out(corpus: &Corpus, sequence: usize, apart: bool) -> Vec<String> {
     let mut said = Vec::new();

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{in_the_way, note, print, save, say};
 use crate::error::{Error, Result};
@@ -18,6 +18,12 @@ const WIDTH: usize = 100;
 /// Single actions listed as slowest: at most so many, and only those that took so many times the mean of their kind.
 const SLOWEST: usize = 5;
 const SLOW: f64 = 1.1;
+/// Earlier plans whose steps are shown: the last of them.
+const EARLIER: usize = 3;
+/// Steps that were shorter by this part with an earlier plan are worth a sentence.
+const WORSE: f64 = 0.05;
+/// Fewer steps of a plan are no reason for it.
+const FEW: usize = 3;
 
 /// Explains a run: predicted and measured time side by side, why devices were idle, what dominates and what to try.
 #[derive(clap::Args)]
@@ -43,9 +49,8 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     }
     let rows = rows(run)?;
     let (timeline, comparison) = compare(run)?;
-    let steps = of_plan(&rows, timeline.step);
-    let mut seconds: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
-    seconds.sort_by(f64::total_cmp);
+    let Plans { present, earlier } = Plans::of(&rows, timeline.step);
+    let steps: Vec<StepTimes> = present.rows.iter().filter_map(|row| StepTimes::of(row)).collect();
     let advice = match &comparison.prediction {
         Some(prediction) => advise(run, prediction, &steps, &timeline),
         None => Advice::None("the run was not planned".into()),
@@ -62,14 +67,21 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     if arguments.json {
         let mut report = comparison.to_json();
         report["run"] = json!(run);
-        report["steps"] = json!(seconds.len());
-        report["median_step_seconds"] = json!(median(&seconds));
+        report["steps"] = json!(present.rows.len());
+        report["median_step_seconds"] = json!(present.median());
+        report["earlier_plans"] = earlier.iter().map(Stretch::to_json).collect();
         report["picture"] = json!(picture);
         report["advice"] = match &advice {
             Advice::Change(change) => json!({
                 "settings": change.settings, "gain": change.gain,
                 "predicted_step_seconds": change.plan.simulation.expected,
             }),
+            _ => json!(null),
+        };
+        report["not_sure"] = match &advice {
+            Advice::Keep { what, gain, unsure, why } if !what.is_empty() => {
+                json!({ "what": what, "gain": gain, "unsure": unsure, "why": why })
+            }
             _ => json!(null),
         };
         print(serde_json::to_string_pretty(&report).unwrap_or_default())?;
@@ -84,7 +96,7 @@ pub(super) fn run(arguments: &Arguments, plain: bool) -> Result<u8> {
     let terminal = std::io::stdout().is_terminal();
     let size = console::Term::stdout().size_checked().filter(|_| terminal);
     let width = size.map_or(WIDTH, |(_, columns)| usize::from(columns));
-    report(run, &comparison, &seconds, &advice, width, terminal && !plain)?;
+    report(run, &comparison, (&present, &earlier), &advice, width, terminal && !plain)?;
     picture.map_or(Ok(()), |picture| say(format!("picture    {}", picture.display())))?;
     Ok(0)
 }
@@ -100,15 +112,22 @@ fn draw(folder: &Path, svg: &str) -> Result<PathBuf> {
 fn report(
     run: &Path,
     comparison: &Comparison,
-    seconds: &[f64],
+    (present, earlier): (&Stretch, &[Stretch]),
     advice: &Advice,
     width: usize,
     colour: bool,
 ) -> Result<()> {
-    let (Some(least), Some(most)) = (seconds.first(), seconds.last()) else { return Ok(()) };
-    let median = median(seconds);
-    let [least, middle, most] = [*least, median, *most].map(duration);
-    say(format!("steps      {}: {middle} (median), {least} to {most}", seconds.len()))?;
+    let median = present.median();
+    let since = match present.since() {
+        Some(since) if since > 0 => {
+            format!(" since step {since}, when this plan came into force (a resume, or a move)")
+        }
+        _ => String::new(),
+    };
+    say(format!("steps      {}{since}: {}", present.rows.len(), present.times()))?;
+    for before in earlier.iter().rev().take(EARLIER) {
+        say(format!("earlier    {}: {}, with {}", before.which(), before.times(), before.plan(present)))?;
+    }
     if let Some(predicted) = &comparison.predicted {
         let error = 100.0 * (median / predicted.expected - 1.0);
         say(format!("predicted  {}; the median is {error:+.1} % off", duration(predicted.expected)))?;
@@ -142,10 +161,13 @@ fn report(
     say("What to try")?;
     match advice {
         Advice::Change(change) => propose(change, width)?,
-        Advice::Keep { gain, unsure } => say(wrap(
+        Advice::Keep { what, .. } if what.is_empty() => {
+            say(wrap("no other plan is faster, with the speeds that these steps show", width))?;
+        }
+        Advice::Keep { what, gain, unsure, why } => say(wrap(
             &format!(
-                "no other plan is surely faster: the best one is said to take {:.1} % less, and predictions here may \
-                 be {:.1} % off",
+                "no other plan is surely faster: the best one ({what}) is said to save {:.1} % of a step, which is not \
+                 sure; predictions here may be {:.1} % off: {why}",
                 100.0 * gain,
                 100.0 * unsure
             ),
@@ -153,7 +175,20 @@ fn report(
         ))?,
         Advice::None(why) => say(wrap(&format!("no other plan can be advised: {why}"), width))?,
     }
-    let sequences = trained_with(run)
+    if !matches!(advice, Advice::Change(_)) {
+        comparison.spare().iter().try_for_each(|hint| say(wrap(hint, width)))?;
+    }
+    if let Some(better) = earlier.iter().rev().find(|before| before.is_better(present)) {
+        let slower = 100.0 * (median / better.median() - 1.0);
+        let text = format!(
+            "{} took {} with {}: the steps since take {slower:.1} % longer",
+            better.which(),
+            duration(better.median()),
+            better.plan(present)
+        );
+        say(wrap(&text, width))?;
+    }
+    let sequences = trained_with(run, &[])
         .ok()
         .map(|config| config.train.batch / comparison.measured.schedule.microbatches.max(1));
     comparison.hints(sequences).iter().try_for_each(|hint| say(wrap(hint, width)))?;
@@ -245,11 +280,87 @@ fn rows(run: &Path) -> Result<Vec<Entry>> {
     Ok(rows)
 }
 
-/// The steps of the plan that made the step `traced`, by which alone its prediction can be judged.
-fn of_plan(rows: &[Entry], traced: Option<u64>) -> Vec<StepTimes> {
-    let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
-    let plan = row.and_then(|row| row.plan_since_step);
-    rows.iter().filter(|row| row.plan_since_step == plan).filter_map(StepTimes::of).collect()
+/// Steps of one plan.
+struct Stretch<'a> {
+    /// At least one.
+    rows: Vec<&'a Entry>,
+    /// Their seconds, ascending.
+    seconds: Vec<f64>,
+}
+
+impl<'a> Stretch<'a> {
+    fn of(rows: Vec<&'a Entry>) -> Stretch<'a> {
+        let mut seconds: Vec<f64> = rows.iter().filter_map(|row| row.step_seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        Stretch { rows, seconds }
+    }
+
+    /// Steps that were done when it began.
+    fn since(&self) -> Option<u64> {
+        self.rows.first().and_then(|row| row.plan_since_step)
+    }
+
+    fn median(&self) -> f64 {
+        median(&self.seconds)
+    }
+
+    /// Whether another plan made shorter steps than these, as far as few steps say.
+    fn is_better(&self, present: &Stretch) -> bool {
+        let is_other = self.rows[0].plan.is_none() || self.rows[0].plan != present.rows[0].plan;
+        let enough = self.rows.len().min(present.rows.len()) >= FEW;
+        is_other && enough && self.median() < (1.0 - WORSE) * present.median()
+    }
+
+    fn times(&self) -> String {
+        let ends = [self.seconds[0], self.seconds[self.seconds.len() - 1]].map(duration);
+        format!("{} (median), {} to {}", duration(self.median()), ends[0], ends[1])
+    }
+
+    fn which(&self) -> String {
+        match (self.rows[0].step, self.rows[self.rows.len() - 1].step) {
+            (first, last) if first == last => format!("step {first}"),
+            (first, last) => format!("steps {first} to {last}"),
+        }
+    }
+
+    /// Its plan, in words beside that of other steps.
+    fn plan(&self, other: &Stretch) -> String {
+        let [own, other] = [self, other].map(|stretch| stretch.rows[0].plan.as_ref());
+        match own {
+            None => "another plan".into(),
+            Some(_) if own == other => "the same plan".into(),
+            Some(plan) => format!("another plan ({plan})"),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "first_step": self.rows[0].step, "steps": self.rows.len(), "median_step_seconds": self.median(),
+            "plan": self.rows[0].plan,
+        })
+    }
+}
+
+/// The steps of a run by their plans.
+struct Plans<'a> {
+    /// Those of the plan that made the traced step, by which alone its prediction can be judged.
+    present: Stretch<'a>,
+    /// Those of the plans before, in order.
+    earlier: Vec<Stretch<'a>>,
+}
+
+impl Plans<'_> {
+    /// Of at least one row, each with its seconds.
+    fn of(rows: &[Entry], traced: Option<u64>) -> Plans<'_> {
+        let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
+        let plan = row.and_then(|row| row.plan_since_step);
+        let (present, others): (Vec<&Entry>, Vec<&Entry>) =
+            rows.iter().partition(|row| row.plan_since_step == plan);
+        let before: Vec<&Entry> = others.into_iter().filter(|row| row.plan_since_step < plan).collect();
+        let stretches = before.chunk_by(|a, b| a.plan_since_step == b.plan_since_step);
+        let earlier = stretches.map(|rows| Stretch::of(rows.to_vec())).collect();
+        Plans { present: Stretch::of(present), earlier }
+    }
 }
 
 fn read(path: &Path, help: &str) -> Result<String> {

@@ -39,6 +39,15 @@ impl Dtype {
         }
     }
 
+    /// The name by which people give it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::BF16 => "bf16",
+        }
+    }
+
     /// The name that Hugging Face configurations use.
     pub fn torch_name(self) -> &'static str {
         match self {

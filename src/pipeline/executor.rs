@@ -421,7 +421,7 @@ mod tests {
             devices[lost].lose();
             let error = step(&mut executor).unwrap_err();
             assert!(matches!(error, Error::Lost { .. }), "{error:?}");
-            assert!(error.to_string().contains(&format!("while device {lost} ran ")), "{error}");
+            assert!(error.to_string().contains(&format!("while rank {lost} ran ")), "{error}");
             let error = executor.watch().block_on(executor.settle()).unwrap_err();
             assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
         }
@@ -435,7 +435,7 @@ mod tests {
         let error = executor.watch().block_on(executor.answer()).err().unwrap();
         let said = error.to_string();
         assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
-        assert!(said.starts_with("device 0 (") && said.contains("has died in action 0F0"), "{said}");
+        assert!(said.starts_with("rank 0 (") && said.contains("has died in action 0F0"), "{said}");
         let error = executor.watch().block_on(executor.infer(vec![1; 3], vec![0])).unwrap_err();
         assert!(error.to_string().contains("3 tokens"), "{error}");
     }

@@ -121,7 +121,7 @@ pub(super) fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: 
     let device = rank.device.clone();
     let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
     // Not joined: a driver that never returns must not keep the process from reporting it.
-    let name = format!("device {} ({})", rank.index, device.info().name);
+    let name = format!("rank {} ({})", rank.index, device.info().name);
     let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
     spawned.map(drop).map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))
 }

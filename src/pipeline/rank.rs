@@ -127,12 +127,12 @@ impl Rank {
     /// Answers commands until their sender is gone, one fails, or the device does.
     pub(super) async fn serve(mut self, mut commands: mpsc::UnboundedReceiver<Command>, replies: Replies) {
         let (index, device, log) = (self.index, self.device.clone(), self.log.clone());
-        let doing = || format!("device {index} ran {}", log.doing());
+        let doing = || format!("rank {index} ran {}", log.doing());
         let answering = device.unless_failed(doing, self.answer(&mut commands, &replies));
         let ended = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
             let what =
                 format!("its thread has died in {}: {}; please report it", log.recording(), said(&*panic));
-            Err(Error::failed(format!("device {index} ({})", device.info().name), what))
+            Err(Error::failed(format!("rank {index} ({})", device.info().name), what))
         });
         if let Err(error) = ended {
             // Before its links and its inbox close, so that it is heard before what follows from it.
@@ -234,7 +234,7 @@ impl Rank {
                 self.adam(step).await?;
             }
         }
-        self.device.check(&format!("device {} updated weights", self.index))
+        self.device.check(&format!("rank {} updated weights", self.index))
     }
 
     /// Where in its list the rank waits for the norm of the whole gradient.
@@ -293,7 +293,7 @@ impl Rank {
         copies.extend(self.send(action, &mut recorder, slots).await?);
         self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
-        device.check(&format!("device {} ran {action}", self.index))
+        device.check(&format!("rank {} ran {action}", self.index))
     }
 
     fn slots(&self, action: Action) -> Slots {

@@ -52,7 +52,7 @@ impl Watch {
         let state = standings[rank].0;
         let doing = if waits(state) { "has waited for" } else { "has not finished" };
         let message = format!(
-            "device {rank} ({}) {doing} {} for {:.0} s; its driver does not return",
+            "rank {rank} ({}) {doing} {} for {:.0} s; its driver does not return",
             self.names[rank],
             state.words(),
             idle[rank]

@@ -12,14 +12,16 @@ use super::{Candidate, Planned, Without};
 use crate::schedule::Idle;
 
 /// Devices that differ less in speed count as equally fast.
-const AS_FAST: f64 = 0.02;
+const AS_FAST: f64 = 0.05;
+/// A device that is this much faster than another is so many times as fast; below, faster by a percentage.
+const TIMES: f64 = 1.5;
 /// Waiting for less than this part of a step is not worth a word.
 const NOTABLE: f64 = 0.05;
 
 /// What [`Planned::explain`] says. Prints as text for people; serialises for programs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
-    /// The machine's name.
+    /// The machine's name, or those of the devices that may be used where they are not all.
     pub machine: String,
     /// Predicted seconds of a step.
     pub step_seconds: f64,
@@ -262,16 +264,14 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
             peak_bytes: best.simulation.slot_bytes[rank],
             budget: best.costs.ranks[rank].budget,
         };
-        share.why.extend(why_speed(&share, slowest, best.devices.len()));
         share.why.extend(why_ends(&share, workload, usual, |layer| work(device, layer..layer + 1)));
         share.why.extend(why_memory(planned, &share));
         share.why.extend(why_idle(&share, best.simulation.makespan));
         share
     };
     let mut shares: Vec<DeviceShare> = best.devices.iter().enumerate().map(share).collect();
-    let fastest = shares.iter().map(|share| share.speed).fold(1.0, f64::max);
-    if shares.len() > 1 && fastest < 1.0 + AS_FAST {
-        shares.iter_mut().for_each(|share| share.why[0] = "as fast as the others".into());
+    for (share, speed) in why_speed(&shares, slowest).into_iter().enumerate() {
+        shares[share].why.splice(..0, speed);
     }
     shares
 }
@@ -289,13 +289,28 @@ fn usual_layer(workload: &Workload) -> usize {
         .unwrap_or_default()
 }
 
-fn why_speed(share: &DeviceShare, slowest: usize, devices: usize) -> Option<String> {
-    match devices {
-        1 => None,
-        _ if share.device == slowest => Some("the slowest of the devices".into()),
-        _ if share.speed < 1.0 + AS_FAST => Some(format!("as slow as device {slowest}")),
-        _ => Some(format!("{:.1} times as fast as device {slowest}", share.speed)),
-    }
+/// How fast each of several devices is beside the slowest.
+fn why_speed(shares: &[DeviceShare], slowest: usize) -> Vec<Option<String>> {
+    let is_slow = |share: &&DeviceShare| share.speed < 1.0 + AS_FAST;
+    let slow: Vec<usize> = shares.iter().filter(is_slow).map(|share| share.device).collect();
+    let why = |share: &DeviceShare| {
+        let others: Vec<String> =
+            slow.iter().filter(|&&other| other != share.device).map(usize::to_string).collect();
+        match share.speed {
+            _ if shares.len() == 1 => None,
+            _ if slow.len() == shares.len() && shares.len() > 2 => Some("as fast as the others".into()),
+            speed if speed < 1.0 + AS_FAST => Some(match &others[..] {
+                [] => "the slowest of the devices".into(),
+                [other] => format!("as fast as device {other}"),
+                others => format!("as fast as devices {}", others.join(", ")),
+            }),
+            speed if speed < TIMES => {
+                Some(format!("{:.0} % faster than device {slowest}", 100.0 * (speed - 1.0)))
+            }
+            speed => Some(format!("{speed:.1} times as fast as device {slowest}")),
+        }
+    };
+    shares.iter().map(why).collect()
 }
 
 /// Layers of which there are few, and how much work they are.

@@ -246,9 +246,7 @@ fn more_memory(
             return Ok(None);
         }
         budgets[device] = Some(needed << 20);
-        let order = options.devices.as_ref();
-        let at = order.and_then(|order| order.iter().position(|&other| other == device)).unwrap_or(device);
-        parts.push((at, format!("{at}={needed}MiB")));
+        parts.push((device, format!("{device}={needed}MiB")));
     }
     parts.sort();
     let parts: Vec<String> = parts.into_iter().map(|(_, part)| part).collect();

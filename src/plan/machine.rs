@@ -242,6 +242,26 @@ impl Machine {
         Error::config("devices", message)
     }
 
+    /// What people call it with these of its devices alone: by its own name where they are all.
+    pub fn called(&self, devices: &[usize]) -> String {
+        if (0..self.devices.len()).all(|device| devices.contains(&device)) {
+            return self.name.clone();
+        }
+        let name = |&device: &usize| self.devices[device].name.as_str();
+        let mut names: Vec<(&str, usize)> = Vec::new();
+        for name in devices.iter().map(name) {
+            match names.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, times)) => *times += 1,
+                None => names.push((name, 1)),
+            }
+        }
+        let times = |(name, times): (&str, usize)| match times {
+            1 => name.to_string(),
+            _ => format!("{times} x {name}"),
+        };
+        names.into_iter().map(times).collect::<Vec<_>>().join(" + ")
+    }
+
     /// The machine without one of its devices; those behind it move up.
     pub fn without(&self, device: usize) -> Machine {
         let others: Vec<usize> = (0..self.devices.len()).filter(|&other| other != device).collect();

@@ -151,18 +151,6 @@ pub struct Planned {
     pub complete: bool,
 }
 
-impl Planned {
-    /// The same on a machine whose devices have other numbers, which `number` gives for the old ones.
-    pub fn renumber(&mut self, number: impl Fn(usize) -> usize) {
-        for candidate in std::iter::once(&mut self.best).chain(&mut self.alternatives) {
-            candidate.devices.iter_mut().for_each(|device| *device = number(*device));
-        }
-        self.left_out.iter_mut().for_each(|left_out| left_out.device = number(left_out.device));
-        self.without.iter_mut().for_each(|without| without.device = number(without.device));
-        self.left_out.sort_by_key(|left_out| left_out.device);
-    }
-}
-
 /// A device that is not used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct LeftOut {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::explain::{Explanation, Waiting};
-use super::text::{bytes, counted, grouped, percent, ranges, seconds, table};
+use super::text::{bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -56,7 +56,7 @@ impl fmt::Display for Explanation {
             for without in &self.without {
                 let what = match without.slower {
                     None => "nothing fits".to_string(),
-                    Some(slower) if slower < WORTH_SAYING => "as fast".to_string(),
+                    Some(_) if without.is_needless() => "as fast".to_string(),
                     Some(slower) => format!("{} slower", percent(slower)),
                 };
                 writeln!(f, "  without device {} ({}): {what}", without.device, without.name)?;
@@ -113,7 +113,7 @@ impl Explanation {
         write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
         writeln!(
             f,
-            "compute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+            "layers: the first is the embedding, the last the head, and blocks lie between\ncompute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
         )?;
         for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
             writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;
@@ -127,8 +127,7 @@ impl Explanation {
         }
         writeln!(f, "\nother plans:")?;
         let rows = self.alternatives.iter().map(|other| {
-            let devices = other.devices.iter().zip(&other.layers);
-            let devices: Vec<String> = devices.map(|(device, layers)| format!("{device}:{layers}")).collect();
+            let devices = other.devices.iter().copied().zip(other.layers.iter().copied());
             let repeats = match other.recompute.len() {
                 0 => String::new(),
                 count => format!("recompute in {count} of {} stages", other.chunks * other.devices.len()),
@@ -137,7 +136,7 @@ impl Explanation {
                 format!("  +{}", percent(other.slower)),
                 name_of(&other.schedule, other.chunks),
                 counted(other.microbatches, "microbatch"),
-                format!("layers {}", devices.join(" ")),
+                layers_of(devices),
                 repeats,
             ]
         });

@@ -40,8 +40,8 @@ pub(super) fn grouped(number: f64) -> String {
     text
 }
 
-/// `0-4, 9-11`; of several that follow one another, one.
-pub(super) fn ranges(ranges: &[Range<usize>]) -> String {
+/// Of several ranges that follow one another, one.
+pub fn merged(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut merged: Vec<Range<usize>> = Vec::new();
     for range in ranges {
         match merged.last_mut() {
@@ -49,11 +49,16 @@ pub(super) fn ranges(ranges: &[Range<usize>]) -> String {
             _ => merged.push(range.clone()),
         }
     }
+    merged
+}
+
+/// `0-4, 9-11`: the ranges, [`merged`].
+pub fn ranges(ranges: &[Range<usize>]) -> String {
     let text = |range: &Range<usize>| match range.len() {
         1 => range.start.to_string(),
         _ => format!("{}-{}", range.start, range.end - 1),
     };
-    merged.iter().map(text).collect::<Vec<_>>().join(", ")
+    merged(ranges).iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 /// Columns as wide as their widest cell, two spaces apart; those named are flush right.
@@ -72,6 +77,12 @@ pub(super) fn table(rows: Vec<Vec<String>>, right: &[usize]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Devices with their numbers of layers: `layers 0:4 1:8`.
+pub fn layers_of(devices: impl IntoIterator<Item = (usize, usize)>) -> String {
+    let each = devices.into_iter().map(|(device, layers)| format!(" {device}:{layers}"));
+    format!("layers{}", each.collect::<String>())
 }
 
 /// So many things: `1 sequence`, `2 sequences`, `4 microbatches`.

@@ -20,6 +20,16 @@ pub struct Without {
     pub slower: Option<f64>,
 }
 
+/// A smaller part of a step is not worth a device.
+const WORTH_SAYING: f64 = 0.005;
+
+impl Without {
+    /// Whether a step is as fast without the device.
+    pub fn is_needless(&self) -> bool {
+        self.slower.is_some_and(|slower| slower < WORTH_SAYING)
+    }
+}
+
 /// Plans again without each device of `best`, a plan for these arguments. Empty where there is nothing to plan: with one
 /// device, or where cuts or a schedule made by hand need them all.
 pub fn without(workload: &Workload, machine: &Machine, options: &Options, best: &Candidate) -> Vec<Without> {

@@ -21,7 +21,9 @@ pub(super) enum Task {
 #[derive(Debug, Default)]
 pub(super) struct Agenda {
     tasks: Vec<Task>,
+    /// Those that are over: made, or left out since the first began.
     done: usize,
+    has_begun: bool,
     /// Seconds of a step for a microbatch of one sequence on each device that was measured: of a probe's, and of what two
     /// devices do side by side.
     steps: HashMap<usize, (f64, f64)>,
@@ -38,19 +40,20 @@ impl Agenda {
         Agenda { tasks, ..Agenda::default() }
     }
 
-    /// How many there are in all, this one included.
+    /// How many there are in all, this one included. Those that are left out count too, so that it stays what it was.
     pub(super) fn count(&self) -> usize {
         self.done + self.tasks.len()
     }
 
     /// Makes this one the next, also if nobody expected it; and says which number it has.
     pub(super) fn begin(&mut self, task: Task) -> usize {
+        self.has_begun = true;
         self.tasks.retain(|other| *other != task);
         self.tasks.insert(0, task);
         self.done + 1
     }
 
-    /// So many seconds of the next one are over before its first step.
+    /// So many seconds of the next one are over before the steps that count.
     pub(super) fn ready(&mut self, seconds: f64) {
         self.beside = seconds;
     }
@@ -78,21 +81,36 @@ impl Agenda {
 
     /// These need not be measured after all.
     pub(super) fn leave_out(&mut self, is_left_out: impl Fn(Task) -> bool) {
+        let before = self.tasks.len();
         self.tasks.retain(|&task| !is_left_out(task));
+        if self.has_begun {
+            self.done += before - self.tasks.len();
+        }
     }
 
     /// Seconds that are left of the next one and of those after it; none before there is something to go by.
     pub(super) fn remaining(&self) -> Option<Remaining> {
         let (first, later) = self.tasks.split_first()?;
-        let later = later.iter().filter(|&&task| !self.is_needless(task));
-        let later = later.map(|&task| self.expected(task)).sum::<Option<f64>>()?;
+        let mut met: Vec<usize> = self.steps.keys().copied().collect();
+        let needed = later.iter().filter(|&&task| {
+            let Task::Layers { device, .. } = task else { return true };
+            let is_first = !met.contains(&device);
+            met.push(device);
+            is_first || !self.is_too_long(task)
+        });
+        let later = needed.map(|&task| self.expected(task)).sum::<Option<f64>>()?;
         Some(Remaining { this: self.expected(*first)?, later })
     }
 
-    /// Whether it will be left out, going by what is known of the device.
-    fn is_needless(&self, task: Task) -> bool {
+    /// Whether a measurement of a device will be left out, unless it is the device's first.
+    fn is_too_long(&self, task: Task) -> bool {
         let Task::Layers { device, size, .. } = task else { return false };
-        self.steps.get(&device).is_some_and(|&(step, _)| is_too_long(step * size as f64))
+        self.steps_of(device).is_some_and(|(step, _)| is_too_long(step * size as f64))
+    }
+
+    /// What is not known of a device is taken for what the last one took.
+    fn steps_of(&self, device: usize) -> Option<(f64, f64)> {
+        self.steps.get(&device).or_else(|| self.steps.get(&self.last?)).copied()
     }
 
     fn expected(&self, task: Task) -> Option<f64> {
@@ -106,13 +124,11 @@ impl Agenda {
 
     /// Seconds of steps alone.
     fn measuring(&self, task: Task) -> Option<f64> {
-        // What is not known of a device is taken for what the last one took.
-        let of = |device: usize| self.steps.get(&device).or_else(|| self.steps.get(&self.last?));
         // A warm-up, and as many as time allows.
         let for_seconds = |step: f64, seconds: f64| (STEPS as f64 * step).min(seconds).max(2.0 * step);
         let slowest = self.steps.values().map(|&(_, pair)| pair).fold(0.0, f64::max);
         Some(match task {
-            Task::Layers { device, size, .. } => for_seconds(of(device)?.0 * size as f64, SECONDS),
+            Task::Layers { device, size, .. } => for_seconds(self.steps_of(device)?.0 * size as f64, SECONDS),
             Task::Links { size, .. } => {
                 self.last?;
                 for_seconds(2.0 * slowest * size as f64, SECONDS)
@@ -170,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_nobody_has_seen_is_expected_to_be_left_alone_after_its_first_long_step_too() {
+        let tasks: Vec<Task> = [layers(0, 1), layers(0, 8), layers(1, 1), layers(1, 8)].concat();
+        let mut agenda = Agenda::new(tasks.clone());
+        agenda.begin(tasks[0]);
+        agenda.ready(3.0);
+        agenda.hear(0, 10.0, 1.0);
+        // One measurement of each device, of 3 s and two steps of 10 s.
+        assert_eq!(agenda.remaining(), Some(Remaining { this: 23.0, later: 23.0 }));
+    }
+
+    #[test]
     fn what_is_seen_corrects_what_was_expected() {
         let tasks: Vec<Task> = [layers(0, 1), layers(0, 2), layers(1, 1)].concat();
         let mut agenda = Agenda::new(tasks.clone());
@@ -181,15 +208,23 @@ mod tests {
         assert!((total(&agenda) - 5.0).abs() < 0.1, "{}", total(&agenda));
         agenda.end(3.0);
         assert!(total(&agenda) > 11.0, "{}", total(&agenda));
-        // The other size is priced by a law.
+        // The other size is priced by a law: how many there are stays what was said.
         agenda.leave_out(|task| matches!(task, Task::Layers { size: 2, .. }));
-        assert_eq!(agenda.count(), 4);
+        assert_eq!(agenda.count(), 6);
         assert!((total(&agenda) - 6.0).abs() < 0.1, "{}", total(&agenda));
         // A device that is slower than the first.
-        agenda.begin(tasks[4]);
+        assert_eq!(agenda.begin(tasks[4]), 5);
         agenda.hear(1, 5.0, 5.0);
         agenda.end(12.0);
         assert!((total(&agenda) - 12.0).abs() < 1e-9, "{}", total(&agenda));
+    }
+
+    #[test]
+    fn what_is_left_out_before_the_first_begins_was_never_one_of_them() {
+        let tasks: Vec<Task> = [layers(0, 1), layers(1, 1)].concat();
+        let mut agenda = Agenda::new(tasks.clone());
+        agenda.leave_out(|task| matches!(task, Task::Layers { device: 0, .. }));
+        assert_eq!((agenda.begin(tasks[2]), agenda.count()), (1, 2));
     }
 
     #[test]
@@ -215,6 +250,6 @@ mod tests {
             agenda.begin(task);
             agenda.end(seconds);
         }
-        assert_eq!((total(&agenda), agenda.count()), (12.0, 5));
+        assert_eq!((total(&agenda), agenda.count()), (12.0, 6));
     }
 }

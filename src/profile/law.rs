@@ -2,7 +2,9 @@
 //! and lie around it.
 //!
 //! Matrix products take a time in proportion to tokens, attention in proportion to tokens times the sequence, and some of
-//! the time does not depend on either. Simple laws are tried first, because they need fewer points to be believed.
+//! the time does not depend on either. Simple laws are tried first, because they need fewer points to be believed. Between
+//! two sequences of which one is at most twice the other no law is needed: a power of the sequence through both is within
+//! 2 % of any sum of such terms.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +14,10 @@ use crate::plan::{Evidence, LayerProfile, ShapeProfile};
 
 /// How far off the points a law may be, as a part of a step: about what two measurements of the same differ by.
 const TOLERANCE: f64 = 0.04;
+/// How many times as long as the one below the sequence above may be.
+const DOUBLING: usize = 2;
+/// The most that a step can grow by with the sequence, as a power of it: attention's square, and a little for measurements.
+const STEEPEST: f64 = 2.2;
 /// Terms of the law with most of them.
 const TERMS: usize = 3;
 
@@ -82,7 +88,33 @@ pub(super) fn priced(points: &[Point], wanted: Extents, blocks: usize) -> Option
             return Some(shape(&at(wanted.terms(count)), evidence(points, off)));
         }
     }
-    None
+    between(points, &known, &steps, wanted)
+}
+
+/// Times between those of the next shorter and the next longer sequence, for as many sequences.
+fn between(points: &[Point], known: &[Vec<f64>], steps: &[f64], wanted: Extents) -> Option<ShapeProfile> {
+    let length = |&at: &usize| points[at].extents.sequence;
+    let alike = || (0..points.len()).filter(|&at| points[at].extents.sequences == wanted.sequences);
+    let below = alike().filter(|at| length(at) <= wanted.sequence).max_by_key(length)?;
+    let above = alike().filter(|at| length(at) >= wanted.sequence).min_by_key(length)?;
+    let (low, high) = (length(&below), length(&above));
+    if low == high || high > DOUBLING * low {
+        return None;
+    }
+    let ratio = |of: usize| (of as f64 / low as f64).ln();
+    let power = (steps[above] / steps[below]).ln() / ratio(high);
+    if !(0.0..=STEEPEST).contains(&power) {
+        return None;
+    }
+    let part = ratio(wanted.sequence) / ratio(high);
+    let at = |(&low, &high): (&f64, &f64)| match low > 0.0 && high > 0.0 {
+        true => low * (high / low).powf(part),
+        // Too short to be seen in one of them.
+        false => low + part * (high - low),
+    };
+    let values: Vec<f64> = known[below].iter().zip(&known[above]).map(at).collect();
+    let both = [points[below].clone(), points[above].clone()];
+    Some(shape(&values, evidence(&both, 0.0)))
 }
 
 /// Times of one kind of layer.
@@ -230,13 +262,34 @@ mod tests {
     }
 
     #[test]
-    fn two_points_are_believed_only_where_they_are_in_proportion() {
+    fn two_sequences_are_enough_for_what_lies_between_if_one_is_at_most_twice_the_other() {
         let list = [(1, 64), (1, 128)];
         let found = priced(&points(&list, |tokens, _| 10.0 * tokens), extents(1, 96), 4);
         assert!((forward(&found.unwrap()) - 960.0).abs() < 1e-6);
-        // Nothing says what lies between.
-        assert_eq!(priced(&points(&list, |tokens, _| 400.0 + 10.0 * tokens), extents(1, 96), 4), None);
-        assert_eq!(priced(&points(&list[..1], |tokens, _| 10.0 * tokens), extents(1, 64), 4), None);
+        let laws: [fn(f64, f64) -> f64; 4] = [
+            |tokens, _| 400.0 + 10.0 * tokens,
+            |tokens, _| 4000.0 + 10.0 * tokens,
+            |tokens, sequence| 10.0 * tokens + 0.15 * tokens * sequence,
+            |tokens, sequence| 500.0 + tokens + tokens * sequence,
+        ];
+        for (at, law) in laws.into_iter().enumerate() {
+            for sequence in [72, 96, 120] {
+                let found = priced(&points(&list, law), extents(1, sequence), 4).unwrap();
+                let off = forward(&found) / law(sequence as f64, sequence as f64) - 1.0;
+                assert!(off.abs() < 0.02, "law {at} at {sequence}: {off}");
+            }
+        }
+        let law = |tokens: f64, _: f64| 400.0 + 10.0 * tokens;
+        // Too far apart; of other sizes; of one alone; a longer sequence in less time.
+        for (list, wanted) in [
+            (&[(1, 64), (1, 256)][..], extents(1, 96)),
+            (&[(1, 64), (2, 128)], extents(1, 96)),
+            (&[(1, 64)], extents(1, 64)),
+        ] {
+            assert_eq!(priced(&points(list, law), wanted, 4), None, "{list:?}");
+        }
+        let noise = |tokens: f64, _: f64| 1e5 / tokens;
+        assert_eq!(priced(&points(&list, noise), extents(1, 96), 4), None);
     }
 
     #[test]

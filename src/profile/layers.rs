@@ -39,8 +39,11 @@ impl Profiler<'_> {
             let started = now();
             let number = begin(Task::Layers { device: index, size, split }, &what, agenda, say);
             let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
-            agenda.ready(now() - started);
+            let mut is_ready = false;
             let go_on = |beat: Beat| {
+                if !std::mem::replace(&mut is_ready, true) {
+                    agenda.ready(now() - started);
+                }
                 match beat {
                     Beat::After { .. } => say(Progress::Step),
                     Beat::Within { step } => {

@@ -47,7 +47,7 @@ pub(super) struct Probe {
 
 /// What is heard of a probe at work.
 pub(super) enum Beat {
-    /// In the middle of a step, which takes about so many seconds.
+    /// In the middle of a step that counts, which takes about so many seconds.
     Within { step: f64 },
     /// Between two steps: whether there were enough.
     After { enough: bool },
@@ -177,10 +177,13 @@ impl Probe {
         let watch = self.executor.watch();
         let mut taken: HashMap<Key, Vec<f64>> = HashMap::new();
         let mut elapsed = 0.0;
-        let (begun, before) = (now(), watch.steps());
+        let (mut begun, mut before) = (now(), watch.steps());
         // The first step of all also compiles, and touches fresh memory.
         let mut step = usize::from(std::mem::replace(&mut self.warm, true));
         loop {
+            if step == 1 {
+                (begun, before) = (now(), watch.steps());
+            }
             let is_known = || {
                 taken.get(&Key::Busy).is_none_or(|steps| {
                     steps.len() >= FEW && spread(steps).1 <= PRECISION * (steps.len() as f64).sqrt()
@@ -194,7 +197,7 @@ impl Probe {
             let (start, cpu) = (now(), cpu_seconds());
             let report = watch.block_on_and(self.executor.step(self.batch.clone()), || {
                 let steps = watch.steps() - before;
-                if steps > LITTLE {
+                if step > 0 && steps > LITTLE {
                     go_on(Beat::Within { step: (now() - begun) / steps });
                 }
             })?;

@@ -4,7 +4,7 @@
 use super::axis::duration;
 use super::comparison::{ActionTime, Comparison, difference, percent};
 use super::step::Step;
-use crate::schedule::{Cause, Gap};
+use crate::schedule::{Action, Cause, Gap, Kind};
 
 /// Shares of a step below this are not worth a sentence.
 const WORTH: f64 = 0.02;
@@ -12,6 +12,8 @@ const WORTH: f64 = 0.02;
 const MUCH: f64 = 0.05;
 /// Sentences about single waits.
 const WAITS: usize = 3;
+/// A device that computes for less than this part of a step hardly works.
+const IDLE: f64 = 0.05;
 
 impl Comparison {
     /// The step's time, predicted and measured, in one line.
@@ -54,17 +56,44 @@ impl Comparison {
                 Cause::Host => format!("device {rank} stands still for {share} of the step ({time}) although its work is there: host"),
             }
         }));
+        findings.extend((0..self.ranks()).filter_map(|rank| self.no_gradients(rank)));
         findings.extend(self.wrong_stages().into_iter().take(2));
         findings
+    }
+
+    /// Why a device is idle at another time than was predicted: where nothing is trained, no gradient comes back.
+    fn no_gradients(&self, rank: usize) -> Option<String> {
+        let (predicted, measured) = (self.predicted.as_ref()?, &self.measured);
+        let much = |step: &Step, cause: Cause| cause.seconds(&step.idle[rank]) > MUCH * step.seconds;
+        if !much(predicted, Cause::Imbalance) || !much(measured, Cause::Drain) {
+            return None;
+        }
+        // What stands at the end of its list is done before that from which a gradient would come.
+        let last = measured.of(rank).last().filter(|cell| matches!(cell.action.kind, Kind::B | Kind::I))?;
+        let next = measured.cells.iter().find(|cell| {
+            let Action { stage, kind, microbatch } = cell.action;
+            (stage, microbatch) == (last.action.stage + 1, last.action.microbatch)
+                && matches!(kind, Kind::B | Kind::I)
+        })?;
+        (last.start < next.end).then(|| {
+            format!(
+                "device {} trains nothing, so no gradient comes back to it: it is done after its forward passes \
+                 (drain), while the prediction has it wait until the end (imbalance)",
+                self.number(rank)
+            )
+        })
     }
 
     /// What a larger part of the devices' time goes to, and what that part depends on, each a sentence; none promises
     /// anything. `sequences` is how many a microbatch has, if that is known.
     pub fn hints(&self, sequences: Option<usize>) -> Vec<String> {
         let step = &self.measured;
+        // No other number of microbatches gives work to a device that has none.
+        let (working, _) = self.working();
         let share = |causes: &[Cause]| {
-            let all = step.idle.iter().flat_map(|idle| causes.iter().map(|cause| cause.seconds(idle)));
-            all.sum::<f64>() / (step.seconds * step.idle.len() as f64).max(f64::MIN_POSITIVE)
+            let all = working.iter().flat_map(|&rank| causes.iter().map(move |cause| (rank, cause)));
+            let all: f64 = all.map(|(rank, cause)| cause.seconds(&step.idle[rank])).sum();
+            all / (step.seconds * working.len() as f64).max(f64::MIN_POSITIVE)
         };
         let microbatches = step.schedule.microbatches;
         let mut hints = Vec::new();
@@ -94,6 +123,26 @@ impl Comparison {
             ));
         }
         hints
+    }
+
+    /// The devices without which the plan could do, each a sentence.
+    pub fn spare(&self) -> Vec<String> {
+        let (working, idle) = self.working();
+        let idle = idle.into_iter().filter(|_| !working.is_empty()).map(|rank| {
+            format!(
+                "{} computes for {} of the step: cut as it is, the model could do without it, if the others have room \
+                 for its layers (--devices names those that may be used)",
+                self.measured.timeline.device(rank),
+                percent(self.measured.computing(rank) / self.measured.seconds.max(f64::MIN_POSITIVE))
+            )
+        });
+        idle.collect()
+    }
+
+    /// The ranks that work, and those that hardly do.
+    fn working(&self) -> (Vec<usize>, Vec<usize>) {
+        let step = &self.measured;
+        (0..self.ranks()).partition(|&rank| step.computing(rank) >= IDLE * step.seconds)
     }
 
     /// The stages of which the prediction was wrong by more than a little of the step, the most wrong first.

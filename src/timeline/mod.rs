@@ -31,8 +31,8 @@ use crate::schedule::{Action, Kind, Simulation};
 /// A device as people are told of it. Prints as `device 0 (adapter 1: NAME)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceName {
-    /// The device's number, the same wherever it is named: its position in the list of the machine's devices, which for
-    /// a run is `pipeline.devices`.
+    /// The device's number, the same wherever it is named: its position in the list of the machine's devices, which is that
+    /// of a machine file, or else the list of adapters that were opened.
     pub number: usize,
     /// The adapter that it was opened on; none for one of a machine file.
     pub adapter: Option<usize>,

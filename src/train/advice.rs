@@ -15,9 +15,10 @@ use super::run::{CONFIG, MACHINE};
 use super::trainer::Row;
 use crate::error::Result;
 use crate::folder::files::read_text;
+use crate::plan::text::counted;
 use crate::plan::{Candidate, Machine};
 use crate::schedule::ALL_NAMES;
-use crate::timeline::{Event, Prediction, Timeline};
+use crate::timeline::{Event, Prediction, Timeline, duration};
 
 /// A smaller gain than this part of a step is not worth a change, however sure it is.
 const LEAST: f64 = 0.05;
@@ -43,6 +44,13 @@ impl From<&Row> for StepTimes {
 }
 
 impl StepTimes {
+    /// The steps of the plan that made the step `traced`, or else the last one, by which alone its prediction can be judged.
+    pub fn of_plan(rows: &[Entry], traced: Option<u64>) -> Vec<StepTimes> {
+        let row = traced.and_then(|traced| rows.iter().find(|row| row.step == traced)).or(rows.last());
+        let plan = row.and_then(|row| row.plan_since_step);
+        rows.iter().filter(|row| row.plan_since_step == plan).filter_map(StepTimes::of).collect()
+    }
+
     /// Of a row that says how long its step took.
     pub fn of(entry: &Entry) -> Option<StepTimes> {
         let busy = entry.devices.iter().filter_map(|device| device.busy_fraction).collect();
@@ -68,12 +76,16 @@ pub struct Change {
 pub enum Advice {
     /// Another plan is faster.
     Change(Box<Change>),
-    /// None is by enough to be sure of: by which part of a step, and how far predictions may be off.
+    /// None is by enough to be sure of.
     Keep {
-        /// The part of a step that the best plan is said to save.
+        /// What the best other plan does otherwise, in words; empty if there is none that is faster.
+        what: String,
+        /// The part of a step that it is said to save.
         gain: f64,
-        /// By how much more a plan must save.
+        /// How far predictions may be off, as a part of a step: what a plan must save.
         unsure: f64,
+        /// Why they may be off, in words.
+        why: String,
     },
     /// The planner cannot be asked, for this reason.
     None(String),
@@ -82,7 +94,7 @@ pub enum Advice {
 /// Asks the planner for the run in a folder. `steps` are those of the plan in force in order, and `timeline` is one of
 /// them. Whatever is missing or damaged is the reason why there is no advice.
 pub fn advise(run: &Path, prediction: &Prediction, steps: &[StepTimes], timeline: &Timeline) -> Advice {
-    let advice = trained_with(run).and_then(|config| {
+    let advice = trained_with(run, &[]).and_then(|config| {
         let planning = freed(&config, planned_with(run)?)?;
         let present = planning.predicted(prediction)?;
         improve(planning, &present, prediction, &config, steps, timeline)
@@ -90,15 +102,15 @@ pub fn advise(run: &Path, prediction: &Prediction, steps: &[StepTimes], timeline
     advice.unwrap_or_else(|error| Advice::None(error.to_string().lines().next().unwrap_or_default().into()))
 }
 
-/// The config that the run in a folder was last trained with.
+/// The config that the run in a folder was last trained with, with overrides.
 ///
 /// # Errors
 ///
 /// [`Error::Config`](crate::error::Error::Config) where it is missing or damaged.
-pub fn trained_with(run: &Path) -> Result<Config> {
+pub fn trained_with(run: &Path, overrides: &[String]) -> Result<Config> {
     let path = run.join(CONFIG);
     let text = read_text(&path).map_err(|error| error.config(&path))?;
-    Config::parse_written(&text, &path.display().to_string())
+    Config::parse_written(&text, overrides, &path.display().to_string())
 }
 
 /// What the planner knew of the machine.
@@ -127,34 +139,71 @@ pub fn improve(
     steps: &[StepTimes],
     timeline: &Timeline,
 ) -> Result<Advice> {
-    let Some(steady) = steps.get(WARM_UP..).filter(|steady| steady.len() >= STEPS) else {
+    let Some(steady) = steady(steps) else {
         let (done, enough) = (steps.len(), WARM_UP + STEPS);
         return Ok(Advice::None(format!("{done} steps of this plan say too little; {enough} are enough")));
     };
-    let seconds: Vec<f64> = steady.iter().map(|step| step.seconds).collect();
-    let [low, median, high] = [0.25, 0.5, 0.75].map(|part| quantile(&seconds, part));
     let ratios = planning.learn(present, &usual(steady, timeline));
     let corrected = planning.again(present)?;
     let plan = planning.search_again(&corrected)?;
-    let promised = corrected.simulation.expected;
-    let gain = 1.0 - plan.simulation.expected / promised.min(median);
-    let moves = (&plan.devices, &plan.stages) != (&corrected.devices, &corrected.stages);
-    let unsure = [
-        LEAST,
-        (median / promised - 1.0).abs(),
-        (high - low) / 2.0 / median,
-        if moves { disagreement(&ratios) } else { 0.0 },
-        if plan.devices.iter().all(|device| present.devices.contains(device)) { 0.0 } else { UNTRIED },
-    ];
-    let unsure = unsure.into_iter().fold(0.0, f64::max);
+    let Gain { part: gain, unsure, why } = Gain::of(&plan, &corrected, steady, &ratios);
+    let what = changes(&corrected, &plan);
     if gain <= unsure {
-        return Ok(Advice::Keep { gain: gain.max(0.0), unsure });
+        let what = if gain > 0.0 { what } else { String::new() };
+        return Ok(Advice::Keep { what, gain: gain.max(0.0), unsure, why });
     }
     let Some(settings) = settings(&plan, present, prediction, config) else {
         return Ok(Advice::None(format!("{} does not say which adapters its devices are", MACHINE)));
     };
-    let what = changes(&corrected, &plan);
     Ok(Advice::Change(Box::new(Change { plan, settings, what, gain })))
+}
+
+/// Steps without the first, if they are enough to say something.
+pub(super) fn steady(steps: &[StepTimes]) -> Option<&[StepTimes]> {
+    steps.get(WARM_UP..).filter(|steady| steady.len() >= STEPS)
+}
+
+/// What a plan saves of the steps of the one in force, both as parts of a step.
+pub(super) struct Gain {
+    /// What it is said to save.
+    pub part: f64,
+    /// More than this is surely saved.
+    pub unsure: f64,
+    /// Why less is not sure, in words.
+    pub why: String,
+}
+
+impl Gain {
+    /// Of a plan, against the one in force with the present times, its steps if there are any, and how far devices were off
+    /// what was known of them.
+    pub fn of(plan: &Candidate, present: &Candidate, steady: &[StepTimes], ratios: &[f64]) -> Gain {
+        let promised = present.simulation.expected;
+        let seconds: Vec<f64> = steady.iter().map(|step| step.seconds).collect();
+        let [low, median, high] = match seconds[..] {
+            [] => [promised; 3],
+            _ => [0.25, 0.5, 0.75].map(|part| quantile(&seconds, part)),
+        };
+        let moves = (&plan.devices, &plan.stages) != (&present.devices, &present.stages);
+        let untried = plan.devices.iter().any(|device| !present.devices.contains(device));
+        let doubts = [
+            (LEAST, "so little may be chance".to_string()),
+            (
+                (median / promised - 1.0).abs(),
+                format!(
+                    "even with the speeds that these steps show, the planner takes {} for a step of the present plan, which \
+                     takes {}",
+                    duration(promised),
+                    duration(median)
+                ),
+            ),
+            ((high - low) / 2.0 / median, "steps of one and the same plan differ by as much".into()),
+            (if moves { disagreement(ratios) } else { 0.0 }, differ(ratios)),
+            (if untried { UNTRIED } else { 0.0 }, "it uses a device that has not worked in this run".into()),
+        ];
+        let (unsure, why) =
+            doubts.into_iter().fold((0.0, String::new()), |a, b| if b.0 > a.0 { b } else { a });
+        Gain { part: 1.0 - plan.simulation.expected / promised.min(median), unsure, why }
+    }
 }
 
 /// The events of a step that took as long of each device as its steps usually do.
@@ -180,6 +229,15 @@ fn disagreement(ratios: &[f64]) -> f64 {
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let most = ratios.iter().copied().fold(0.0, f64::max);
     if ratios.is_empty() { 0.0 } else { (most / least - 1.0) / 2.0 }
+}
+
+fn differ(ratios: &[f64]) -> String {
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    format!(
+        "the devices are not off alike, one takes {most:.2} times as long as predicted and another {least:.2} times, and part \
+         of that may belong to the layers that they have"
+    )
 }
 
 /// Of numbers in any order, at least one.
@@ -239,7 +297,7 @@ fn changes(from: &Candidate, to: &Candidate) -> String {
     if from.stages != to.stages {
         let moved = to.devices.iter().filter_map(|&device| {
             let [new, old] = [to, from].map(|plan| layers(plan, device));
-            (new != old).then(|| format!("{new} layers instead of {old} on device {device}"))
+            (new != old).then(|| format!("{} instead of {old} on device {device}", counted(new, "layer")))
         });
         let moved: Vec<String> = moved.collect();
         // Stages may change and each device have as many layers as before.

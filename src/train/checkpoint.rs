@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::run::CONFIG;
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{
@@ -287,6 +288,14 @@ pub fn steps(run: &Path) -> Result<Vec<u64>> {
     let root = run.join(CHECKPOINTS);
     let folders = if root.is_dir() { numbered(&root)? } else { Vec::new() };
     Ok(folders.into_iter().map(|(step, _)| step).collect())
+}
+
+/// The run whose checkpoint a folder is, if it is one.
+pub fn run_of(folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    step_of(&file_name(&folder))?;
+    let checkpoints = folder.parent().filter(|parent| parent.ends_with(CHECKPOINTS))?;
+    checkpoints.parent().filter(|run| run.join(CONFIG).is_file()).map(Path::to_path_buf)
 }
 
 /// The folder that `path` means: a folder of a checkpoint, model or adapter is its own, and a run folder means its latest

@@ -44,20 +44,24 @@ pub struct Written {
 /// [`Error::Checkpoint`] for a source that cannot be read or does not hold exactly the model's tensors, and
 /// for a folder that is there already. Nothing is left behind.
 pub fn export(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)) -> Result<Written> {
-    let source = resolve(source)?;
-    if source.join(Kind::Adapter.config_name()).is_file() {
-        return export_adapter(&source, output, each);
+    let folder = resolve(source)?;
+    if !folder.join(Kind::Adapter.config_name()).is_file() {
+        return write(&Pretrained::open(&folder)?, output, each);
     }
-    write(&Pretrained::open(&source)?, output, each)
+    if let Some(dtype) = output.dtype.filter(|&dtype| dtype != Dtype::F32) {
+        let message = format!(
+            "{name} is for models, and {source} is an adapter, which is written as f32; `polystage merge {source} --dtype {name}` makes a model of it",
+            name = dtype.name(),
+            source = source.display()
+        );
+        return Err(Error::config("--dtype", message));
+    }
+    export_adapter(&folder, output, each)
 }
 
 /// Writes an adapter as a folder that PEFT reads: always one file of f32.
 fn export_adapter(source: &Path, output: &Output, each: &mut dyn FnMut(u64, u64)) -> Result<Written> {
     let adapter = open_adapter(source)?;
-    if let Some(dtype) = output.dtype.filter(|&dtype| dtype != Dtype::F32) {
-        let message = format!("{} is for models; adapters are written as float32", dtype.torch_name());
-        return Err(Error::config("--dtype", message));
-    }
     let total = adapter.tensors.iter().map(|info| info.len() as u64).sum();
     let mut writer = adapter::create(output.path, &adapter.config, &adapter.modules, &companions(source))?;
     let names = adapter.modules.iter().flat_map(|module| [module.a(), module.b()]);

@@ -37,6 +37,8 @@ pub struct Entry {
     pub valid_loss: Option<f64>,
     /// Steps that were done when the plan in force began; earlier versions did not say.
     pub plan_since_step: Option<u64>,
+    /// That plan in words.
+    pub plan: Option<String>,
     /// The devices in pipeline order.
     #[serde(default)]
     pub devices: Vec<DeviceEntry>,

@@ -11,6 +11,8 @@ pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
 #[cfg(not(target_arch = "wasm32"))]
+pub mod keep;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod lessons;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod metrics;

@@ -5,12 +5,13 @@ use crate::ops::parameters::AdamStep;
 
 /// Learning rate of step `step`, counted from 0: linear warm-up, then a cosine to the minimum at the last step.
 pub fn learning_rate(config: &TrainConfig, step: u64) -> f64 {
-    if step < config.warmup {
-        return config.learning_rate * (step + 1) as f64 / config.warmup as f64;
+    let warmup = config.warmup();
+    if step < warmup {
+        return config.learning_rate * (step + 1) as f64 / warmup as f64;
     }
     let low = config.minimum_learning_rate.unwrap_or(config.learning_rate / 10.0).min(config.learning_rate);
-    let span = config.steps.saturating_sub(config.warmup).max(1) as f64;
-    let part = ((step - config.warmup) as f64 / span).min(1.0);
+    let span = config.steps.saturating_sub(warmup).max(1) as f64;
+    let part = ((step - warmup) as f64 / span).min(1.0);
     low + 0.5 * (config.learning_rate - low) * (1.0 + (std::f64::consts::PI * part).cos())
 }
 
@@ -50,5 +51,18 @@ mod tests {
         for step in 10..110 {
             assert!(learning_rate(&config, step + 1) < learning_rate(&config, step));
         }
+    }
+
+    #[test]
+    fn a_short_run_warms_up_for_a_tenth_of_its_steps_unless_it_says_otherwise() {
+        let warmup = |steps: u64, more: &str| {
+            let text = format!(
+                "[model]\nkind='gpt2'\nlayers=1\nwidth=8\nheads=1\ncontext=8\nvocabulary=256\n[data]\ntrain=['x']\n\
+                 [train]\nsteps={steps}\nbatch=1\nsequence=8\n{more}"
+            );
+            Config::parse(&text, &[], "test").unwrap().train.warmup()
+        };
+        assert_eq!([1, 4, 20, 100, 5000].map(|steps| warmup(steps, "")), [1, 1, 2, 10, 10]);
+        assert_eq!(warmup(4, "warmup=7"), 7);
     }
 }

@@ -12,8 +12,8 @@ use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, workload};
 use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
-    Candidate, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload, fits, plan,
-    without,
+    Candidate, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload,
+    fits, plan, without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 use crate::timeline::{DeviceName, Event, Prediction, Track};
@@ -155,13 +155,10 @@ impl Planning {
         self.options.devices.clone().unwrap_or_else(|| (0..self.machine.devices.len()).collect())
     }
 
-    /// Limits the candidates, in their order, to so many bytes; none leaves one its memory.
-    pub fn limit(&mut self, budgets: &[Option<u64>]) {
-        let candidates = self.candidates();
+    /// Limits devices to so many bytes, by their numbers; none leaves one its memory.
+    pub fn limit(&mut self, budgets: Vec<Option<u64>>) {
+        self.options.budgets = budgets;
         self.options.budgets.resize(self.machine.devices.len(), None);
-        for (device, &budget) in candidates.into_iter().zip(budgets) {
-            self.options.budgets[device] = budget;
-        }
     }
 
     /// The adapters of a plan's ranks.
@@ -218,22 +215,17 @@ impl Planning {
         &self.names
     }
 
-    /// Numbers the devices anew: those of the best plan come first, in the order of the pipeline, then those that it does
-    /// without. So a device's number is its rank and its position in the list that the config of the run keeps. What is
-    /// `opened` has the devices' numbers too.
-    pub fn number<T>(&mut self, planned: &mut Planned, opened: &mut BTreeMap<usize, T>) {
-        let mut order = planned.best.devices.clone();
-        order.extend((0..self.names.len()).filter(|device| !planned.best.devices.contains(device)));
-        let number = |device: usize| order.iter().position(|&old| old == device).unwrap_or(device);
-        self.machine = self.machine.selected(&order);
-        self.adapters = order.iter().map(|&old| self.adapters[old].clone()).collect();
-        let name = |(number, &old): (usize, &usize)| DeviceName { number, ..self.names[old].clone() };
-        self.names = order.iter().enumerate().map(name).collect();
-        self.options.devices.iter_mut().flatten().for_each(|device| *device = number(*device));
-        self.options.budgets.resize(order.len(), None);
-        self.options.budgets = order.iter().map(|&old| self.options.budgets[old]).collect();
-        *opened = std::mem::take(opened).into_iter().map(|(old, device)| (number(old), device)).collect();
-        planned.renumber(number);
+    /// What the ranks of a plan are called.
+    pub fn called(&self, candidate: &Candidate) -> Vec<DeviceName> {
+        candidate.devices.iter().map(|&device| self.names[device].clone()).collect()
+    }
+
+    /// A plan in words. Where only some of the machine's devices may be used, their names stand for the machine's.
+    pub fn explain(&self, planned: &Planned) -> Explanation {
+        let adapters: Vec<_> = self.names.iter().map(|device| device.adapter).collect();
+        let mut explanation = planned.explain(&self.workload, &self.machine).on_adapters(&adapters);
+        explanation.machine = self.machine.called(&self.candidates());
+        explanation
     }
 
     /// The best plan, its bytes counted as they will be allocated.
@@ -317,7 +309,7 @@ impl Planning {
     }
 
     /// Replaces the planner's bytes by those that will be allocated.
-    fn count(&self, candidate: &mut Candidate) -> Result<()> {
+    pub(super) fn count(&self, candidate: &mut Candidate) -> Result<()> {
         let plan = self.plan(candidate)?;
         candidate.simulation.slot_bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
         Ok(())
@@ -361,16 +353,25 @@ impl Planning {
 
     /// The same plan with the machine's present times.
     pub fn again(&self, candidate: &Candidate) -> Result<Candidate> {
+        Ok(self.alone(candidate)?.best)
+    }
+
+    /// The same plan with the machine's present times, as if there were no other.
+    pub(super) fn alone(&self, candidate: &Candidate) -> Result<Planned> {
         let (devices, schedule) = (candidate.devices.clone(), candidate.schedule.clone());
         self.given(devices, schedule, candidate.cuts(), candidate.recompute.clone())
     }
 
     /// The plan that made a prediction, with the machine's present times.
     pub fn predicted(&self, prediction: &Prediction) -> Result<Candidate> {
+        self.predicted_on(prediction, prediction.devices.iter().map(|device| device.number).collect())
+    }
+
+    /// The same on other devices.
+    pub(super) fn predicted_on(&self, prediction: &Prediction, devices: Vec<usize>) -> Result<Candidate> {
         let schedule = prediction.schedule()?;
         let recompute = (0..schedule.stages).map(|stage| prediction.recompute.contains(&stage)).collect();
-        let devices = prediction.devices.iter().map(|device| device.number).collect();
-        self.given(devices, schedule, prediction.cuts.clone(), recompute)
+        Ok(self.given(devices, schedule, prediction.cuts.clone(), recompute)?.best)
     }
 
     fn given(
@@ -379,7 +380,7 @@ impl Planning {
         schedule: Schedule,
         cuts: Vec<usize>,
         recompute: Vec<bool>,
-    ) -> Result<Candidate> {
+    ) -> Result<Planned> {
         let options = Options {
             devices: Some(devices),
             microbatches: Some(schedule.microbatches),
@@ -388,7 +389,7 @@ impl Planning {
             recompute: RecomputeChoice::Stages(recompute),
             budgets: self.options.budgets.clone(),
         };
-        Ok(plan(&self.workload, &self.machine, &options)?.best)
+        plan(&self.workload, &self.machine, &options)
     }
 
     /// The best plan with the machine's present times and the same microbatches, on which rounding depends. Of plans

@@ -12,6 +12,7 @@ use super::config::Config;
 use super::metrics::{METRICS, Metrics};
 use super::run::CONFIG;
 use super::source::{Fingerprints, Origin};
+use super::state::check;
 use crate::error::{Error, Result, one_line};
 use crate::folder::Fingerprint;
 use crate::folder::files::{Unreadable, broken, check_toml, read_text};
@@ -39,7 +40,8 @@ impl Resume {
     ///
     /// # Errors
     /// [`Error::Config`] where there is no run, or its config or metrics cannot be read; [`Error::Checkpoint`] where it
-    /// has had checkpoints and none is complete, the chosen one is damaged, or its adapter belongs to other weights.
+    /// has had checkpoints and none is complete, the chosen one is damaged or does not hold what the config trains, or its
+    /// adapter belongs to other weights.
     pub fn open(run: &Path, from: Option<&Path>, config: &mut Config, origin: &Origin) -> Result<Resume> {
         let old = last_config(run)?;
         let metrics = Metrics::open(run).map_err(|error| error.config(&run.join(METRICS)))?;
@@ -65,6 +67,7 @@ impl Resume {
             _ => {}
         }
         let checkpoint = open(&folder)?;
+        check(config, &checkpoint, &folder)?;
         // Checkpoints of earlier versions do not say.
         if let Ok(before) = Fingerprints::deserialize(&checkpoint.state["origin"]) {
             if config.adapter.is_some() {

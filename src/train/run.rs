@@ -149,9 +149,9 @@ impl Run {
         watch.block_on(trainer.save(&self.path, &self.origin, self.keep))
     }
 
-    /// Goes on with another plan, on these devices with their numbers: everything that training depends on moves through a
-    /// checkpoint, and the next step is the one that would have been next.
-    pub fn move_to(&self, trainer: &mut Trainer, plan: Plan, devices: &[(usize, Device)]) -> Result<()> {
+    /// Goes on with another plan, on these devices: everything that training depends on moves through a checkpoint, and the
+    /// next step is the one that would have been next.
+    pub fn move_to(&self, trainer: &mut Trainer, plan: Plan, devices: &[Device]) -> Result<()> {
         let folder = self.save(trainer)?;
         let watch = trainer.watch();
         watch.block_on(trainer.relaunch(plan, devices))?;

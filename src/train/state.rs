@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::checkpoint::{Checkpoint, Writer};
+use super::config::Config;
 use super::source::Origin;
-use super::trainer::{Trainer, names};
+use super::trainer::{Shape, Trainer, names};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, stored_name};
 use crate::folder::{Dtype, Kind, Layout};
 use crate::gpu::Device;
-use crate::model::{Model, ModelConfig, Parameter};
+use crate::model::{Lora, Model, ModelConfig, Parameter};
 use crate::ops::parameters::Part;
 use crate::pipeline::{Executor, Plan};
-use crate::timeline::DeviceName;
 
 /// Elements that pass through host memory at a time: no more than loading takes room for.
 const PIECE: usize = 1 << 20;
@@ -26,7 +26,7 @@ impl Trainer {
     /// Sets the weights that a run begins with: those of its folder, or the seed's where there is none.
     pub async fn begin(&mut self, origin: &Origin) -> Result<()> {
         let Some(pretrained) = &origin.pretrained else { return self.initialise().await };
-        self.check(pretrained.model.config(), pretrained.folder.path())?;
+        check_model(&self.config, pretrained.model.config(), pretrained.folder.path())?;
         pretrained.load(&mut self.executor).await?;
         match &pretrained.adapter {
             Some(_) => Ok(()),
@@ -83,22 +83,9 @@ impl Trainer {
     /// Takes up the state of a checkpoint, whatever number of devices wrote it. Where an adapter is trained, the weights
     /// that a checkpoint does not hold are those of [`Trainer::begin`].
     pub async fn restore(&mut self, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
+        check(&self.config, checkpoint, path)?;
         let trained = self.trained();
-        let adapter = match (checkpoint.kind, &self.config.adapter) {
-            (Kind::Adapter, Some(_)) => Some(adapter::open(path)?),
-            (Kind::Model, None) => {
-                self.check(Model::from_hugging_face(&checkpoint.config)?.config(), path)?;
-                None
-            }
-            (kind, _) => {
-                let what = if kind == Kind::Adapter { "an adapter" } else { "a whole model" };
-                let message = format!(
-                    "holds {what}, and the config trains the other; use the config it was trained with"
-                );
-                return Err(Error::checkpoint(path, message));
-            }
-        };
-        checkpoint.optimizer.check(&moments(&trained), &[])?;
+        let adapter = (checkpoint.kind == Kind::Adapter).then(|| adapter::open(path)).transpose()?;
         match &adapter {
             Some(adapter) => self.executor.load_adapter(&adapter.tensors).await?,
             None => self.executor.load(&checkpoint.weights).await?,
@@ -113,14 +100,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Goes on with another plan, whose weights are to be set, on these devices with their numbers.
-    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[(usize, Device)]) -> Result<()> {
+    /// Goes on with another plan, whose weights are to be set, on these devices.
+    pub(super) async fn relaunch(&mut self, plan: Plan, devices: &[Device]) -> Result<()> {
         self.executor.stop().await;
-        let used: Vec<Device> = devices.iter().map(|(_, device)| device.clone()).collect();
-        self.executor = Executor::launch(plan, &used)?;
-        let name =
-            |(name, (number, _)): (DeviceName, &(usize, Device))| DeviceName { number: *number, ..name };
-        self.devices = names(&used).into_iter().zip(devices).map(name).collect();
+        self.shape = Shape::of(&plan);
+        self.executor = Executor::launch(plan, devices)?;
+        self.devices = names(devices);
         // What the devices of the plan before did is nothing that these have done.
         self.timeline.clear();
         Ok(())
@@ -128,24 +113,68 @@ impl Trainer {
 
     /// The parameters that are trained, in model order.
     fn trained(&self) -> Vec<Parameter> {
-        self.executor.parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
+        trained(self.executor.parameters())
     }
+}
 
-    fn check(&self, saved: &ModelConfig, path: &Path) -> Result<()> {
-        let model = Model::new(&self.config.model)?;
-        if saved == model.config() {
-            return Ok(());
+/// Of all parameters those that are trained, in their order.
+fn trained(parameters: &[Parameter]) -> Vec<Parameter> {
+    parameters.iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
+}
+
+/// Refuses a checkpoint that does not hold what a config trains.
+///
+/// # Errors
+/// [`Error::Checkpoint`] in one line.
+pub(super) fn check(config: &Config, checkpoint: &Checkpoint, path: &Path) -> Result<()> {
+    let lora = config.lora()?;
+    match (checkpoint.kind, &lora) {
+        (Kind::Adapter, Some(wanted)) => {
+            let saved = adapter::open(path)?.lora();
+            if let Some(difference) = difference(&saved, wanted) {
+                let message = format!(
+                    "holds an adapter {difference}; use the config it was trained with, or begin another run"
+                );
+                return Err(Error::checkpoint(path, message));
+            }
         }
-        let words = |config: &ModelConfig| {
-            let json = serde_json::to_value(config).unwrap_or_default();
-            json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
-        };
-        let (there, here) = (words(saved), words(model.config()));
-        let message = format!(
-            "holds another model ({there}) than the config ({here}); use the config it was trained with"
-        );
-        Err(Error::checkpoint(path, message))
+        (Kind::Model, None) => {
+            check_model(config, Model::from_hugging_face(&checkpoint.config)?.config(), path)?;
+        }
+        (kind, _) => {
+            let what = if kind == Kind::Adapter { "an adapter" } else { "a whole model" };
+            let message =
+                format!("holds {what}, and the config trains the other; use the config it was trained with");
+            return Err(Error::checkpoint(path, message));
+        }
     }
+    let model = Model::with_adapter(&config.model, lora.as_ref())?;
+    checkpoint.optimizer.check(&moments(&trained(&model.parameters())), &[])
+}
+
+/// How the adapter that was saved differs in its shapes from the one that a config trains.
+fn difference(saved: &Lora, wanted: &Lora) -> Option<String> {
+    if saved.rank != wanted.rank {
+        return Some(format!("of rank {}, and the config trains one of rank {}", saved.rank, wanted.rank));
+    }
+    let lacks = |a: &Lora, b: &Lora| a.modules.iter().find(|module| !b.modules.contains(module)).cloned();
+    let more = lacks(saved, wanted).map(|layer| format!("of {layer}, and the config trains one without it"));
+    more.or_else(|| lacks(wanted, saved).map(|layer| format!("without {layer}, which the config trains")))
+}
+
+fn check_model(config: &Config, saved: &ModelConfig, path: &Path) -> Result<()> {
+    let model = Model::new(&config.model)?;
+    if saved == model.config() {
+        return Ok(());
+    }
+    let words = |config: &ModelConfig| {
+        let json = serde_json::to_value(config).unwrap_or_default();
+        json.to_string().replace(['{', '}', '"'], "").replace(':', " ")
+    };
+    let (there, here) = (words(saved), words(model.config()));
+    let message =
+        format!("holds another model ({there}) than the config ({here}); use the config it was trained with");
+    Err(Error::checkpoint(path, message))
 }
 
 /// Names and shapes of what the optimizer keeps of these parameters.

@@ -1,5 +1,7 @@
 //! The loop's body: batch, step, clip, update.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use super::config::{Config, Recompute};
@@ -9,6 +11,7 @@ use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
+use crate::plan::text::{counted, layers_of};
 use crate::schedule::{self, Schedule};
 use crate::timeline::{DeviceName, Event, Timeline, Track};
 
@@ -34,6 +37,8 @@ pub struct Row {
     pub predicted_step_seconds: Option<f64>,
     /// Steps that were done when this plan came into force: at the start, when the run was resumed, or when it moved.
     pub plan_since_step: u64,
+    /// That plan in words: schedule, microbatches, layers of each device.
+    pub plan: String,
     /// Each device in pipeline order.
     pub devices: Vec<DeviceRow>,
 }
@@ -53,6 +58,27 @@ pub struct DeviceRow {
     pub bytes_moved: u64,
 }
 
+/// What is said of a plan in a row.
+pub(super) struct Shape {
+    schedule: String,
+    microbatches: usize,
+    /// Of each rank.
+    layers: Vec<usize>,
+}
+
+impl Shape {
+    pub(super) fn of(plan: &Plan) -> Shape {
+        let layers = plan.ranks.iter().map(|rank| rank.layers.iter().map(Range::len).sum());
+        let Schedule { name, microbatches, .. } = &plan.schedule;
+        Shape { schedule: name.clone(), microbatches: *microbatches, layers: layers.collect() }
+    }
+
+    fn words(&self, devices: &[DeviceName]) -> String {
+        let layers = devices.iter().map(|device| device.number).zip(self.layers.iter().copied());
+        format!("{}, {}, {}", self.schedule, counted(self.microbatches, "microbatch"), layers_of(layers))
+    }
+}
+
 /// A model in training.
 pub struct Trainer {
     pub(super) config: Config,
@@ -60,6 +86,7 @@ pub struct Trainer {
     batches: Batches,
     valid: Option<Corpus>,
     pub(super) devices: Vec<DeviceName>,
+    pub(super) shape: Shape,
     pub(super) step: u64,
     /// Steps that were done when the plan in force began.
     pub(super) since: u64,
@@ -117,10 +144,27 @@ impl Trainer {
 
     /// Allocates, compiles and starts; weights are not set yet.
     pub fn launch(config: &Config, plan: Plan, devices: &[Device], batches: Batches) -> Result<Trainer> {
+        let shape = Shape::of(&plan);
         let executor = Executor::launch(plan, devices)?;
         let (config, timeline, devices) = (config.clone(), Vec::new(), names(devices));
         let (valid, predicted) = (None, None);
-        Ok(Trainer { config, executor, batches, valid, devices, step: 0, since: 0, timeline, predicted })
+        Ok(Trainer {
+            config,
+            executor,
+            batches,
+            valid,
+            devices,
+            shape,
+            step: 0,
+            since: 0,
+            timeline,
+            predicted,
+        })
+    }
+
+    /// Sets what its devices are called; until then their positions are their numbers.
+    pub fn call(&mut self, devices: Vec<DeviceName>) {
+        self.devices = devices;
     }
 
     /// Sets the text for evaluation.
@@ -209,6 +253,7 @@ impl Trainer {
             step_seconds: seconds,
             predicted_step_seconds: self.predicted,
             plan_since_step: self.since,
+            plan: self.shape.words(&self.devices),
             devices,
         })
     }

@@ -215,7 +215,7 @@ fn more_memory_than_a_device_has_is_never_suggested() {
     };
     assert!(!says([100, 100], &[0]).contains("--memory"), "it has no more");
     // The position in the list of devices, which is not the machine's number.
-    assert!(says([100, 100], &[1]).contains("--memory 0="), "{}", says([100, 100], &[1]));
+    assert!(says([100, 100], &[1]).contains("--memory 1="), "{}", says([100, 100], &[1]));
 }
 
 #[test]
@@ -355,6 +355,26 @@ fn an_explanation_says_why() {
     let alone = Options { devices: Some(vec![0]), ..Options::default() };
     let text = plan(&workload, &machine, &alone).unwrap().explain(&workload, &machine).to_string();
     assert!(text.contains("not among the devices that were asked for"), "{text}");
+}
+
+#[test]
+fn devices_of_one_speed_are_as_fast_as_each_other_and_the_others_faster_than_the_slowest() {
+    let workload = workload();
+    let why = |speeds: &[f64]| -> Vec<String> {
+        let cards = speeds.iter().map(|&speed| gpu("card", speed, None)).collect();
+        let cards = machine(cards);
+        let options = Options { devices: Some((0..speeds.len()).collect()), ..Options::default() };
+        let shares = plan(&workload, &cards, &options).unwrap().explain(&workload, &cards).devices;
+        shares.into_iter().map(|share| share.why[0].clone()).collect()
+    };
+    assert_eq!(why(&[1000.0, 1010.0]), ["as fast as device 1", "as fast as device 0"]);
+    assert_eq!(why(&[1000.0, 1010.0, 1020.0]), ["as fast as the others"; 3]);
+    let three = why(&[1000.0, 3000.0, 1010.0]);
+    assert_eq!((&three[0][..], &three[2][..]), ("as fast as device 2", "as fast as device 0"));
+    assert!(three[1].ends_with(" times as fast as device 0"), "{three:?}");
+    let near = why(&[1000.0, 1300.0]);
+    assert_eq!(near[0], "the slowest of the devices");
+    assert!(near[1].ends_with(" % faster than device 0"), "{near:?}");
 }
 
 /// Programs read these keys.

@@ -1,11 +1,14 @@
 //! What a run will be, said before it begins.
 
+use std::ops::Range;
+
 use super::job::Job;
-use crate::cli::records::left_out;
+use super::progress::evaluation_in_steps;
+use crate::cli::records::{Evaluated, left_out};
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::plan::text::counted;
-use crate::timeline::{DeviceName, duration};
+use crate::plan::text::{counted, ranges};
+use crate::timeline::duration;
 use crate::train::data::Corpus;
 
 /// Says what a run will be. Returns the entropy of its text where a token is a byte: what a model reaches that has learnt
@@ -28,33 +31,85 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         p.vocabulary
     ))?;
     let entropy = describe_texts(job)?;
+    if let Some(changed) = &job.changed {
+        say(format!("plan     changed: {changed}"))?;
+    }
     say(format!(
         "schedule {}, {} of {}",
         plan.schedule.name,
         counted(plan.schedule.microbatches, "microbatch"),
         counted(plan.setup.batch, "sequence")
     ))?;
-    let total: f64 = plan.ranks.iter().map(|r| r.flops).sum();
-    for (rank, adapter) in plan.ranks.iter().zip(&job.adapters) {
-        let (adapter, name) = (Some(adapter.index), adapter.name.clone());
-        let device = DeviceName { number: rank.rank, adapter, name };
-        let layers: Vec<String> =
-            rank.layers.iter().flat_map(Clone::clone).map(|l| plan.model.layer_name(l)).collect();
-        let shown = match layers.as_slice() {
-            [first, .., last] => format!("{first} to {last}"),
-            [only] => only.clone(),
-            [] => String::new(),
-        };
+    let works = works(job);
+    for (rank, device) in plan.ranks.iter().zip(&job.names) {
+        let layers = pieces(&rank.layers, plan.model.layers());
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
-            "{device}: {shown}; {:.1} % of the work, {}{budget}",
-            100.0 * rank.flops / total,
+            "{device}: {layers}; {:.1} % of the work, {}{budget}",
+            100.0 * works[rank.rank],
             show_bytes(rank.bytes)
         ))?;
     }
+    describe_needless(job)?;
     describe_time(job)?;
     Ok(entropy)
+}
+
+/// The layers of some stages of a model of so many: how many, and which.
+fn pieces(stages: &[Range<usize>], layers: usize) -> String {
+    let own: Vec<usize> = stages.iter().cloned().flatten().collect();
+    let (embedding, head) = (0, layers - 1);
+    let blocks = own.iter().filter(|&&layer| layer != embedding && layer != head);
+    // Blocks are counted from the embedding on.
+    let blocks: Vec<Range<usize>> = blocks.map(|&layer| layer - 1..layer).collect();
+    let mut parts = Vec::new();
+    parts.extend(own.contains(&embedding).then(|| "embedding".to_string()));
+    match blocks.len() {
+        0 => {}
+        1 => parts.push(format!("block {}", ranges(&blocks))),
+        _ => parts.push(format!("blocks {}", ranges(&blocks))),
+    }
+    parts.extend(own.contains(&head).then(|| "head".to_string()));
+    format!("{} ({})", counted(own.len(), "layer"), parts.join(", "))
+}
+
+/// A device with a smaller part of the work may as well be left out.
+const LITTLE: f64 = 0.05;
+
+/// Names the devices that have next to nothing to do if a step is as fast without them. To know that takes another search,
+/// which nobody waits for where every device has its part.
+fn describe_needless(job: &Job) -> Result<()> {
+    let Some((planning, planned)) = &job.planned else { return Ok(()) };
+    let works = works(job);
+    let has_little = |rank: usize| works[rank] < LITTLE;
+    let ranks = 0..job.plan.ranks.len();
+    if !ranks.clone().any(has_little) {
+        return Ok(());
+    }
+    let without = planning.without(planned);
+    for rank in ranks.filter(|&rank| has_little(rank)) {
+        let device = planned.best.devices[rank];
+        if !without.iter().any(|without| without.device == device && without.is_needless()) {
+            continue;
+        }
+        let others = job.names.iter().enumerate().filter(|(other, _)| *other != rank);
+        let others: Vec<String> = others.filter_map(|(_, of)| of.adapter).map(|a| a.to_string()).collect();
+        say(format!(
+            "         a step is as fast without device {device}: --devices {} leaves it out",
+            others.join(",")
+        ))?;
+    }
+    Ok(())
+}
+
+/// Each rank's part of the work: as `plan` says it, or by floating-point operations where nothing was planned.
+fn works(job: &Job) -> Vec<f64> {
+    if let Some((planning, planned)) = &job.planned {
+        return planning.explain(planned).devices.iter().map(|share| share.work).collect();
+    }
+    let total: f64 = job.plan.ranks.iter().map(|rank| rank.flops).sum();
+    job.plan.ranks.iter().map(|rank| rank.flops / total).collect()
 }
 
 /// The texts, and what of them is not taken as it is.
@@ -81,7 +136,12 @@ fn describe_texts(job: &Job) -> Result<Option<f64>> {
     }
     let Some(valid) = &job.source.valid else { return Ok(entropy) };
     let alone = if valid.has_records() { ", each by itself" } else { "" };
-    say(format!("valid    {}{alone}, every {} steps", of(valid), config.train.evaluate_every))?;
+    let every = match config.train.evaluate_every {
+        every if every >= config.train.steps => "at the end".to_string(),
+        1 => "every step".to_string(),
+        every => format!("every {every} steps"),
+    };
+    say(format!("valid    {}{alone}, {every}", of(valid)))?;
     for what in left_out(valid, config.train.sequence, true) {
         say(format!("         {what}"))?;
     }
@@ -90,8 +150,6 @@ fn describe_texts(job: &Job) -> Result<Option<f64>> {
 
 /// Other plans that are shown.
 const ALTERNATIVES: usize = 2;
-/// What evaluating takes of a step's time: the forward pass alone.
-const FORWARD: f64 = 1.0 / 3.0;
 
 /// How long the run will take, if that was planned, and what else was close.
 fn describe_time(job: &Job) -> Result<()> {
@@ -103,26 +161,32 @@ fn describe_time(job: &Job) -> Result<()> {
         few if few < 10.0 => format!("{few:.1} epochs"),
         many => format!("{many:.0} epochs"),
     };
+    // Steps are whole: of few sequences one epoch may well be 1.3.
+    let epochs = format!(
+        "{epochs} in all ({} of {}; there are {})",
+        counted(t.steps as usize, "step"),
+        counted(t.batch, "sequence"),
+        show_count(job.batches.sequences() as u64)
+    );
     let count = counted(steps as usize, "step");
     let after = if done > 0 { format!(" after {done}") } else { String::new() };
     let Some((_, planned)) = &job.planned else {
-        return say(format!(
-            "time     {count}{after}, {epochs} in all; how long is not predicted without a plan"
-        ));
+        return say(format!("time     {count}{after}; {epochs}; how long is not predicted without a plan"));
     };
     let best = &planned.best;
     let step = best.simulation.expected;
-    let rows = job.source.valid.as_ref().map_or(0, |valid| valid.windows(t.sequence).len());
-    let evaluations =
-        if rows == 0 { 0 } else { t.steps.div_ceil(t.evaluate_every) - done / t.evaluate_every };
-    let evaluating = evaluations as f64 * rows.div_ceil(t.batch) as f64 * step * FORWARD;
+    let evaluated = job.source.valid.as_ref().map(|valid| Evaluated::new(valid, t.sequence));
+    let due = t.steps.div_ceil(t.evaluate_every) - done / t.evaluate_every;
+    let evaluations = evaluated.map_or(0, |_| due);
+    let each = evaluated.map_or(0.0, |text| step * evaluation_in_steps(&job.config, text));
+    let evaluating = evaluations as f64 * each;
     let with = match evaluations {
         0 => String::new(),
         1 => " with an evaluation".into(),
         many => format!(" with {many} evaluations"),
     };
     say(format!(
-        "time     {count}{after} of {}, about {}{with}; {epochs} in all",
+        "time     {count}{after} of {}, about {}{with}; {epochs}",
         duration(step),
         about(steps as f64 * step + evaluating)
     ))?;
@@ -133,15 +197,21 @@ fn describe_time(job: &Job) -> Result<()> {
             format!("device {}: {}", other.devices[rank], counted(layers, "layer"))
         });
         say(format!(
-            "         next: {} (+{:.1} %), {}, {}, {}",
+            "         next: {} ({}), {}, {}, {}",
             duration(other.simulation.expected),
-            100.0 * (other.simulation.expected / step - 1.0).max(0.0),
+            longer(other.simulation.expected / step - 1.0),
             other.schedule.name,
             counted(other.microbatches, "microbatch"),
             layers.collect::<Vec<_>>().join(", ")
         ))?;
     }
     Ok(())
+}
+
+/// By what part a step is longer, or shorter.
+fn longer(part: f64) -> String {
+    // No minus before what is rounded to nothing.
+    format!("{:+.1} %", (1e3 * part).round() / 10.0 + 0.0)
 }
 
 /// Seconds as people speak of them.
@@ -158,6 +228,23 @@ fn about(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_layers_of_a_device_are_counted_and_named_piece_by_piece() {
+        let said = |stages: &[(usize, usize)]| {
+            let stages: Vec<Range<usize>> = stages.iter().map(|&(first, end)| first..end).collect();
+            pieces(&stages, 10)
+        };
+        assert_eq!(said(&[(0, 10)]), "10 layers (embedding, blocks 0-7, head)");
+        assert_eq!(said(&[(0, 1)]), "1 layer (embedding)");
+        assert_eq!(said(&[(3, 4)]), "1 layer (block 2)");
+        assert_eq!(said(&[(0, 2), (4, 5), (5, 7), (9, 10)]), "6 layers (embedding, blocks 0, 3-5, head)");
+    }
+
+    #[test]
+    fn what_is_rounded_to_nothing_is_neither_longer_nor_shorter() {
+        assert_eq!([0.0321, -1e-9, -0.02].map(longer), ["+3.2 %", "+0.0 %", "-2.0 %"]);
+    }
 
     #[test]
     fn times_are_said_as_people_speak_of_them() {

@@ -3,32 +3,35 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Launch;
-use crate::cli::planning::{MachineArguments, cache, caution, device_budgets, for_devices, for_file, settle};
+use super::again::command;
+use super::{Launch, Request};
+use crate::cli::planning::{cache, caution, device_budgets, for_devices, for_file, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Device};
 use crate::pipeline::Plan;
 use crate::plan::Planned;
 use crate::text::Isolation;
+use crate::timeline::DeviceName;
 use crate::train::config::Config;
 use crate::train::data::{Batches, Corpus};
+use crate::train::keep::{Before, keep};
 use crate::train::lessons::Lessons;
 use crate::train::planning::{Planning, given_schedule};
 use crate::train::resume::Resume;
 use crate::train::run::Run;
 use crate::train::source::Source;
-use crate::train::trainer::Trainer;
+use crate::train::trainer::{Trainer, names as opened};
 
 /// Everything that is settled before a device is used.
 pub(super) struct Job {
     pub(super) config: Config,
-    /// Every device that was opened, by its number: first those of the plan, in its order; none where a dry run has its machine from a file.
+    /// Every device that was opened, by its number; none where a dry run has its machine from a file.
     pub(super) all: BTreeMap<usize, Device>,
     /// Those of the plan, in pipeline order.
     pub(super) devices: Vec<Device>,
-    /// The adapters of the plan, in pipeline order.
-    pub(super) adapters: Vec<AdapterInfo>,
+    /// What they are called.
+    pub(super) names: Vec<DeviceName>,
     pub(super) plan: Plan,
     pub(super) planned: Option<(Planning, Planned)>,
     /// For the profiles that it was planned with, if they come from the cache.
@@ -38,17 +41,17 @@ pub(super) struct Job {
     pub(super) isolation: Isolation,
     pub(super) batches: Batches,
     pub(super) out: PathBuf,
+    /// The command with which the run goes on, once it has ended.
+    pub(super) again: String,
+    /// How its plan differs from that which it had, where it goes on with another.
+    pub(super) changed: Option<String>,
     pub(super) resume: Resume,
 }
 
-pub(super) fn prepare(
-    mut config: Config,
-    out: PathBuf,
-    machine: &MachineArguments,
-    launch: &Launch,
-    bases: &[PathBuf],
-    environment: &Environment,
-) -> Result<Job> {
+pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job> {
+    let Request { mut config, name, machine, launch, bases, again } = request;
+    let out = out_folder(launch, name)?;
+    let again = command(&again, machine, launch, &out);
     let source = Source::open(&config, bases, &environment.isolation)?;
     let (t, order) = (&config.train, config.data.order);
     let batches = Batches::new(source.train.clone(), t.batch, t.sequence, order, t.seed)?;
@@ -60,7 +63,9 @@ pub(super) fn prepare(
         Run::check_new(&out)?;
         Resume::default()
     };
-    let (all, adapters, plan, planned) = if launch.no_plan {
+    let before = if launch.resume { Before::read(&out) } else { None };
+    let mut changed = None;
+    let (all, adapters, names, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
@@ -69,22 +74,23 @@ pub(super) fn prepare(
             None => Trainer::setup(&config, budgets)?,
         };
         let plan = Plan::within(setup, &devices)?;
-        let adapters = devices.iter().map(|device| device.info().clone()).collect();
-        (devices.into_iter().enumerate().collect(), adapters, plan, None)
+        let adapters: Vec<AdapterInfo> = devices.iter().map(|device| device.info().clone()).collect();
+        let names = opened(&devices);
+        (devices.into_iter().enumerate().collect(), adapters, names, plan, None)
     } else {
-        let (mut planning, mut all) = match &machine.machine {
+        let (planning, all) = match &machine.machine {
             Some(file) if launch.dry_run => (for_file(&config, file, machine, bases)?, BTreeMap::new()),
             _ => for_devices(&config, machine, environment, bases)?,
         };
         let mut planned = planning.search()?;
-        planning.number(&mut planned, &mut all);
-        let plan = planning.plan(&planned.best)?;
-        (all, planning.adapters(&planned.best), plan, Some((planning, planned)))
+        if let Some(before) = before {
+            (planned, changed) = keep(&planning, planned, &before)?;
+        }
+        let (best, plan) = (&planned.best, planning.plan(&planned.best)?);
+        (all, planning.adapters(best), planning.called(best), plan, Some((planning, planned)))
     };
     let devices = match &planned {
-        Some((_, planned)) => {
-            pick(&all, &planned.best.devices).into_iter().map(|(_, device)| device).collect()
-        }
+        Some((_, planned)) => pick(&all, &planned.best.devices),
         None => all.values().cloned().collect(),
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
@@ -98,7 +104,7 @@ pub(super) fn prepare(
         config,
         all,
         devices,
-        adapters,
+        names,
         plan,
         planned,
         lessons,
@@ -106,13 +112,15 @@ pub(super) fn prepare(
         isolation,
         batches,
         out,
+        again,
+        changed,
         resume,
     })
 }
 
-/// Those of the devices that were opened which have these numbers, with them.
-pub(super) fn pick(all: &BTreeMap<usize, Device>, numbers: &[usize]) -> Vec<(usize, Device)> {
-    numbers.iter().filter_map(|&number| Some((number, all.get(&number)?.clone()))).collect()
+/// Those of the devices that were opened which have these numbers.
+pub(super) fn pick(all: &BTreeMap<usize, Device>, numbers: &[usize]) -> Vec<Device> {
+    numbers.iter().filter_map(|number| all.get(number)).cloned().collect()
 }
 
 /// `--out`, or the next free `runs/<name>-<number>` (the last used one to resume).

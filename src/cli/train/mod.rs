@@ -1,5 +1,6 @@
 //! `polystage train`.
 
+mod again;
 mod describe;
 mod job;
 mod progress;
@@ -70,22 +71,30 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let experiment = &arguments.experiment;
     let name = experiment.config.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
     let (config, bases) = (experiment.read()?, experiment.bases());
-    start(config, &name, &experiment.machine, &arguments.launch, &bases, environment)
+    let (machine, launch) = (&experiment.machine, &arguments.launch);
+    let again = ["train".to_string()].into_iter().chain(experiment.again()).collect();
+    start(Request { config, name: &name, machine, launch, bases: &bases, again }, environment)
 }
 
-/// Trains as a config says, in a run that is called `name` unless its folder is given.
-pub(super) fn start(
-    config: Config,
-    name: &str,
-    machine: &MachineArguments,
-    launch: &Launch,
-    bases: &[PathBuf],
-    environment: &Environment,
-) -> Result<u8> {
-    let out = out_folder(launch, name)?;
-    let job = prepare(config, out, machine, launch, bases, environment)?;
+/// A run that is asked for.
+pub(super) struct Request<'a> {
+    pub(super) config: Config,
+    /// What it is called unless its folder is given.
+    pub(super) name: &'a str,
+    pub(super) machine: &'a MachineArguments,
+    pub(super) launch: &'a Launch,
+    /// The folders from which the config's paths count.
+    pub(super) bases: &'a [PathBuf],
+    /// The verb, and what must be given to it again when the run goes on.
+    pub(super) again: Vec<String>,
+}
+
+/// Trains as is asked for.
+pub(super) fn start(request: Request, environment: &Environment) -> Result<u8> {
+    let dry_run = request.launch.dry_run;
+    let job = prepare(request, environment)?;
     job.resume.warnings.iter().for_each(|warning| note(format!("warning: {warning}")));
-    if launch.dry_run {
+    if dry_run {
         print(job.config.to_toml())?;
         describe(&job)?;
         if let Some((path, checkpoint)) = &job.resume.checkpoint {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::cli::progress::{Display, View};
+use crate::cli::records::Evaluated;
 use crate::cli::{clock, show_count};
 use crate::pipeline::Watch;
 use crate::train::config::Config;
@@ -26,8 +27,8 @@ pub(super) struct Progress {
 pub(super) enum Doing {
     /// A step, and how many steps' worth of work the devices had done before it.
     Step(Watch, f64),
-    /// An evaluation: windows done, of all.
-    Evaluation(usize, usize),
+    /// An evaluation: sequences done.
+    Evaluation(usize, Evaluated),
     /// A checkpoint.
     Save,
 }
@@ -44,14 +45,20 @@ struct State {
 }
 
 impl Progress {
-    /// For a run that has done so many steps. `windows`: whether there is a text for evaluation.
-    pub(super) fn new(config: &Config, done: u64, microbatches: usize, evaluates: bool) -> Progress {
+    /// For a run that has done so many steps, with the text for its evaluations.
+    pub(super) fn new(
+        config: &Config,
+        done: u64,
+        microbatches: usize,
+        evaluated: Option<Evaluated>,
+    ) -> Progress {
         let agenda = Agenda {
             steps: config.train.steps,
-            evaluate_every: evaluates.then_some(config.train.evaluate_every),
+            evaluate_every: evaluated.map(|_| config.train.evaluate_every),
             save_every: config.output.checkpoint_every,
         };
-        let (pace, started) = (Pace::default(), Instant::now());
+        let evaluation_in_steps = evaluated.map_or(0.0, |text| evaluation_in_steps(config, text));
+        let (pace, started) = (Pace { evaluation_in_steps, ..Pace::default() }, Instant::now());
         let state = State { agenda, microbatches, done, last: None, doing: None, pace, started };
         let state = Arc::new(Mutex::new(state));
         let seen = state.clone();
@@ -69,10 +76,10 @@ impl Progress {
         lock(&self.state).doing = Some((doing, Instant::now()));
     }
 
-    /// So many windows of the evaluation are done.
-    pub(super) fn evaluating(&self, windows: usize) {
+    /// So many sequences of the evaluation are done.
+    pub(super) fn evaluating(&self, rows: usize) {
         if let Some((Doing::Evaluation(done, _), _)) = &mut lock(&self.state).doing {
-            *done = windows;
+            *done = rows;
         }
     }
 
@@ -132,9 +139,9 @@ impl State {
                     words = format!("{loss}  microbatch {now}/{}", self.microbatches);
                 }
             }
-            Some((Doing::Evaluation(done, all), _)) => {
-                evaluation = 1.0 - *done as f64 / (*all).max(1) as f64;
-                words = format!("  evaluating, window {done}/{all}");
+            Some((Doing::Evaluation(done, text), _)) => {
+                evaluation = 1.0 - *done as f64 / text.rows.max(1) as f64;
+                words = format!("  evaluating, {}", text.words(*done));
             }
             Some((Doing::Save, _)) => words += "  saving",
             None => {}
@@ -143,10 +150,7 @@ impl State {
         let mut left = self.agenda.after(self.done);
         left.steps -= part;
         left.evaluations += evaluation;
-        let left = self.pace.left(&left).map_or(String::new(), |time| {
-            let over = if time.is_bound { "over " } else { "" };
-            format!(", {over}{} left", clock(time.seconds))
-        });
+        let left = self.pace.left(&left).map_or(String::new(), |left| format!(", {} left", clock(left)));
         let elapsed = clock(self.started.elapsed().as_secs_f64());
         View {
             part: (self.done as f64 + part) / steps.max(1) as f64,
@@ -213,31 +217,30 @@ struct Pace {
     step: Recent,
     evaluation: Recent,
     save: Recent,
-}
-
-/// How long something still takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Time {
-    seconds: f64,
-    /// Whether it takes longer, because not all of it is known.
-    is_bound: bool,
+    /// What an evaluation is taken for before the first, in steps.
+    evaluation_in_steps: f64,
 }
 
 impl Pace {
-    /// None before there is something to go by.
-    fn left(&self, left: &Left) -> Option<Time> {
+    /// Seconds until the end; none before there is something to go by.
+    fn left(&self, left: &Left) -> Option<f64> {
         if left.steps == 0.0 && left.evaluations == 0.0 {
             return None;
         }
-        let steps = if left.steps > 0.0 { self.step.mean()? * left.steps } else { 0.0 };
-        let evaluations = self.evaluation.mean().map(|seconds| seconds * left.evaluations);
+        let step = self.step.mean();
+        let evaluation = self.evaluation.mean().or(step.map(|step| step * self.evaluation_in_steps));
+        let all = |each: Option<f64>, count: f64| if count > 0.0 { Some(each? * count) } else { Some(0.0) };
         // A checkpoint takes moments in most runs; where it does not, the first one shows it.
         let saves = self.save.mean().unwrap_or(0.0) * left.saves;
-        Some(Time {
-            seconds: steps + evaluations.unwrap_or(0.0) + saves,
-            is_bound: evaluations.is_none() && left.evaluations > 0.0,
-        })
+        Some(all(step, left.steps)? + all(evaluation, left.evaluations)? + saves)
     }
+}
+
+/// What evaluating a text takes in steps. It goes forward alone, and so many sequences at a time as a step; going backward
+/// takes twice as long or, where an adapter leaves the other weights as they are, as long.
+pub(super) fn evaluation_in_steps(config: &Config, text: Evaluated) -> f64 {
+    let forward = if config.adapter.is_some() { 1.0 / 2.0 } else { 1.0 / 3.0 };
+    forward * text.rows.div_ceil(config.train.batch) as f64
 }
 
 #[cfg(test)]
@@ -258,19 +261,19 @@ mod tests {
 
     #[test]
     fn an_evaluation_counts_as_often_as_it_comes_and_not_once_a_step() {
-        let mut pace = Pace::default();
+        let mut pace = Pace { evaluation_in_steps: 5.0, ..Pace::default() };
         let left = Left { steps: 60.0, evaluations: 2.0, saves: 1.0 };
         assert_eq!(pace.left(&left), None);
         [1.0, 3.0].into_iter().for_each(|seconds| pace.step.hear(seconds));
-        // Nobody knows yet how long an evaluation takes.
-        assert_eq!(pace.left(&left), Some(Time { seconds: 120.0, is_bound: true }));
+        // Before the first evaluation, by what it has to compute.
+        assert_eq!(pace.left(&left), Some(140.0));
         pace.evaluation.hear(50.0);
-        assert_eq!(pace.left(&left), Some(Time { seconds: 220.0, is_bound: false }));
+        assert_eq!(pace.left(&left), Some(220.0));
         pace.save.hear(7.0);
-        assert_eq!(pace.left(&left), Some(Time { seconds: 227.0, is_bound: false }));
+        assert_eq!(pace.left(&left), Some(227.0));
         // In the middle of the last evaluation.
         let end = Left { steps: 0.0, evaluations: 0.5, saves: 1.0 };
-        assert_eq!(pace.left(&end), Some(Time { seconds: 32.0, is_bound: false }));
+        assert_eq!(pace.left(&end), Some(32.0));
         assert_eq!(pace.left(&Left { steps: 0.0, evaluations: 0.0, saves: 0.0 }), None);
     }
 
@@ -280,6 +283,6 @@ mod tests {
         (0..50).for_each(|_| pace.step.hear(9.0));
         (0..RECENT).for_each(|_| pace.step.hear(1.0));
         let left = Left { steps: 4.0, evaluations: 0.0, saves: 0.0 };
-        assert_eq!(pace.left(&left), Some(Time { seconds: 4.0, is_bound: false }));
+        assert_eq!(pace.left(&left), Some(4.0));
     }
 }

@@ -9,6 +9,7 @@ use super::job::{Job, pick};
 use super::progress::{Doing, Progress};
 use super::report::{compared, finish};
 use super::sample::{Beginning, sample};
+use crate::cli::records::Evaluated;
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -24,13 +25,27 @@ pub(super) fn train(job: Job) -> Result<u8> {
     let entropy = describe(&job)?;
     let beginning = Beginning::new(&job)?;
     let Job {
-        config, all, devices, plan, planned, mut lessons, source, isolation, batches, out, resume, ..
+        config,
+        all,
+        devices,
+        names,
+        plan,
+        planned,
+        mut lessons,
+        source,
+        isolation,
+        batches,
+        out,
+        again,
+        resume,
+        ..
     } = job;
     let Resume { checkpoint, .. } = resume;
     let (budgets, microbatches) = (plan.setup.budgets.clone(), plan.schedule.microbatches);
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
+    trainer.call(names);
     let watch = trainer.watch();
-    let windows = source.valid.as_ref().map(|valid| valid.windows(config.train.sequence).len());
+    let evaluated = source.valid.as_ref().map(|valid| Evaluated::new(valid, config.train.sequence));
     trainer.evaluate_on(source.valid);
     if checkpoint.is_none() || config.adapter.is_some() {
         watch.block_on(trainer.begin(&source.origin))?;
@@ -50,7 +65,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
     promise(&mut run, &mut trainer, replanner.as_ref());
-    let bar = Progress::new(&config, trainer.step_number(), microbatches, windows.is_some());
+    let bar = Progress::new(&config, trainer.step_number(), microbatches, evaluated);
     let mut last = None;
     while trainer.step_number() < config.train.steps && stop.load(Ordering::SeqCst) == 0 {
         // A run that has moved to another plan has other devices to watch.
@@ -61,19 +76,19 @@ pub(super) fn train(job: Job) -> Result<u8> {
             Err(error) => {
                 bar.abandon();
                 let failed = format!("step {}", trainer.step_number() + 1);
-                return Err(fail(error, &failed, &run, &mut trainer, saved));
+                return Err(fail(error, &failed, &run, &mut trainer, saved, &again));
             }
         };
         if let Some(lessons) = &mut lessons {
             lessons.step(trainer.events());
         }
         bar.step(&row);
-        let evaluated = evaluate(&mut trainer, &config, &mut row, windows, &bar);
+        let judged = evaluate(&mut trainer, &config, &mut row, evaluated, &bar);
         run.log(&row)?;
-        if let Err(error) = evaluated {
+        if let Err(error) = judged {
             bar.abandon();
             let failed = format!("the evaluation after step {}", row.step);
-            return Err(fail(error, &failed, &run, &mut trainer, saved));
+            return Err(fail(error, &failed, &run, &mut trainer, saved, &again));
         }
         if let Some(warning) = row.valid_loss.and_then(|_| run.overfitting(config.train.patience)) {
             bar.note(warning);
@@ -114,7 +129,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
     learnt.iter().filter_map(compared).for_each(note);
     drop(trainer);
     if interrupted {
-        say("stopped on request; continue with --resume")?;
+        say(format!("stopped on request; continue with\n  {again}"))?;
     } else if last.is_some() {
         if let Some((step, loss)) = run.best() {
             say(format!("best     step {step}: {loss:.4} nats a token on the text for evaluation"))?;
@@ -125,8 +140,15 @@ pub(super) fn train(job: Job) -> Result<u8> {
 }
 
 /// Says what has failed and what there is to go on from. When it was the data that changed, the model is as good as
-/// before, so it is saved first unless it is `saved` at this step.
-fn fail(error: Error, failed: &str, run: &Run, trainer: &mut Trainer, saved: Option<u64>) -> Error {
+/// before, so it is saved first unless it is `saved` at this step. `again` is the command that goes on.
+fn fail(
+    error: Error,
+    failed: &str,
+    run: &Run,
+    trainer: &mut Trainer,
+    saved: Option<u64>,
+    again: &str,
+) -> Error {
     if matches!(error, Error::Changed { .. })
         && saved != Some(trainer.step_number())
         && let Err(unsaved) = run.save(trainer)
@@ -135,7 +157,7 @@ fn fail(error: Error, failed: &str, run: &Run, trainer: &mut Trainer, saved: Opt
     }
     let kept = checkpoint::latest(run.path()).ok().flatten();
     let kept = kept.map_or("there is no checkpoint yet".into(), |p| {
-        format!("the last checkpoint is {}; --resume continues from it", p.display())
+        format!("the last checkpoint is {}; continue from it with: {again}", p.display())
     });
     note(format!("{failed} failed; {kept}"));
     error
@@ -146,16 +168,16 @@ fn evaluate(
     trainer: &mut Trainer,
     config: &Config,
     row: &mut Row,
-    windows: Option<usize>,
+    evaluated: Option<Evaluated>,
     bar: &Progress,
 ) -> Result<()> {
-    let Some(windows) = windows else { return Ok(()) };
+    let Some(evaluated) = evaluated else { return Ok(()) };
     if !row.step.is_multiple_of(config.train.evaluate_every) && row.step != config.train.steps {
         return Ok(());
     }
     let watch = trainer.watch();
     let step = row.step;
-    bar.begin(Doing::Evaluation(0, windows));
+    bar.begin(Doing::Evaluation(0, evaluated));
     let found = watch.block_on(trainer.evaluate(|done| bar.evaluating(done)))?;
     bar.end();
     let Some(found) = found else { return Ok(()) };
@@ -213,7 +235,9 @@ fn compare(
         }
         Verdict::Move { to, off, staying } => {
             if let Some(run) = may_move {
-                run.move_to(trainer, replanner.planning().plan(&to)?, &pick(all, &to.devices))?;
+                let planning = replanner.planning();
+                run.move_to(trainer, planning.plan(&to)?, &pick(all, &to.devices))?;
+                trainer.call(planning.called(&to));
             }
             let cuts = to.cuts();
             bar.note(format!(

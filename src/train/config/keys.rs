@@ -206,7 +206,12 @@ pub const TABLES: &[Table] = &[
                 or("a tenth of learning_rate", "1e-4"),
                 "Where the cosine ends.",
             ),
-            key("warmup", "steps", Default, "Steps over which the learning rate rises."),
+            key(
+                "warmup",
+                "steps",
+                or("10, or a tenth of steps if that is less", "10"),
+                "Steps over which the learning rate rises.",
+            ),
             key("weight_decay", "", Default, "Decay of matrices, times the learning rate, a step."),
             key("clip_norm", "", Default, "Largest norm of the whole gradient; 0 does not clip."),
             key("beta1", "", Default, "Decay of the first moment."),

@@ -92,9 +92,9 @@ pub struct TrainConfig {
     /// Where the cosine ends; a tenth of `learning_rate` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_learning_rate: Option<f64>,
-    /// Steps over which the learning rate rises.
-    #[serde(default = "warmup")]
-    pub warmup: u64,
+    /// Steps over which the learning rate rises; by default [`WARMUP`], or a tenth of `steps` where that is less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<u64>,
     /// Decay of matrices.
     #[serde(default = "weight_decay")]
     pub weight_decay: f64,
@@ -123,6 +123,16 @@ pub struct TrainConfig {
     /// Stop after this many evaluations in a row that were no better than the best; 0 goes on to the last step.
     #[serde(default)]
     pub patience: u64,
+}
+
+/// Steps over which the learning rate rises in a run of many, unless it says otherwise.
+pub const WARMUP: u64 = 10;
+
+impl TrainConfig {
+    /// Steps over which the learning rate rises.
+    pub fn warmup(&self) -> u64 {
+        self.warmup.unwrap_or(WARMUP.min(self.steps.div_ceil(10)))
+    }
 }
 
 /// Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685), in PEFT's terms.
@@ -286,9 +296,6 @@ fn shuffled() -> Order {
 }
 fn learning_rate() -> f64 {
     1e-3
-}
-fn warmup() -> u64 {
-    10
 }
 fn weight_decay() -> f64 {
     0.1

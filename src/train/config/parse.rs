@@ -48,15 +48,18 @@ impl Config {
         Config::from_table(table, path, place)
     }
 
-    /// Reads what [`Config::to_toml`] wrote, which says everything about the model: the folder that it names is left
-    /// alone, and may be gone. `place` is what errors name: the file.
+    /// Reads what [`Config::to_toml`] wrote, with overrides applied. It says everything about the model: the folder that it
+    /// names is left alone, and may be gone. `place` is what errors name: the file.
     ///
     /// # Errors
     /// [`Error::Config`] in one line for what is damaged, or lacks something.
-    pub fn parse_written(text: &str, place: &str) -> Result<Config> {
+    pub fn parse_written(text: &str, overrides: &[String], place: &str) -> Result<Config> {
         check_toml(text, place)?;
         let damaged = |e: toml::de::Error| Error::config(place, e.message().replace('\n', ", "));
         let mut table: toml::Table = text.parse().map_err(damaged)?;
+        for item in overrides {
+            set(&mut table, item)?;
+        }
         keys::check(&table, place)?;
         let path = table.get_mut("model").and_then(toml::Value::as_table_mut).and_then(|m| m.remove("path"));
         Config::from_table(table, path.and_then(|path| path.as_str().map(String::from)), place)

@@ -275,7 +275,7 @@ impl Corpus {
     }
 
     /// Cuts off the last part of the text, `fraction` of it, for validation; where it has records, at the beginning of
-    /// one. The two share the files' maps.
+    /// one. The two share the files' maps; lines that were skipped are the first one's.
     ///
     /// # Errors
     /// [`Error::Data`] if the fraction is not between 0 and 1, or leaves nothing on one side.
@@ -301,11 +301,12 @@ impl Corpus {
             );
             return Err(Error::data(message));
         }
-        Ok((self.slice(0..at), self.slice(at..self.len)))
+        let rest = Corpus { skipped: self.skipped.clone(), ..self.slice(0..at) };
+        Ok((rest, self.slice(at..self.len)))
     }
 
     fn slice(&self, range: Range<usize>) -> Corpus {
-        let mut corpus = Corpus { padding: self.padding, skipped: self.skipped.clone(), ..Corpus::empty() };
+        let mut corpus = Corpus { padding: self.padding, ..Corpus::empty() };
         let inside = |r: Range<usize>| {
             let (start, end) = (r.start.max(range.start), r.end.min(range.end));
             (start < end).then(|| start - range.start..end - range.start)

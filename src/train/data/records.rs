@@ -111,7 +111,7 @@ impl<'a> Fields<'a> {
     fn string(&self, field: &str) -> Result<Option<String>, String> {
         let parsed = self.raw(field).map(|raw| serde_json::from_str::<Option<String>>(raw.get()));
         let name = self.format.name(field);
-        parsed.transpose().map(Option::flatten).map_err(|_| format!("has a {name:?} that is not a string"))
+        parsed.transpose().map(Option::flatten).map_err(|_| format!("has {name:?}, which is not a string"))
     }
 
     fn record(&self) -> Result<Record, String> {
@@ -123,10 +123,10 @@ impl<'a> Fields<'a> {
             self.string(question)?,
             self.string(answer)?,
         ) {
-            (Some(_), Some(said)) if said.is_empty() => Err(format!("has an empty {}", name(answer))),
+            (Some(_), Some(said)) if said.is_empty() => Err(format!("has {} that is empty", name(answer))),
             (Some(asked), Some(said)) => Ok(Some((asked, said))),
-            (Some(_), None) => Err(format!("has a {} and no {}", name(question), name(answer))),
-            (None, Some(_)) => Err(format!("has a {} and no {}", name(answer), name(question))),
+            (Some(_), None) => Err(format!("has {} and no {}", name(question), name(answer))),
+            (None, Some(_)) => Err(format!("has {} and no {}", name(answer), name(question))),
             (None, None) => Ok(None),
         };
         if let Some((prompt, completion)) = pair("prompt", "completion")? {
@@ -159,7 +159,7 @@ impl<'a> Fields<'a> {
     /// A conversation: each message with a role and what it says, in OpenAI's names or in ShareGPT's.
     fn messages(&self, list: &str, raw: &RawValue) -> Result<Partial, String> {
         let Value::Array(mut messages) = value(list, raw)? else {
-            return Err(format!("has {list:?} that are not a list"));
+            return Err(format!("has {list:?}, which is not a list"));
         };
         let [role, content, from, said] = ["role", "content", "from", "value"].map(|f| self.format.name(f));
         for (i, message) in messages.iter_mut().enumerate() {
@@ -169,7 +169,7 @@ impl<'a> Fields<'a> {
             }
             let field = |names: [&str; 2]| names.into_iter().find_map(|name| message.get(name));
             let Some(speaker) = field([role, from]).and_then(Value::as_str) else {
-                return Err(format!("has a message {i} without a {role} (or {from})"));
+                return Err(format!("has a message {i} without {role} (or {from})"));
             };
             let speaker = match speaker {
                 "human" | "user" => "user",
