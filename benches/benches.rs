@@ -163,7 +163,8 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
         let receive = async |count: usize| {
             for tag in 0..count {
                 let mut recorder = to.record();
-                let (recorded, _) = inward.record(&mut recorder, &[(target.clone(), 0)], tag).await.expect("records");
+                let (recorded, _) =
+                    inward.record(&mut recorder, &[(target.clone(), 0)], tag).await.expect("records");
                 to.below(1).await;
                 recorder.submit(|| ());
                 recorded.submitted();

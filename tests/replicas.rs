@@ -1,6 +1,7 @@
 //! The data axis: replicas of stages, each for some of the microbatches, with one gradient and one set of weights.
 
-use polystage::pipeline::Setup;
+use polystage::ops::parameters::Part;
+use polystage::pipeline::{Plan, Setup};
 use polystage::schedule::{Schedule, generate, replicate};
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
@@ -48,4 +49,133 @@ fn a_mesh_gives_the_same_bits_in_any_placement_and_one_devices_losses_nearly() {
             }
         }
     }
+}
+
+/// Every tensor of what is trained.
+fn contents(trainer: &mut Trainer) -> Vec<(String, Part, Vec<f32>)> {
+    let watch = trainer.watch();
+    let own = trainer.executor().parameters().iter().filter(|p| p.tied_to.is_none());
+    let names: Vec<String> = own.map(|p| p.name.clone()).collect();
+    let parts = [Part::Weight, Part::First, Part::Second];
+    let all = names.iter().flat_map(|name| parts.map(|part| (name.clone(), part)));
+    let mut read = |(name, part): (String, Part)| {
+        let values = watch.block_on(trainer.executor().read(&name, part)).unwrap();
+        (name, part, values)
+    };
+    all.map(&mut read).collect()
+}
+
+fn steps(trainer: &mut Trainer, count: usize) -> Vec<f64> {
+    let watch = trainer.watch();
+    (0..count).map(|_| watch.block_on(trainer.step()).unwrap().loss).collect()
+}
+
+fn begin(config: &Config, schedule: Schedule, indices: &[usize]) -> Trainer {
+    train(config, Trainer::setup_in(config, schedule, vec![None; indices.len()]).unwrap(), indices)
+}
+
+/// Stage 0 on two small devices, stage 1 on a large one; and the other way round, with the parameter that both use.
+const UNEVEN: [&str; 2] = [
+    "0F0 0F2 0B0 0B2\n0F1 0F3 0B1 0B3\n1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3",
+    "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3\n1F0 1F1 1I0 1W0 1I1 1W1\n1F2 1F3 1I2 1I3 1W2 1W3",
+];
+
+#[test]
+fn a_stage_may_have_more_replicas_than_another_and_all_share_one_set_of_weights() {
+    let i = adapters()[0].index;
+    let config = of_shares(&[2, 2], &[]);
+    for text in UNEVEN {
+        let schedule: Schedule = text.parse().unwrap();
+        schedule.completed(&[(1, 0)]).unwrap().validate().unwrap();
+        let mut replicated = begin(&config, schedule, &[i; 3]);
+        let mut alone = begin(&config, generate("gpipe", 1, 4).unwrap(), &[i]);
+        for (a, b) in steps(&mut replicated, 3).into_iter().zip(steps(&mut alone, 3)) {
+            approx::assert_relative_eq!(a, b, max_relative = 1e-6);
+        }
+        // A state that is put together from its owners is a whole one: it goes on elsewhere.
+        let state = contents(&mut replicated);
+        let watch = alone.watch();
+        for (name, part, values) in &state {
+            watch.block_on(alone.executor().write(name, *part, values)).unwrap();
+        }
+        let same = contents(&mut alone);
+        assert!(same.iter().zip(&state).all(|(a, b)| a.2 == b.2));
+        approx::assert_relative_eq!(
+            steps(&mut alone, 1)[0],
+            steps(&mut replicated, 1)[0],
+            max_relative = 1e-6
+        );
+    }
+}
+
+#[test]
+fn adapters_and_packed_weights_are_summed_and_sent_as_others_are() {
+    let i = adapters()[0].index;
+    for more in [
+        &["train.weights=bf16"][..],
+        &["train.weights=bf16-only"],
+        &["adapter.rank=3", "adapter.alpha=6"],
+        &["adapter.rank=3", "train.weights=bf16"],
+    ] {
+        let config = of_shares(&[2, 1], more);
+        let flat = run(&config, mesh("1f1b", 1, &[2, 1]), None, &[i; 2]);
+        let deep = run(&config, mesh("zb-h1", 2, &[2, 1]), Some(vec![3]), &[i; 4]);
+        assert_same(&format!("{more:?}"), &flat, &deep);
+        let alone = crate::pipeline::run(&config, &[i], 3);
+        for (one, replicated) in alone.0.iter().zip(&flat.0) {
+            // Rounded to bf16 after sums in another order.
+            approx::assert_relative_eq!(one, replicated, max_relative = 1e-4);
+        }
+    }
+}
+
+#[test]
+fn replicas_on_unlike_adapters_learn_what_one_learns() {
+    let all = adapters();
+    let (first, last) = (all[0].index, all[all.len() - 1].index);
+    let config = of_shares(&[3, 1], &[]);
+    let mut mixed = begin(&config, mesh("1f1b", 1, &[3, 1]), &[first, last]);
+    let mut alone = begin(&config, generate("1f1b", 1, 4).unwrap(), &[first]);
+    for (a, b) in steps(&mut mixed, 50).into_iter().zip(steps(&mut alone, 50)) {
+        approx::assert_relative_eq!(a, b, max_relative = 1e-4);
+    }
+}
+
+#[test]
+fn each_replica_has_its_part_of_the_optimizers_state_and_of_what_travels() {
+    let i = adapters()[0].index;
+    let config = of_shares(&[2, 2], &[]);
+    let devices = crate::common::open(&[i, i]);
+    let setup = |schedule: Schedule, count| Trainer::setup_in(&config, schedule, vec![None; count]).unwrap();
+    let one = Plan::for_devices(setup(generate("1f1b", 1, 4).unwrap(), 1), &devices[..1]).unwrap();
+    let two = Plan::for_devices(setup(mesh("1f1b", 1, &[2, 2]), 2), &devices).unwrap();
+    let trained: u64 =
+        one.model.parameters().iter().filter(|p| p.tied_to.is_none()).map(|p| 4 * p.len() as u64).sum();
+    let state: Vec<u64> = two.ranks.iter().map(|rank| rank.state).collect();
+    // Two moments, in chunks of 8192 elements, with what fills parameters up.
+    assert!(state.iter().all(|&bytes| bytes.abs_diff(trained) < 2 * 4 * 2 * 8192), "{state:?} of {trained}");
+    let mut trainer = begin(&config, mesh("1f1b", 1, &[2, 2]), &[i, i]);
+    let row = trainer.watch().block_on(trainer.step()).unwrap();
+    let sent: Vec<u64> = row.devices.iter().map(|device| device.bytes_moved).collect();
+    // Gradients of what the other owns, weights of what it owns itself: together one model's worth, and what fills it up.
+    assert!(
+        sent.iter().all(|&bytes| bytes >= trained && bytes < trained + (1 << 16)),
+        "{sent:?} of {trained}"
+    );
+}
+
+#[test]
+fn a_step_by_hand_that_leaves_replicas_apart_is_refused() {
+    for (text, what) in [
+        ("C 0F0 0B0 N U\nC 0F1 0B1 N U", "every rank that shares stage 0 with others needs 0R, 0A and 0G"),
+        ("C 0F0 0B0 0R N U 0G\nC 0F1 0B1 0R 0A N U 0G", "rank 0 has no 0A"),
+        ("C 0F0 0B0 0A 0R N U 0G\nC 0F1 0B1 0R 0A N U 0G", "0A needs 0R, which comes later on rank 0"),
+        ("0F0 0B0\n0F1 0B1 0B0", "microbatch 0 of stage 0 is already on rank 0"),
+        ("0F0 0B0\n0F1 0B1\n2F0 2B0", "stage 1 is on no rank"),
+        ("0F0 0F2 0B2 0B0\n0F1 0B1", "must be added in microbatch order"),
+    ] {
+        let error = text.parse::<Schedule>().unwrap().validate().unwrap_err().to_string();
+        assert!(error.contains(what), "{text}: {error}");
+    }
+    replicate(&[generate("1f1b", 2, 3).unwrap(), generate("1f1b", 3, 3).unwrap()]).unwrap_err();
 }

@@ -82,7 +82,8 @@ impl Buffer {
     /// Fills the first `bytes` of this buffer, mapped for writing, with sums of those of others, mapped for reading, in f32:
     /// the sum over groups, in order, of the sum over each group's members, in order.
     pub fn sum_mapped(&self, groups: &[Vec<&Buffer>], bytes: u64) -> Result<()> {
-        let views = |group: &Vec<&Buffer>| group.iter().map(|of| of.mapped(bytes)).collect::<Result<Vec<_>>>();
+        let views =
+            |group: &Vec<&Buffer>| group.iter().map(|of| of.mapped(bytes)).collect::<Result<Vec<_>>>();
         let groups = groups.iter().map(views).collect::<Result<Vec<_>>>()?;
         let mut to = self.mapped_mut(bytes)?;
         // In pieces that stay in a processor's cache: what is mapped for writing may be slow to read.

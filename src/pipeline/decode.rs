@@ -165,7 +165,8 @@ impl Rank {
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let mut copies = Vec::new();
-        if let (Some(incoming), Some(input)) = (stage.ends.forward_in.get_mut(&before), program.stage().input) {
+        if let (Some(incoming), Some(input)) = (stage.ends.forward_in.get_mut(&before), program.stage().input)
+        {
             let to = program.range(&self.parameters, input, slots)?;
             self.log.state(State::Waiting(What::Action(Action::new(at, Kind::RecvF, grow.group))));
             copies.push(incoming.record(&mut recorder, &[(to, 0)], grow.number).await?.0);

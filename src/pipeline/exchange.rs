@@ -191,7 +191,8 @@ impl Rank {
             for Sum { stage, link, arrived, add, buckets } in inward {
                 for (tag, (bytes, group, groups)) in buckets.iter().enumerate() {
                     let to = [(arrived.range(0, *bytes), 0)];
-                    this.receive_bucket(link, &to, tag, of(*stage, Kind::A), Some((add, group, *groups))).await?;
+                    this.receive_bucket(link, &to, tag, of(*stage, Kind::A), Some((add, group, *groups)))
+                        .await?;
                 }
             }
             Ok(())

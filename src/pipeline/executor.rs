@@ -338,9 +338,8 @@ impl Executor {
                 Part::Weight => {
                     let stored = parameter.weights.stored(!owned.is_empty());
                     let masters = |dtype| dtype == DType::F32 && parameter.weights.packed();
-                    let held = |&dtype: &DType| {
-                        (dtype, if masters(dtype) { owned.clone() } else { all.clone() })
-                    };
+                    let held =
+                        |&dtype: &DType| (dtype, if masters(dtype) { owned.clone() } else { all.clone() });
                     stored.iter().map(held).collect()
                 }
                 Part::Gradient => vec![(DType::F32, all)],

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 
 use super::decode::Decoder;
-use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::exchange::{Exchange, connect_shard};
+use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Ends, Rank, Replies, Stage};

@@ -126,7 +126,8 @@ pub fn connect_all(
     for group in from {
         incoming.iter_mut().for_each(|end| end.groups.push(Vec::new()));
         for device in group {
-            outgoing.push(join(&mut incoming, slots, || device.staging("link read-back", bytes, Mapping::Read))?);
+            outgoing
+                .push(join(&mut incoming, slots, || device.staging("link read-back", bytes, Mapping::Read))?);
         }
     }
     Ok((outgoing, incoming))
@@ -245,7 +246,8 @@ impl Incoming {
             [group] if group.len() == 1 => group[0].buffer.copy_mapped(&upload, bytes)?,
             groups => {
                 let mut buffers: Vec<Vec<&Buffer>> = Vec::with_capacity(groups.len());
-                buffers.extend(groups.iter().map(|group| group.iter().map(|filled| &filled.buffer).collect()));
+                buffers
+                    .extend(groups.iter().map(|group| group.iter().map(|filled| &filled.buffer).collect()));
                 upload.sum_mapped(&buffers, bytes)?;
             }
         }

@@ -88,7 +88,10 @@ impl Executor {
         let mut given = vec![0; self.devices.len()];
         let mut order = Vec::new();
         for parameter in parameters {
-            let rank = self.places(&parameter.name, Part::Weight, parameter.len())?.first().map_or(0, |held| held.rank);
+            let rank = self
+                .places(&parameter.name, Part::Weight, parameter.len())?
+                .first()
+                .map_or(0, |held| held.rank);
             order.push((given[rank], parameter));
             given[rank] += parameter.len();
         }

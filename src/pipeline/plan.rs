@@ -98,6 +98,8 @@ pub struct RankPlan {
     pub bytes: u64,
     /// Bytes that it takes beside them while weights are loaded or saved.
     pub passing: u64,
+    /// Those of them that hold the optimizer's moments.
+    pub state: u64,
     /// Floating-point operations of a step on it.
     pub flops: f64,
     pub(super) stages: Vec<StagePlan>,
@@ -180,7 +182,8 @@ impl Plan {
         let passing = load::memory(model.parameters().iter().map(|p| p.len()).max().unwrap_or(0));
         let placement = schedule.placement()?;
         let (ranks, holding, shared) = (Vec::new(), Holders::new(), Vec::new());
-        let mut plan = Plan { setup, model, schedule, placement, stages, ranks, holders: holding, shards: shared };
+        let mut plan =
+            Plan { setup, model, schedule, placement, stages, ranks, holders: holding, shards: shared };
         plan.holders = holders(&plan);
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
             let mine: Vec<usize> =
@@ -194,16 +197,28 @@ impl Plan {
             let list: Vec<Parameter> = list.collect();
             let owned = list.iter().map(|parameter| plan.owned(rank, &parameter.name)).collect();
             let layout = Layout::sharded(list, owned);
+            let state = if plan.setup.purpose.trains() { layout.state_bytes() } else { 0 };
             let done = |stage: usize| {
                 (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == rank).count() as f64
             };
-            let of_stage = |&stage: &usize| flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
+            let of_stage =
+                |&stage: &usize| flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
             let flops = mine.iter().map(of_stage).sum();
             let decoding = match plan.setup.purpose {
                 Use::Decoding { capacity } => Some(DecodePlan::new(&plan, &mine, capacity, capabilities)?),
                 Use::Training | Use::Evaluation | Use::Logits => None,
             };
-            plan.ranks.push(RankPlan { rank, layers, bytes: 0, passing, flops, stages, layout, decoding });
+            plan.ranks.push(RankPlan {
+                rank,
+                layers,
+                bytes: 0,
+                passing,
+                state,
+                flops,
+                stages,
+                layout,
+                decoding,
+            });
         }
         if plan.setup.purpose.trains() {
             plan.schedule = plan.schedule.completed(&plan.ties())?;
@@ -296,7 +311,10 @@ impl Plan {
     /// The stages that share a parameter that is trained: pairs (which uses it, which owns it).
     fn ties(&self) -> Vec<(usize, usize)> {
         let parameters = |stage: usize| {
-            self.stages[stage].clone().flat_map(|layer| self.model.layer_parameters(layer)).collect::<Vec<_>>()
+            self.stages[stage]
+                .clone()
+                .flat_map(|layer| self.model.layer_parameters(layer))
+                .collect::<Vec<_>>()
         };
         let stages: Vec<Vec<Parameter>> = (0..self.stages.len()).map(parameters).collect();
         let mut ties = Vec::new();

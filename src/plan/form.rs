@@ -52,7 +52,8 @@ impl Layout {
         for (stage, &rank) in stage_ranks.iter().enumerate() {
             own[rank].push(stage);
         }
-        let stash: Vec<usize> = (0..stages).map(|stage| schedule.slots(stage, stage_ranks[stage]).count).collect();
+        let stash: Vec<usize> =
+            (0..stages).map(|stage| schedule.slots(stage, stage_ranks[stage]).count).collect();
         // Where forwards are not in order of microbatches, the first of them may end late.
         let ahead = (0..stages).map(|stage| {
             let own = schedule.ranks[stage_ranks[stage]].iter().filter(|action| action.stage == stage);

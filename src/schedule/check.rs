@@ -126,7 +126,8 @@ fn check_shared(index: &Index, place: Place, action: Action) -> Result<()> {
     let (rank, stage) = (place.0, action.stage);
     if action.kind == Kind::A {
         if !index.shared().owners.contains(&(rank, stage)) {
-            let message = format!("{action} adds nothing: nobody sends rank {rank} gradients of stage {stage}");
+            let message =
+                format!("{action} adds nothing: nobody sends rank {rank} gradients of stage {stage}");
             return Err(index.reject(place, message));
         }
         return Ok(());

@@ -208,12 +208,7 @@ impl Costs {
             };
             hops = (0..placement.hops().len()).map(between).collect();
         }
-        Costs {
-            stages,
-            hops,
-            ranks: vec![RankCost::default(); schedule.ranks.len()],
-            ..Costs::default()
-        }
+        Costs { stages, hops, ranks: vec![RankCost::default(); schedule.ranks.len()], ..Costs::default() }
     }
 
     /// Refuses costs that do not belong to a schedule of so many ranks, times that are none, and bytes that no machine has.

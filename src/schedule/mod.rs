@@ -57,9 +57,9 @@ pub use auto::{Effort, synthesise};
 pub use costs::{Costs, Exchange, Hop, Hops, Jitter, RankCost, StageCost};
 pub use draw::grid;
 pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
-pub use replicate::replicate;
-pub use placement::{Placement, Replica};
 pub use idle::{Cause, Gap, Idle, attribute};
+pub use placement::{Placement, Replica};
+pub use replicate::replicate;
 pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
 

@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use super::generate::check_size;
 use super::Schedule;
+use super::generate::check_size;
 use crate::error::Result;
 
 /// A stage on one of its ranks.

@@ -17,9 +17,8 @@ pub(super) fn action_work(replicas: usize, replica: usize, kind: Kind) -> u32 {
 
 /// Which of [`Times::works`] an action takes that stands for the whole step.
 pub(super) fn whole_work(replicas: usize, ranks: usize, shared: &Shared, rank: usize, action: Action) -> u32 {
-    let number = |list: &[(usize, usize)]| {
-        list.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default()
-    };
+    let number =
+        |list: &[(usize, usize)]| list.iter().position(|of| *of == (rank, action.stage)).unwrap_or_default();
     let at = match action.kind {
         Kind::C => 3 * rank,
         Kind::N => 3 * rank + 1,
@@ -66,7 +65,13 @@ impl Times {
         let mut ways = ways(costs, placement);
         let on_queue = |rank: usize, seconds| if costs.ranks[rank].copy_engine { 0.0 } else { seconds };
         let sum = |of: &dyn Fn(&Exchanged) -> bool, seconds: &dyn Fn(&(Hop, Hop)) -> f64| -> f64 {
-            shared.exchanges.iter().zip(&moved).filter(|(way, _)| of(way)).map(|(_, hops)| seconds(hops)).sum()
+            shared
+                .exchanges
+                .iter()
+                .zip(&moved)
+                .filter(|(way, _)| of(way))
+                .map(|(_, hops)| seconds(hops))
+                .sum()
         };
         for (rank, cost) in costs.ranks.iter().enumerate() {
             let sent = sum(&|way| way.to == rank, &|hops| on_queue(rank, hops.1.out));
@@ -99,7 +104,8 @@ impl Times {
 
 /// The ways of gradients and of weights: one after another where there are several.
 fn moved(costs: &Costs, of: &Exchanged) -> (Hop, Hop) {
-    let all = costs.exchanges.iter().filter(|way| (way.owner, way.from, way.to) == (of.stage, of.from, of.to));
+    let all =
+        costs.exchanges.iter().filter(|way| (way.owner, way.from, way.to) == (of.stage, of.from, of.to));
     all.fold((Hop::default(), Hop::default()), |(gradient, weight), way| {
         (gradient.and(&way.gradient), weight.and(&way.weight))
     })

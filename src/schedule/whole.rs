@@ -79,13 +79,15 @@ impl Schedule {
         }
         let placement = &index.placement;
         let shared = Shared::of_ties(placement, ties);
-        // Whose gradients a rank sends as those of a stage: the stage's own, and those of the stages that use its parameters.
-        let read = |stage: usize, action: &Action| {
+        // What adds to the gradients that a rank sends as those of a stage: the stage itself, and those that use its parameters;
+        // on a rank that has it not, whatever there is.
+        let read = |rank: usize, stage: usize, action: &Action| {
             let tied = ties.iter().any(|&(user, owner)| owner == stage && user == action.stage);
-            matches!(action.kind, Kind::B | Kind::W) && (action.stage == stage || tied)
+            let own = action.stage == stage || tied || !placement.holds(rank, stage);
+            matches!(action.kind, Kind::B | Kind::W) && own
         };
         let last = |rank: usize, stage: usize| {
-            self.ranks[rank].iter().rposition(|action| read(stage, action)).unwrap_or_default()
+            self.ranks[rank].iter().rposition(|action| read(rank, stage, action)).unwrap_or_default()
         };
         if index.complete {
             let written = index.shared().senders;
@@ -98,9 +100,8 @@ impl Schedule {
             }
             for &(rank, stage) in &written {
                 if !shared.senders.contains(&(rank, stage)) {
-                    let message = format!(
-                        "rank {rank} shares no parameter with stage {stage}: {stage}R sends nothing"
-                    );
+                    let message =
+                        format!("rank {rank} shares no parameter with stage {stage}: {stage}R sends nothing");
                     return Err(index.reject(end(rank), message));
                 }
                 let sends = Action::of_stage(stage, Kind::R);
@@ -167,10 +168,10 @@ pub(super) fn needs(shared: &Shared, ranks: usize, rank: usize, action: Action, 
         Kind::G => {
             needs.push(whole(rank, Kind::U));
             let arriving = ways().filter(|(_, way)| way.from == rank);
-            needs.extend(arriving.map(|(number, way)| Need {
-                moves: Moves::Updated(number),
-                ..whole(way.to, Kind::U)
-            }));
+            needs.extend(
+                arriving
+                    .map(|(number, way)| Need { moves: Moves::Updated(number), ..whole(way.to, Kind::U) }),
+            );
         }
         _ => {}
     }

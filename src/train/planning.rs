@@ -173,6 +173,17 @@ impl Planning {
         names: Vec<DeviceName>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
+        if let Some(schedule) = &given {
+            let placement = schedule.placement()?;
+            let replicated = (0..schedule.stages).find(|&stage| placement.holders(stage).len() > 1);
+            if let Some(stage) = replicated {
+                let message = format!(
+                    "stage {stage} is on several ranks, of which the planner knows nothing yet; train with --no-plan, and say with \
+                     pipeline.devices which devices they are"
+                );
+                return Err(Error::config("pipeline.schedule", message));
+            }
+        }
         let lora = config.lora()?;
         let model = Model::with_adapter(&config.model, lora.as_ref())?;
         let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);

@@ -1,8 +1,8 @@
 //! The simulator: queues, links, shared cores, the end of a step, memory, causes of idle time.
 
 use polystage::schedule::{
-    Action, Cell, Costs, Exchange, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator, StageCost,
-    attribute, default_chunks, generate, simulate, stage_ranks,
+    Action, Cell, Costs, Exchange, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator,
+    StageCost, attribute, default_chunks, generate, simulate, stage_ranks,
 };
 
 use super::machines::{Random, machine};

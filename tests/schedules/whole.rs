@@ -13,7 +13,10 @@ fn what_is_done_once_a_step_prints_and_parses_without_a_microbatch() {
     }
     for word in ["0C", "C0", "R", "2R0", "R0", "0N", "1U1", "G", "0G0", "c"] {
         let text = word.parse::<Action>().unwrap_err().to_string();
-        assert!(text.contains("2F0") && text.contains("2R (R, A, G)") && text.contains("(C, N, U)"), "{text}");
+        assert!(
+            text.contains("2F0") && text.contains("2R (R, A, G)") && text.contains("(C, N, U)"),
+            "{text}"
+        );
     }
 }
 

@@ -159,6 +159,11 @@ impl Layout {
         pools + 16 * owned + (4 * owned).max(16) + 32 + uniforms
     }
 
+    /// Bytes of the optimizer's moments when training.
+    pub fn state_bytes(&self) -> u64 {
+        2 * self.pools.iter().map(|pool| DType::F32.bytes(pool.states)).sum::<u64>()
+    }
+
     /// (offset, length, decay, lag) of each chunk that the device owns of a pool: by the lag its state comes earlier in its
     /// buffers than the weights in theirs.
     pub(super) fn chunks(&self, pool: usize) -> Vec<[u32; 4]> {

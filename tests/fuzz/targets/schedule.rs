@@ -33,7 +33,10 @@ pub static SCHEDULE: Target = Target {
             lowered.validate()?;
             let simulation = simulate(&lowered, &Costs::uniform(&lowered, 1.0, 1.0, 1.0, 0.5))?;
             for stage in 0..schedule.stages.min(100) {
-                assert_eq!(schedule.slots(stage, schedule.rank_of(stage).unwrap()).slot.len(), schedule.microbatches);
+                assert_eq!(
+                    schedule.slots(stage, schedule.rank_of(stage).unwrap()).slot.len(),
+                    schedule.microbatches
+                );
                 schedule.gradient_slots(stage, 0);
             }
             assert_eq!(lowered.to_string().parse::<Schedule>()?.ranks, lowered.ranks);
