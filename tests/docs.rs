@@ -148,6 +148,9 @@ fn the_schedules_of_their_page_are_proved_and_drawn_as_it_shows() {
     let (wrong, error) = texts[3].split_once("\n\n").unwrap();
     let refused = wrong.parse::<Schedule>().unwrap().validate().unwrap_err();
     assert_eq!(refused.to_string(), error.trim_end());
+    let replicas = texts[4].parse::<Schedule>().unwrap().completed(&[]).unwrap();
+    let shares = replicas.placement().unwrap();
+    assert_eq!([0, 1].map(|replica| shares.microbatches(replica).count()), [5, 3]);
     for (_, rows) in tables(&page, &["kind"]) {
         for kind in names(&rows) {
             format!("0{kind}0").parse::<polystage::schedule::Action>().unwrap();
@@ -158,7 +161,7 @@ fn the_schedules_of_their_page_are_proved_and_drawn_as_it_shows() {
         for action in names(&rows) {
             assert!(action.parse::<polystage::schedule::Action>().unwrap().kind.is_whole());
         }
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 6);
     }
     "C 0F0 0F1 0B0 0B1 N U".parse::<Schedule>().unwrap().validate().unwrap();
 }
