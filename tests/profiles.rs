@@ -110,7 +110,7 @@ fn another_sequence_is_measured_only_where_no_law_of_those_before_holds_and_that
     let said = lab.plan(16);
     assert!(said.starts_with("measuring this machine for the planner: 2 measurements"), "{said}");
     assert!(said.contains("kept in "), "{said}");
-    // The same for twice as long a sequence: twice the times in one lab, the same times in the other.
+    // The same for three times as long a sequence: three times the times in one lab, the same times in the other.
     let mut table = lab.read();
     let device = table["devices"][0].as_table_mut().unwrap();
     device.remove("measured");
@@ -119,9 +119,9 @@ fn another_sequence_is_measured_only_where_no_law_of_those_before_holds_and_that
     let known = shapes[0].clone();
     std::fs::write(lab.file(), table.to_string()).unwrap();
     assert_eq!(lab.plan(16), "");
-    for (factor, is_measured) in [(2.0, false), (1.0, true)] {
+    for (factor, is_measured) in [(3.0, false), (1.0, true)] {
         let mut long = known.as_table().unwrap().clone();
-        let shape = long["shape"].as_str().unwrap().replace(" sequence 16", " sequence 32");
+        let shape = long["shape"].as_str().unwrap().replace(" sequence 16", " sequence 48");
         long.insert("shape".into(), Value::String(shape));
         for (_, layer) in long["layers"].as_table_mut().unwrap() {
             for (_, seconds) in layer.as_table_mut().unwrap() {
