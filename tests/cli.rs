@@ -419,7 +419,7 @@ fn a_driver_that_never_returns_is_reported_within_30_seconds_and_the_checkpoint_
     }
     assert_eq!(child.wait().unwrap().code(), Some(1), "{text}");
     assert!(
-        text.contains("stalled: device ")
+        text.contains("stalled: rank ")
             && text.contains("has not finished ")
             && text.contains("the last checkpoint is"),
         "{text}"

@@ -186,8 +186,6 @@ fn a_dry_run_says_of_each_device_what_the_plan_says() {
             share["stages"].as_array().unwrap().iter().any(|s| s["first"] == layer || s["end"] == layer + 1)
         };
         assert_eq!((line.contains("embedding"), line.contains("head")), (has(0), has(9)), "{line}: {share}");
-        let parts = if has(0) && has(9) { 2 } else { 1 };
-        assert_eq!(line.split(';').next().unwrap().split(" and ").count(), parts, "{line}");
     }
 }
 
@@ -346,7 +344,7 @@ fn a_device_with_next_to_nothing_to_do_is_called_needless_and_each_says_which_la
     };
     let text = dry("3,0,1");
     assert!(
-        text.contains("         a step is as fast without device 0: --devices 0,1 leaves it out\n"),
+        text.contains("         a step is as fast without device 3: --devices 0,1 leaves it out\n"),
         "{text}"
     );
     assert!(text.contains(": 1 layer (embedding); 0.0 % of the work"), "{text}");

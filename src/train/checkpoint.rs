@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::run::CONFIG;
+use super::config::CONFIG;
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, Adapter};
 use crate::folder::files::{

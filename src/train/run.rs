@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, CHECKPOINTS, POINTERS, mark_best, open, remove_unfinished, write_atomic};
+pub use super::config::CONFIG;
 use super::curve::{self, Curve, Point};
 use super::metrics::{METRICS, Metrics};
 use super::source::Origin;
@@ -16,8 +17,6 @@ use crate::pipeline::Plan;
 use crate::plan::Machine;
 use crate::timeline::Prediction;
 
-/// The config with which the run was last trained.
-pub const CONFIG: &str = "config.toml";
 /// What steps are said to take.
 pub const PREDICTION: &str = "prediction.json";
 /// What the planner knew of the devices.

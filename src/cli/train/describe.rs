@@ -94,7 +94,7 @@ fn describe_needless(job: &Job) -> Result<()> {
             continue;
         }
         let others = job.names.iter().enumerate().filter(|(other, _)| *other != rank);
-        let others: Vec<String> = others.filter_map(|(_, of)| of.adapter).map(|a| a.to_string()).collect();
+        let others: Vec<String> = others.map(|(_, of)| of.adapter.unwrap_or(of.number).to_string()).collect();
         say(format!(
             "         a step is as fast without device {device}: --devices {} leaves it out",
             others.join(",")

@@ -113,12 +113,12 @@ mod tests {
 
     #[test]
     fn what_differs_from_its_default_is_marked_and_units_stand_behind_values() {
-        let text = smallest() + "learning_rate = 3e-3\nwarmup = 10\n[output]\nkeep = 5\n";
+        let text = smallest() + "learning_rate = 3e-3\nevaluate_every = 100\n[output]\nkeep = 5\n";
         let listing = parse(&text).unwrap().listing().unwrap();
         let of = |name: &str| listing.lines().find(|line| line.starts_with(&format!("{name} = "))).unwrap();
         assert!(of("learning_rate").ends_with("# changed; default: 0.001"), "{listing}");
         assert!(of("keep").ends_with("# checkpoints; changed; default: 3"), "{listing}");
-        assert!(of("warmup").ends_with("# steps"), "{listing}");
+        assert!(of("evaluate_every").ends_with("# steps"), "{listing}");
         assert!(of("steps").ends_with("# steps; required"), "{listing}");
         assert_eq!(of("epsilon"), "epsilon = 1e-8");
         assert_eq!(listing.matches("default: 0.").count(), 2, "{listing}");

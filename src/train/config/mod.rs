@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
 use crate::model::{Model, ModelConfig, Weights};
 
+/// In a run's folder: the config with which it was last trained.
+pub const CONFIG: &str = "config.toml";
+
 /// A whole config file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
