@@ -153,7 +153,9 @@ fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) 
         let (sender, arriving) = mpsc::unbounded();
         filled.push(sender);
         let source = Source { filled: arriving, early: HashMap::new() };
-        end.groups.last_mut().map(|group| group.push(source));
+        if let Some(group) = end.groups.last_mut() {
+            group.push(source);
+        }
     }
     Ok(Outgoing { free, back, filled, local, bytes: 0 })
 }
