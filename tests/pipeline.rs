@@ -83,7 +83,7 @@ pub fn run(config: &Config, indices: &[usize], steps: usize) -> (Vec<f64>, Vec<(
 pub fn measure(mut trainer: Trainer, steps: usize) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
     let watch = trainer.watch();
     let losses = (0..steps).map(|_| watch.block_on(trainer.step()).unwrap().loss).collect();
-    let owned = trainer.executor().parameters().iter().filter(|p| p.tied_to.is_none());
+    let owned = trainer.executor().parameters().iter().filter(|p| p.tied_to.is_none() && !p.frozen);
     let names: Vec<String> = owned.map(|p| p.name.clone()).collect();
     let mut read = |name: String| {
         let values = watch.block_on(trainer.executor().read(&name, Part::Gradient)).unwrap();

@@ -155,6 +155,8 @@ fn each_replica_has_its_part_of_the_optimizers_state_and_of_what_travels() {
     // Two moments, in chunks of 8192 elements, with what fills parameters up.
     assert!(state.iter().all(|&bytes| bytes.abs_diff(trained) < 2 * 4 * 2 * 8192), "{state:?} of {trained}");
     let mut trainer = begin(&config, mesh("1f1b", 1, &[2, 2]), &[i, i]);
+    // The weights of an update are counted with the step that follows.
+    steps(&mut trainer, 1);
     let row = trainer.watch().block_on(trainer.step()).unwrap();
     let sent: Vec<u64> = row.devices.iter().map(|device| device.bytes_moved).collect();
     // Gradients of what the other owns, weights of what it owns itself: together one model's worth, and what fills it up.
