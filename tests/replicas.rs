@@ -19,7 +19,7 @@ fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
 
 fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
     let setup = Trainer::setup_in(config, schedule, vec![None; indices.len()]).unwrap();
-    measure(train(config, Setup { cuts, ..setup }, indices), 3)
+    measure(train(config, Setup { cuts, ..setup }, indices), 2)
 }
 
 fn of_shares(shares: &[usize], more: &[&str]) -> Config {
@@ -38,11 +38,13 @@ fn a_mesh_gives_the_same_bits_in_any_placement_and_one_devices_losses_nearly() {
             let config = of_shares(shares, &[]);
             let ranks = |stages: usize| vec![i; stages * shares.len()];
             let flat = run(&config, mesh("1f1b", 1, shares), None, &ranks(1));
-            for (name, cuts) in [("gpipe", vec![2]), ("1f1b", vec![4]), ("zb-h1", vec![1])] {
+            // Each kind of schedule for most shares: all for all would take minutes.
+            let kinds = [("gpipe", vec![2]), ("1f1b", vec![4]), ("zb-h1", vec![1])];
+            for (name, cuts) in kinds.into_iter().cycle().skip(shares[0]).take(2) {
                 let what = format!("{shares:?} {name} on {}", adapter.name);
                 assert_same(&what, &flat, &run(&config, mesh(name, 2, shares), Some(cuts), &ranks(2)));
             }
-            let alone = crate::pipeline::run(&config, &[i], 3);
+            let alone = crate::pipeline::run(&config, &[i], 2);
             for (one, replicated) in alone.0.iter().zip(&flat.0) {
                 // The same sums in another order.
                 approx::assert_relative_eq!(one, replicated, max_relative = 1e-6);
@@ -121,7 +123,7 @@ fn adapters_and_packed_weights_are_summed_and_sent_as_others_are() {
         let flat = run(&config, mesh("1f1b", 1, &[2, 1]), None, &[i; 2]);
         let deep = run(&config, mesh("zb-h1", 2, &[2, 1]), Some(vec![3]), &[i; 4]);
         assert_same(&format!("{more:?}"), &flat, &deep);
-        let alone = crate::pipeline::run(&config, &[i], 3);
+        let alone = crate::pipeline::run(&config, &[i], 2);
         for (one, replicated) in alone.0.iter().zip(&flat.0) {
             // Rounded to bf16 after sums in another order.
             approx::assert_relative_eq!(one, replicated, max_relative = 1e-4);
