@@ -196,6 +196,10 @@ impl Outgoing {
 }
 
 /// Gives a filled buffer to the receivers. One that is gone has failed and said so.
+#[cfg_attr(
+    target_arch = "wasm32",
+    expect(clippy::arc_with_non_send_sync, reason = "one thread there, and threads everywhere else")
+)]
 fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
     let filled = Arc::new(filled);
     for receiver in to {
