@@ -9,7 +9,7 @@
 //! Two stages on one device hand over through a ring of the device's own memory; the host sees nothing of it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
@@ -43,7 +43,8 @@ impl Drop for Filled {
 /// The sending end.
 pub struct Outgoing {
     free: mpsc::UnboundedReceiver<Buffer>,
-    back: mpsc::UnboundedSender<Buffer>,
+    /// The receivers have it: where all are gone, no buffer comes back, and nobody waits for one.
+    back: Weak<mpsc::UnboundedSender<Buffer>>,
     filled: Vec<mpsc::UnboundedSender<Message>>,
     local: bool,
     /// Bytes sent to another device so far.
@@ -62,6 +63,8 @@ pub struct Incoming {
 struct Source {
     filled: mpsc::UnboundedReceiver<Message>,
     early: HashMap<usize, Arc<Filled>>,
+    /// Keeps the sender's ring open.
+    _back: Arc<mpsc::UnboundedSender<Buffer>>,
 }
 
 struct Upload {
@@ -142,22 +145,27 @@ pub fn connect_local(device: &Device, bytes: u64, slots: usize) -> Result<(Outgo
 }
 
 /// A sender to these receivers, in the last of their groups.
+#[cfg_attr(
+    target_arch = "wasm32",
+    expect(clippy::arc_with_non_send_sync, reason = "one thread there, and threads everywhere else")
+)]
 fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) -> Result<Outgoing> {
     let (back, free) = mpsc::unbounded();
     for _ in 0..slots {
         let _ = back.unbounded_send(buffer()?);
     }
+    let back = Arc::new(back);
     let local = to.iter().any(|end| end.upload.is_none());
     let mut filled = Vec::new();
     for end in to {
         let (sender, arriving) = mpsc::unbounded();
         filled.push(sender);
-        let source = Source { filled: arriving, early: HashMap::new() };
+        let source = Source { filled: arriving, early: HashMap::new(), _back: back.clone() };
         if let Some(group) = end.groups.last_mut() {
             group.push(source);
         }
     }
-    Ok(Outgoing { free, back, filled, local, bytes: 0 })
+    Ok(Outgoing { free, back: Arc::downgrade(&back), filled, local, bytes: 0 })
 }
 
 /// A part of a tensor on a device, and the bytes before it in what travels.
@@ -184,7 +192,8 @@ impl Outgoing {
         for (range, at) in from {
             recorder.copy(&range.buffer, range.offset, &buffer, *at, range.bytes);
         }
-        let filled = Filled { buffer, mapped: false, back: self.back.clone() };
+        let back = self.back.upgrade().ok_or_else(closed)?;
+        let filled = Filled { buffer, mapped: false, back: (*back).clone() };
         if !self.local {
             self.bytes += length(from);
             return Ok(Recorded(After::Travel { tag, filled, to: self.filled.clone() }));
