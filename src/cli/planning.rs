@@ -9,9 +9,11 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
+use crate::pipeline::Plan;
 use crate::plan::{Candidate, Machine};
 use crate::profile::{Cache, Profiler};
-use crate::train::config::{Config, Described, Devices};
+use crate::schedule::ALL_NAMES;
+use crate::train::config::{Axis, Config, Described, Devices};
 use crate::train::lessons::loudest;
 use crate::train::planning::{Planning, chosen, given_schedule};
 use crate::train::source::describe;
@@ -228,8 +230,19 @@ fn memories(devices: &[Device]) -> Vec<Option<u64>> {
 }
 
 /// Fixes in the config what the planner has chosen and a resumed run must keep: the devices that are used, and the
-/// microbatches, on which rounding depends.
-pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], microbatches: usize) {
+/// microbatches of each replica, on which rounding depends.
+pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan) {
     config.pipeline.devices = Devices::List(adapters.iter().map(|adapter| adapter.index).collect());
-    config.pipeline.microbatches = Some(microbatches);
+    config.pipeline.microbatches = Some(plan.schedule.microbatches);
+    // A schedule that is written by hand says itself who does what.
+    let shares = plan.placement.shares().filter(|_| !names_file(config));
+    config.mesh.data = match shares {
+        Some(shares) if shares.len() > 1 => Axis::Shares(shares),
+        Some(_) => Axis::Count(1),
+        None => Axis::default(),
+    };
+}
+
+fn names_file(config: &Config) -> bool {
+    config.pipeline.schedule.as_deref().is_some_and(|name| !ALL_NAMES.contains(&name))
 }

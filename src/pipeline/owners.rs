@@ -13,7 +13,7 @@ use crate::model::Parameter;
 use crate::ops::parameters::{Bucket, CHUNK};
 
 /// Most elements that travel together: 8 MiB of gradients.
-const MOST: usize = 2 << 20;
+pub(super) const MOST: usize = 2 << 20;
 
 /// A rank's copy of a parameter.
 #[derive(Clone, Debug)]

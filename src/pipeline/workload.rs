@@ -30,11 +30,16 @@ pub fn workload(
 ) -> Result<Workload> {
     let layers = (0..model.layers()).map(|layer| {
         let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
+        let trained = || own.iter().filter(|p| !p.frozen);
+        let nothing = vec![0..0; own.len()];
+        let state = Layout::new(own.clone()).bytes(true);
         Layer {
             name: model.layer_name(layer),
             kind: kind_of(model, layer),
-            weights: own.iter().filter(|p| !p.frozen).map(|p| 4 * p.len() as u64).sum(),
-            state: Layout::new(own).bytes(true),
+            weights: trained().map(|p| 4 * p.len() as u64).sum(),
+            sent: trained().map(|p| p.weight_bytes()).sum(),
+            state,
+            moments: state - Layout::sharded(own.clone(), nothing).bytes(true).min(state),
         }
     });
     let like = model.with_blocks(model.config().layers)?;
@@ -44,6 +49,7 @@ pub fn workload(
         kinds: KINDS.map(String::from).to_vec(),
         tie: tie(model),
         tokens: (batch * sequence) as u64,
+        bucket: 4 * owners::MOST as u64,
         batchings: batchings.collect::<Result<_>>()?,
     })
 }

@@ -89,7 +89,7 @@ fn bases(judge: &Judge, board: &Board) -> Vec<(f64, Base)> {
     let first = |form: usize| {
         let same = |other: &Form| {
             let of = &space.forms[form];
-            other.batching == of.batching && other.layout.stage_ranks == of.layout.stage_ranks
+            other.batching == of.batching && other.layout.placement == of.layout.placement
         };
         space.forms.iter().position(same).unwrap_or(form)
     };
@@ -197,10 +197,11 @@ fn make(judge: &mut Judge, base: &Base) -> Result<Option<Timed>> {
         judge.simulated += 1;
         judge.work += WORK_OF_MAKING * (point.stages.len().pow(2) * form.schedule.microbatches) as u64;
         let microbatches = form.schedule.microbatches;
-        let Ok(schedule) = synthesise(&costs, &form.layout.stage_ranks, microbatches, Effort::Quick) else {
+        let stage_ranks: Vec<usize> = form.layout.placement.replicas().iter().map(|of| of.rank).collect();
+        let Ok(schedule) = synthesise(&costs, &stage_ranks, microbatches, Effort::Quick) else {
             return Ok(None);
         };
-        let made = Form::new(form.batching, schedule);
+        let made = Form::new(form.batching, schedule)?;
         let lacks = lacking(prices, &made.layout, &point.devices, &point.stages, recompute);
         if lacks.iter().all(|&bytes| bytes == 0) {
             let plan = assignment(&made.layout, &point.devices, &point.stages, recompute);

@@ -3,7 +3,7 @@
 use super::costs::Prices;
 use super::form::Layout;
 use super::space::Pool;
-use crate::schedule::Costs;
+use crate::schedule::{Costs, RankCost};
 
 /// Seconds that a step with these costs takes at least in a schedule of this layout. Three things bound it, each from the moment a stage can have its first input to the moment
 /// at which what it does last has reached the first stage:
@@ -15,7 +15,11 @@ use crate::schedule::Costs;
 ///
 /// Devices that share host cores also have no more than these.
 pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -> f64 {
-    let Layout { stage_ranks, own, ahead, split, .. } = layout;
+    let Layout { own, ahead, split, .. } = layout;
+    if !layout.is_single() {
+        return work_bound(layout, costs);
+    }
+    let stage_ranks: Vec<usize> = layout.placement.replicas().iter().map(|of| of.rank).collect();
     let stages = stage_ranks.len();
     let m = microbatches as f64;
     // Seconds of F, of what the stage before waits for, and of the rest, on the queue of the stage's rank.
@@ -92,6 +96,20 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
     shared.max(end + update)
 }
 
+/// What the busiest rank of several pipelines has to do.
+fn work_bound(layout: &Layout, costs: &Costs) -> f64 {
+    let replica = |&number: &usize| {
+        let cost = &costs.stages[number];
+        let back = if layout.split[layout.stage(number)] { cost.input + cost.weight } else { cost.backward };
+        layout.placement.microbatches(number).count() as f64 * (cost.forward + back)
+    };
+    let ranks = costs.ranks.iter().zip(&layout.own);
+    let rank = |(cost, own): (&RankCost, &Vec<usize>)| {
+        cost.begin + own.iter().map(replica).sum::<f64>() + cost.end + cost.update
+    };
+    ranks.map(rank).fold(0.0, f64::max)
+}
+
 /// Seconds of a microbatch that the busiest of so many ranks has at least, however layers are cut and on whichever
 /// devices: the work of all layers, shared out as finely as can be.
 pub(super) fn even_load(prices: &Prices, pool: &Pool, ranks: usize) -> f64 {
@@ -121,7 +139,8 @@ mod tests {
     use super::lower_bound;
     use crate::plan::form::Layout;
     use crate::schedule::{
-        Costs, Exchange, Hop, Hops, NAMES, RankCost, StageCost, default_chunks, generate_chunked, simulate,
+        Costs, Exchange, Hop, Hops, NAMES, RankCost, Replica, StageCost, default_chunks, generate_chunked,
+        simulate,
     };
 
     /// SplitMix64, 0 to 1.
@@ -144,26 +163,27 @@ mod tests {
             into: on * unit(random),
             bytes: 1,
         };
-        let hops: Vec<Hops> = layout
-            .stage_ranks
-            .windows(2)
+        let placement = &layout.placement;
+        let hops: Vec<Hops> = placement
+            .hops()
+            .iter()
             .map(|_| Hops { forward: hop(on_links), backward: hop(on_links) })
             .collect();
         let exchanges = if ranks > 1 {
-            let (user, from) = (ranks - 1, layout.stage_ranks[ranks - 1]);
+            let (user, from) = (ranks - 1, placement.replicas()[ranks - 1].rank);
             let (gradient, weight) = (hop(at_ends), hop(at_ends));
-            vec![Exchange { user, owner: 0, from, to: layout.stage_ranks[0], gradient, weight }]
+            vec![Exchange { user, owner: 0, from, to: placement.replicas()[0].rank, gradient, weight }]
         } else {
             Vec::new()
         };
-        let stage = |_: &usize| StageCost {
+        let stage = |_: &Replica| StageCost {
             forward: unit(random),
             input: unit(random),
             weight: unit(random),
             backward: 2.0 * unit(random),
             ..StageCost::default()
         };
-        let stages = layout.stage_ranks.iter().map(stage).collect();
+        let stages = placement.replicas().iter().map(stage).collect();
         let rank = |_| RankCost {
             begin: at_ends * unit(random),
             end: at_ends * unit(random),
@@ -184,7 +204,7 @@ mod tests {
             for (ranks, microbatches) in [(1, 1), (1, 4), (2, 1), (2, 4), (3, 3), (3, 12), (4, 8), (5, 20)] {
                 for chunks in [default_chunks(name).unwrap(), 3] {
                     let Ok(schedule) = generate_chunked(name, ranks, chunks, microbatches) else { continue };
-                    let layout = Layout::new(&schedule);
+                    let layout = Layout::new(&schedule).unwrap();
                     for _ in 0..40 {
                         let costs = any_costs(&layout, &mut random);
                         let step = simulate(&schedule, &costs).unwrap().step;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::machine::{DeviceProfile, Machine, Rates, ShapeProfile};
 use super::workload::{Batching, Footprint, LayerMemory, StageForm, StageNeed, Work, Workload};
-use crate::schedule::{Costs, Exchange, Hop, Hops, RankCost, StageCost};
+use crate::schedule::{Costs, Exchange, Hop, Hops, Placement, RankCost, StageCost};
 
 const MICRO: f64 = 1e-6;
 const GIGA: f64 = 1e9;
@@ -16,14 +16,50 @@ pub struct Assignment<'a> {
     pub devices: &'a [usize],
     /// Layers of each stage.
     pub stages: &'a [Range<usize>],
-    /// The rank that has each stage.
-    pub stage_ranks: &'a [usize],
+    /// Which rank does which stage of which microbatch.
+    pub placement: &'a Placement,
     /// For each stage, whether it repeats F before its backward pass.
     pub recompute: &'a [bool],
     /// For each stage, whether the schedule has its I and W apart.
     pub split: &'a [bool],
-    /// For each stage, how many microbatches it holds at the worst moment: the size of the links' rings.
+    /// For each replica of a stage, how many microbatches it holds at the worst moment: the size of the links' rings.
     pub in_flight: &'a [usize],
+}
+
+/// One of the ranks that have a stage, counted from 0, and how many there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub number: usize,
+    pub of: usize,
+}
+
+impl Part {
+    /// How often gradients of others arrive at it: the sum of those before it at once, those after it one by one.
+    fn arrivals(&self) -> usize {
+        usize::from(self.number > 0) + self.of - 1 - self.number
+    }
+}
+
+/// How often what a rank sends arrives: the host adds up what several send before it goes on.
+#[derive(Debug, Clone, Copy)]
+struct Arrivals {
+    /// Arrivals for each sender.
+    part: f64,
+    /// Whether it is the first to which the same weights go: they leave once.
+    is_first: bool,
+}
+
+impl Assignment<'_> {
+    fn part(&self, rank: usize, stage: usize) -> Part {
+        part(self.placement, rank, stage)
+    }
+}
+
+/// Which of the ranks that have a stage a rank is.
+pub(super) fn part(placement: &Placement, rank: usize, stage: usize) -> Part {
+    let mut holders = placement.holders(stage);
+    let of = holders.len();
+    Part { number: holders.position(|holder| holder == rank).unwrap_or_default(), of }
 }
 
 /// Seconds and bytes of one training step of `workload`, divided as `batching` says, on these devices of `machine`. The
@@ -70,7 +106,9 @@ pub(super) struct Prices<'a> {
     /// `counts[kind][i]`: layers of that kind among the first `i`.
     counts: Vec<Vec<usize>>,
     weights: Vec<u64>,
+    sent: Vec<u64>,
     state: Vec<u64>,
+    moments: Vec<u64>,
     /// The way of an activation from device `from` to device `to`, at `from` × devices + `to`.
     hops: Vec<Hop>,
 }
@@ -100,7 +138,9 @@ impl<'a> Prices<'a> {
             bytes: batching.footprints.iter().map(|of| of_forms(workload, of)).collect(),
             counts: (0..workload.kinds.len()).map(count).collect(),
             weights: running(layers().map(|layer| layer.weights)),
+            sent: running(layers().map(|layer| layer.sent)),
             state: running(layers().map(|layer| layer.state)),
+            moments: running(layers().map(|layer| layer.moments)),
             hops: pairs.map(|(from, to)| hop(machine, from, to, batching.activation)).collect(),
         }
     }
@@ -160,11 +200,15 @@ impl<'a> Prices<'a> {
         need
     }
 
-    /// Bytes of the weights, gradients and moments of the stages that one rank has.
-    pub(super) fn state<'r>(&self, stages: impl Iterator<Item = &'r Range<usize>>) -> u64 {
+    /// Bytes of the weights, gradients and moments of the stages that one rank has, and of what it shares with others that
+    /// have them.
+    pub(super) fn state<'r>(&self, stages: impl Iterator<Item = (&'r Range<usize>, Part)>) -> u64 {
         let (mut bytes, mut uses, mut owns) = (0, false, false);
-        for range in stages {
-            bytes += self.state[range.end] - self.state[range.start];
+        for (range, part) in stages {
+            let of = |sums: &[u64]| sums[range.end] - sums[range.start];
+            let moments = of(&self.moments);
+            bytes += of(&self.state) - moments + moments / part.of as u64;
+            bytes += self.shared(range, part);
             uses |= self.workload.tie.is_some_and(|tie| range.contains(&tie.user));
             owns |= self.workload.tie.is_some_and(|tie| range.contains(&tie.owner));
         }
@@ -177,9 +221,29 @@ impl<'a> Prices<'a> {
         bytes + tied
     }
 
+    /// Bytes of the links over which the ranks that have a stage exchange its gradients and weights, on one of them.
+    fn shared(&self, range: &Range<usize>, part: Part) -> u64 {
+        let others = part.of as u64 - 1;
+        let (gradients, weights) = self.pieces(range, part);
+        if others == 0 || gradients == 0 {
+            return 0;
+        }
+        let buckets = gradients.div_ceil(self.workload.bucket.max(1));
+        let [gradient, weight] = [gradients, weights].map(|bytes| bytes / buckets);
+        let slots = buckets.min(2);
+        let owner = part.arrivals() as u64 * slots * gradient + slots * weight + gradient;
+        owner + others * slots * (gradient + weight)
+    }
+
+    /// Bytes of the gradients of what one of the ranks that have a stage owns of it, and of the weights as they travel.
+    fn pieces(&self, range: &Range<usize>, part: Part) -> (u64, u64) {
+        let of = |sums: &[u64]| (sums[range.end] - sums[range.start]) / part.of as u64;
+        (of(&self.weights), of(&self.sent))
+    }
+
     /// Writes the costs of a plan over what `costs` holds.
     pub(super) fn fill(&self, plan: &Assignment, costs: &mut Costs) {
-        let Assignment { devices, stages, stage_ranks, .. } = *plan;
+        let Assignment { devices, stages, placement, .. } = *plan;
         costs.stages.clear();
         costs.hops.clear();
         costs.ranks.clear();
@@ -187,38 +251,66 @@ impl<'a> Prices<'a> {
         costs.cores = self.machine.cores.unwrap_or(0.0);
         self.slowdown(devices, &mut costs.slowdown);
         costs.ranks.extend((0..devices.len()).map(|rank| self.rank(plan, rank)));
-        for (s, range) in stages.iter().enumerate() {
-            let rank = stage_ranks[s];
-            let form = StageForm { split: plan.split[s], recompute: plan.recompute[s] };
-            let need = self.need(devices[rank], range, form);
-            costs.ranks[rank].fixed += need.fixed;
-            let times = self.stage(devices[rank], range, plan.recompute[s]);
+        for of in placement.replicas() {
+            let (device, range) = (devices[of.rank], &stages[of.stage]);
+            let recompute = plan.recompute[of.stage];
+            let need = self.need(device, range, StageForm { split: plan.split[of.stage], recompute });
+            costs.ranks[of.rank].fixed += need.fixed;
+            let times = self.stage(device, range, recompute);
             costs.stages.push(StageCost { stash: need.stash, gradient: need.gradient, ..times });
-            let Some(&next) = stage_ranks.get(s + 1) else { continue };
+        }
+        for (hop, &(from, to)) in placement.hops().iter().enumerate() {
+            let [before, after] = [from, to].map(|replica| placement.replicas()[replica].rank);
             costs.hops.push(Hops {
-                forward: *self.hop(devices[rank], devices[next]),
-                backward: *self.hop(devices[next], devices[rank]),
+                forward: *self.hop(devices[before], devices[after]),
+                backward: *self.hop(devices[after], devices[before]),
             });
-            if rank != next {
-                let rings = self.batching.link_buffer * ring_buffers(plan.in_flight[s]);
-                costs.ranks[rank].fixed += rings;
-                costs.ranks[next].fixed += rings;
+            if placement.is_link(hop) {
+                let rings = self.batching.link_buffer * ring_buffers(plan.in_flight[from]);
+                costs.ranks[before].fixed += rings;
+                costs.ranks[after].fixed += rings;
             }
         }
-        let Some(tie) = self.workload.tie else { return };
+        self.fill_exchanges(plan, costs);
+    }
+
+    /// What travels at the end of a step.
+    fn fill_exchanges(&self, plan: &Assignment, costs: &mut Costs) {
+        let Assignment { devices, stages, placement, .. } = *plan;
+        let mut add =
+            |user: usize, owner: usize, from: usize, to: usize, bytes: (u64, u64), arrivals: Arrivals| {
+                let mut gradient = hop(self.machine, devices[from], devices[to], bytes.0);
+                let mut weight = hop(self.machine, devices[to], devices[from], bytes.1);
+                // What arrives is added: two tensors are read and one is written.
+                let memory = self.machine.devices[devices[to]].rates.memory_gb_s;
+                gradient.into = arrivals.part * (gradient.into + 3.0 * bytes.0 as f64 / GIGA / memory);
+                weight.out *= f64::from(arrivals.is_first);
+                costs.exchanges.push(Exchange { user, owner, from, to, gradient, weight });
+            };
+        if !placement.is_single() {
+            for (stage, range) in stages.iter().enumerate() {
+                let of = placement.holders(stage).len();
+                for (number, to) in placement.holders(stage).enumerate() {
+                    let pieces = self.pieces(range, Part { number, of });
+                    let others = placement.holders(stage).filter(|&from| from != to && pieces.0 > 0);
+                    for (at, from) in others.enumerate() {
+                        let arrivals = Part { number, of }.arrivals() as f64 / (of - 1) as f64;
+                        add(stage, stage, from, to, pieces, Arrivals { part: arrivals, is_first: at == 0 });
+                    }
+                }
+            }
+        }
+        let Some(tie) = self.workload.tie.filter(|tie| tie.bytes > 0) else { return };
         let stage_of =
             |layer: usize| stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
         let (user, owner) = (stage_of(tie.user), stage_of(tie.owner));
-        let [from, to] = [user, owner].map(|stage| devices[stage_ranks[stage]]);
-        if stage_ranks[user] != stage_ranks[owner] && tie.bytes > 0 {
-            costs.exchanges.push(Exchange {
-                user,
-                owner,
-                from: stage_ranks[user],
-                to: stage_ranks[owner],
-                gradient: hop(self.machine, from, to, tie.bytes),
-                weight: hop(self.machine, to, from, tie.bytes),
-            });
+        let bytes = tie.bytes / placement.holders(owner).len() as u64;
+        let users = placement.holders(user).filter(|&rank| !placement.holds(rank, owner));
+        for (at, from) in users.enumerate() {
+            for to in placement.holders(owner) {
+                let arrivals = Arrivals { part: 1.0, is_first: at == 0 };
+                add(user, owner, from, to, (bytes, bytes), arrivals);
+            }
         }
     }
 
@@ -226,10 +318,12 @@ impl<'a> Prices<'a> {
     fn rank(&self, plan: &Assignment, rank: usize) -> RankCost {
         let device = &self.machine.devices[plan.devices[rank]];
         let rates = &device.rates;
-        let own = || plan.stages.iter().zip(plan.stage_ranks).filter(|&(_, &owner)| owner == rank);
-        let has = |layer: usize| own().any(|(range, _)| range.contains(&layer));
-        let weights: u64 = own().map(|(range, _)| self.weights[range.end] - self.weights[range.start]).sum();
-        let weights = weights as f64 / GIGA;
+        let own = || plan.stages.iter().enumerate().filter(|(stage, _)| plan.placement.holds(rank, *stage));
+        let has = |layer: usize| own().any(|(_, range)| range.contains(&layer));
+        let bytes =
+            |range: &Range<usize>| (self.weights[range.end] - self.weights[range.start]) as f64 / GIGA;
+        let weights: f64 = own().map(|(_, range)| bytes(range)).sum();
+        let owned: f64 = own().map(|(stage, range)| bytes(range) / plan.part(rank, stage).of as f64).sum();
         let tie = self.workload.tie.filter(|tie| has(tie.user));
         let used = tie.map_or(0.0, |tie| tie.bytes as f64 / GIGA);
         // Adding the user's gradient to the owner's reads two tensors and writes one.
@@ -238,12 +332,12 @@ impl<'a> Prices<'a> {
         let submit = rates.submit_us * MICRO;
         RankCost {
             begin: submit + (weights + used) / rates.clear_gb_s.unwrap_or(memory),
-            end: rates.barrier_us * MICRO + folded / memory + weights / rates.norm_gb_s.unwrap_or(memory),
-            update: submit + weights / rates.optimizer_gb_s.unwrap_or(memory / 7.0),
+            end: rates.barrier_us * MICRO + folded / memory + owned / rates.norm_gb_s.unwrap_or(memory),
+            update: submit + owned / rates.optimizer_gb_s.unwrap_or(memory / 7.0),
             cores: device.cores,
             jitter: device.jitter.unwrap_or_default(),
             copy_engine: device.copy_engine,
-            fixed: self.state(own().map(|(range, _)| range)),
+            fixed: self.state(own().map(|(stage, range)| (range, plan.part(rank, stage)))),
             budget: device.memory,
         }
     }

@@ -210,16 +210,7 @@ impl Explanation {
 }
 
 fn chunks(candidate: &Candidate) -> usize {
-    candidate.stages.len() / candidate.devices.len()
-}
-
-fn own_stages(candidate: &Candidate, rank: usize) -> impl Iterator<Item = usize> {
-    let owners = candidate.stage_ranks.iter().enumerate();
-    owners.filter(move |&(_, &owner)| owner == rank).map(|(stage, _)| stage)
-}
-
-fn layers(stages: &[Range<usize>], candidate: &Candidate, rank: usize) -> usize {
-    own_stages(candidate, rank).map(|stage| stages[stage].len()).sum()
+    candidate.placement.replicas().len() / candidate.devices.len()
 }
 
 fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<DeviceShare> {
@@ -239,7 +230,7 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
         .unwrap_or_default();
     let all = work(slowest, 0..workload.layers.len());
     let share = |(rank, &device): (usize, &usize)| {
-        let stages = own_stages(best, rank).map(|stage| StageShare {
+        let stages = best.stages_of(rank).map(|stage| StageShare {
             stage,
             first: best.stages[stage].start,
             end: best.stages[stage].end,
@@ -253,9 +244,9 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
             device,
             adapter: None,
             name: machine.devices[device].name.clone(),
-            layers: layers(&best.stages, best, rank),
+            layers: best.layers_of(rank),
             stages: stages.collect(),
-            work: own_stages(best, rank).map(|stage| work(slowest, best.stages[stage].clone())).sum::<f64>()
+            work: best.stages_of(rank).map(|stage| work(slowest, best.stages[stage].clone())).sum::<f64>()
                 / all.max(f64::MIN_POSITIVE),
             speed: ratio(work(slowest, usual..usual + 1), work(device, usual..usual + 1)),
             why: Vec::new(),
@@ -336,7 +327,7 @@ fn why_ends(
 fn why_memory(planned: &Planned, share: &DeviceShare) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(unlimited) = &planned.unlimited {
-        let without = layers(unlimited, &planned.best, share.rank);
+        let without: usize = planned.best.stages_of(share.rank).map(|stage| unlimited[stage].len()).sum();
         if without > share.layers {
             why.push(format!("limited by memory to {} fewer", counted(without - share.layers, "layer")));
         }
@@ -374,10 +365,13 @@ fn links(best: &Candidate) -> Vec<LinkShare> {
             None => links.push(LinkShare { from, to, bytes }),
         }
     };
-    for (hops, ranks) in best.costs.hops.iter().zip(best.stage_ranks.windows(2)) {
-        if ranks[0] != ranks[1] {
-            add(ranks[0], ranks[1], hops.forward.bytes * best.microbatches as u64);
-            add(ranks[1], ranks[0], hops.backward.bytes * best.microbatches as u64);
+    let placement = &best.placement;
+    for boundary in 0..best.stages.len() - 1 {
+        for microbatch in (0..best.microbatches).filter(|&m| placement.crosses(boundary, m)) {
+            let hops = &best.costs.hops[placement.hop(boundary, microbatch)];
+            let [from, to] = [boundary, boundary + 1].map(|stage| placement.rank(stage, microbatch));
+            add(from, to, hops.forward.bytes);
+            add(to, from, hops.backward.bytes);
         }
     }
     for way in &best.costs.exchanges {
@@ -394,7 +388,7 @@ fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
         chunks: chunks(other),
         microbatches: other.microbatches,
         devices: other.devices.clone(),
-        layers: (0..other.devices.len()).map(|rank| layers(&other.stages, other, rank)).collect(),
+        layers: (0..other.devices.len()).map(|rank| other.layers_of(rank)).collect(),
         recompute: other.repeated(),
         step_seconds: other.simulation.expected,
         slower: other.simulation.expected / best.simulation.expected - 1.0,

@@ -139,7 +139,7 @@ fn closest_of_form(judge: &mut Judge, at: usize, layout: &Layout) -> Result<Opti
         least.iter_mut().zip(lacks(true)).for_each(|(least, other)| *least = (*least).min(other));
     }
     for (rank, own) in layout.own.iter().enumerate() {
-        if own.iter().any(|&stage| !prices.binds(point.devices[rank], &point.stages[stage])) {
+        if own.iter().any(|&of| !prices.binds(point.devices[rank], &point.stages[layout.stage(of)])) {
             least[rank] = NEVER;
         }
     }

@@ -1,7 +1,7 @@
 //! Schedules before it is known which devices follow them.
 
 use crate::error::Result;
-use crate::schedule::{Kind, NAMES, Schedule, default_chunks, generate_chunked, stage_ranks};
+use crate::schedule::{Kind, NAMES, Placement, Schedule, default_chunks, generate_chunked, stage_ranks};
 
 use super::costs::ring_buffers;
 
@@ -17,18 +17,18 @@ pub(super) struct Form {
     pub layout: Layout,
 }
 
-/// What a schedule fixes for each stage and rank.
+/// What a schedule fixes for each stage, replica ([`Placement::replicas`]) and rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// The rank of each stage.
-    pub stage_ranks: Vec<usize>,
-    /// The stages of each rank.
+    /// Which rank does what.
+    pub placement: Placement,
+    /// The replicas of each rank.
     pub own: Vec<Vec<usize>>,
-    /// Stash slots of each stage: as many as microbatches are in flight at the worst moment.
+    /// Stash slots of each replica: as many as microbatches are in flight at the worst moment.
     pub stash: Vec<usize>,
-    /// The most microbatches whose F a stage starts before it has ended the first of them.
+    /// The most microbatches whose F a replica starts before it has ended the first of them.
     pub ahead: Vec<usize>,
-    /// Gradient slots of each stage.
+    /// Gradient slots of each replica.
     pub gradient: Vec<usize>,
     /// Whether a stage has I and W apart.
     pub split: Vec<bool>,
@@ -38,59 +38,71 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Of a valid schedule.
-    pub fn new(schedule: &Schedule) -> Layout {
-        let stages = schedule.stages;
-        let mut stage_ranks = vec![0; stages];
-        let mut split = vec![false; stages];
-        let mut own = vec![Vec::new(); schedule.ranks.len()];
-        for (rank, actions) in schedule.ranks.iter().enumerate() {
-            for action in actions.iter().filter(|action| !action.kind.is_whole()) {
-                stage_ranks[action.stage] = rank;
-                split[action.stage] |= action.kind == Kind::I;
-            }
-        }
-        for (stage, &rank) in stage_ranks.iter().enumerate() {
-            own[rank].push(stage);
-        }
-        let stash: Vec<usize> =
-            (0..stages).map(|stage| schedule.slots(stage, stage_ranks[stage]).count).collect();
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Schedule::placement`].
+    pub fn new(schedule: &Schedule) -> Result<Layout> {
+        let placement = schedule.placement()?;
+        let split = (0..schedule.stages).map(|stage| schedule.splits(stage)).collect();
+        let replicas = placement.replicas();
+        let stash: Vec<usize> = replicas.iter().map(|of| schedule.slots(of.stage, of.rank).count).collect();
         // Where forwards are not in order of microbatches, the first of them may end late.
-        let ahead = (0..stages).map(|stage| {
-            let own = schedule.ranks[stage_ranks[stage]].iter().filter(|action| action.stage == stage);
+        let ahead = replicas.iter().zip(&stash).map(|(of, &stash)| {
+            let own = schedule.ranks[of.rank].iter().filter(|action| action.stage == of.stage);
             let forwards = own.filter(|action| action.kind == Kind::F).map(|action| action.microbatch);
-            if forwards.is_sorted() { stash[stage] } else { schedule.microbatches }
+            if forwards.is_sorted() { stash } else { schedule.microbatches }
         });
         let ahead = ahead.collect();
-        let gradient =
-            (0..stages).map(|stage| schedule.gradient_slots(stage, stage_ranks[stage]).count).collect();
-        let mut rings = vec![0; schedule.ranks.len()];
-        for (stage, pair) in stage_ranks.windows(2).enumerate() {
-            if pair[0] != pair[1] {
-                rings[pair[0]] += ring_buffers(stash[stage]);
-                rings[pair[1]] += ring_buffers(stash[stage]);
-            }
+        let gradient = replicas.iter().map(|of| schedule.gradient_slots(of.stage, of.rank).count).collect();
+        let mut own = vec![Vec::new(); schedule.ranks.len()];
+        for (number, replica) in replicas.iter().enumerate() {
+            own[replica.rank].push(number);
         }
-        Layout { stage_ranks, own, stash, ahead, gradient, split, rings }
+        let rings = rings(&placement, schedule.ranks.len(), &stash);
+        Ok(Layout { placement, own, stash, ahead, gradient, split, rings })
+    }
+
+    /// The same stages with a single microbatch in flight.
+    pub fn lean(&self) -> Layout {
+        let one = vec![1; self.stash.len()];
+        let rings = rings(&self.placement, self.own.len(), &one);
+        let split = vec![false; self.split.len()];
+        Layout { stash: one.clone(), ahead: one.clone(), gradient: one, split, rings, ..self.clone() }
+    }
+
+    /// The stage of a replica.
+    pub fn stage(&self, replica: usize) -> usize {
+        self.placement.replicas()[replica].stage
+    }
+
+    /// Whether each stage is on one rank.
+    pub fn is_single(&self) -> bool {
+        self.placement.replicas().len() == self.split.len()
     }
 }
 
-impl Layout {
-    /// The same stages with a single microbatch in flight.
-    pub fn lean(&self) -> Layout {
-        let one = vec![1; self.stage_ranks.len()];
-        let mut rings = vec![0; self.own.len()];
-        for pair in self.stage_ranks.windows(2).filter(|pair| pair[0] != pair[1]) {
-            pair.iter().for_each(|&rank| rings[rank] += ring_buffers(1));
+/// Link buffers of each rank if replicas keep so many microbatches.
+fn rings(placement: &Placement, ranks: usize, stash: &[usize]) -> Vec<u64> {
+    let mut rings = vec![0; ranks];
+    let links = placement.hops().iter().enumerate().filter(|(hop, _)| placement.is_link(*hop));
+    for (_, &(from, to)) in links {
+        for replica in [from, to] {
+            rings[placement.replicas()[replica].rank] += ring_buffers(stash[from]);
         }
-        let split = vec![false; one.len()];
-        Layout { stash: one.clone(), ahead: one.clone(), gradient: one, split, rings, ..self.clone() }
     }
+    rings
 }
 
 impl Form {
-    pub fn new(batching: usize, schedule: Schedule) -> Form {
-        let layout = Layout::new(&schedule);
-        Form { batching, schedule, layout }
+    /// Of a valid schedule.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Schedule::placement`].
+    pub fn new(batching: usize, schedule: Schedule) -> Result<Form> {
+        let layout = Layout::new(&schedule)?;
+        Ok(Form { batching, schedule, layout })
     }
 
     pub fn ranks(&self) -> usize {
@@ -103,7 +115,8 @@ impl Form {
 
     /// Whether every rank has one stage, in order.
     pub fn is_plain(&self) -> bool {
-        self.layout.stage_ranks.iter().enumerate().all(|(stage, &rank)| stage == rank)
+        let replicas = self.layout.placement.replicas();
+        replicas.iter().enumerate().all(|(number, of)| number == of.stage && number == of.rank)
     }
 
     /// Actions of one simulation.
@@ -144,7 +157,7 @@ pub(super) fn forms(
             match generate_chunked(each, ranks, chunks, microbatches) {
                 // With few microbatches several names mean the same lists.
                 Ok(schedule) if forms.iter().any(|other| other.schedule.ranks == schedule.ranks) => {}
-                Ok(schedule) => forms.push(Form::new(batching, schedule)),
+                Ok(schedule) => forms.push(Form::new(batching, schedule)?),
                 Err(error) if name.is_some() => return Err(error),
                 Err(_) => {}
             }

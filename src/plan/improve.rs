@@ -97,7 +97,7 @@ fn moves(judge: &Judge, point: &Point) -> Vec<Move> {
     if !judge.space.is_cut {
         let heaviest = heaviest_rank(judge, point);
         for from in 0..stages {
-            let is_heavy = form.layout.stage_ranks[from] == heaviest;
+            let is_heavy = form.layout.placement.holds(heaviest, from);
             for to in 0..stages {
                 let is_tried = stages <= FEW_STAGES || is_heavy || from.abs_diff(to) == 1;
                 if from != to && point.stages[from].len() > 1 && is_tried {
@@ -137,7 +137,11 @@ fn heaviest_rank(judge: &Judge, point: &Point) -> usize {
     let (form, prices) = (judge.form(point), judge.prices(point));
     let load = |rank: usize| -> f64 {
         let own = form.layout.own[rank].iter();
-        own.map(|&stage| seconds(prices, point.devices[rank], &point.stages[stage])).sum()
+        let seconds = |&of: &usize| {
+            let count = form.layout.placement.microbatches(of).count() as f64;
+            count * seconds(prices, point.devices[rank], &point.stages[form.layout.stage(of)])
+        };
+        own.map(seconds).sum()
     };
     (0..form.ranks()).max_by(|&a, &b| load(a).total_cmp(&load(b))).unwrap_or_default()
 }
@@ -165,9 +169,10 @@ fn apply(judge: &Judge, point: &Point, change: Move) -> Option<Point> {
         Move::Swap { a, b, layers } => {
             next.devices.swap(a, b);
             if layers {
-                let own = &judge.form(point).layout.own;
+                let layout = &judge.form(point).layout;
                 let mut sizes: Vec<usize> = next.stages.iter().map(ExactSizeIterator::len).collect();
-                own[a].iter().zip(&own[b]).for_each(|(&one, &other)| sizes.swap(one, other));
+                let pairs = layout.own[a].iter().zip(&layout.own[b]);
+                pairs.for_each(|(&one, &other)| sizes.swap(layout.stage(one), layout.stage(other)));
                 let mut start = 0;
                 for (stage, size) in next.stages.iter_mut().zip(sizes) {
                     *stage = start..start + size;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::RecomputeChoice;
 use super::bound::lower_bound;
-use super::costs::{Assignment, Prices};
+use super::costs::{Assignment, Part, Prices, part};
 use super::form::{Form, Layout, MOST_CHUNKS};
 use super::space::Space;
 use super::workload::StageForm;
@@ -152,7 +152,7 @@ pub(super) fn assignment<'p>(
     Assignment {
         devices,
         stages,
-        stage_ranks: &layout.stage_ranks,
+        placement: &layout.placement,
         recompute,
         split: &layout.split,
         in_flight: &layout.stash,
@@ -160,27 +160,29 @@ pub(super) fn assignment<'p>(
 }
 
 fn unevenness(layout: &Layout, costs: &Costs) -> f64 {
-    let load = |stages: &Vec<usize>| -> f64 {
-        let seconds = |s: &usize| {
-            let cost = &costs.stages[*s];
-            cost.forward + if layout.split[*s] { cost.input + cost.weight } else { cost.backward }
+    let load = |replicas: &Vec<usize>| -> f64 {
+        let seconds = |&replica: &usize| {
+            let cost = &costs.stages[replica];
+            let split = layout.split[layout.stage(replica)];
+            cost.forward + if split { cost.input + cost.weight } else { cost.backward }
         };
-        stages.iter().map(seconds).sum()
+        replicas.iter().map(seconds).sum()
     };
     layout.own.iter().map(|stages| load(stages).powi(2)).sum()
 }
 
-/// Bytes of one stage with its slots, weights and links aside.
+/// Bytes of one stage of a rank with its slots, weights and links aside.
 fn stage_bytes(
     prices: &Prices,
     layout: &Layout,
-    stage: usize,
+    replica: usize,
     device: usize,
     range: &Range<usize>,
     recompute: bool,
 ) -> u64 {
-    let need = prices.need(device, range, StageForm { split: layout.split[stage], recompute });
-    need.fixed + layout.stash[stage] as u64 * need.stash + layout.gradient[stage] as u64 * need.gradient
+    let split = layout.split[layout.stage(replica)];
+    let need = prices.need(device, range, StageForm { split, recompute });
+    need.fixed + layout.stash[replica] as u64 * need.stash + layout.gradient[replica] as u64 * need.gradient
 }
 
 /// The sets of stages to repeat F in, with which every rank fits: of each rank every set from which no stage can be
@@ -196,6 +198,9 @@ pub(super) fn choices(
     stages: &[Range<usize>],
     wish: &RecomputeChoice,
 ) -> std::result::Result<Vec<Vec<bool>>, u64> {
+    if !layout.is_single() {
+        return replicated(prices, layout, devices, stages, wish).map(|choice| vec![choice]);
+    }
     let mut first = vec![false; stages.len()];
     let mut others: Vec<(usize, Vec<Vec<bool>>)> = Vec::new();
     let mut lacking = 0;
@@ -230,6 +235,35 @@ pub(super) fn choices(
     Ok(all)
 }
 
+/// Of stages that several ranks have, which repeat F on all of these: those that must on one.
+///
+/// # Errors
+///
+/// As [`choices`].
+fn replicated(
+    prices: &Prices,
+    layout: &Layout,
+    devices: &[usize],
+    stages: &[Range<usize>],
+    wish: &RecomputeChoice,
+) -> std::result::Result<Vec<bool>, u64> {
+    let mut choice = vec![false; stages.len()];
+    let mut short = 0;
+    for (rank, own) in layout.own.iter().enumerate() {
+        match several_stages(prices, layout, rank, devices[rank], stages, wish) {
+            Ok(sets) => own.iter().zip(&sets[0]).for_each(|(&of, &on)| choice[layout.stage(of)] |= on),
+            Err(lacks) => short += lacks,
+        }
+    }
+    match short {
+        0 => match lacking(prices, layout, devices, stages, &choice).iter().sum() {
+            0 => Ok(choice),
+            lacks => Err(lacks),
+        },
+        lacks => Err(lacks),
+    }
+}
+
 /// For each rank the bytes that are lacking if these stages repeat F.
 pub(super) fn lacking(
     prices: &Prices,
@@ -239,16 +273,17 @@ pub(super) fn lacking(
     recompute: &[bool],
 ) -> Vec<u64> {
     let rank = |(rank, own): (usize, &Vec<usize>)| {
-        let ranges = own.iter().map(|&stage| &stages[stage]);
-        let Some(limit) = Limit::new(prices, layout, rank, devices[rank], ranges) else { return 0 };
-        let bytes =
-            own.iter().map(|&s| stage_bytes(prices, layout, s, devices[rank], &stages[s], recompute[s]));
+        let Some(limit) = Limit::new(prices, layout, rank, devices[rank], stages) else { return 0 };
+        let bytes = own.iter().map(|&of| {
+            let stage = layout.stage(of);
+            stage_bytes(prices, layout, of, devices[rank], &stages[stage], recompute[stage])
+        });
         limit.lacks(bytes.sum())
     };
     layout.own.iter().enumerate().map(rank).collect()
 }
 
-/// Whether the only stage of a rank must repeat F to fit.
+/// Whether the only stage of a rank, which no other has, must repeat F to fit.
 ///
 /// # Errors
 ///
@@ -265,7 +300,8 @@ pub(super) fn one_stage(
         return Err(NEVER);
     }
     let wished = wish.is_on(stage);
-    let Some(limit) = Limit::new(prices, layout, layout.stage_ranks[stage], device, [range]) else {
+    let rank = layout.placement.replicas()[stage].rank;
+    let Some(limit) = Limit::of(prices, layout, rank, device, [(range, Part { number: 0, of: 1 })]) else {
         return Ok(wished);
     };
     let lacks = |recompute| limit.lacks(stage_bytes(prices, layout, stage, device, range, recompute));
@@ -293,18 +329,18 @@ fn several_stages(
     wish: &RecomputeChoice,
 ) -> std::result::Result<Vec<Vec<bool>>, u64> {
     let own = &layout.own[rank];
-    let ranges = || own.iter().map(|&stage| &stages[stage]);
-    if ranges().any(|range| !prices.binds(device, range)) {
+    let range = |replica: usize| &stages[layout.stage(replica)];
+    if own.iter().any(|&of| !prices.binds(device, range(of))) {
         return Err(NEVER);
     }
-    let wished: Vec<bool> = own.iter().map(|&stage| wish.is_on(stage)).collect();
-    let Some(limit) = Limit::new(prices, layout, rank, device, ranges()) else { return Ok(vec![wished]) };
+    let wished: Vec<bool> = own.iter().map(|&of| wish.is_on(layout.stage(of))).collect();
+    let Some(limit) = Limit::new(prices, layout, rank, device, stages) else { return Ok(vec![wished]) };
     let lacks = |set: &[bool]| {
-        let bytes = |(&stage, &on)| stage_bytes(prices, layout, stage, device, &stages[stage], on);
+        let bytes = |(&of, &on)| stage_bytes(prices, layout, of, device, range(of), on);
         limit.lacks(own.iter().zip(set).map(bytes).sum())
     };
     if *wish == RecomputeChoice::AsNeeded {
-        return subsets(own, |stage| prices.stage(device, &stages[stage], false).forward, lacks);
+        return subsets(own, |of| prices.stage(device, range(of), false).forward, lacks);
     }
     match lacks(&wished) {
         0 => Ok(vec![wished]),
@@ -332,16 +368,29 @@ struct Limit {
 
 impl Limit {
     /// None if the device has no budget.
-    fn new<'r>(
+    fn new(
         prices: &Prices,
         layout: &Layout,
         rank: usize,
         device: usize,
-        ranges: impl IntoIterator<Item = &'r Range<usize>>,
+        stages: &[Range<usize>],
+    ) -> Option<Limit> {
+        let own = layout.own[rank].iter().map(|&of| layout.stage(of));
+        let of = own.map(|stage| (&stages[stage], part(&layout.placement, rank, stage)));
+        Limit::of(prices, layout, rank, device, of)
+    }
+
+    /// Of a rank that has these layers.
+    fn of<'r>(
+        prices: &Prices,
+        layout: &Layout,
+        rank: usize,
+        device: usize,
+        stages: impl IntoIterator<Item = (&'r Range<usize>, Part)>,
     ) -> Option<Limit> {
         let budget = prices.machine.devices[device].memory?;
         let rings = layout.rings[rank] * prices.batching.link_buffer;
-        Some(Limit { budget, fixed: rings + prices.state(ranges.into_iter()) })
+        Some(Limit { budget, fixed: rings + prices.state(stages.into_iter()) })
     }
 
     fn lacks(&self, bytes: u64) -> u64 {

@@ -27,6 +27,7 @@ mod search;
 mod space;
 mod start;
 mod table;
+mod teams;
 pub(crate) mod text;
 mod without;
 mod workload;
@@ -45,7 +46,7 @@ pub use workload::{
 
 use std::ops::Range;
 
-use crate::schedule::{Costs, Schedule, Simulation};
+use crate::schedule::{Costs, Placement, Schedule, Simulation};
 
 /// What may be decided by hand; what is left open the planner chooses.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -60,6 +61,8 @@ pub struct Options {
     pub microbatches: Option<usize>,
     /// Which stages repeat F.
     pub recompute: RecomputeChoice,
+    /// How many pipelines train beside each other. A schedule that is given says it itself.
+    pub data: DataChoice,
     /// Bytes that each device of the machine may use, instead of its profile's `memory`; none keeps that.
     pub budgets: Vec<Option<u64>>,
 }
@@ -90,6 +93,35 @@ pub enum RecomputeChoice {
     Stages(Vec<bool>),
 }
 
+/// How many replicas every stage has: pipelines beside each other, each for a share of the microbatches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataChoice {
+    /// As many as are fastest.
+    Any,
+    /// So many; the planner shares out the microbatches. One is what a caller has who asks for nothing: the order in which
+    /// gradients are added depends on it.
+    Count(usize),
+    /// One for each of these shares, which together are the microbatches of a step.
+    Shares(Vec<usize>),
+}
+
+impl Default for DataChoice {
+    fn default() -> Self {
+        DataChoice::Count(1)
+    }
+}
+
+impl DataChoice {
+    /// Whether a plan may be a single pipeline.
+    pub(super) fn allows_one(&self) -> bool {
+        match self {
+            DataChoice::Any => true,
+            DataChoice::Count(count) => *count == 1,
+            DataChoice::Shares(shares) => shares.len() == 1,
+        }
+    }
+}
+
 /// A plan: who computes what and when, and what that costs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
@@ -97,8 +129,8 @@ pub struct Candidate {
     pub devices: Vec<usize>,
     /// Layers of each stage.
     pub stages: Vec<Range<usize>>,
-    /// The rank that has each stage.
-    pub stage_ranks: Vec<usize>,
+    /// Which rank does which stage of which microbatch.
+    pub placement: Placement,
     /// Computation only; [`Schedule::lowered`] adds the transfers.
     pub schedule: Schedule,
     /// Position in [`Workload::batchings`].
@@ -121,6 +153,22 @@ impl Candidate {
     /// First layers of the stages after the first.
     pub fn cuts(&self) -> Vec<usize> {
         self.stages[1..].iter().map(|range| range.start).collect()
+    }
+
+    /// The microbatches of each pipeline where there are several; one share where there is one, or where stages are not all
+    /// on as many ranks.
+    pub fn shares(&self) -> Vec<usize> {
+        self.placement.shares().unwrap_or_else(|| vec![self.microbatches])
+    }
+
+    /// The stages of a rank.
+    pub fn stages_of(&self, rank: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.stages.len()).filter(move |&stage| self.placement.holds(rank, stage))
+    }
+
+    /// How many layers a rank has.
+    pub fn layers_of(&self, rank: usize) -> usize {
+        self.stages_of(rank).map(|stage| self.stages[stage].len()).sum()
     }
 
     /// The stages that repeat F.

@@ -9,16 +9,19 @@ use super::judge::{Judge, Point, Timed, assignment};
 use super::machine::Machine;
 use super::search::{Board, allowance, search};
 use super::space::Space;
+use super::teams::teams;
 use super::text::bytes;
 use super::workload::Workload;
-use super::{Candidate, LeftOut, Options, Planned, ScheduleChoice};
-use crate::error::Result;
+use super::{Candidate, DataChoice, LeftOut, Options, Planned, ScheduleChoice};
+use crate::error::{Error, Result};
 use crate::schedule::{Costs, simulate};
 
 /// How many other plans are shown.
 const ALTERNATIVES: usize = 5;
 /// Units of work (about 10 ns) for finding out what memory costs.
 const WORK_OF_UNLIMITED: u64 = 1_000_000;
+/// Several pipelines must be faster than one by this part of a step: they add up gradients in another order.
+const WORTH_SEVERAL: f64 = 0.01;
 /// A smaller part of the step's time is not worth blaming on memory.
 const WORTH_SAYING: f64 = 1e-3;
 
@@ -33,12 +36,99 @@ const WORTH_SAYING: f64 = 1e-3;
 /// it fit. Those of [`Schedule::validate`](crate::schedule::Schedule)
 /// for a schedule made by hand.
 pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result<Planned> {
+    if matches!(options.schedule, ScheduleChoice::Given(_)) || options.data == DataChoice::Count(1) {
+        return pipeline(workload, machine, options);
+    }
+    let one = options.data.allows_one().then(|| pipeline(workload, machine, options));
+    // Of options that are wrong the search for one pipeline says what is.
+    if let Some(Err(error)) = &one
+        && !matches!(error, Error::NoPlan { .. })
+    {
+        return one.unwrap_or_else(|| pipeline(workload, machine, options));
+    }
+    let limited = machine.within(&options.budgets);
+    let several = teams(workload, &limited, options)?;
+    match one {
+        Some(Ok(one)) => Ok(beside(one, several, &limited)),
+        Some(Err(error)) if several.is_empty() => Err(error),
+        _ => among(several, &limited, options),
+    }
+}
+
+/// The faster of one pipeline and several: these only where it is worth the traffic.
+fn beside(mut one: Planned, several: Vec<Candidate>, machine: &Machine) -> Planned {
+    let seconds = |plan: &Candidate| plan.simulation.expected;
+    let is_better =
+        several.first().is_some_and(|best| seconds(best) < seconds(&one.best) * (1.0 - WORTH_SEVERAL));
+    let mut several = several.into_iter();
+    if is_better && let Some(best) = several.next() {
+        one.alternatives.insert(0, std::mem::replace(&mut one.best, best));
+        (one.unlimited, one.complete) = (None, false);
+        one.left_out = unused(&one, machine);
+    }
+    // One of each number of pipelines.
+    for other in several {
+        let is_new = |known: &Candidate| known.shares().len() != other.shares().len();
+        if is_new(&one.best) && one.alternatives.iter().all(is_new) {
+            one.alternatives.push(other);
+        }
+    }
+    one.alternatives.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+    one.alternatives.truncate(ALTERNATIVES);
+    one
+}
+
+/// The fastest of plans with several pipelines, where one is not wanted or does not fit.
+fn among(several: Vec<Candidate>, machine: &Machine, options: &Options) -> Result<Planned> {
+    let mut several = several.into_iter();
+    let Some(best) = several.next() else {
+        let asked = match &options.data {
+            DataChoice::Shares(shares) => format!("with shares {shares:?}"),
+            DataChoice::Count(count) => format!("with {count} replicas"),
+            DataChoice::Any => "with several replicas".into(),
+        };
+        let help = vec!["one pipeline, or another number of replicas (mesh.data)".to_string()];
+        return Err(Error::no_plan(format!("none {asked} is possible and fits every device"), help));
+    };
+    let mut planned = Planned {
+        alternatives: several.take(ALTERNATIVES).collect(),
+        left_out: Vec::new(),
+        without: Vec::new(),
+        unlimited: None,
+        considered: 0,
+        evaluated: 0,
+        complete: false,
+        best,
+    };
+    planned.left_out = unused(&planned, machine);
+    Ok(planned)
+}
+
+/// The devices that the best plan does without, and what the others take that use them.
+fn unused(planned: &Planned, machine: &Machine) -> Vec<LeftOut> {
+    let best = &planned.best;
+    let idle = (0..machine.devices.len()).filter(|device| !best.devices.contains(device));
+    let reason = |device: usize| {
+        let with = planned.alternatives.iter().find(|other| other.devices.contains(&device));
+        match with {
+            Some(with) => format!(
+                "the fastest plan found that uses it takes {:.1} % longer",
+                100.0 * (with.simulation.expected / best.simulation.expected - 1.0)
+            ),
+            None => "no faster plan was found that uses it".to_string(),
+        }
+    };
+    idle.map(|device| LeftOut { device, reason: reason(device) }).collect()
+}
+
+/// The best plan with one replica of each stage, or with those of a schedule that is given.
+fn pipeline(workload: &Workload, machine: &Machine, options: &Options) -> Result<Planned> {
     let whole = machine;
     let machine = machine.within(&options.budgets);
     let space = Space::new(workload, &machine, options)?;
     let mut judge = Judge::new(&space)?;
     let mut board = Board::default();
-    let complete = search(&mut judge, &mut board)?;
+    let complete = search(&mut judge, &mut board, allowance(&space) / 2)?;
     if space.auto {
         make_schedules(&mut judge, &mut board, allowance(&space) / 2)?;
     }
@@ -81,7 +171,7 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     })
 }
 
-fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
+pub(super) fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     let Timed { point, recompute, .. } = timed;
     let (form, prices) = (judge.form_of(timed), judge.prices(point));
     let mut costs = Costs::default();
@@ -90,7 +180,7 @@ fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     Ok(Candidate {
         devices: point.devices.clone(),
         stages: point.stages.clone(),
-        stage_ranks: form.layout.stage_ranks.clone(),
+        placement: form.layout.placement.clone(),
         schedule: form.schedule.clone(),
         batching: judge.space.batchings[form.batching],
         microbatches: form.schedule.microbatches,

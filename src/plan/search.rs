@@ -80,11 +80,10 @@ pub(super) fn allowance(space: &Space) -> u64 {
     120_000_000 * (1 + (space.layers() * space.pool.len() / 128).min(8) as u64)
 }
 
-/// Fills the board, with half of the [`allowance`]. True if no plan can be faster than the best of it.
-pub(super) fn search(judge: &mut Judge, board: &mut Board) -> Result<bool> {
+/// Fills the board, with so much work. True if no plan can be faster than the best of it.
+pub(super) fn search(judge: &mut Judge, board: &mut Board, limit: u64) -> Result<bool> {
     let space = judge.space;
     let layers = space.layers();
-    let limit = allowance(space) / 2;
     let most = space.pool.len().min(layers);
     let fastest: Vec<Vec<Option<Start>>> =
         (0..space.prices.len()).map(|batching| space.fastest(batching, most)).collect();
@@ -233,8 +232,10 @@ fn shared_out(form: &Form, ranks: &[Range<usize>], layers: usize) -> Vec<Range<u
     let stages = form.stages();
     let (mut done, mut start) = (0.0, 0);
     let mut ranges = Vec::new();
-    for (stage, &rank) in form.layout.stage_ranks.iter().enumerate() {
-        done += ranks[rank].len() as f64 / form.layout.own[rank].len() as f64;
+    for stage in 0..stages {
+        // Of several ranks that have a stage the first stands for all.
+        let of = &form.layout.placement.replicas()[form.layout.placement.of_stage(stage).start];
+        done += ranks[of.rank].len() as f64 / form.layout.own[of.rank].len() as f64;
         // At least a layer for each stage, before and after.
         let end = (done.round() as usize).clamp(start + 1, layers - (stages - stage - 1));
         ranges.push(start..end);

@@ -51,7 +51,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    fn new(machine: &Machine, order: Option<&[usize]>) -> Pool {
+    pub fn new(machine: &Machine, order: Option<&[usize]>) -> Pool {
         if let Some(order) = order {
             let classes = order.iter().map(|&device| vec![device]).collect();
             return Pool { classes, order: Some(order.to_vec()), ignored: Vec::new() };
@@ -201,8 +201,8 @@ impl<'a> Space<'a> {
         let mut room = MOST_CELLS;
         for (batching, prices) in self.prices.iter().enumerate() {
             if let Some(given) = given {
-                if (least..=most).contains(&given.ranks.len()) && given.stages <= layers {
-                    self.forms.push(Form::new(batching, given.clone()));
+                if (least..=self.pool.len()).contains(&given.ranks.len()) && given.stages <= layers {
+                    self.forms.push(Form::new(batching, given.clone())?);
                 }
                 continue;
             }

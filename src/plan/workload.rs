@@ -15,6 +15,8 @@ pub struct Workload {
     pub tie: Option<TiedLayers>,
     /// Tokens of a training step.
     pub tokens: u64,
+    /// The most bytes of gradients that travel at once between devices that have the same layers.
+    pub bucket: u64,
     /// The ways to divide the batch into microbatches, from which the planner chooses. All have the same product of
     /// sequences and microbatches.
     pub batchings: Vec<Batching>,
@@ -30,8 +32,12 @@ pub struct Layer {
     /// Bytes of the weights that it owns and the optimizer updates, so none of a frozen one. A tied weight counts for its
     /// owner alone.
     pub weights: u64,
+    /// Bytes of these weights as they travel to other devices that have the layer.
+    pub sent: u64,
     /// Bytes of its weights, gradients and moments on the device, as allocated. Of a tied weight only the owner's.
     pub state: u64,
+    /// Those of them that only who updates a weight must have: of several devices that have the layer each has a part.
+    pub moments: u64,
 }
 
 /// A weight that belongs to one layer and is used by another one too.

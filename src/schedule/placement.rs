@@ -83,7 +83,7 @@ impl Placement {
             hop_of: Vec::new(),
             hops: (1..stages).map(|stage| (stage - 1, stage)).collect(),
         };
-        if placement.replicas.len() != stages {
+        if !placement.is_single() {
             placement.find_hops(stages);
         }
         placement
@@ -116,6 +116,22 @@ impl Placement {
     /// Every stage on every rank that has it: stage by stage, rank by rank.
     pub fn replicas(&self) -> &[Replica] {
         &self.replicas
+    }
+
+    /// Whether every stage is on one rank.
+    pub fn is_single(&self) -> bool {
+        self.replicas.len() == self.stages()
+    }
+
+    /// The microbatches of each of several pipelines that do the same stages, in the order of their ranks; none where stages
+    /// are not all on as many ranks.
+    pub fn shares(&self) -> Option<Vec<usize>> {
+        let count = self.of_stage(0).len();
+        let shares = |stage: usize| -> Vec<usize> {
+            self.of_stage(stage).map(|replica| self.microbatches(replica).count()).collect()
+        };
+        let alike = (0..self.stages()).all(|stage| self.of_stage(stage).len() == count);
+        alike.then(|| shares(0))
     }
 
     /// How many stages there are.

@@ -282,9 +282,8 @@ fn settings(
 /// How a plan differs from another.
 fn changes(from: &Candidate, to: &Candidate) -> String {
     let layers = |plan: &Candidate, device: usize| -> usize {
-        let own =
-            plan.stages.iter().zip(&plan.stage_ranks).filter(|(_, rank)| plan.devices[**rank] == device);
-        own.map(|(range, _)| range.len()).sum()
+        let rank = plan.devices.iter().position(|&used| used == device);
+        rank.map_or(0, |rank| plan.layers_of(rank))
     };
     let mut changes = Vec::new();
     if from.devices != to.devices {

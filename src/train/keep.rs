@@ -13,7 +13,7 @@ use super::run::PREDICTION;
 use crate::error::Result;
 use crate::folder::files::read_text;
 use crate::plan::text::counted;
-use crate::plan::{Candidate, Options, Planned, RecomputeChoice, ScheduleChoice};
+use crate::plan::{Candidate, DataChoice, Options, Planned, RecomputeChoice, ScheduleChoice};
 use crate::timeline::{DeviceName, Prediction, duration};
 
 /// The plan that a run had, and the steps that it took with it.
@@ -72,7 +72,11 @@ pub fn keep(planning: &Planning, best: Planned, before: &Before) -> Result<(Plan
     if gain.part <= gain.unsure {
         return Ok((beside(planning, &present, best)?, None));
     }
+    // With the same microbatches for each replica, on which rounding depends.
     let better = planning.search_again(&present)?;
+    if is_same(&better, &present) {
+        return Ok((beside(planning, &present, best)?, None));
+    }
     let planned = beside(planning, &better, best)?;
     let why = instead(&planned);
     change(planned, why)
@@ -106,8 +110,14 @@ fn allows(options: &Options, plan: &Candidate) -> bool {
             plan.recompute.iter().enumerate().all(|(stage, repeats)| *repeats == wanted(stage))
         }
     };
+    let data = match &options.data {
+        DataChoice::Any => true,
+        DataChoice::Count(count) => *count == plan.shares().len(),
+        DataChoice::Shares(shares) => *shares == plan.shares(),
+    };
     schedule
         && recompute
+        && data
         && options.devices.as_ref().is_none_or(|devices| *devices == plan.devices)
         && options.cuts.as_ref().is_none_or(|cuts| *cuts == plan.cuts())
         && options.microbatches.is_none_or(|count| count == plan.microbatches)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::iter::successors;
 use std::ops::RangeInclusive;
 
-use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
+use super::config::{AdapterConfig, Axis, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
@@ -12,8 +12,8 @@ use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, workload};
 use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
-    Candidate, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without, Workload,
-    fits, plan, without,
+    Candidate, DataChoice, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without,
+    Workload, fits, plan, without,
 };
 use crate::schedule::{ALL_NAMES, Schedule};
 use crate::timeline::{DeviceName, Event, Prediction, Track};
@@ -68,6 +68,17 @@ pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<O
     let schedule: Schedule = read_text(&path).map_err(|e| e.config(&path))?.parse()?;
     schedule.validate()?;
     let (count, batch) = (schedule.microbatches, config.train.batch);
+    let replicas = schedule.placement()?.shares();
+    let is_another = match &config.mesh.data {
+        Axis::Named(_) => false,
+        Axis::Count(wanted) => replicas.as_ref().map(Vec::len) != Some(*wanted),
+        Axis::Shares(shares) => replicas.as_ref() != Some(shares),
+    };
+    if is_another {
+        let message =
+            format!("{name} says itself which replicas there are, and other than mesh.data; leave that out");
+        return Err(Error::config(place, message));
+    }
     if let Some(wanted) = config.pipeline.microbatches.filter(|&wanted| wanted != count) {
         let message = format!(
             "{name} is for {count} microbatches, but pipeline.microbatches = {wanted}; leave that out, or make the schedule for {wanted}"
@@ -173,17 +184,6 @@ impl Planning {
         names: Vec<DeviceName>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
-        if let Some(schedule) = &given {
-            let placement = schedule.placement()?;
-            let replicated = (0..schedule.stages).find(|&stage| placement.holders(stage).len() > 1);
-            if let Some(stage) = replicated {
-                let message = format!(
-                    "stage {stage} is on several ranks, of which the planner knows nothing yet; train with --no-plan, and say with \
-                     pipeline.devices which devices they are"
-                );
-                return Err(Error::config("pipeline.schedule", message));
-            }
-        }
         let lora = config.lora()?;
         let model = Model::with_adapter(&config.model, lora.as_ref())?;
         let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);
@@ -216,6 +216,7 @@ impl Planning {
                     RecomputeChoice::Stages((0..=last).map(|s| stages.contains(&s)).collect())
                 }
             },
+            data: config.mesh.choice(),
             budgets: Vec::new(),
         };
         Ok(Planning { config: config.clone(), workload, machine, options, lora, adapters, names })
@@ -398,16 +399,21 @@ impl Planning {
             schedule: ScheduleChoice::Given(schedule),
             cuts: Some(cuts),
             recompute: RecomputeChoice::Stages(recompute),
+            data: DataChoice::default(),
             budgets: self.options.budgets.clone(),
         };
         plan(&self.workload, &self.machine, &options)
     }
 
-    /// The best plan with the machine's present times and the same microbatches, on which rounding depends. Of plans
+    /// The best plan with the machine's present times and the same microbatches for each replica, on which rounding depends. Of plans
     /// that are about as fast the one that changes least: another schedule, else other cuts, else both, else other
     /// devices. Everything that decides whether a running plan is to be left for another asks here.
     pub fn search_again(&self, candidate: &Candidate) -> Result<Candidate> {
-        let open = Options { microbatches: Some(candidate.microbatches), ..self.options.clone() };
+        let open = Options {
+            microbatches: Some(candidate.microbatches),
+            data: DataChoice::Shares(candidate.shares()),
+            ..self.options.clone()
+        };
         let devices = Options { devices: Some(candidate.devices.clone()), ..open.clone() };
         let schedule = ScheduleChoice::Given(candidate.schedule.clone());
         let narrow = [

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::checkpoint::{CHECKPOINTS, Checkpoint, folder_name, latest, named_latest, open, resolve};
-use super::config::Config;
+use super::config::{Axis, Config};
 use super::metrics::{METRICS, Metrics};
 use super::run::CONFIG;
 use super::source::{Fingerprints, Origin};
@@ -17,10 +17,10 @@ use crate::error::{Error, Result, one_line};
 use crate::folder::Fingerprint;
 use crate::folder::files::{Unreadable, broken, check_toml, read_text};
 
-/// Tables of the config whose keys are compared. Which devices are used, and in which microbatches, a run that is resumed
-/// settles again.
-const COMPARED: [&str; 6] = ["model", "adapter", "data", "train", "pipeline", "output"];
-const SETTLED: [(&str, &str); 2] = [("pipeline", "devices"), ("pipeline", "microbatches")];
+/// Tables of the config whose keys are compared. Which devices are used, and which microbatches each replica has, a run that
+/// is resumed settles again.
+const COMPARED: [&str; 7] = ["model", "adapter", "data", "train", "pipeline", "mesh", "output"];
+const SETTLED: [(&str, &str); 3] = [("pipeline", "devices"), ("pipeline", "microbatches"), ("mesh", "data")];
 
 /// Most characters of a value in a warning.
 const SHOWN: usize = 120;
@@ -110,7 +110,9 @@ pub fn last_config(run: &Path) -> Result<Table> {
 fn keep_microbatches(old: &Table, config: &mut Config) {
     let before = old.get("pipeline").and_then(|p| p.get("microbatches")).and_then(Value::as_integer);
     let before = before.and_then(|count| usize::try_from(count).ok()).filter(|&count| count > 0);
-    if let Some(count) = before.filter(|&count| config.train.batch.is_multiple_of(count)) {
+    // Shares say it themselves.
+    let is_open = !matches!(config.mesh.data, Axis::Shares(_));
+    if let Some(count) = before.filter(|&count| is_open && config.train.batch.is_multiple_of(count)) {
         config.pipeline.microbatches.get_or_insert(count);
     }
 }

@@ -100,7 +100,8 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] for a schedule that only a planner can make, and those of [`schedule::generate`].
+    /// [`Error::Config`] for a schedule that only a planner can make and for replicas that have not as many devices each, and
+    /// those of [`schedule::generate`].
     pub fn setup(config: &Config, budgets: Vec<Option<u64>>) -> Result<Setup> {
         let name = config.pipeline.schedule.as_deref().unwrap_or("1f1b");
         if name == schedule::AUTO {
@@ -108,7 +109,18 @@ impl Trainer {
             return Err(Error::config("pipeline.schedule", message));
         }
         let microbatches = config.microbatches().last().copied().unwrap_or(1);
-        Trainer::setup_in(config, schedule::generate(name, budgets.len(), microbatches)?, budgets)
+        let shares = config.mesh.shares(microbatches);
+        let ranks = budgets.len() / shares.len();
+        if ranks * shares.len() != budgets.len() {
+            let (devices, replicas) = (budgets.len(), shares.len());
+            let message = format!(
+                "{replicas} replicas cannot have {devices} devices alike; use a multiple of {replicas}, or let the planner choose"
+            );
+            return Err(Error::config("mesh.data", message));
+        }
+        let replicas: Result<Vec<Schedule>> =
+            shares.iter().map(|&share| schedule::generate(name, ranks, share)).collect();
+        Trainer::setup_in(config, schedule::replicate(&replicas?)?, budgets)
     }
 
     /// The same in this schedule, whatever the config says of schedule and microbatches.

@@ -192,9 +192,7 @@ fn describe_time(job: &Job) -> Result<()> {
     ))?;
     for other in planned.alternatives.iter().take(ALTERNATIVES) {
         let layers = (0..other.devices.len()).map(|rank| {
-            let owned = other.stages.iter().zip(&other.stage_ranks).filter(|(_, owner)| **owner == rank);
-            let layers: usize = owned.map(|(stage, _)| stage.len()).sum();
-            format!("device {}: {}", other.devices[rank], counted(layers, "layer"))
+            format!("device {}: {}", other.devices[rank], counted(other.layers_of(rank), "layer"))
         });
         say(format!(
             "         next: {} ({}), {}, {}, {}",

@@ -98,7 +98,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
         Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
-    settle(&mut config, &adapters, plan.schedule.microbatches);
+    settle(&mut config, &adapters, &plan);
     let isolation = environment.isolation.clone();
     Ok(Job {
         config,

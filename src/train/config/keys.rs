@@ -281,6 +281,16 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "mesh",
+        about: "Axes beside the pipeline's, along which the work is divided: see docs/config.md.",
+        keys: &[key(
+            "data",
+            "",
+            Default,
+            "Pipelines beside each other: \"auto\", a number, or the microbatches of each, such as [5, 3].",
+        )],
+    },
+    Table {
         name: "output",
         about: "What a run writes: see docs/run.md.",
         keys: &[

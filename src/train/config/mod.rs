@@ -15,6 +15,7 @@ use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
 use crate::model::{Model, ModelConfig, Weights};
+use crate::plan::DataChoice;
 
 /// In a run's folder: the config with which it was last trained.
 pub const CONFIG: &str = "config.toml";
@@ -41,6 +42,9 @@ pub struct Config {
     /// On which devices, in which schedule.
     #[serde(default)]
     pub pipeline: PipelineConfig,
+    /// Along which other axes the work is divided.
+    #[serde(default)]
+    pub mesh: MeshConfig,
     /// What is written.
     #[serde(default)]
     pub output: OutputConfig,
@@ -218,6 +222,57 @@ pub struct PipelineConfig {
     /// predicted.
     #[serde(default)]
     pub replan: bool,
+}
+
+/// Axes beside that of the pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeshConfig {
+    /// Pipelines beside each other, each for a share of a step's microbatches: `"auto"`, a number, or the shares.
+    /// [`PipelineConfig::devices`] then lists the devices of one after those of another.
+    #[serde(default)]
+    pub data: Axis,
+}
+
+/// How many parts an axis has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Axis {
+    /// `"auto"`: the planner decides.
+    Named(String),
+    /// So many, of sizes that the planner chooses.
+    Count(usize),
+    /// One of each of these sizes.
+    Shares(Vec<usize>),
+}
+
+impl Default for Axis {
+    fn default() -> Self {
+        Axis::Named("auto".into())
+    }
+}
+
+impl MeshConfig {
+    /// What the planner has to choose from.
+    pub fn choice(&self) -> DataChoice {
+        match &self.data {
+            Axis::Named(_) => DataChoice::Any,
+            Axis::Count(count) => DataChoice::Count(*count),
+            Axis::Shares(shares) => DataChoice::Shares(shares.clone()),
+        }
+    }
+
+    /// The microbatches of each replica where no planner chooses: those of a step in equal shares.
+    pub fn shares(&self, microbatches: usize) -> Vec<usize> {
+        match &self.data {
+            Axis::Named(_) => vec![microbatches],
+            Axis::Count(count) => {
+                let end = |replica: usize| replica * microbatches / count;
+                (0..*count).map(|replica| end(replica + 1) - end(replica)).collect()
+            }
+            Axis::Shares(shares) => shares.clone(),
+        }
+    }
 }
 
 /// Which stages compute activations again.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::keys;
-use super::{AdapterConfig, Config, Described};
+use super::{AdapterConfig, Axis, Config, Described};
 use crate::error::{Error, Result, nearest};
 use crate::folder::files::check_toml;
 use crate::model::{Lora, Model};
@@ -98,9 +98,49 @@ impl Config {
     /// batch up to [`MOST_MICROBATCHES`]. Where no planner chooses, it is the last.
     pub fn microbatches(&self) -> Vec<usize> {
         let batch = self.train.batch;
-        match self.pipeline.microbatches {
-            Some(count) => vec![count],
-            None => (1..=batch.min(MOST_MICROBATCHES)).filter(|m| batch.is_multiple_of(*m)).collect(),
+        match (self.pipeline.microbatches, &self.mesh.data) {
+            (Some(count), _) => vec![count],
+            (None, Axis::Shares(shares)) => vec![shares.iter().sum()],
+            (None, axis) => {
+                let least = if let Axis::Count(count) = axis { *count } else { 1 };
+                (least..=batch.min(MOST_MICROBATCHES)).filter(|m| batch.is_multiple_of(*m)).collect()
+            }
+        }
+    }
+
+    /// Refuses replicas that do not go with the batch.
+    fn check_mesh(&self, place: &str) -> Result<()> {
+        let refuse = |message: String| Err(Error::config(place, message));
+        let (batch, fixed) = (self.train.batch, self.pipeline.microbatches);
+        let most = fixed.unwrap_or(batch.min(MOST_MICROBATCHES));
+        match &self.mesh.data {
+            Axis::Named(name) if name == "auto" => Ok(()),
+            Axis::Named(name) => refuse(format!(
+                "mesh.data = {name:?} is not known; write \"auto\", a number of replicas, or a list of their microbatches"
+            )),
+            Axis::Count(count) if *count == 0 || *count > most => refuse(format!(
+                "mesh.data = {count} is out of range: every replica needs a microbatch, and a step has at most {most}; give 1 to {most}"
+            )),
+            Axis::Count(_) => Ok(()),
+            Axis::Shares(shares) => {
+                let sum = shares.iter().try_fold(0usize, |sum, &share| sum.checked_add(share));
+                let sum = sum.filter(|&sum| sum > 0 && shares.iter().all(|&share| share > 0));
+                let Some(sum) = sum else {
+                    let message = "every replica needs at least one microbatch, and there must be one";
+                    return refuse(format!("mesh.data = {shares:?}: {message}"));
+                };
+                if let Some(count) = fixed.filter(|&count| count != sum) {
+                    return refuse(format!(
+                        "mesh.data = {shares:?} are {sum} microbatches, but pipeline.microbatches = {count}; change one of them, or leave the latter out"
+                    ));
+                }
+                if sum > MOST_MICROBATCHES || !batch.is_multiple_of(sum) {
+                    return refuse(format!(
+                        "mesh.data = {shares:?} are {sum} microbatches, which do not divide train.batch = {batch}; give shares whose sum does"
+                    ));
+                }
+                Ok(())
+            }
         }
     }
 
@@ -162,6 +202,7 @@ impl Config {
                 t.batch
             ));
         }
+        self.check_mesh(place)?;
         if t.sequence > self.model.context {
             // The context of a model that exists is what it is.
             let help = if self.path.is_some() { "lower it" } else { "lower the one or raise the other" };
