@@ -63,8 +63,7 @@ fn events(plan: &Candidate, factor: f64) -> Vec<Event> {
 }
 
 fn layers(plan: &Candidate, rank: usize) -> usize {
-    let own = plan.stages.iter().zip(&plan.stage_ranks).filter(|(_, owner)| **owner == rank);
-    own.map(|(range, _)| range.len()).sum()
+    plan.layers_of(rank)
 }
 
 #[test]

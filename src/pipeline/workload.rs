@@ -276,8 +276,8 @@ mod tests {
     use crate::gpu::imagined;
     use crate::model::Weights;
     use crate::pipeline::{Plan, Setup, Use};
-    use crate::plan::{Assignment, DeviceProfile, Machine, costs};
-    use crate::schedule::generate;
+    use crate::plan::{Assignment, DeviceProfile, Link, Machine, Rates, costs};
+    use crate::schedule::{generate, replicate, simulate};
 
     /// A card beside a software adapter, each of which lowers the same layers to other kernels.
     #[test]
@@ -298,7 +298,7 @@ mod tests {
             let assignment = Assignment {
                 devices: &[0, 1],
                 stages: &[0..3, 3..6],
-                stage_ranks: &[0, 1],
+                placement: &schedule.placement().unwrap(),
                 recompute: &[false; 2],
                 split: &[false; 2],
                 in_flight: &[2, 1],
@@ -311,24 +311,52 @@ mod tests {
             };
             [0, 1].map(stage)
         };
+        let setup = || Setup {
+            model: config.clone(),
+            adapter: None,
+            weights: Weights::F32,
+            batch: 2,
+            sequence: 64,
+            schedule: schedule.clone(),
+            cuts: Some(vec![3]),
+            shared: false,
+            recompute: Vec::new(),
+            purpose: Use::Training,
+            budgets: vec![None; 2],
+        };
         let needed = |of_each: [usize; 2]| {
-            let setup = Setup {
-                model: config.clone(),
-                adapter: None,
-                weights: Weights::F32,
-                batch: 2,
-                sequence: 64,
-                schedule: schedule.clone(),
-                cuts: Some(vec![3]),
-                shared: false,
-                recompute: Vec::new(),
-                purpose: Use::Training,
-                budgets: vec![None; 2],
-            };
+            let setup = setup();
             let devices = of_each.map(|kind| (info.clone(), kernels[kind]));
             let plan = Plan::new(setup, &devices).unwrap();
             [0, 1].map(|rank: usize| plan.ranks[rank].bytes)
         };
+        // Two pipelines beside each other, the second on devices of the other kind.
+        let schedule = replicate(&[schedule.clone(), schedule.clone()]).unwrap();
+        let layout = schedule.placement().unwrap();
+        let work = workload(&model, 8, 64, &[4], &kernels).unwrap();
+        let kinds = [0, 1, 1, 0];
+        let rates = Rates { matmul_gflops: 1.0, memory_gb_s: 1.0, ..Rates::default() };
+        let device = |kernels| DeviceProfile { kernels, rates, ..DeviceProfile::default() };
+        let link = Link { gb_s: 1.0, ..Link::default() };
+        let machine = Machine { devices: kinds.map(device).to_vec(), link, ..Machine::default() };
+        let assignment = Assignment {
+            devices: &[0, 1, 2, 3],
+            stages: &[0..3, 3..6],
+            placement: &layout,
+            recompute: &[false; 2],
+            split: &[false; 2],
+            in_flight: &[2, 2, 1, 1],
+        };
+        let costs = costs(&work, &work.batchings[0], &machine, &assignment);
+        let simulation = simulate(&schedule, &costs).unwrap();
+        let setup = Setup { schedule, budgets: vec![None; 4], ..setup() };
+        let devices = kinds.map(|kind| (info.clone(), kernels[kind]));
+        let plan = Plan::new(setup, &devices).unwrap();
+        for rank in 0..4 {
+            let (counted, needed) = (simulation.slot_bytes[rank], plan.ranks[rank].bytes);
+            let off = counted as f64 / needed as f64 - 1.0;
+            assert!(off.abs() < 0.02, "rank {rank} of replicas: {counted} counted, {needed} needed");
+        }
         for of_each in [[0, 0], [0, 1], [1, 0], [1, 1]] {
             for (counted, needed) in counted(of_each).into_iter().zip(needed(of_each)) {
                 let off = counted as f64 / needed as f64 - 1.0;

@@ -41,10 +41,16 @@ pub struct Explanation {
     pub microbatches: usize,
     /// Sequences of a microbatch.
     pub sequences: usize,
-    /// The devices in the order of the pipeline.
+    /// The microbatches of each of several pipelines beside each other; one share where there is one.
+    pub shares: Vec<usize>,
+    /// By what part of a step the best single pipeline takes longer, and its bubble, where there are several and one would do.
+    pub one_pipeline: Option<OnePipeline>,
+    /// The devices in the order of the pipeline; of several one after another.
     pub devices: Vec<DeviceShare>,
     /// What the devices send each other.
     pub links: Vec<LinkShare>,
+    /// What devices that have the same layers send each other; `links` counts it too.
+    pub shared: Vec<SharedBy>,
     /// Devices that are not used.
     pub left_out: Vec<Unused>,
     /// What a step takes without each of those that are, if that was asked for.
@@ -105,6 +111,28 @@ pub struct Waiting {
     pub host: f64,
 }
 
+/// The best single pipeline, beside a plan with several.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OnePipeline {
+    /// By what part of the plan's step it takes longer.
+    pub slower: f64,
+    /// The part of all devices' time in which they have nothing to do.
+    pub bubble: f64,
+}
+
+/// Devices that have the same layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SharedBy {
+    /// The machine's devices.
+    pub devices: Vec<usize>,
+    /// First layers of their stages, and the layers after their last.
+    pub layers: Vec<(usize, usize)>,
+    /// Bytes of gradients that all of them together send to those of them that own the weights, each step.
+    pub gradients: u64,
+    /// Bytes of new weights that come back.
+    pub weights: u64,
+}
+
 /// One stage of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StageShare {
@@ -127,6 +155,8 @@ pub struct LinkShare {
     pub to: usize,
     /// Bytes of a step.
     pub bytes: u64,
+    /// Those of them that are gradients and weights of layers that both have.
+    pub shared: u64,
 }
 
 /// A device that is not used.
@@ -155,6 +185,8 @@ pub struct Alternative {
     pub devices: Vec<usize>,
     /// Layers of each of them.
     pub layers: Vec<usize>,
+    /// The microbatches of each of several pipelines; one share where there is one.
+    pub shares: Vec<usize>,
     /// Stages that repeat F.
     pub recompute: Vec<usize>,
     /// Predicted seconds of a step.
@@ -180,8 +212,11 @@ impl Planned {
             chunks: chunks(best),
             microbatches: best.microbatches,
             sequences: best.batch,
+            shares: best.shares(),
+            one_pipeline: one_pipeline(self),
             devices: devices(self, workload, machine),
             links: links(best),
+            shared: shared(best),
             left_out: unused
                 .map(|unused| Unused {
                     device: unused.device,
@@ -358,11 +393,12 @@ fn why_idle(share: &DeviceShare, makespan: f64) -> Vec<String> {
 
 fn links(best: &Candidate) -> Vec<LinkShare> {
     let mut links: Vec<LinkShare> = Vec::new();
-    let mut add = |from: usize, to: usize, bytes: u64| {
+    let mut add = |from: usize, to: usize, bytes: u64, shared: bool| {
         let (from, to) = (best.devices[from], best.devices[to]);
+        let again = if shared { bytes } else { 0 };
         match links.iter_mut().find(|link| (link.from, link.to) == (from, to)) {
-            Some(link) => link.bytes += bytes,
-            None => links.push(LinkShare { from, to, bytes }),
+            Some(link) => (link.bytes, link.shared) = (link.bytes + bytes, link.shared + again),
+            None => links.push(LinkShare { from, to, bytes, shared: again }),
         }
     };
     let placement = &best.placement;
@@ -370,16 +406,48 @@ fn links(best: &Candidate) -> Vec<LinkShare> {
         for microbatch in (0..best.microbatches).filter(|&m| placement.crosses(boundary, m)) {
             let hops = &best.costs.hops[placement.hop(boundary, microbatch)];
             let [from, to] = [boundary, boundary + 1].map(|stage| placement.rank(stage, microbatch));
-            add(from, to, hops.forward.bytes);
-            add(to, from, hops.backward.bytes);
+            add(from, to, hops.forward.bytes, false);
+            add(to, from, hops.backward.bytes, false);
         }
     }
     for way in &best.costs.exchanges {
-        add(way.from, way.to, way.gradient.bytes);
-        add(way.to, way.from, way.weight.bytes);
+        add(way.from, way.to, way.gradient.bytes, way.user == way.owner);
+        add(way.to, way.from, way.weight.bytes, way.user == way.owner);
     }
     links.sort_by_key(|link| (link.from, link.to));
     links
+}
+
+fn one_pipeline(planned: &Planned) -> Option<OnePipeline> {
+    let best = &planned.best;
+    let one = planned.alternatives.iter().find(|other| other.shares().len() == 1);
+    one.filter(|_| best.shares().len() > 1).map(|one| OnePipeline {
+        slower: one.simulation.expected / best.simulation.expected - 1.0,
+        bubble: one.simulation.bubble,
+    })
+}
+
+fn shared(best: &Candidate) -> Vec<SharedBy> {
+    let mut found: Vec<SharedBy> = Vec::new();
+    for (stage, range) in best.stages.iter().enumerate() {
+        let devices: Vec<usize> = best.placement.holders(stage).map(|rank| best.devices[rank]).collect();
+        if devices.len() < 2 {
+            continue;
+        }
+        let ways = best.costs.exchanges.iter().filter(|way| (way.user, way.owner) == (stage, stage));
+        let (gradients, weights) =
+            ways.fold((0, 0), |sum, way| (sum.0 + way.gradient.bytes, sum.1 + way.weight.bytes));
+        let layers = vec![(range.start, range.end)];
+        match found.iter_mut().find(|other| other.devices == devices) {
+            Some(other) => {
+                other.layers.extend(layers);
+                other.gradients += gradients;
+                other.weights += weights;
+            }
+            None => found.push(SharedBy { devices, layers, gradients, weights }),
+        }
+    }
+    found
 }
 
 fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
@@ -389,6 +457,7 @@ fn alternative(other: &Candidate, best: &Candidate) -> Alternative {
         microbatches: other.microbatches,
         devices: other.devices.clone(),
         layers: (0..other.devices.len()).map(|rank| other.layers_of(rank)).collect(),
+        shares: other.shares(),
         recompute: other.repeated(),
         step_seconds: other.simulation.expected,
         slower: other.simulation.expected / best.simulation.expected - 1.0,

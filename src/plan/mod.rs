@@ -33,7 +33,9 @@ mod without;
 mod workload;
 
 pub use costs::{Assignment, costs};
-pub use explain::{Alternative, DeviceShare, Explanation, LinkShare, StageShare, Unused, Waiting};
+pub use explain::{
+    Alternative, DeviceShare, Explanation, LinkShare, OnePipeline, SharedBy, StageShare, Unused, Waiting,
+};
 pub use fit::fits;
 pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::explain::{Explanation, Waiting};
+use super::explain::{Explanation, SharedBy, Waiting};
 use super::text::{bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
@@ -34,16 +34,27 @@ impl fmt::Display for Explanation {
             counted(self.sequences, "sequence"),
             self.machine
         )?;
+        if self.shares.len() > 1 {
+            let shares: Vec<String> = self.shares.iter().map(usize::to_string).collect();
+            write!(
+                f,
+                "{} beside each other, of {} microbatches",
+                counted(self.shares.len(), "pipeline"),
+                shares.join(" + ")
+            )?;
+            match self.one_pipeline {
+                Some(one) => writeln!(
+                    f,
+                    "; a single one would take {} longer, with a bubble of {}",
+                    percent(one.slower),
+                    percent(one.bubble)
+                )?,
+                None => writeln!(f)?,
+            }
+        }
         writeln!(f)?;
         self.write_devices(f)?;
-        if !self.links.is_empty() {
-            writeln!(f, "\nlinks, each step:")?;
-            let rows = self
-                .links
-                .iter()
-                .map(|link| vec![format!("  {} -> {}", link.from, link.to), bytes(link.bytes)]);
-            write!(f, "{}", table(rows.collect(), &[1]))?;
-        }
+        self.write_links(f)?;
         if !self.left_out.is_empty() {
             writeln!(f, "\nleft out:")?;
             for unused in &self.left_out {
@@ -121,6 +132,32 @@ impl Explanation {
         Ok(())
     }
 
+    fn write_links(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut links = self.links.iter().filter(|link| link.bytes > link.shared).peekable();
+        if links.peek().is_some() {
+            writeln!(f, "\nlinks, each step:")?;
+            let rows = links
+                .map(|link| vec![format!("  {} -> {}", link.from, link.to), bytes(link.bytes - link.shared)]);
+            write!(f, "{}", table(rows.collect(), &[1]))?;
+        }
+        if !self.shared.is_empty() {
+            writeln!(f, "\nbetween devices with the same layers, each step:")?;
+            for SharedBy { devices, layers, gradients, weights } in &self.shared {
+                let devices: Vec<String> = devices.iter().map(usize::to_string).collect();
+                let layers: Vec<Range<usize>> = layers.iter().map(|&(first, end)| first..end).collect();
+                writeln!(
+                    f,
+                    "  {} (layers {}): {} of gradients to who owns the weights, {} of new weights back",
+                    devices.join(", "),
+                    ranges(&layers),
+                    bytes(*gradients),
+                    bytes(*weights)
+                )?;
+            }
+        }
+        Ok(())
+    }
+
     fn write_alternatives(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.alternatives.is_empty() {
             return Ok(());
@@ -135,7 +172,13 @@ impl Explanation {
             vec![
                 format!("  +{}", percent(other.slower)),
                 name_of(&other.schedule, other.chunks),
-                counted(other.microbatches, "microbatch"),
+                match &other.shares[..] {
+                    [_] => counted(other.microbatches, "microbatch"),
+                    shares => {
+                        let shares: Vec<String> = shares.iter().map(usize::to_string).collect();
+                        format!("{} microbatches", shares.join(" + "))
+                    }
+                },
                 layers_of(devices),
                 repeats,
             ]

@@ -203,11 +203,19 @@ pub(super) fn chunked_seed(
     };
     let best = board.kinds.values().filter(same).min_by(|a, b| a.order(b));
     let start = fastest[of.batching][of.ranks()].as_ref();
+    let first = || {
+        let all = space.pool.classes.iter().flatten().copied();
+        space.pool.order.clone().unwrap_or(all.take(of.ranks()).collect())
+    };
     let (devices, stages) = match (best, start) {
-        _ if space.is_cut => {
-            let all = space.pool.classes.iter().flatten().copied();
-            let first = space.pool.order.clone().unwrap_or(all.take(of.ranks()).collect());
-            (first, Vec::new())
+        _ if space.is_cut => (first(), Vec::new()),
+        // Of replicas each has the stages that as many ranks as there are stages would have.
+        _ if !of.layout.is_single() => {
+            let start = fastest[of.batching].get(of.stages()).and_then(Option::as_ref);
+            let even = || (0..of.stages()).map(|at| at * space.layers() / of.stages());
+            let ends = even().skip(1).chain([space.layers()]);
+            let even: Vec<_> = even().zip(ends).map(|(start, end)| start..end).collect();
+            (first(), start.map_or(even, |start| start.stages.clone()))
         }
         (Some(timed), _) => (timed.point.devices.clone(), timed.point.stages.clone()),
         (None, Some(start)) => (start.devices.clone(), start.stages.clone()),
@@ -215,6 +223,8 @@ pub(super) fn chunked_seed(
     };
     let stages = if space.is_cut {
         (0..of.stages()).map(|stage| space.range(stage..stage + 1)).collect()
+    } else if !of.layout.is_single() {
+        stages
     } else {
         shared_out(of, &stages, space.layers())
     };
@@ -232,9 +242,7 @@ fn shared_out(form: &Form, ranks: &[Range<usize>], layers: usize) -> Vec<Range<u
     let stages = form.stages();
     let (mut done, mut start) = (0.0, 0);
     let mut ranges = Vec::new();
-    for stage in 0..stages {
-        // Of several ranks that have a stage the first stands for all.
-        let of = &form.layout.placement.replicas()[form.layout.placement.of_stage(stage).start];
+    for (stage, of) in form.layout.placement.replicas().iter().enumerate() {
         done += ranks[of.rank].len() as f64 / form.layout.own[of.rank].len() as f64;
         // At least a layer for each stage, before and after.
         let end = (done.round() as usize).clamp(start + 1, layers - (stages - stage - 1));

@@ -5,6 +5,7 @@ use std::path::Path;
 use polystage::plan::{
     Assignment, EndMemory, FormMemory, LayerMemory, Machine, Options, StageForm, costs, plan,
 };
+use polystage::schedule::generate;
 
 use super::workloads::{Gpt, gpu, machine};
 
@@ -316,7 +317,7 @@ fn a_measured_layer_counts_before_the_estimate() {
     let assignment = Assignment {
         devices: &[0, 1],
         stages: &[0..2, 2..4],
-        stage_ranks: &[0, 1],
+        placement: &generate("1f1b", 2, 2).unwrap().placement().unwrap(),
         recompute: &[false, true],
         split: &[false, true],
         in_flight: &[2, 1],

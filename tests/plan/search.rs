@@ -44,21 +44,21 @@ fn cuts(layers: usize, stages: usize) -> Vec<Vec<Range<usize>>> {
 
 /// All that a schedule fixes, found without the planner.
 struct Shape {
-    owners: Vec<usize>,
     split: Vec<bool>,
     in_flight: Vec<usize>,
 }
 
 fn shape(schedule: &Schedule) -> Shape {
     let stages = 0..schedule.stages;
+    let placement = schedule.placement().unwrap();
+    let replicas = placement.replicas();
     let owner = |stage| schedule.rank_of(stage).unwrap();
     let has_i = |stage: usize| {
         schedule.ranks[owner(stage)].iter().any(|action| action.stage == stage && action.kind == Kind::I)
     };
     Shape {
-        owners: stages.clone().map(owner).collect(),
-        split: stages.clone().map(has_i).collect(),
-        in_flight: stages.map(|stage| schedule.slots(stage, owner(stage)).count).collect(),
+        split: stages.map(has_i).collect(),
+        in_flight: replicas.iter().map(|of| schedule.slots(of.stage, of.rank).count).collect(),
     }
 }
 
@@ -80,7 +80,8 @@ fn brute_force(workload: &Workload, machine: &Machine, name: &str) -> Option<f64
                 }
                 // By the stages that share a parameter.
                 let mut simulators = HashMap::new();
-                let Shape { owners, split, in_flight } = shape(&schedule);
+                let (placement, Shape { split, in_flight }) =
+                    (schedule.placement().unwrap(), shape(&schedule));
                 let ways = if has_memory { 1 << stages } else { 1 };
                 for devices in orders(machine.devices.len(), ranks) {
                     for ranges in cuts(layers, stages) {
@@ -90,7 +91,7 @@ fn brute_force(workload: &Workload, machine: &Machine, name: &str) -> Option<f64
                             let assignment = Assignment {
                                 devices: &devices,
                                 stages: &ranges,
-                                stage_ranks: &owners,
+                                placement: &placement,
                                 recompute: &recompute,
                                 split: &split,
                                 in_flight: &in_flight,
@@ -187,7 +188,7 @@ fn where_devices_slow_each_other_down_no_plan_is_faster_than_the_one_found() {
 }
 
 /// What every plan must hold, whatever it was made for.
-fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
+pub fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
     for candidate in std::iter::once(&planned.best).chain(&planned.alternatives) {
         let covered: Vec<usize> = candidate.stages.iter().cloned().flatten().collect();
         assert_eq!(covered, (0..workload.layers.len()).collect::<Vec<_>>());
@@ -197,8 +198,8 @@ fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
         devices.dedup();
         assert_eq!(devices.len(), candidate.schedule.ranks.len());
         candidate.schedule.lowered().unwrap().validate().unwrap();
-        let Shape { owners, split, in_flight } = shape(&candidate.schedule);
-        assert_eq!(owners, candidate.stage_ranks);
+        let Shape { split, in_flight } = shape(&candidate.schedule);
+        assert_eq!(candidate.schedule.placement().unwrap(), candidate.placement);
         let batching = &workload.batchings[candidate.batching];
         assert_eq!(
             (candidate.microbatches, candidate.batch, candidate.schedule.microbatches),
@@ -207,7 +208,7 @@ fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
         let assignment = Assignment {
             devices: &candidate.devices,
             stages: &candidate.stages,
-            stage_ranks: &candidate.stage_ranks,
+            placement: &candidate.placement,
             recompute: &candidate.recompute,
             split: &split,
             in_flight: &in_flight,
@@ -220,7 +221,9 @@ fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
             let budget = machine.devices[device].memory.unwrap_or(u64::MAX);
             assert!(bytes <= budget, "rank {rank}: {bytes} of {budget} bytes in {}", candidate.schedule.name);
         }
-        assert!(candidate.simulation.step >= planned.best.simulation.step * (1.0 - ROUNDING));
+        // Several pipelines must be faster by a hundredth to be preferred to one.
+        let worth = if candidate.shares().len() > 1 { 0.01 } else { 0.0 };
+        assert!(candidate.simulation.step >= planned.best.simulation.step * (1.0 - worth - ROUNDING));
         let rate = workload.tokens as f64 / candidate.simulation.step;
         assert_eq!(candidate.tokens_per_second, rate);
     }

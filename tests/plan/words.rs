@@ -60,7 +60,8 @@ fn a_schedule_by_hand_is_followed_to_the_letter() {
     let options = Options { schedule: ScheduleChoice::Given(schedule.clone()), ..Options::default() };
     let best = plan(&workload, &machine, &options).unwrap().best;
     assert_eq!((&best.schedule, best.microbatches), (&schedule, 2));
-    assert_eq!(best.stage_ranks, [0, 1, 1, 0]);
+    let ranks: Vec<usize> = best.placement.replicas().iter().map(|of| of.rank).collect();
+    assert_eq!(ranks, [0, 1, 1, 0]);
     // The same plan again, with everything fixed: what replanning does.
     let again = Options {
         devices: Some(best.devices.clone()),
@@ -287,7 +288,7 @@ fn a_tensor_too_large_for_a_binding_is_named() {
     let best = plan(&workload, &machine, &Options::default()).unwrap().best;
     let ends = [0, workload.layers.len() - 1];
     for (stage, range) in best.stages.iter().enumerate() {
-        let device = best.devices[best.stage_ranks[stage]];
+        let device = best.devices[best.placement.rank(stage, 0)];
         assert!(device == 0 || !ends.iter().any(|layer| range.contains(layer)), "{:?}", best.stages);
     }
     machine.devices[0].max_binding = Some(table - 1);
@@ -327,7 +328,8 @@ fn an_explanation_adds_up() {
     }
     let m = best.microbatches as u64;
     let activation = workload.batchings[best.batching].activation;
-    let crossings = best.stage_ranks.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64;
+    let crossings =
+        (1..best.stages.len()).filter(|&stage| best.placement.crosses(stage - 1, 0)).count() as u64;
     let tied: u64 = best.costs.exchanges.iter().map(|way| way.gradient.bytes + way.weight.bytes).sum();
     let bytes: u64 = explained.links.iter().map(|link| link.bytes).sum();
     assert_eq!(bytes, 2 * crossings * m * activation + tied);
@@ -398,8 +400,11 @@ fn the_json_keys_are_stable() {
         "chunks",
         "microbatches",
         "sequences",
+        "shares",
+        "one_pipeline",
         "devices",
         "links",
+        "shared",
         "left_out",
         "without",
         "alternatives",
@@ -433,6 +438,7 @@ fn the_json_keys_are_stable() {
         "microbatches",
         "devices",
         "layers",
+        "shares",
         "recompute",
         "step_seconds",
         "slower",

@@ -18,7 +18,14 @@ impl Gpt {
     /// The GPT-2 in f32, with operations and bytes counted roughly as the model's graph has them.
     pub fn workload(&self) -> Workload {
         let Gpt { width: c, vocabulary: v, sequence: t, batch, .. } = *self;
-        let layer = |name: String, kind, weights: u64| Layer { name, kind, weights, state: 4 * weights };
+        let layer = |name: String, kind, weights: u64| Layer {
+            name,
+            kind,
+            weights,
+            sent: weights,
+            state: 4 * weights,
+            moments: 2 * weights,
+        };
         let mut layers = vec![layer("embedding".into(), 0, 4 * (v + t) * c)];
         layers.extend((0..self.blocks).map(|i| layer(format!("block {i}"), 1, 4 * (12 * c * c + 13 * c))));
         layers.push(layer("head".into(), 2, 8 * c));
@@ -36,6 +43,7 @@ impl Gpt {
             }),
             layers,
             tokens: batch * t,
+            bucket: 8 << 20,
             batchings: divisors.map(|m| self.batching(batch / m, m)).collect(),
         }
     }
@@ -154,7 +162,14 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
         } else {
             1
         };
-        Layer { name: format!("layer {i}"), kind, weights, state: 4 * weights }
+        Layer {
+            name: format!("layer {i}"),
+            kind,
+            weights,
+            sent: weights,
+            state: 4 * weights,
+            moments: 2 * weights,
+        }
     };
     let layers: Vec<Layer> = (0..layers).map(&mut layer).collect();
     let tie = (layers.len() > 1 && random.chance(50)).then(|| TiedLayers {
@@ -207,6 +222,7 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
         kinds: ["first", "middle", "last"].map(String::from).to_vec(),
         tie,
         tokens: 4096,
+        bucket: 8 << 20,
         batchings: batchings.to_vec(),
     }
 }
