@@ -3,7 +3,6 @@
 //! truth is known.
 
 use std::path::Path;
-use std::process::Command;
 
 use polystage::plan::{Candidate, Machine};
 use polystage::timeline::{DeviceName, Prediction, Timeline};
@@ -225,7 +224,7 @@ fn folder(case: &Case) -> tempfile::TempDir {
 
 fn trace(folder: &Path) -> (String, Value) {
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+        let mut command = crate::common::program();
         let output = command.args(arguments).current_dir(folder).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()

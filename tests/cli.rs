@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use polystage::train::checkpoint;
 
+use crate::common::{program, program_on_all};
+
 const CONFIG: &str = "
 [model]
 kind = 'gpt2'
@@ -47,7 +49,10 @@ impl Place {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+        self.of(program(), arguments)
+    }
+
+    fn of(&self, mut command: Command, arguments: &[&str]) -> Command {
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
         // Measured once for all tests, and not into the user's own cache.
         command.env("POLYSTAGE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("profiles"));
@@ -94,7 +99,9 @@ pub fn one_line(output: &Output) -> String {
 #[test]
 fn a_run_writes_its_folder_learns_and_continues_a_prompt() {
     let place = Place::new();
-    let shown = place.succeed(&["train", "tiny.toml", "--out", "run"]);
+    let train = place.of(program_on_all(), &["train", "tiny.toml", "--out", "run"]).output().unwrap();
+    assert!(train.status.success(), "{}", String::from_utf8_lossy(&train.stderr));
+    let shown = String::from_utf8_lossy(&train.stdout);
     assert!(shown.contains("device 1 (adapter 0: ") && shown.contains("sample"), "{shown}");
     let losses = place.losses("run");
     assert_eq!(losses.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());

@@ -1,6 +1,8 @@
 //! Adapters, tolerances and golden data.
 
 use std::cell::RefCell;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,23 @@ pub fn adapters() -> Vec<AdapterInfo> {
         eprintln!("adapter {}: {} ({}, {})", adapter.index, adapter.name, adapter.backend, adapter.driver);
     }
     adapters
+}
+
+/// The program, which sees one adapter alone where the drivers of the tests have lavapipe among them: it compiles a model's
+/// shaders in a tenth of the time that SwiftShader takes, and a program compiles all of them at every start. What runs on
+/// every adapter are the library's tests, and [`program_on_all`]'s.
+pub fn program() -> Command {
+    let mut command = program_on_all();
+    let drivers = std::env::var("VK_ICD_FILENAMES").unwrap_or_default();
+    if let Some(lavapipe) = drivers.split(':').find(|path| path.contains("lvp_icd")) {
+        command.env("VK_ICD_FILENAMES", lavapipe);
+    }
+    command
+}
+
+/// The program, which sees every adapter.
+pub fn program_on_all() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_polystage"))
 }
 
 /// Devices that no test uses at the moment. They keep their kernels, whose compilation takes most of the time of a test
@@ -101,4 +120,16 @@ pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
     let error: f64 = got.iter().zip(want).map(|(&g, &w)| (g as f64 - w).powi(2)).sum();
     let size: f64 = want.iter().map(|w| w * w).sum();
     if size == 0.0 { error } else { error / size }
+}
+
+/// A folder with all that is in it once more.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        match path.is_dir() {
+            true => copy_folder(&path, &to.join(name)),
+            false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use polystage::folder::ModelFolder;
 use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
@@ -391,7 +390,7 @@ fn targets_and_adapters_that_do_not_fit_the_model_are_refused_by_name() {
 }
 
 fn polystage(arguments: &[&str], place: &Path) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    let mut command = crate::common::program();
     let output = command.args(arguments).current_dir(place).output().unwrap();
     let said = if output.status.success() { output.stdout } else { output.stderr };
     (output.status.success(), String::from_utf8(said).unwrap())

@@ -2,10 +2,12 @@
 
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup};
-use polystage::schedule::{Schedule, generate, replicate};
+use polystage::schedule::{Kind, Schedule, generate, replicate};
+use polystage::timeline::{Track, What};
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
+use crate::cli::{Place, one_line};
 use crate::common::adapters;
 use crate::pipeline::{assert_same, config, measure, train};
 
@@ -182,4 +184,118 @@ fn a_step_by_hand_that_leaves_replicas_apart_is_refused() {
         assert!(error.contains(what), "{text}: {error}");
     }
     replicate(&[generate("1f1b", 2, 3).unwrap(), generate("1f1b", 3, 3).unwrap()]).unwrap_err();
+}
+
+/// A model whose last backward pass is several submissions long, and whose gradients are several buckets: a quarter of a
+/// second each on an adapter of which nothing is known yet.
+const LONG: [&str; 6] = [
+    "model.layers=4",
+    "model.width=192",
+    "model.heads=4",
+    "model.context=96",
+    "train.sequence=96",
+    "pipeline.schedule=1f1b",
+];
+
+#[test]
+fn gradients_leave_while_the_last_backward_pass_goes_on_and_no_bit_changes() {
+    let all = adapters();
+    let i = all[all.len() - 1].index;
+    let config = of_shares(&[1, 1], &LONG);
+    let mut flat = begin(&config, mesh("1f1b", 1, &[1, 1]), &[i; 2]);
+    let mut losses = steps(&mut flat, 1);
+    let row = flat.watch().block_on(flat.step()).unwrap();
+    losses.push(row.loss);
+    let (mut sent, mut early) = (0, 0);
+    for rank in 0..2 {
+        let of = |kind: Kind| {
+            flat.events().iter().filter(move |event| {
+                let is = matches!(event.what, What::Action(action) if action.kind == kind);
+                event.rank == rank && event.track == Track::Compute && is
+            })
+        };
+        let last = of(Kind::B).map(|event| event.end).fold(0.0, f64::max);
+        sent += of(Kind::R).count();
+        early += of(Kind::R).filter(|event| event.start < last).count();
+    }
+    assert!(early > 0 && early < sent, "{early} of {sent} buckets left before the last B had ended");
+    let deep = mesh("zb-h1", 2, &[1, 1]);
+    let setup = Trainer::setup_in(&config, deep, vec![None; 4]).unwrap();
+    let deep = measure(train(&config, Setup { cuts: Some(vec![3]), ..setup }, &[i; 4]), 2);
+    assert_same("buckets that left early", &(losses, measure(flat, 0).1), &deep);
+}
+
+#[test]
+fn a_run_goes_on_over_replicas_a_pipeline_and_one_device_and_back_with_the_bits_of_its_arithmetic() {
+    let place = Place::new();
+    let train = |out: &str, steps: usize, more: &[&str]| {
+        let steps = format!("train.steps={steps}");
+        let fixed = ["train", "tiny.toml", "--no-plan", "--out", out, "--set", &steps];
+        let rate = ["--set", "train.minimum_learning_rate=1e-2", "--set", "pipeline.microbatches=4"];
+        place.succeed(&[&fixed[..], &rate, more].concat());
+    };
+    let two = ["--set", "mesh.data=2"];
+    let copy = |from: &str, to: &str| crate::common::copy_folder(&place.path(from), &place.path(to));
+    train("run", 2, &two);
+    ["pipeline", "alone", "unequal"].into_iter().for_each(|to| copy("run", to));
+    // The same replicas once more, uninterrupted.
+    train("whole", 4, &two);
+    train("run", 4, &[&two[..], &["--resume"]].concat());
+    assert_eq!(place.losses("run"), place.losses("whole"));
+    train("pipeline", 4, &["--resume"]);
+    train("alone", 4, &["--resume", "--devices", "0"]);
+    assert_eq!(place.losses("pipeline"), place.losses("alone"), "two stages are one device");
+    train("unequal", 4, &["--resume", "--set", "mesh.data=[3, 1]"]);
+    // Back from one device to replicas, as from the pipeline.
+    for run in ["pipeline", "alone"] {
+        train(run, 6, &[&two[..], &["--resume"]].concat());
+    }
+    assert_eq!(place.losses("pipeline"), place.losses("alone"));
+    for ((_, a), (_, b)) in place.losses("unequal").into_iter().zip(place.losses("whole")) {
+        approx::assert_relative_eq!(a, b, max_relative = 1e-5);
+    }
+}
+
+#[test]
+fn replicas_that_cannot_be_are_refused_in_a_line_before_anything_is_touched() {
+    let place = Place::new();
+    std::fs::write(place.path("two.txt"), "0F0 0B0\n0F1 0B1").unwrap();
+    std::fs::write(place.path("none.txt"), "# stages: 2, microbatches: 2\n0F0 0B0\n0F1 0B1").unwrap();
+    for (set, what) in [
+        (&["mesh.data=3"][..], "mesh.data = 3 is out of range"),
+        (&["mesh.data=0"], "mesh.data = 0 is out of range"),
+        (&["mesh.data=[3, 1]"], "mesh.data = [3, 1] are 4 microbatches, but pipeline.microbatches = 2"),
+        (&["mesh.data=[2, 0]"], "every replica needs at least one microbatch"),
+        (&["mesh.data=[]"], "every replica needs at least one microbatch"),
+        (&["mesh.data=some"], "mesh.data = \"some\" is not known; write \"auto\""),
+        (&["mesh.dat=2"], "did you mean mesh.data"),
+        (&["mesh.data=[1, 1, 1]", "pipeline.microbatches=3"], "does not divide train.batch"),
+        (&["mesh.data=4", "pipeline.microbatches=4"], "4 replicas need as many devices, and there are 2"),
+        (&["mesh.data=[1, 1]", "pipeline.schedule=none.txt"], "stage 1 is on no rank"),
+        (&["mesh.data=1", "pipeline.schedule=two.txt"], "says itself which replicas there are"),
+    ] {
+        let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+        let output = place.run(&[&["train", "tiny.toml", "--out", "out"], &set[..]].concat());
+        let line = one_line(&output);
+        assert!(output.status.code() == Some(2) && line.contains(what), "{set:?}: {line}");
+        assert!(!place.path("out").exists(), "{set:?} has left a folder");
+    }
+}
+
+#[test]
+fn a_planned_run_with_replicas_keeps_its_shares_says_what_they_are_and_is_traced() {
+    let place = Place::new();
+    let train = ["train", "tiny.toml", "--out", "run", "--set", "mesh.data=2"];
+    place.succeed(&train);
+    let config = std::fs::read_to_string(place.path("run/config.toml")).unwrap();
+    assert!(config.contains("[mesh]\ndata = [1, 1]") || config.contains("[mesh]\ndata = [\n"), "{config}");
+    let trace = place.succeed(&["trace", "run"]);
+    assert!(trace.contains("device 0") && trace.contains("device 1"), "{trace}");
+    let again = place.succeed(&[&train[..], &["--resume", "--set", "train.steps=14"]].concat());
+    assert!(!again.contains("plan changed"), "{again}");
+    let plan = place.succeed(&["plan", "tiny.toml", "--set", "mesh.data=2"]);
+    assert!(plan.contains("2 pipelines beside each other, of 1 + 1 microbatches"), "{plan}");
+    assert!(plan.contains("between devices with the same layers"), "{plan}");
+    // Over whatever devices there are.
+    place.succeed(&["plan", "run"]);
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use jiff::civil::DateTime;
 use polystage::text::chat::ChatTemplate;
@@ -25,7 +25,7 @@ pub fn chatty() -> tempfile::TempDir {
 }
 
 fn run(place: &tempfile::TempDir, arguments: &[&str], input: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    let mut command = crate::common::program();
     command.args(arguments).current_dir(place.path());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -228,7 +228,7 @@ fn a_chat_says_what_can_be_said_to_it_and_keeps_strange_commands_from_the_model(
 fn ctrl_c_ends_an_answer_and_not_the_chat() {
     use std::io::{BufRead, BufReader, Read};
     let place = chatty();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    let mut command = crate::common::program();
     let chat =
         ["chat", ".", "--context", "160", "--max-tokens", "80", "--temperature", "0", "--devices", "0"];
     command.args(chat).current_dir(place.path());

@@ -1,7 +1,7 @@
 //! `polystage trace` as a user runs it, on a run of this machine and on folders that are incomplete or damaged.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use polystage::schedule::{Costs, generate};
 use polystage::timeline::{DeviceName, Prediction, Timeline};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::timeline::assert_well_formed;
 
 fn run(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polystage"));
+    let mut command = crate::common::program();
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).output().unwrap()
 }
 

@@ -139,7 +139,7 @@ fn of_a_run(run: &Path, set: &[String]) -> Result<Config> {
         );
         return Err(Error::config("--set model", message));
     }
-    let open = ["pipeline.devices=auto".to_string()];
+    let open = ["pipeline.devices=auto", "mesh.data=auto"].map(String::from);
     let config = trained_with(run, &[&open, set].concat())?;
     note(format!(
         "note: {} is a run: planned as its config.toml says, over devices that are chosen anew{}",

@@ -15,7 +15,7 @@ use crate::profile::{Cache, Profiler};
 use crate::schedule::ALL_NAMES;
 use crate::train::config::{Axis, Config, Described, Devices};
 use crate::train::lessons::loudest;
-use crate::train::planning::{Planning, chosen, given_schedule};
+use crate::train::planning::{Planning, check_replicas, chosen, given_schedule};
 use crate::train::source::describe;
 
 /// An experiment.
@@ -141,6 +141,7 @@ pub(super) fn for_devices(
         Some(file) => described(config, arguments.read(file)?)?,
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?)?;
+            check_replicas(config, devices.len())?;
             let machine = measure(config, &devices, arguments.measure, environment)?;
             (machine, devices.into_iter().enumerate().collect())
         }

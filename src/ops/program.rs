@@ -131,6 +131,20 @@ impl StageProgram {
         steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
     }
 
+    /// For each parameter, after how many of a program's launches nothing adds to its gradient any more.
+    pub fn completed(&self, phase: Phase) -> HashMap<&str, usize> {
+        let mut after = HashMap::new();
+        for (at, step) in self.steps[phase_index(phase)].iter().enumerate() {
+            for operand in &self.plan.lowered[step.node].launches[step.launch].operands {
+                let Operand::Value(id) = operand else { continue };
+                if let Some(Place::Gradient(of)) = self.plan.place[id.0] {
+                    after.insert(self.stage.graph.value(of).name.as_str(), at + 1);
+                }
+            }
+        }
+        after
+    }
+
     /// Where a value lies for these slots.
     pub fn range(&self, parameters: &Parameters, id: ValueId, slots: Slots) -> Result<Range> {
         let value = self.stage.graph.value(id);

@@ -2,8 +2,10 @@
 //! their own, and gets back the new weights, packed if they are stored so. Both travel in buckets, so that no device needs
 //! room for a second copy of all.
 //!
-//! R sends as many buckets as a link holds and leaves the rest to A, where a rank sends and receives at the same time; so it
-//! never waits for a receiver that waits for it. All go through the shards in the same order.
+//! What can move without waiting moves while the rank computes: a bucket leaves as soon as the last backward pass has
+//! completed it, and one that has arrived is added once the rank's own gradients of the stage are complete. R sends as many
+//! buckets as a link holds; what is left then, A moves, where a rank sends and receives at the same time, so that it never
+//! waits for a receiver that waits for it. All go through the shards in the same order.
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use super::owners::{Other, Shard};
 use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
-use crate::graph::DType;
+use crate::graph::{DType, Phase};
 use crate::ops::parameters::{Bucket, Parameters, Segment};
 use crate::schedule::{Action, Kind};
 use crate::timeline::What;
@@ -29,6 +31,8 @@ pub(super) struct Exchange {
     weights_in: Vec<In>,
     /// The stages of which gradients are complete only with those of stages that use the same parameters here.
     folds: Vec<usize>,
+    /// The stages whose R has been in this step: the rank's own gradients of them are complete.
+    left: Vec<usize>,
 }
 
 /// Buckets that leave.
@@ -36,10 +40,18 @@ struct Out {
     stage: usize,
     link: Outgoing,
     buckets: Vec<Vec<Piece>>,
+    /// After how many launches of the stage's last W each of them is complete; never where that shows only later.
+    complete: Vec<usize>,
     /// How many the link holds.
     slots: usize,
     /// How many have left in this step.
     sent: usize,
+}
+
+impl Out {
+    fn new(stage: usize, link: Outgoing, buckets: Vec<Vec<Piece>>, slots: usize) -> Out {
+        Out { stage, link, complete: vec![usize::MAX; buckets.len()], buckets, slots, sent: 0 }
+    }
 }
 
 /// Buckets that arrive where they stay.
@@ -56,6 +68,10 @@ struct Sum {
     arrived: Buffer,
     add: Arc<Kernel>,
     buckets: Vec<(u64, BindGroup, [u32; 3])>,
+    /// Whether the same buckets come from others too, whose sums are added before.
+    follows: bool,
+    /// How many have been added in this step.
+    added: usize,
 }
 
 impl Exchange {
@@ -81,18 +97,29 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
     let sums = buckets.iter().map(|bucket| adding(&ranks[*owner].parameters, home, bucket, &arrived));
     let sums = sums.collect::<Result<Vec<_>>>()?;
     let add = home.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
-    for groups in arrivals {
+    for (arrival, groups) in arrivals.iter().enumerate() {
         let from: Vec<Vec<&Device>> =
             groups.iter().map(|group| group.iter().map(|&o| &devices[others[o].rank]).collect()).collect();
         let (outgoing, mut incoming) = connect_all(&from, &[home], largest_gradient, slots)?;
         for (&other, link) in groups.iter().flatten().zip(outgoing) {
             let rank = &mut ranks[others[other].rank];
             let gradient = |name: &str| Ok((rank.parameters.gradient(name)?, DType::F32));
-            let buckets = pieces(buckets, &others[other], gradient)?;
-            rank.exchange.gradients_out.push(Out { stage, link, buckets, slots, sent: 0 });
+            let mut out = Out::new(stage, link, pieces(buckets, &others[other], gradient)?, slots);
+            if let Some(of) = rank.stages.get(&stage) {
+                let after = of.program.completed(Phase::Weight);
+                let parameter = |segment: &Segment| {
+                    let name = others[other].names.get(&segment.name).unwrap_or(&segment.name);
+                    let known = after.get(name.as_str()).filter(|_| !rank.parameters.is_folded(name));
+                    known.copied().unwrap_or(usize::MAX)
+                };
+                let bucket = |bucket: &Bucket| bucket.segments.iter().map(parameter).max().unwrap_or(0);
+                out.complete = shard.buckets.iter().map(bucket).collect();
+            }
+            rank.exchange.gradients_out.push(out);
         }
         let (link, buckets) = (incoming.remove(0), sums.clone());
-        let sum = Sum { stage, link, arrived: arrived.clone(), add: add.clone(), buckets };
+        let (arrived, add, follows) = (arrived.clone(), add.clone(), arrival > 0);
+        let sum = Sum { stage, link, arrived, add, buckets, follows, added: 0 };
         ranks[*owner].exchange.gradients_in.push(sum);
     }
     let to: Vec<&Device> = others.iter().map(|other| &devices[other.rank]).collect();
@@ -113,7 +140,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
     };
     let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
     let link = outgoing.remove(0);
-    rank.exchange.weights_out.push(Out { stage, link, buckets, slots, sent: 0 });
+    rank.exchange.weights_out.push(Out::new(stage, link, buckets, slots));
     Ok(())
 }
 
@@ -170,7 +197,55 @@ impl Rank {
         for out in exchange.gradients_out.iter_mut().filter(|out| out.stage == stage) {
             self.send_buckets(out, out.slots, Kind::R).await?;
         }
+        exchange.left.push(stage);
         self.exchange = exchange;
+        Ok(())
+    }
+
+    /// Sends what is complete after so many launches of the last W of a stage, as long as that means no waiting.
+    pub(super) async fn send_complete(&mut self, stage: usize, launches: usize) -> Result<()> {
+        let mut exchange = std::mem::take(&mut self.exchange);
+        for out in exchange.gradients_out.iter_mut().filter(|out| out.stage == stage) {
+            while out.complete.get(out.sent).is_some_and(|&after| after <= launches) && out.link.has_room() {
+                self.send_buckets(out, out.sent + 1, Kind::R).await?;
+            }
+        }
+        self.exchange = exchange;
+        Ok(())
+    }
+
+    /// Moves what can be moved without waiting: gradients of the stages whose R has been, and those of others that are added
+    /// to them.
+    pub(super) async fn progress(&mut self) -> Result<()> {
+        if self.exchange.left.is_empty() {
+            return Ok(());
+        }
+        let mut exchange = std::mem::take(&mut self.exchange);
+        let Exchange { gradients_out, gradients_in, left, .. } = &mut exchange;
+        for out in gradients_out.iter_mut().filter(|out| left.contains(&out.stage)) {
+            while out.sent < out.buckets.len() && out.link.has_room() {
+                self.send_buckets(out, out.sent + 1, Kind::R).await?;
+            }
+        }
+        let mut before = 0;
+        for sum in gradients_in.iter_mut() {
+            let most = if sum.follows { before } else { sum.buckets.len() };
+            while left.contains(&sum.stage) && sum.added < most && sum.link.has(self.tag(sum.added)) {
+                self.add_bucket(sum).await?;
+            }
+            before = sum.added;
+        }
+        self.exchange = exchange;
+        Ok(())
+    }
+
+    /// Waits for the next bucket of a sum and adds it.
+    async fn add_bucket(&self, sum: &mut Sum) -> Result<()> {
+        let Some((bytes, group, groups)) = sum.buckets.get(sum.added) else { return Ok(()) };
+        let to = [(sum.arrived.range(0, *bytes), 0)];
+        let what = of(sum.stage, Kind::A);
+        self.receive_bucket(&mut sum.link, &to, sum.added, what, Some((&sum.add, group, *groups))).await?;
+        sum.added += 1;
         Ok(())
     }
 
@@ -188,16 +263,16 @@ impl Rank {
             Ok(())
         };
         let receive = async {
-            for Sum { stage, link, arrived, add, buckets } in inward {
-                for (tag, (bytes, group, groups)) in buckets.iter().enumerate() {
-                    let to = [(arrived.range(0, *bytes), 0)];
-                    this.receive_bucket(link, &to, tag, of(*stage, Kind::A), Some((add, group, *groups)))
-                        .await?;
+            for sum in inward {
+                while sum.added < sum.buckets.len() {
+                    this.add_bucket(sum).await?;
                 }
+                sum.added = 0;
             }
             Ok(())
         };
         try_join(send, receive).await?;
+        exchange.left.clear();
         self.exchange = exchange;
         Ok(())
     }

@@ -17,6 +17,33 @@ use futures_util::StreamExt;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 
+/// The free buffers of one end.
+struct Ring {
+    free: mpsc::UnboundedReceiver<Buffer>,
+    /// One that has been looked for and found.
+    found: Option<Buffer>,
+}
+
+impl Ring {
+    fn new(free: mpsc::UnboundedReceiver<Buffer>) -> Ring {
+        Ring { free, found: None }
+    }
+
+    /// Whether there is a free one now.
+    fn has_room(&mut self) -> bool {
+        self.found = self.found.take().or_else(|| self.free.try_recv().ok());
+        self.found.is_some()
+    }
+
+    /// Waits for a free one.
+    async fn next(&mut self) -> Result<Buffer> {
+        match self.found.take() {
+            Some(buffer) => Ok(buffer),
+            None => self.free.next().await.ok_or_else(closed),
+        }
+    }
+}
+
 /// A filled buffer on its way.
 struct Message {
     tag: usize,
@@ -42,7 +69,7 @@ impl Drop for Filled {
 
 /// The sending end.
 pub struct Outgoing {
-    free: mpsc::UnboundedReceiver<Buffer>,
+    free: Ring,
     /// The receivers have it: where all are gone, no buffer comes back, and nobody waits for one.
     back: Weak<mpsc::UnboundedSender<Buffer>>,
     filled: Vec<mpsc::UnboundedSender<Message>>,
@@ -68,7 +95,7 @@ struct Source {
 }
 
 struct Upload {
-    free: mpsc::UnboundedReceiver<Buffer>,
+    free: Ring,
     writable: mpsc::UnboundedSender<Buffer>,
 }
 
@@ -123,7 +150,8 @@ pub fn connect_all(
             // The receiver is held here, so sending cannot fail.
             let _ = writable.unbounded_send(device.staging("link upload", bytes, Mapping::Write)?);
         }
-        incoming.push(Incoming { groups: Vec::new(), upload: Some(Upload { free, writable }) });
+        incoming
+            .push(Incoming { groups: Vec::new(), upload: Some(Upload { free: Ring::new(free), writable }) });
     }
     let mut outgoing = Vec::new();
     for group in from {
@@ -165,7 +193,7 @@ fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) 
             group.push(source);
         }
     }
-    Ok(Outgoing { free, back: Arc::downgrade(&back), filled, local, bytes: 0 })
+    Ok(Outgoing { free: Ring::new(free), back: Arc::downgrade(&back), filled, local, bytes: 0 })
 }
 
 /// A part of a tensor on a device, and the bytes before it in what travels.
@@ -181,6 +209,11 @@ fn closed() -> Error {
 }
 
 impl Outgoing {
+    /// Whether the next tensor can be recorded without waiting.
+    pub fn has_room(&mut self) -> bool {
+        self.free.has_room()
+    }
+
     /// Records the copy of tensor number `tag` out of `from`.
     pub async fn record(
         &mut self,
@@ -188,7 +221,7 @@ impl Outgoing {
         from: &[Piece],
         tag: usize,
     ) -> Result<Recorded> {
-        let buffer = self.free.next().await.ok_or_else(closed)?;
+        let buffer = self.free.next().await?;
         for (range, at) in from {
             recorder.copy(&range.buffer, range.offset, &buffer, *at, range.bytes);
         }
@@ -217,6 +250,14 @@ fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
 }
 
 impl Source {
+    /// Whether tensor number `tag` is there.
+    fn has(&mut self, tag: usize) -> bool {
+        while let Ok(message) = self.filled.try_recv() {
+            self.early.insert(message.tag, message.filled);
+        }
+        self.early.contains_key(&tag)
+    }
+
     /// Waits for tensor number `tag`.
     async fn wait(&mut self, tag: usize) -> Result<Arc<Filled>> {
         loop {
@@ -230,6 +271,12 @@ impl Source {
 }
 
 impl Incoming {
+    /// Whether tensor number `tag` can be recorded without waiting.
+    pub fn has(&mut self, tag: usize) -> bool {
+        self.groups.iter_mut().flatten().all(|source| source.has(tag))
+            && self.upload.as_mut().is_none_or(|ring| ring.free.has_room())
+    }
+
     /// Waits for tensor number `tag` and records its copy into `to`; says when the host copied it, if it did.
     pub async fn record(
         &mut self,
@@ -254,7 +301,7 @@ impl Incoming {
             groups.iter().flatten().for_each(|filled| copy(&filled.buffer));
             return Ok((Recorded(After::Nothing), None));
         };
-        let upload = ring.free.next().await.ok_or_else(closed)?;
+        let upload = ring.free.next().await?;
         let bytes = length(to);
         let start = now();
         match &groups[..] {

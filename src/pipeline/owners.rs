@@ -11,9 +11,10 @@ use super::link;
 use super::plan::Plan;
 use crate::model::Parameter;
 use crate::ops::parameters::{Bucket, CHUNK};
+use crate::plan::EXCHANGE_SLOTS;
 
-/// Most elements that travel together: 8 MiB of gradients.
-pub(super) const MOST: usize = 2 << 20;
+/// Most elements that travel together, 1 MiB of gradients: few enough that some are complete long before others.
+pub(super) const MOST: usize = 1 << 18;
 
 /// A rank's copy of a parameter.
 #[derive(Clone, Debug)]
@@ -107,7 +108,13 @@ pub(super) fn shards(plan: &Plan) -> Vec<Shard> {
                 }
             }
             for group in groups {
-                let buckets = layout.buckets(|p| group.contains(&p.name.as_str()), MOST);
+                let mut buckets = layout.buckets(|p| group.contains(&p.name.as_str()), MOST);
+                // What is complete first goes first: the backward pass comes to the last layers first.
+                let place = |bucket: &Bucket| {
+                    let first = bucket.segments.first().map(|segment| &segment.name);
+                    group.iter().position(|name| Some(*name) == first.map(String::as_str))
+                };
+                buckets.sort_by_key(|bucket| std::cmp::Reverse(place(bucket)));
                 let holders = &plan.holders[group[0]];
                 if holders.len() > 1 && !buckets.is_empty() {
                     shards.push(shard(plan, stage, owner, &group, buckets));
@@ -147,9 +154,9 @@ fn shard(plan: &Plan, stage: usize, owner: usize, group: &[&str], buckets: Vec<B
 }
 
 impl Shard {
-    /// Buffers of a link: while one bucket travels the next is on its way.
+    /// Buffers of a link: while one bucket travels others are on their way.
     pub(super) fn slots(&self) -> usize {
-        self.buckets.len().min(2)
+        self.buckets.len().min(EXCHANGE_SLOTS)
     }
 
     /// Bytes of the largest bucket: of gradients and of weights.

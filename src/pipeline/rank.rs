@@ -29,6 +29,9 @@ const SOFTWARE_DEPTH: usize = 1;
 /// Seconds of device time a submission should stay under: desktops stutter and drivers reset when it is long.
 const SUBMISSION_SECONDS: f64 = 0.1;
 
+/// Submissions in which the backward pass goes that completes gradients which others wait for.
+const PARTS: f64 = 8.0;
+
 /// What a rank is told.
 pub(super) enum Command {
     /// Run the schedule on this batch.
@@ -221,6 +224,7 @@ impl Rank {
                 Kind::N => self.norm().await?,
                 _ => self.compute(action, batch).await?,
             }
+            self.progress().await?;
         }
         self.report().await
     }
@@ -244,11 +248,15 @@ impl Rank {
 
     /// Floating-point operations of a step's actions, as the log counts them.
     pub(super) fn step_flops(&self) -> f64 {
-        let of = |action: &Action| {
-            let program = &self.stages.get(&action.stage)?.program;
-            Some(phases(action.kind).iter().flat_map(|&phase| program.launch_flops(phase)).sum::<f64>())
+        self.actions.iter().map(|&action| self.flops_of(action)).sum()
+    }
+
+    fn flops_of(&self, action: Action) -> f64 {
+        let stage = self.stages.get(&action.stage);
+        let flops = |stage: &Stage| {
+            phases(action.kind).iter().flat_map(|&phase| stage.program.launch_flops(phase)).sum::<f64>()
         };
-        self.actions.iter().filter_map(of).sum()
+        stage.map_or(0.0, flops)
     }
 
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
@@ -268,6 +276,12 @@ impl Rank {
         let budget = SUBMISSION_SECONDS
             * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let mut used = 0.0;
+        let completes = self.completes(action);
+        // What others wait for leaves part by part.
+        let budget = match completes {
+            true => budget.min(self.flops_of(action) / PARTS),
+            false => budget,
+        };
         let missing = || no_stage(action);
         for &phase in phases(action.kind) {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
@@ -283,10 +297,14 @@ impl Rank {
                 from = to;
                 if from < flops.len() {
                     self.submit(recorder, what, used, started).await;
-                    started = now();
                     copies.drain(..).for_each(Recorded::submitted);
                     used = 0.0;
-                    recorder = device.record();
+                    if completes && phase == Phase::Weight {
+                        self.send_complete(action.stage, from).await?;
+                    }
+                    self.progress().await?;
+                    self.log.state(State::Working(what));
+                    (started, recorder) = (now(), device.record());
                 }
             }
         }
@@ -294,6 +312,15 @@ impl Rank {
         self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
         device.check(&format!("rank {} ran {action}", self.index))
+    }
+
+    /// Whether an action is the last before R to add to the gradients of its stage, which others have too.
+    fn completes(&self, action: Action) -> bool {
+        let adds = |other: &&Action| {
+            other.stage == action.stage && matches!(other.kind, Kind::B | Kind::W | Kind::R)
+        };
+        let mut own = self.actions.iter().filter(adds).skip_while(|other| **other != action);
+        own.nth(1).is_some_and(|next| next.kind == Kind::R)
     }
 
     fn slots(&self, action: Action) -> Slots {

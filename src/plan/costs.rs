@@ -26,6 +26,9 @@ pub struct Assignment<'a> {
     pub in_flight: &'a [usize],
 }
 
+/// Buckets that are on their way at once between devices that have the same layers.
+pub(crate) const EXCHANGE_SLOTS: usize = 4;
+
 /// One of the ranks that have a stage, counted from 0, and how many there are.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
@@ -203,20 +206,21 @@ impl<'a> Prices<'a> {
     /// Bytes of the weights, gradients and moments of the stages that one rank has, and of what it shares with others that
     /// have them.
     pub(super) fn state<'r>(&self, stages: impl Iterator<Item = (&'r Range<usize>, Part)>) -> u64 {
-        let (mut bytes, mut uses, mut owns) = (0, false, false);
+        let (mut bytes, mut uses, mut owns) = (0, false, None);
         for (range, part) in stages {
             let of = |sums: &[u64]| sums[range.end] - sums[range.start];
             let moments = of(&self.moments);
             bytes += of(&self.state) - moments + moments / part.of as u64;
             bytes += self.shared(range, part);
             uses |= self.workload.tie.is_some_and(|tie| range.contains(&tie.user));
-            owns |= self.workload.tie.is_some_and(|tie| range.contains(&tie.owner));
+            owns =
+                owns.or(self.workload.tie.filter(|tie| range.contains(&tie.owner)).map(|_| part.of as u64));
         }
         let tied = self.workload.tie.map_or(0, |tie| match (uses, owns) {
-            (true, true) => tie.together,
-            (true, false) => tie.user_apart,
-            (false, true) => tie.owner_apart,
-            (false, false) => 0,
+            (true, Some(_)) => tie.together,
+            (true, None) => tie.user_apart,
+            (false, Some(owners)) => tie.owner_apart / owners,
+            (false, None) => 0,
         });
         bytes + tied
     }
@@ -230,7 +234,7 @@ impl<'a> Prices<'a> {
         }
         let buckets = gradients.div_ceil(self.workload.bucket.max(1));
         let [gradient, weight] = [gradients, weights].map(|bytes| bytes / buckets);
-        let slots = buckets.min(2);
+        let slots = buckets.min(EXCHANGE_SLOTS as u64);
         let owner = part.arrivals() as u64 * slots * gradient + slots * weight + gradient;
         owner + others * slots * (gradient + weight)
     }

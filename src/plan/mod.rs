@@ -32,6 +32,7 @@ pub(crate) mod text;
 mod without;
 mod workload;
 
+pub(crate) use costs::EXCHANGE_SLOTS;
 pub use costs::{Assignment, costs};
 pub use explain::{
     Alternative, DeviceShare, Explanation, LinkShare, OnePipeline, SharedBy, StageShare, Unused, Waiting,

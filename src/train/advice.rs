@@ -271,6 +271,8 @@ fn settings(
     let mut settings = vec![format!("pipeline.devices={}", list(&adapters))];
     settings.extend(schedule.map(|schedule| format!("pipeline.schedule={schedule}")));
     settings.push(format!("pipeline.microbatches={}", plan.microbatches));
+    let shares = plan.shares();
+    settings.extend((shares.len() > 1).then(|| format!("mesh.data={}", list(&shares))));
     settings.extend((plan.stages.len() > 1).then(|| format!("pipeline.cuts={}", list(&plan.cuts()))));
     settings.push(match repeated.is_empty() {
         true => "pipeline.recompute=false".into(),

@@ -94,6 +94,24 @@ pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<O
     Ok(Some(schedule))
 }
 
+/// Refuses more replicas than there are devices, before anything is measured.
+///
+/// # Errors
+///
+/// [`Error::Config`] that says how many there are of each.
+pub fn check_replicas(config: &Config, devices: usize) -> Result<()> {
+    let replicas = match &config.mesh.data {
+        Axis::Named(_) => 1,
+        Axis::Count(count) => *count,
+        Axis::Shares(shares) => shares.len(),
+    };
+    if replicas > devices {
+        let message = format!("{replicas} replicas need as many devices, and there are {devices}");
+        return Err(Error::config("mesh.data", message));
+    }
+    Ok(())
+}
+
 /// The machine's devices that a config means, in the order of the pipeline; none if they are left to the planner. A list
 /// names adapters ([`Machine::of_adapters`]). If the machine is another one, a list of as many devices as it has stands
 /// for all of them.

@@ -282,7 +282,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "mesh",
-        about: "Axes beside the pipeline's, along which the work is divided: see docs/config.md.",
+        about: "Axes beside the pipeline's, along which the work is divided: see docs/axes.md.",
         keys: &[key(
             "data",
             "",
