@@ -260,7 +260,7 @@ fn a_run_goes_on_over_replicas_a_pipeline_and_one_device_and_back_with_the_bits_
 fn replicas_that_cannot_be_are_refused_in_a_line_before_anything_is_touched() {
     let place = Place::new();
     std::fs::write(place.path("two.txt"), "0F0 0B0\n0F1 0B1").unwrap();
-    std::fs::write(place.path("none.txt"), "# stages: 2, microbatches: 2\n0F0 0B0\n0F1 0B1").unwrap();
+    std::fs::write(place.path("none.txt"), "0F0 0B0\n0F1 0B1\n2F0 2B0").unwrap();
     for (set, what) in [
         (&["mesh.data=3"][..], "mesh.data = 3 is out of range"),
         (&["mesh.data=0"], "mesh.data = 0 is out of range"),

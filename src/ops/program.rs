@@ -131,10 +131,11 @@ impl StageProgram {
         steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
     }
 
-    /// For each parameter, after how many of a program's launches nothing adds to its gradient any more.
-    pub fn completed(&self, phase: Phase) -> HashMap<&str, usize> {
+    /// For each parameter, after how many launches of programs that run one after another nothing adds to its gradient any
+    /// more.
+    pub fn completed(&self, phases: &[Phase]) -> HashMap<&str, usize> {
         let mut after = HashMap::new();
-        for (at, step) in self.steps[phase_index(phase)].iter().enumerate() {
+        for (at, step) in phases.iter().flat_map(|&phase| &self.steps[phase_index(phase)]).enumerate() {
             for operand in &self.plan.lowered[step.node].launches[step.launch].operands {
                 let Operand::Value(id) = operand else { continue };
                 if let Some(Place::Gradient(of)) = self.plan.place[id.0] {

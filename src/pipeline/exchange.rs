@@ -7,6 +7,7 @@
 //! buckets as a link holds; what is left then, A moves, where a rank sends and receives at the same time, so that it never
 //! waits for a receiver that waits for it. All go through the shards in the same order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::try_join;
@@ -14,10 +15,10 @@ use futures_util::future::try_join;
 use super::link::{Incoming, Outgoing, Piece, connect_all};
 use super::log::State;
 use super::owners::{Other, Shard};
-use super::rank::Rank;
+use super::rank::{Rank, adds, phases};
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
-use crate::graph::{DType, Phase};
+use crate::graph::DType;
 use crate::ops::parameters::{Bucket, Parameters, Segment};
 use crate::schedule::{Action, Kind};
 use crate::timeline::What;
@@ -40,7 +41,7 @@ struct Out {
     stage: usize,
     link: Outgoing,
     buckets: Vec<Vec<Piece>>,
-    /// After how many launches of the stage's last W each of them is complete; never where that shows only later.
+    /// After how many launches of the stage's last B or W each of them is complete; never where that shows only later.
     complete: Vec<usize>,
     /// How many the link holds.
     slots: usize,
@@ -68,6 +69,8 @@ struct Sum {
     arrived: Buffer,
     add: Arc<Kernel>,
     buckets: Vec<(u64, BindGroup, [u32; 3])>,
+    /// As [`Out::complete`], of the rank's own gradients.
+    complete: Vec<usize>,
     /// Whether the same buckets come from others too, whose sums are added before.
     follows: bool,
     /// How many have been added in this step.
@@ -105,21 +108,14 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
             let rank = &mut ranks[others[other].rank];
             let gradient = |name: &str| Ok((rank.parameters.gradient(name)?, DType::F32));
             let mut out = Out::new(stage, link, pieces(buckets, &others[other], gradient)?, slots);
-            if let Some(of) = rank.stages.get(&stage) {
-                let after = of.program.completed(Phase::Weight);
-                let parameter = |segment: &Segment| {
-                    let name = others[other].names.get(&segment.name).unwrap_or(&segment.name);
-                    let known = after.get(name.as_str()).filter(|_| !rank.parameters.is_folded(name));
-                    known.copied().unwrap_or(usize::MAX)
-                };
-                let bucket = |bucket: &Bucket| bucket.segments.iter().map(parameter).max().unwrap_or(0);
-                out.complete = shard.buckets.iter().map(bucket).collect();
-            }
+            out.complete = complete(rank, stage, buckets, &others[other]);
             rank.exchange.gradients_out.push(out);
         }
         let (link, buckets) = (incoming.remove(0), sums.clone());
         let (arrived, add, follows) = (arrived.clone(), add.clone(), arrival > 0);
-        let sum = Sum { stage, link, arrived, add, buckets, follows, added: 0 };
+        let own = Other { rank: *owner, names: HashMap::new() };
+        let complete = complete(&ranks[*owner], stage, &shard.buckets, &own);
+        let sum = Sum { stage, link, arrived, add, buckets, complete, follows, added: 0 };
         ranks[*owner].exchange.gradients_in.push(sum);
     }
     let to: Vec<&Device> = others.iter().map(|other| &devices[other.rank]).collect();
@@ -133,7 +129,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
         let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
         rank.exchange.weights_in.push(In { stage, link, buckets });
     }
-    let own = Other { rank: *owner, names: Default::default() };
+    let own = Other { rank: *owner, names: HashMap::new() };
     let rank = &mut ranks[*owner];
     let of = |bucket: &Bucket| {
         pieces(std::slice::from_ref(bucket), &own, |name| weight(&rank.parameters, bucket, name))
@@ -142,6 +138,20 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
     let link = outgoing.remove(0);
     rank.exchange.weights_out.push(Out::new(stage, link, buckets, slots));
     Ok(())
+}
+
+/// After how many launches of a rank's last B or W of a stage each bucket is complete there.
+fn complete(rank: &Rank, stage: usize, buckets: &[Bucket], on: &Other) -> Vec<usize> {
+    let Some(of) = rank.stages.get(&stage) else { return vec![usize::MAX; buckets.len()] };
+    let last = rank.actions.iter().rfind(|of| of.stage == stage && adds(of.kind));
+    let after = of.program.completed(phases(last.map_or(Kind::B, |last| last.kind)));
+    let parameter = |segment: &Segment| {
+        let name = on.names.get(&segment.name).unwrap_or(&segment.name);
+        let known = after.get(name.as_str()).filter(|_| !rank.parameters.is_folded(name));
+        known.copied().unwrap_or(usize::MAX)
+    };
+    let bucket = |bucket: &Bucket| bucket.segments.iter().map(parameter).max().unwrap_or(0);
+    buckets.iter().map(bucket).collect()
 }
 
 /// What adds a bucket that has arrived to the gradients of its elements: its bytes, bindings and grid.
@@ -202,35 +212,33 @@ impl Rank {
         Ok(())
     }
 
-    /// Sends what is complete after so many launches of the last W of a stage, as long as that means no waiting.
-    pub(super) async fn send_complete(&mut self, stage: usize, launches: usize) -> Result<()> {
-        let mut exchange = std::mem::take(&mut self.exchange);
-        for out in exchange.gradients_out.iter_mut().filter(|out| out.stage == stage) {
-            while out.complete.get(out.sent).is_some_and(|&after| after <= launches) && out.link.has_room() {
-                self.send_buckets(out, out.sent + 1, Kind::R).await?;
-            }
-        }
-        self.exchange = exchange;
-        Ok(())
-    }
-
-    /// Moves what can be moved without waiting: gradients of the stages whose R has been, and those of others that are added
-    /// to them.
-    pub(super) async fn progress(&mut self) -> Result<()> {
-        if self.exchange.left.is_empty() {
+    /// Moves what can be moved without waiting: gradients that are complete here, and those of others that are added to them.
+    /// Complete are those of the stages whose R has been, and some of a stage whose last B or W is at work, after so many
+    /// launches: `working`.
+    pub(super) async fn progress(&mut self, working: Option<(usize, usize)>) -> Result<()> {
+        if self.exchange.left.is_empty() && working.is_none() {
             return Ok(());
         }
         let mut exchange = std::mem::take(&mut self.exchange);
         let Exchange { gradients_out, gradients_in, left, .. } = &mut exchange;
-        for out in gradients_out.iter_mut().filter(|out| left.contains(&out.stage)) {
-            while out.sent < out.buckets.len() && out.link.has_room() {
+        let is_complete = |stage: usize, after: Option<&usize>| match (after, working) {
+            (None, _) => false,
+            (Some(_), _) if left.contains(&stage) => true,
+            (Some(&after), Some((at, launches))) => at == stage && after <= launches,
+            (Some(_), None) => false,
+        };
+        for out in gradients_out.iter_mut() {
+            while is_complete(out.stage, out.complete.get(out.sent)) && out.link.has_room() {
                 self.send_buckets(out, out.sent + 1, Kind::R).await?;
             }
         }
         let mut before = 0;
         for sum in gradients_in.iter_mut() {
             let most = if sum.follows { before } else { sum.buckets.len() };
-            while left.contains(&sum.stage) && sum.added < most && sum.link.has(self.tag(sum.added)) {
+            while sum.added < most
+                && is_complete(sum.stage, sum.complete.get(sum.added))
+                && sum.link.has(self.tag(sum.added))
+            {
                 self.add_bucket(sum).await?;
             }
             before = sum.added;

@@ -224,7 +224,7 @@ impl Rank {
                 Kind::N => self.norm().await?,
                 _ => self.compute(action, batch).await?,
             }
-            self.progress().await?;
+            self.progress(None).await?;
         }
         self.report().await
     }
@@ -283,6 +283,8 @@ impl Rank {
             false => budget,
         };
         let missing = || no_stage(action);
+        // Launches of the phases before.
+        let mut before = 0;
         for &phase in phases(action.kind) {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
@@ -299,14 +301,12 @@ impl Rank {
                     self.submit(recorder, what, used, started).await;
                     copies.drain(..).for_each(Recorded::submitted);
                     used = 0.0;
-                    if completes && phase == Phase::Weight {
-                        self.send_complete(action.stage, from).await?;
-                    }
-                    self.progress().await?;
+                    self.progress(completes.then_some((action.stage, before + from))).await?;
                     self.log.state(State::Working(what));
                     (started, recorder) = (now(), device.record());
                 }
             }
+            before += flops.len();
         }
         copies.extend(self.send(action, &mut recorder, slots).await?);
         self.submit(recorder, what, used, started).await;
@@ -316,10 +316,9 @@ impl Rank {
 
     /// Whether an action is the last before R to add to the gradients of its stage, which others have too.
     fn completes(&self, action: Action) -> bool {
-        let adds = |other: &&Action| {
-            other.stage == action.stage && matches!(other.kind, Kind::B | Kind::W | Kind::R)
-        };
-        let mut own = self.actions.iter().filter(adds).skip_while(|other| **other != action);
+        let is_own =
+            |other: &&Action| other.stage == action.stage && (adds(other.kind) || other.kind == Kind::R);
+        let mut own = self.actions.iter().filter(is_own).skip_while(|other| **other != action);
         own.nth(1).is_some_and(|next| next.kind == Kind::R)
     }
 
@@ -480,8 +479,13 @@ impl Rank {
     }
 }
 
+/// Whether an action adds to the gradients of its stage's weights.
+pub(super) fn adds(kind: Kind) -> bool {
+    matches!(kind, Kind::B | Kind::W)
+}
+
 /// The phases that an action runs.
-fn phases(kind: Kind) -> &'static [Phase] {
+pub(super) fn phases(kind: Kind) -> &'static [Phase] {
     match kind {
         Kind::F => &[Phase::Forward],
         Kind::B => &[Phase::Input, Phase::Weight],

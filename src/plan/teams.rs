@@ -251,7 +251,7 @@ fn whole(
     let Some(mut best) = fixed(workload, machine, options, &mesh, WORK_OF_CHANGES)? else { return Ok(None) };
     let is_free = !matches!(options.data, DataChoice::Shares(_));
     let mut tries = WORK_OF_CHANGES / (1 + best.simulation.cells.len() as u64) / 100;
-    while is_free {
+    while is_free && tries > 0 {
         mesh.stages = best.stages.clone();
         let ranks = mesh.replicas[0].len();
         mesh.replicas = best.devices.chunks(ranks).map(<[usize]>::to_vec).collect();
