@@ -7,7 +7,7 @@ use polystage::timeline::{Track, What};
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
-use crate::cli::{Place, one_line};
+use crate::cli::Place;
 use crate::common::adapters;
 use crate::pipeline::{assert_same, config, measure, train};
 
@@ -276,8 +276,10 @@ fn replicas_that_cannot_be_are_refused_in_a_line_before_anything_is_touched() {
     ] {
         let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
         let output = place.run(&[&["train", "tiny.toml", "--out", "out"], &set[..]].concat());
-        let line = one_line(&output);
-        assert!(output.status.code() == Some(2) && line.contains(what), "{set:?}: {line}");
+        // A schedule is shown below the line that says what is wrong with it.
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().next().unwrap_or_default();
+        assert!(output.status.code() == Some(2) && line.contains(what), "{set:?}: {text}");
         assert!(!place.path("out").exists(), "{set:?} has left a folder");
     }
 }
