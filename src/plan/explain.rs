@@ -281,8 +281,7 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
             name: machine.devices[device].name.clone(),
             layers: best.layers_of(rank),
             stages: stages.collect(),
-            work: best.stages_of(rank).map(|stage| work(slowest, best.stages[stage].clone())).sum::<f64>()
-                / all.max(f64::MIN_POSITIVE),
+            work: own_work(best, rank, |range| work(slowest, range)) / all.max(f64::MIN_POSITIVE),
             speed: ratio(work(slowest, usual..usual + 1), work(device, usual..usual + 1)),
             why: Vec::new(),
             busy_seconds: own.map(|cell| cell.end - cell.start).sum(),
@@ -300,6 +299,13 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
         shares[share].why.splice(..0, speed);
     }
     shares
+}
+
+/// What a rank does of all microbatches' work, where that of a stage for one is given.
+fn own_work(best: &Candidate, rank: usize, work: impl Fn(Range<usize>) -> f64) -> f64 {
+    let replicas = best.placement.replicas().iter().enumerate().filter(|(_, of)| of.rank == rank);
+    let part = |number: usize| best.placement.microbatches(number).count() as f64 / best.microbatches as f64;
+    replicas.map(|(number, of)| part(number) * work(best.stages[of.stage].clone())).sum()
 }
 
 fn ratio(a: f64, b: f64) -> f64 {

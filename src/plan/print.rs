@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::explain::{Explanation, SharedBy, Waiting};
-use super::text::{bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
+use super::text::{added, bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -35,12 +35,11 @@ impl fmt::Display for Explanation {
             self.machine
         )?;
         if self.shares.len() > 1 {
-            let shares: Vec<String> = self.shares.iter().map(usize::to_string).collect();
             write!(
                 f,
                 "{} beside each other, of {} microbatches",
                 counted(self.shares.len(), "pipeline"),
-                shares.join(" + ")
+                added(&self.shares)
             )?;
             match self.one_pipeline {
                 Some(one) => writeln!(
@@ -175,8 +174,7 @@ impl Explanation {
                 match &other.shares[..] {
                     [_] => counted(other.microbatches, "microbatch"),
                     shares => {
-                        let shares: Vec<String> = shares.iter().map(usize::to_string).collect();
-                        format!("{} microbatches", shares.join(" + "))
+                        format!("{} microbatches", added(shares))
                     }
                 },
                 layers_of(devices),

@@ -85,6 +85,11 @@ pub fn layers_of(devices: impl IntoIterator<Item = (usize, usize)>) -> String {
     format!("layers{}", each.collect::<String>())
 }
 
+/// Shares of a whole: `5 + 3`.
+pub fn added(shares: &[usize]) -> String {
+    shares.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ")
+}
+
 /// So many things: `1 sequence`, `2 sequences`, `4 microbatches`.
 pub fn counted(n: usize, thing: &str) -> String {
     let end = match (n, thing.ends_with('h')) {

@@ -12,8 +12,9 @@ use super::planning::Planning;
 use super::run::PREDICTION;
 use crate::error::Result;
 use crate::folder::files::read_text;
-use crate::plan::text::counted;
+use crate::plan::text::{added, counted};
 use crate::plan::{Candidate, DataChoice, Options, Planned, RecomputeChoice, ScheduleChoice};
+use crate::schedule::Schedule;
 use crate::timeline::{DeviceName, Prediction, duration};
 
 /// The plan that a run had, and the steps that it took with it.
@@ -144,10 +145,15 @@ fn words(plan: &Prediction) -> String {
     };
     let devices: Vec<String> = plan.devices.iter().map(name).collect();
     let schedule = plan.schedule();
-    let (name, microbatches) =
-        schedule.map_or((String::new(), 0), |schedule| (schedule.name, schedule.microbatches));
+    let shares = |schedule: &Schedule| schedule.placement().ok().and_then(|placement| placement.shares());
+    let (name, microbatches) = match schedule {
+        Err(_) => (String::new(), counted(0, "microbatch")),
+        Ok(schedule) => match shares(&schedule) {
+            Some(shares) if shares.len() > 1 => (schedule.name, format!("{} microbatches", added(&shares))),
+            _ => (schedule.name, counted(schedule.microbatches, "microbatch")),
+        },
+    };
     let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    let microbatches = counted(microbatches, "microbatch");
     let cuts = if plan.cuts.is_empty() { String::new() } else { format!(" cut at {}", list(&plan.cuts)) };
     let repeats = match plan.recompute.is_empty() {
         true => String::new(),

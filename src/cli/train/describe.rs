@@ -7,7 +7,7 @@ use super::progress::evaluation_in_steps;
 use crate::cli::records::{Evaluated, left_out};
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::plan::text::{counted, ranges};
+use crate::plan::text::{added, counted, ranges};
 use crate::timeline::duration;
 use crate::train::data::Corpus;
 
@@ -40,6 +40,9 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         counted(plan.schedule.microbatches, "microbatch"),
         counted(plan.setup.batch, "sequence")
     ))?;
+    if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
+        say(format!("replicas {} beside each other, of {} microbatches", shares.len(), added(&shares)))?;
+    }
     let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {
         let layers = pieces(&rank.layers, plan.model.layers());
