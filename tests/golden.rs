@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::{Setup, Use};
-use polystage::schedule::generate;
+use polystage::schedule::{generate, replicate};
 use safetensors::SafeTensors;
 
 use crate::common::{adapters, launch, nmse, shifted};
@@ -56,14 +56,17 @@ fn golden() -> Golden {
     }
 }
 
-fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -> Setup {
+/// Replicas with these shares of the microbatches, on as many devices each.
+fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> Setup {
+    let microbatches: usize = shares.iter().sum();
+    let replica = |&share: &usize| generate(schedule, devices / shares.len(), share).unwrap();
     Setup {
         model: golden.model.config().clone(),
         adapter: None,
         weights: Weights::F32,
         batch: 8 / microbatches,
         sequence: 32,
-        schedule: generate(schedule, devices, microbatches).unwrap(),
+        schedule: replicate(&shares.iter().map(replica).collect::<Vec<_>>()).unwrap(),
         cuts: None,
         shared: false,
         recompute: Vec::new(),
@@ -73,9 +76,9 @@ fn setup(golden: &Golden, schedule: &str, microbatches: usize, devices: usize) -
 }
 
 /// Ten steps from the golden weights; checks losses, norms, the gradients of step 0 and the final weights.
-fn check(golden: &Golden, devices: &[usize], schedule: &str, microbatches: usize) {
-    let at = format!("{devices:?} {schedule} {microbatches}");
-    let mut executor = launch(&setup(golden, schedule, microbatches, devices.len()), devices);
+fn check(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize]) {
+    let at = format!("{devices:?} {schedule} {shares:?}");
+    let mut executor = launch(&setup(golden, schedule, shares, devices.len()), devices);
     let watch = executor.watch();
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
@@ -124,9 +127,19 @@ fn ten_steps_match_pytorch_in_float64_on_every_adapter_with_one_and_two_stages_i
     let golden = golden();
     for adapter in adapters() {
         let i = adapter.index;
-        check(&golden, &[i], "1f1b", 4);
-        check(&golden, &[i, i], "1f1b", 4);
-        check(&golden, &[i], "gpipe", 2);
-        check(&golden, &[i, i], "gpipe", 8);
+        check(&golden, &[i], "1f1b", &[4]);
+        check(&golden, &[i, i], "1f1b", &[4]);
+        check(&golden, &[i], "gpipe", &[2]);
+        check(&golden, &[i, i], "gpipe", &[8]);
     }
+}
+
+#[test]
+fn ten_steps_of_replicas_with_even_and_uneven_shares_match_pytorch_in_float64() {
+    let (golden, all) = (golden(), adapters());
+    let i = all[all.len() - 1].index;
+    check(&golden, &[i, i], "1f1b", &[2, 2]);
+    check(&golden, &[i, i, i, i], "zb-h1", &[5, 3]);
+    // Two vendors where there are two.
+    check(&golden, &[all[0].index, i], "1f1b", &[3, 1]);
 }
