@@ -12,10 +12,9 @@ use crate::model::Model;
 use crate::pipeline::Plan;
 use crate::plan::{Candidate, Machine};
 use crate::profile::{Cache, Profiler};
-use crate::schedule::ALL_NAMES;
 use crate::train::config::{Axis, Config, Described, Devices};
 use crate::train::lessons::loudest;
-use crate::train::planning::{Planning, check_replicas, chosen, given_schedule};
+use crate::train::planning::{Planning, chosen, given_schedule};
 use crate::train::source::describe;
 
 /// An experiment.
@@ -141,7 +140,7 @@ pub(super) fn for_devices(
         Some(file) => described(config, arguments.read(file)?)?,
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?)?;
-            check_replicas(config, devices.len())?;
+            config.mesh.choice().check(devices.len())?;
             let machine = measure(config, &devices, arguments.measure, environment)?;
             (machine, devices.into_iter().enumerate().collect())
         }
@@ -236,14 +235,10 @@ pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan)
     config.pipeline.devices = Devices::List(adapters.iter().map(|adapter| adapter.index).collect());
     config.pipeline.microbatches = Some(plan.schedule.microbatches);
     // A schedule that is written by hand says itself who does what.
-    let shares = plan.placement.shares().filter(|_| !names_file(config));
+    let shares = plan.placement.shares().filter(|_| config.pipeline.schedule_file().is_none());
     config.mesh.data = match shares {
         Some(shares) if shares.len() > 1 => Axis::Shares(shares),
         Some(_) => Axis::Count(1),
         None => Axis::default(),
     };
-}
-
-fn names_file(config: &Config) -> bool {
-    config.pipeline.schedule.as_deref().is_some_and(|name| !ALL_NAMES.contains(&name))
 }

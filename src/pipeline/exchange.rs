@@ -15,7 +15,7 @@ use futures_util::future::try_join;
 use super::link::{Incoming, Outgoing, Piece, connect_all};
 use super::log::State;
 use super::owners::{Other, Shard};
-use super::rank::{Rank, adds, phases};
+use super::rank::{Rank, phases};
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
@@ -32,6 +32,8 @@ pub(super) struct Exchange {
     weights_in: Vec<In>,
     /// The stages of which gradients are complete only with those of stages that use the same parameters here.
     folds: Vec<usize>,
+    /// For each R of the rank the last B or W before it, which completes the gradients that it sends.
+    completing: Vec<Action>,
     /// The stages whose R has been in this step: the rank's own gradients of them are complete.
     left: Vec<usize>,
 }
@@ -78,9 +80,19 @@ struct Sum {
 }
 
 impl Exchange {
-    /// Of a rank where the gradients of these stages are complete only with those of others.
-    pub(super) fn new(folds: Vec<usize>) -> Exchange {
-        Exchange { folds, ..Exchange::default() }
+    /// Of a rank with these actions, where the gradients of the stages `folds` are complete only with those of others.
+    pub(super) fn new(folds: Vec<usize>, actions: &[Action]) -> Exchange {
+        let sends = actions.iter().enumerate().filter(|(_, action)| action.kind == Kind::R);
+        let last = |(at, sends): (usize, &Action)| {
+            let adds = |of: &&Action| of.stage == sends.stage && matches!(of.kind, Kind::B | Kind::W);
+            actions[..at].iter().rfind(adds).copied()
+        };
+        Exchange { folds, completing: sends.filter_map(last).collect(), ..Exchange::default() }
+    }
+
+    /// Whether an action is the last before R to add to the gradients of its stage.
+    pub(super) fn completes(&self, action: Action) -> bool {
+        self.completing.contains(&action)
     }
 
     /// Bytes sent so far.
@@ -142,9 +154,11 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
 
 /// After how many launches of a rank's last B or W of a stage each bucket is complete there.
 fn complete(rank: &Rank, stage: usize, buckets: &[Bucket], on: &Other) -> Vec<usize> {
-    let Some(of) = rank.stages.get(&stage) else { return vec![usize::MAX; buckets.len()] };
-    let last = rank.actions.iter().rfind(|of| of.stage == stage && adds(of.kind));
-    let after = of.program.completed(phases(last.map_or(Kind::B, |last| last.kind)));
+    let last = rank.exchange.completing.iter().find(|action| action.stage == stage);
+    let Some((of, last)) = rank.stages.get(&stage).zip(last) else {
+        return vec![usize::MAX; buckets.len()];
+    };
+    let after = of.program.completed(phases(last.kind));
     let parameter = |segment: &Segment| {
         let name = on.names.get(&segment.name).unwrap_or(&segment.name);
         let known = after.get(name.as_str()).filter(|_| !rank.parameters.is_folded(name));

@@ -79,6 +79,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
         let decoder = part.decoding.map(|plan| Decoder::new(device, plan, &stages)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
+        let exchange = Exchange::new(folds, &actions);
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
         ranks.push(Rank {
             index,
@@ -87,7 +88,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             stages,
             actions,
             placement: placement.clone(),
-            exchange: Exchange::new(folds),
+            exchange,
             folded: false,
             batch: plan.setup.batch,
             sequence: plan.setup.sequence,

@@ -276,7 +276,7 @@ impl Rank {
         let budget = SUBMISSION_SECONDS
             * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let mut used = 0.0;
-        let completes = self.completes(action);
+        let completes = self.exchange.completes(action);
         // What others wait for leaves part by part.
         let budget = match completes {
             true => budget.min(self.flops_of(action) / PARTS),
@@ -312,14 +312,6 @@ impl Rank {
         self.submit(recorder, what, used, started).await;
         copies.drain(..).for_each(Recorded::submitted);
         device.check(&format!("rank {} ran {action}", self.index))
-    }
-
-    /// Whether an action is the last before R to add to the gradients of its stage, which others have too.
-    fn completes(&self, action: Action) -> bool {
-        let is_own =
-            |other: &&Action| other.stage == action.stage && (adds(other.kind) || other.kind == Kind::R);
-        let mut own = self.actions.iter().filter(is_own).skip_while(|other| **other != action);
-        own.nth(1).is_some_and(|next| next.kind == Kind::R)
     }
 
     fn slots(&self, action: Action) -> Slots {
@@ -477,11 +469,6 @@ impl Rank {
         }
         Ok(logits)
     }
-}
-
-/// Whether an action adds to the gradients of its stage's weights.
-pub(super) fn adds(kind: Kind) -> bool {
-    matches!(kind, Kind::B | Kind::W)
 }
 
 /// The phases that an action runs.

@@ -16,20 +16,21 @@ use crate::schedule::{Costs, RankCost};
 /// Devices that share host cores also have no more than these.
 pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -> f64 {
     let Layout { own, ahead, split, .. } = layout;
-    if !layout.is_single() {
+    if !layout.placement.is_single() {
         return work_bound(layout, costs);
     }
-    let stage_ranks: Vec<usize> = layout.placement.replicas().iter().map(|of| of.rank).collect();
-    let stages = stage_ranks.len();
+    let replicas = layout.placement.replicas();
+    let rank_of = |stage: usize| replicas[stage].rank;
+    let stages = replicas.len();
     let m = microbatches as f64;
     // Seconds of F, of what the stage before waits for, and of the rest, on the queue of the stage's rank.
     let mut work = Vec::with_capacity(stages);
     for (s, cost) in costs.stages.iter().enumerate() {
-        let engine = costs.ranks[stage_ranks[s]].copy_engine;
+        let engine = costs.ranks[rank_of(s)].copy_engine;
         let (mut forward, mut back) = (cost.forward, if split[s] { cost.input } else { cost.backward });
         for (hop, is_before) in [(s.checked_sub(1), true), (Some(s), false)] {
             let Some(hops) = hop.and_then(|hop| costs.hops.get(hop)) else { continue };
-            let crosses = hop.is_some_and(|hop| stage_ranks[hop] != stage_ranks[hop + 1]);
+            let crosses = hop.is_some_and(|hop| rank_of(hop) != rank_of(hop + 1));
             if engine && crosses {
                 continue;
             }
@@ -40,7 +41,7 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
     }
     // Seconds on the way between stages s and s + 1, both directions.
     let delay = |s: usize| {
-        let (before, after) = (stage_ranks[s], stage_ranks[s + 1]);
+        let (before, after) = (rank_of(s), rank_of(s + 1));
         if before == after {
             return (0.0, 0.0);
         }
@@ -65,7 +66,7 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
     // When a stage's first input can be there, and from the end of the stage's last I or B to the end of the step.
     let (mut fill, mut tail) = (0.0_f64, 0.0_f64);
     for s in 0..stages {
-        let rank = stage_ranks[s];
+        let rank = rank_of(s);
         let cost = &costs.ranks[rank];
         let (forward, back, rest) = work[s];
         fill = fill.max(cost.begin);
@@ -98,11 +99,7 @@ pub(super) fn lower_bound(layout: &Layout, microbatches: usize, costs: &Costs) -
 
 /// What the busiest rank of several pipelines has to do.
 fn work_bound(layout: &Layout, costs: &Costs) -> f64 {
-    let replica = |&number: &usize| {
-        let cost = &costs.stages[number];
-        let back = if layout.split[layout.stage(number)] { cost.input + cost.weight } else { cost.backward };
-        layout.placement.microbatches(number).count() as f64 * (cost.forward + back)
-    };
+    let replica = |&number: &usize| layout.shares[number] as f64 * layout.seconds(costs, number);
     let ranks = costs.ranks.iter().zip(&layout.own);
     let rank = |(cost, own): (&RankCost, &Vec<usize>)| {
         cost.begin + own.iter().map(replica).sum::<f64>() + cost.end + cost.update

@@ -1,7 +1,9 @@
 //! Schedules before it is known which devices follow them.
 
 use crate::error::Result;
-use crate::schedule::{Kind, NAMES, Placement, Schedule, default_chunks, generate_chunked, stage_ranks};
+use crate::schedule::{
+    Costs, Kind, NAMES, Placement, Schedule, default_chunks, generate_chunked, stage_ranks,
+};
 
 use super::costs::ring_buffers;
 
@@ -24,6 +26,8 @@ pub(super) struct Layout {
     pub placement: Placement,
     /// The replicas of each rank.
     pub own: Vec<Vec<usize>>,
+    /// How many microbatches each replica does.
+    pub shares: Vec<usize>,
     /// Stash slots of each replica: as many as microbatches are in flight at the worst moment.
     pub stash: Vec<usize>,
     /// The most microbatches whose F a replica starts before it has ended the first of them.
@@ -60,7 +64,8 @@ impl Layout {
             own[replica.rank].push(number);
         }
         let rings = rings(&placement, schedule.ranks.len(), &stash);
-        Ok(Layout { placement, own, stash, ahead, gradient, split, rings })
+        let shares = (0..replicas.len()).map(|replica| placement.microbatches(replica).count()).collect();
+        Ok(Layout { placement, own, shares, stash, ahead, gradient, split, rings })
     }
 
     /// The same stages with a single microbatch in flight.
@@ -76,9 +81,11 @@ impl Layout {
         self.placement.replicas()[replica].stage
     }
 
-    /// Whether each stage is on one rank.
-    pub fn is_single(&self) -> bool {
-        self.placement.replicas().len() == self.split.len()
+    /// Seconds of a replica's computations for one microbatch.
+    pub fn seconds(&self, costs: &Costs, replica: usize) -> f64 {
+        let cost = &costs.stages[replica];
+        let split = self.split[self.stage(replica)];
+        cost.forward + if split { cost.input + cost.weight } else { cost.backward }
     }
 }
 

@@ -1,5 +1,9 @@
 //! Local search: one plan is changed in small ways for as long as that helps.
 
+use std::ops::Range;
+
+use super::costs::Prices;
+use super::form::Layout;
 use super::judge::{Judge, Point, Timed, Verdict};
 use super::start::seconds;
 use crate::error::Result;
@@ -134,16 +138,19 @@ fn moves(judge: &Judge, point: &Point) -> Vec<Move> {
 
 /// The rank that has the most to do.
 fn heaviest_rank(judge: &Judge, point: &Point) -> usize {
-    let (form, prices) = (judge.form(point), judge.prices(point));
-    let load = |rank: usize| -> f64 {
-        let own = form.layout.own[rank].iter();
-        let seconds = |&of: &usize| {
-            let count = form.layout.placement.microbatches(of).count() as f64;
-            count * seconds(prices, point.devices[rank], &point.stages[form.layout.stage(of)])
+    let loads = loads(judge.prices(point), &judge.form(point).layout, &point.devices, &point.stages);
+    (0..loads.len()).max_by(|&a, &b| loads[a].total_cmp(&loads[b])).unwrap_or_default()
+}
+
+/// The least seconds that each rank has to work in a step.
+fn loads(prices: &Prices, layout: &Layout, devices: &[usize], stages: &[Range<usize>]) -> Vec<f64> {
+    let load = |(rank, own): (usize, &Vec<usize>)| -> f64 {
+        let of = |&replica: &usize| {
+            layout.shares[replica] as f64 * seconds(prices, devices[rank], &stages[layout.stage(replica)])
         };
-        own.map(seconds).sum()
+        own.iter().map(of).sum()
     };
-    (0..form.ranks()).max_by(|&a, &b| load(a).total_cmp(&load(b))).unwrap_or_default()
+    layout.own.iter().enumerate().map(load).collect()
 }
 
 /// The changed plan, if there is one.

@@ -160,15 +160,8 @@ pub(super) fn assignment<'p>(
 }
 
 fn unevenness(layout: &Layout, costs: &Costs) -> f64 {
-    let load = |replicas: &Vec<usize>| -> f64 {
-        let seconds = |&replica: &usize| {
-            let cost = &costs.stages[replica];
-            let split = layout.split[layout.stage(replica)];
-            cost.forward + if split { cost.input + cost.weight } else { cost.backward }
-        };
-        replicas.iter().map(seconds).sum()
-    };
-    layout.own.iter().map(|stages| load(stages).powi(2)).sum()
+    let load = |own: &Vec<usize>| own.iter().map(|&replica| layout.seconds(costs, replica)).sum::<f64>();
+    layout.own.iter().map(|own| load(own).powi(2)).sum()
 }
 
 /// Bytes of one stage of a rank with its slots, weights and links aside.
@@ -198,7 +191,7 @@ pub(super) fn choices(
     stages: &[Range<usize>],
     wish: &RecomputeChoice,
 ) -> std::result::Result<Vec<Vec<bool>>, u64> {
-    if !layout.is_single() {
+    if !layout.placement.is_single() {
         return replicated(prices, layout, devices, stages, wish).map(|choice| vec![choice]);
     }
     let mut first = vec![false; stages.len()];

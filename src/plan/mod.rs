@@ -49,6 +49,7 @@ pub use workload::{
 
 use std::ops::Range;
 
+use crate::error::{Error, Result};
 use crate::schedule::{Costs, Placement, Schedule, Simulation};
 
 /// What may be decided by hand; what is left open the planner chooses.
@@ -115,12 +116,36 @@ impl Default for DataChoice {
 }
 
 impl DataChoice {
-    /// Whether a plan may be a single pipeline.
-    pub(super) fn allows_one(&self) -> bool {
+    /// How many there must be, if that is fixed.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            DataChoice::Any => None,
+            DataChoice::Count(count) => Some(*count),
+            DataChoice::Shares(shares) => Some(shares.len()),
+        }
+    }
+
+    /// Whether replicas with these shares may be; none are those of stages that are not all on as many ranks.
+    pub fn allows(&self, shares: Option<&[usize]>) -> bool {
         match self {
             DataChoice::Any => true,
-            DataChoice::Count(count) => *count == 1,
-            DataChoice::Shares(shares) => shares.len() == 1,
+            DataChoice::Count(count) => shares.is_some_and(|shares| shares.len() == *count),
+            DataChoice::Shares(wanted) => shares == Some(wanted),
+        }
+    }
+
+    /// Refuses more replicas than there are devices.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] that says how many there are of each.
+    pub fn check(&self, devices: usize) -> Result<()> {
+        match self.count().filter(|&count| count > devices) {
+            None => Ok(()),
+            Some(count) => {
+                let message = format!("{count} replicas need as many devices, and there are {devices}");
+                Err(Error::config("mesh.data", message))
+            }
         }
     }
 }

@@ -39,13 +39,12 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     if matches!(options.schedule, ScheduleChoice::Given(_)) || options.data == DataChoice::Count(1) {
         return pipeline(workload, machine, options);
     }
-    let one = options.data.allows_one().then(|| pipeline(workload, machine, options));
-    // Of options that are wrong the search for one pipeline says what is.
-    if let Some(Err(error)) = &one
-        && !matches!(error, Error::NoPlan { .. })
-    {
-        return one.unwrap_or_else(|| pipeline(workload, machine, options));
-    }
+    let allows_one = options.data.count().is_none_or(|count| count == 1);
+    let one = match allows_one.then(|| pipeline(workload, machine, options)) {
+        // Of options that are wrong the search for one pipeline says what is.
+        Some(Err(error)) if !matches!(error, Error::NoPlan { .. }) => return Err(error),
+        one => one,
+    };
     let limited = machine.within(&options.budgets);
     let several = teams(workload, &limited, options)?;
     match one {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::explain::{Explanation, SharedBy, Waiting};
-use super::text::{added, bytes, counted, grouped, layers_of, percent, ranges, seconds, table};
+use super::text::{bytes, counted, grouped, layers_of, microbatches, percent, ranges, seconds, table};
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -37,9 +37,9 @@ impl fmt::Display for Explanation {
         if self.shares.len() > 1 {
             write!(
                 f,
-                "{} beside each other, of {} microbatches",
+                "{} beside each other, of {}",
                 counted(self.shares.len(), "pipeline"),
-                added(&self.shares)
+                microbatches(&self.shares)
             )?;
             match self.one_pipeline {
                 Some(one) => writeln!(
@@ -171,12 +171,7 @@ impl Explanation {
             vec![
                 format!("  +{}", percent(other.slower)),
                 name_of(&other.schedule, other.chunks),
-                match &other.shares[..] {
-                    [_] => counted(other.microbatches, "microbatch"),
-                    shares => {
-                        format!("{} microbatches", added(shares))
-                    }
-                },
+                microbatches(&other.shares),
                 layers_of(devices),
                 repeats,
             ]

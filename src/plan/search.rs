@@ -210,7 +210,7 @@ pub(super) fn chunked_seed(
     let (devices, stages) = match (best, start) {
         _ if space.is_cut => (first(), Vec::new()),
         // Of replicas each has the stages that as many ranks as there are stages would have.
-        _ if !of.layout.is_single() => {
+        _ if !of.layout.placement.is_single() => {
             let start = fastest[of.batching].get(of.stages()).and_then(Option::as_ref);
             let even = || (0..of.stages()).map(|at| at * space.layers() / of.stages());
             let ends = even().skip(1).chain([space.layers()]);
@@ -223,7 +223,7 @@ pub(super) fn chunked_seed(
     };
     let stages = if space.is_cut {
         (0..of.stages()).map(|stage| space.range(stage..stage + 1)).collect()
-    } else if !of.layout.is_single() {
+    } else if !of.layout.placement.is_single() {
         stages
     } else {
         shared_out(of, &stages, space.layers())

@@ -19,7 +19,7 @@ use super::space::{Pool, Space};
 use super::start::seconds;
 use super::workload::{Batching, Workload};
 use super::{Candidate, DataChoice, Options, ScheduleChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::schedule::{Schedule, generate_chunked, replicate};
 
 /// Pipelines over the same teams that are taken apart.
@@ -67,17 +67,10 @@ struct Mesh {
 /// [`Error::Config`](crate::error::Error::Config) for options that contradict one another.
 pub(super) fn teams(workload: &Workload, machine: &Machine, options: &Options) -> Result<Vec<Candidate>> {
     let devices = options.devices.as_ref().map_or(machine.devices.len(), Vec::len);
-    let counts: Vec<usize> = match &options.data {
-        DataChoice::Any => (2..=devices).collect(),
-        DataChoice::Count(count) => vec![*count],
-        DataChoice::Shares(shares) => vec![shares.len()],
-    };
-    if let (false, Some(asked)) = (options.data == DataChoice::Any, counts.iter().find(|&&n| n > devices)) {
-        let message = format!("{asked} replicas need as many devices, and there are {devices}");
-        return Err(Error::config("mesh.data", message));
-    }
+    options.data.check(devices)?;
+    let counts = options.data.count().map_or(2..=devices, |count| count..=count);
     let mut found: Vec<Candidate> = Vec::new();
-    for count in counts.into_iter().filter(|count| (2..=devices).contains(count)) {
+    for count in counts.filter(|&count| count > 1) {
         let groupings = groupings(machine, options.devices.as_deref(), count);
         let part = PART * groupings.len() as u64;
         for teams in groupings {

@@ -85,9 +85,12 @@ pub fn layers_of(devices: impl IntoIterator<Item = (usize, usize)>) -> String {
     format!("layers{}", each.collect::<String>())
 }
 
-/// Shares of a whole: `5 + 3`.
-pub fn added(shares: &[usize]) -> String {
-    shares.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ")
+/// The microbatches of one pipeline or of several: `1 microbatch`, `5 + 3 microbatches`.
+pub fn microbatches(shares: &[usize]) -> String {
+    match shares {
+        [one] => counted(*one, "microbatch"),
+        _ => format!("{} microbatches", shares.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ")),
+    }
 }
 
 /// So many things: `1 sequence`, `2 sequences`, `4 microbatches`.

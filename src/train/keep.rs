@@ -12,9 +12,8 @@ use super::planning::Planning;
 use super::run::PREDICTION;
 use crate::error::Result;
 use crate::folder::files::read_text;
-use crate::plan::text::{added, counted};
-use crate::plan::{Candidate, DataChoice, Options, Planned, RecomputeChoice, ScheduleChoice};
-use crate::schedule::Schedule;
+use crate::plan::text::microbatches;
+use crate::plan::{Candidate, Options, Planned, RecomputeChoice, ScheduleChoice};
 use crate::timeline::{DeviceName, Prediction, duration};
 
 /// The plan that a run had, and the steps that it took with it.
@@ -111,14 +110,9 @@ fn allows(options: &Options, plan: &Candidate) -> bool {
             plan.recompute.iter().enumerate().all(|(stage, repeats)| *repeats == wanted(stage))
         }
     };
-    let data = match &options.data {
-        DataChoice::Any => true,
-        DataChoice::Count(count) => *count == plan.shares().len(),
-        DataChoice::Shares(shares) => *shares == plan.shares(),
-    };
     schedule
         && recompute
-        && data
+        && options.data.allows(Some(&plan.shares()))
         && options.devices.as_ref().is_none_or(|devices| *devices == plan.devices)
         && options.cuts.as_ref().is_none_or(|cuts| *cuts == plan.cuts())
         && options.microbatches.is_none_or(|count| count == plan.microbatches)
@@ -145,14 +139,11 @@ fn words(plan: &Prediction) -> String {
     };
     let devices: Vec<String> = plan.devices.iter().map(name).collect();
     let schedule = plan.schedule();
-    let shares = |schedule: &Schedule| schedule.placement().ok().and_then(|placement| placement.shares());
-    let (name, microbatches) = match schedule {
-        Err(_) => (String::new(), counted(0, "microbatch")),
-        Ok(schedule) => match shares(&schedule) {
-            Some(shares) if shares.len() > 1 => (schedule.name, format!("{} microbatches", added(&shares))),
-            _ => (schedule.name, counted(schedule.microbatches, "microbatch")),
-        },
-    };
+    let (name, shares) = schedule.map_or((String::new(), vec![0]), |schedule| {
+        let shares = schedule.placement().ok().and_then(|placement| placement.shares());
+        (schedule.name, shares.unwrap_or_else(|| vec![schedule.microbatches]))
+    });
+    let microbatches = microbatches(&shares);
     let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let cuts = if plan.cuts.is_empty() { String::new() } else { format!(" cut at {}", list(&plan.cuts)) };
     let repeats = match plan.recompute.is_empty() {

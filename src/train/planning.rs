@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::iter::successors;
 use std::ops::RangeInclusive;
 
-use super::config::{AdapterConfig, Axis, Config, Devices, Recompute, TrainConfig};
+use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
@@ -15,7 +15,7 @@ use crate::plan::{
     Candidate, DataChoice, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without,
     Workload, fits, plan, without,
 };
-use crate::schedule::{ALL_NAMES, Schedule};
+use crate::schedule::Schedule;
 use crate::timeline::{DeviceName, Event, Prediction, Track};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
@@ -58,9 +58,7 @@ const ALIKE: f64 = 0.01;
 /// [`Error::Config`] for a file that cannot be read or is for another number of microbatches than the config asks for,
 /// [`Error::Schedule`] for one that holds no schedule that can run.
 pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<Option<Schedule>> {
-    let Some(name) = config.pipeline.schedule.as_deref().filter(|name| !ALL_NAMES.contains(name)) else {
-        return Ok(None);
-    };
+    let Some(name) = config.pipeline.schedule_file() else { return Ok(None) };
     let place = "pipeline.schedule";
     let Some(path) = bases.iter().map(|base| base.join(name)).find(|path| path.exists()) else {
         return Err(Error::config(place, format!("there is no file {name}, and no schedule of that name")));
@@ -68,13 +66,8 @@ pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<O
     let schedule: Schedule = read_text(&path).map_err(|e| e.config(&path))?.parse()?;
     schedule.validate()?;
     let (count, batch) = (schedule.microbatches, config.train.batch);
-    let replicas = schedule.placement()?.shares();
-    let is_another = match &config.mesh.data {
-        Axis::Named(_) => false,
-        Axis::Count(wanted) => replicas.as_ref().map(Vec::len) != Some(*wanted),
-        Axis::Shares(shares) => replicas.as_ref() != Some(shares),
-    };
-    if is_another {
+    let shares = schedule.placement()?.shares();
+    if !config.mesh.choice().allows(shares.as_deref()) {
         let message =
             format!("{name} says itself which replicas there are, and other than mesh.data; leave that out");
         return Err(Error::config(place, message));
@@ -92,24 +85,6 @@ pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<O
         return Err(Error::config(place, message));
     }
     Ok(Some(schedule))
-}
-
-/// Refuses more replicas than there are devices, before anything is measured.
-///
-/// # Errors
-///
-/// [`Error::Config`] that says how many there are of each.
-pub fn check_replicas(config: &Config, devices: usize) -> Result<()> {
-    let replicas = match &config.mesh.data {
-        Axis::Named(_) => 1,
-        Axis::Count(count) => *count,
-        Axis::Shares(shares) => shares.len(),
-    };
-    if replicas > devices {
-        let message = format!("{replicas} replicas need as many devices, and there are {devices}");
-        return Err(Error::config("mesh.data", message));
-    }
-    Ok(())
 }
 
 /// The machine's devices that a config means, in the order of the pipeline; none if they are left to the planner. A list
@@ -423,9 +398,9 @@ impl Planning {
         plan(&self.workload, &self.machine, &options)
     }
 
-    /// The best plan with the machine's present times and the same microbatches for each replica, on which rounding depends. Of plans
-    /// that are about as fast the one that changes least: another schedule, else other cuts, else both, else other
-    /// devices. Everything that decides whether a running plan is to be left for another asks here.
+    /// The best plan with the machine's present times and the same microbatches for each replica, on which rounding
+    /// depends. Of plans that are about as fast the one that changes least: another schedule, else other cuts, else both,
+    /// else other devices. Everything that decides whether a running plan is to be left for another asks here.
     pub fn search_again(&self, candidate: &Candidate) -> Result<Candidate> {
         let open = Options {
             microbatches: Some(candidate.microbatches),

@@ -91,7 +91,8 @@ fn trace(indices: &[usize], schedule: &str, replicas: usize, ranks: usize) -> Re
     Ok((losses, gradients))
 }
 
-/// Compares these adapters in every named schedule, and as replicas of the whole model, with the first of them alone. `each` hears of every comparison.
+/// Compares these adapters in every named schedule, and as replicas of the whole model, with the first of them alone.
+/// `each` hears of every comparison.
 pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
     let ranks = indices.len();
     let alone = trace(&indices[..1], "1f1b", 1, ranks)?;

@@ -7,7 +7,7 @@ use super::progress::evaluation_in_steps;
 use crate::cli::records::{Evaluated, left_out};
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
-use crate::plan::text::{added, counted, ranges};
+use crate::plan::text::{counted, microbatches, ranges};
 use crate::timeline::duration;
 use crate::train::data::Corpus;
 
@@ -41,7 +41,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
         counted(plan.setup.batch, "sequence")
     ))?;
     if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
-        say(format!("replicas {} beside each other, of {} microbatches", shares.len(), added(&shares)))?;
+        say(format!("replicas {} beside each other, of {}", shares.len(), microbatches(&shares)))?;
     }
     let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {

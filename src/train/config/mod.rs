@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
 use crate::model::{Model, ModelConfig, Weights};
 use crate::plan::DataChoice;
+use crate::schedule::ALL_NAMES;
 
 /// In a run's folder: the config with which it was last trained.
 pub const CONFIG: &str = "config.toml";
@@ -222,6 +223,13 @@ pub struct PipelineConfig {
     /// predicted.
     #[serde(default)]
     pub replan: bool,
+}
+
+impl PipelineConfig {
+    /// The file that `schedule` names; none if it is a schedule's own name.
+    pub fn schedule_file(&self) -> Option<&str> {
+        self.schedule.as_deref().filter(|name| !ALL_NAMES.contains(name))
+    }
 }
 
 /// Axes beside that of the pipeline.
