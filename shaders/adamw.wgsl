@@ -31,14 +31,17 @@ struct Step {
 @group(0) @binding(5) var<storage, read_write> m: array<f32>;
 @group(0) @binding(6) var<storage, read_write> v: array<f32>;
 
+// Whether gradients too are there only for what the device owns, while weights are there for all.
+override GRADIENT_LAGS: u32 = 0u;
+
 // By how much the number of an element is more than that of its moments (and of its master, where weights are packed): they
 // are there only for what the device owns.
 var<private> lag: u32;
 
 // Takes the moments of element i a step further; what its weight w becomes.
 fn updated(i: u32, w: f32, shrink: f32) -> f32 {
-    let g = gradient[i] * step.clip;
     let at = i - lag;
+    let g = gradient[select(i, at, GRADIENT_LAGS != 0u)] * step.clip;
     let first = step.beta1 * m[at] + (1.0 - step.beta1) * g;
     let second = step.beta2 * v[at] + (1.0 - step.beta2) * g * g;
     m[at] = first;

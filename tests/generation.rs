@@ -8,6 +8,7 @@ use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
 use polystage::model::{Model, Weights};
 use polystage::pipeline::{Setup, Use};
+use polystage::plan::Sharding;
 use polystage::schedule::generate;
 
 use crate::common::{adapters, launch_on, open};
@@ -33,6 +34,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         cuts: None,
         shared: false,
         recompute: Vec::new(),
+        sharding: Sharding::default(),
         purpose: Use::Logits,
         budgets: vec![None],
     };

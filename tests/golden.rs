@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::{Setup, Use};
+use polystage::plan::Sharding;
 use polystage::schedule::{generate, replicate};
 use safetensors::SafeTensors;
 
@@ -70,6 +71,7 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> S
         cuts: None,
         shared: false,
         recompute: Vec::new(),
+        sharding: Sharding::default(),
         purpose: Use::Training,
         budgets: vec![None; devices],
     }

@@ -12,6 +12,7 @@ use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Executor, Plan, Setup, Use};
+use polystage::plan::Sharding;
 use polystage::plan::{Options, RecomputeChoice, ScheduleChoice, plan};
 use polystage::profile::Profiler;
 use polystage::schedule::{NAMES, default_chunks, generate};
@@ -112,6 +113,7 @@ impl Golden {
             cuts,
             shared: false,
             recompute: if purpose.trains() && devices > 1 { vec![0] } else { Vec::new() },
+            sharding: Sharding::default(),
             purpose,
             budgets: vec![None; devices],
         }
@@ -304,6 +306,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
             cuts: Some(cuts.clone()),
             shared: false,
             recompute: Vec::new(),
+            sharding: Sharding::default(),
             purpose: Use::Training,
             budgets: vec![None; 2],
         };

@@ -11,6 +11,7 @@ use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::sort_rows;
 use polystage::pipeline::{Setup, Use};
+use polystage::plan::Sharding;
 use polystage::schedule::generate;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -161,6 +162,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
         cuts: None,
         shared: false,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
+        sharding: Sharding::default(),
         purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],
     };

@@ -10,6 +10,7 @@ use polystage::ops::packed::{round, widen};
 use polystage::ops::parameters::{AdamStep, Layout, Part};
 use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Batch, Executor, Setup, Use};
+use polystage::plan::Sharding;
 use polystage::schedule::generate;
 use polystage::train::config::Config;
 use polystage::train::export::{Output, export};
@@ -194,6 +195,7 @@ fn a_folder_of_bf16_is_packed_by_default_and_computes_the_same_logits_and_texts_
                     cuts: None,
                     shared: false,
                     recompute: Vec::new(),
+                    sharding: Sharding::default(),
                     purpose: Use::Logits,
                     budgets: vec![None; devices],
                 };
@@ -245,6 +247,7 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
                     cuts: None,
                     shared: false,
                     recompute: Vec::new(),
+                    sharding: Sharding::default(),
                     purpose: Use::Training,
                     budgets: vec![None; devices],
                 };

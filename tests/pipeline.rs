@@ -3,6 +3,7 @@
 use polystage::model::{Kind, Model, ModelConfig, Weights};
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup, Use};
+use polystage::plan::Sharding;
 use polystage::schedule::{NAMES, Schedule, default_chunks, generate};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
@@ -232,6 +233,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         cuts: None,
         shared: false,
         recompute: Vec::new(),
+        sharding: Sharding::default(),
         purpose: Use::Training,
         budgets: vec![None, Some(1000)],
     };

@@ -15,6 +15,8 @@ mod changed;
 mod invariants;
 // Replicas of stages on several devices.
 mod replicas;
+// Levels of ZeRO, sums by microbatch, the host.s memory.
+mod sharding;
 // Whole checkpoints in memory.
 mod contents;
 // The program as a user runs it.

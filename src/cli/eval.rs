@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::Model;
 use crate::pipeline::{Executor, Plan, Setup, Use};
+use crate::plan::Sharding;
 use crate::schedule;
 use crate::train::data::Corpus;
 use crate::train::evaluate::{Evaluation, evaluate};
@@ -100,6 +101,7 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
         cuts: None,
         shared: corpus.has_records(),
         recompute: Vec::new(),
+        sharding: Sharding::default(),
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),
         weights: model.weights(),

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::{Model, ModelConfig};
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
+use crate::plan::Sharding;
 use crate::schedule;
 
 /// Most tokens of a prompt that pass at a time.
@@ -127,6 +128,7 @@ impl Generator {
             cuts: None,
             shared: false,
             recompute: Vec::new(),
+            sharding: Sharding::default(),
             purpose: Use::Decoding { capacity },
             budgets,
         };

@@ -73,6 +73,11 @@ impl Buffer {
         Ok(())
     }
 
+    /// Gives `see` the first `bytes` of this buffer, mapped for reading.
+    pub fn view<T>(&self, bytes: u64, see: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        Ok(see(&self.mapped(bytes)?))
+    }
+
     /// Copies the first `bytes` of this buffer, mapped for reading, into `target`, mapped for writing.
     pub fn copy_mapped(&self, target: &Buffer, bytes: u64) -> Result<()> {
         target.mapped_mut(bytes)?.copy_from_slice(&self.mapped(bytes)?);

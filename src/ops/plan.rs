@@ -3,6 +3,9 @@
 //! Persistent: weights and their gradients. Stash: what F leaves for I and W, and what is fed from outside; one copy a
 //! microbatch in flight. Gradient slots: what I leaves for W. Scratch: the rest, buffers reused by lifetime and shared
 //! by the three programs, of which one runs at a time.
+//!
+//! Weights and gradients that do not stay on the device ([`Streams`]) are scratch too: a weight comes before the first launch of
+//! a program that reads it and is gone after the last; a gradient leaves as soon as it is made.
 
 use std::collections::{HashMap, HashSet};
 
@@ -32,11 +35,22 @@ pub enum Place {
     Cache(usize),
 }
 
+/// What passes a device instead of staying on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    /// Weights, for as long as a program reads them.
+    pub weights: bool,
+    /// Gradients of parameters, which every microbatch makes anew.
+    pub gradients: bool,
+}
+
 /// The memory of a stage and the launches of its nodes.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
-    /// Home of each value; none for values that nothing uses.
+    /// Home of each value; none for values that nothing uses, and for weights that pass.
     pub place: Vec<Option<Place>>,
+    /// For each program, the scratch buffers of weights that pass.
+    pub passing: [HashMap<ValueId, usize>; 3],
     /// Bytes of the buffers of one stash slot.
     pub stash: Vec<u64>,
     /// Bytes of the buffers of one gradient slot.
@@ -53,13 +67,27 @@ pub struct MemoryPlan {
     pub node_scratch: Vec<Vec<usize>>,
 }
 
+/// The number of a phase's program.
+pub(super) fn program(phase: Phase) -> usize {
+    match phase {
+        Phase::Forward => 0,
+        Phase::Input => 1,
+        Phase::Weight => 2,
+    }
+}
+
 fn buffer_bytes(bytes: u64) -> u64 {
     bytes.next_multiple_of(4).max(16)
 }
 
 impl MemoryPlan {
-    /// Plans a stage for devices with these capabilities.
+    /// Plans a stage for devices with these capabilities, on which weights and gradients stay.
     pub fn new(stage: &StageGraph, capabilities: &Capabilities) -> MemoryPlan {
+        MemoryPlan::streaming(stage, capabilities, Streams::default())
+    }
+
+    /// As [`MemoryPlan::new`], where these pass the device.
+    pub fn streaming(stage: &StageGraph, capabilities: &Capabilities, streams: Streams) -> MemoryPlan {
         let graph = &stage.graph;
         let gradients: HashMap<ValueId, ValueId> = stage.gradients.iter().map(|&(p, g)| (g, p)).collect();
         // An argument that a result replaces in memory has the result's home.
@@ -86,6 +114,7 @@ impl MemoryPlan {
         };
         let mut plan = MemoryPlan {
             place: vec![None; graph.values.len()],
+            passing: Default::default(),
             stash: Vec::new(),
             slot: Vec::new(),
             scratch: Vec::new(),
@@ -100,12 +129,14 @@ impl MemoryPlan {
             plan.place[index] = match value.source {
                 Source::Removed => None,
                 _ if home[index] != id => None,
-                Source::Parameter | Source::Frozen => Some(Place::Weight),
+                Source::Parameter | Source::Frozen => (!streams.weights).then_some(Place::Weight),
                 Source::Constant => Some(push(&mut plan.constants, value.bytes(), Place::Constant)),
                 Source::Fed(Fed::OutputGradient) => Some(push(&mut plan.slot, value.bytes(), Place::Slot)),
                 Source::Fed(_) => Some(push(&mut plan.stash, value.bytes(), Place::Stash)),
                 Source::Node { node, .. } => match (graph.nodes[node].phase, used_until) {
-                    _ if gradients.contains_key(&id) => Some(Place::Gradient(gradients[&id])),
+                    _ if gradients.contains_key(&id) => {
+                        (!streams.gradients).then_some(Place::Gradient(gradients[&id]))
+                    }
                     _ if updated.contains(&id) => Some(push(&mut plan.caches, value.bytes(), Place::Cache)),
                     (Phase::Forward, Some(Phase::Input | Phase::Weight)) => {
                         Some(push(&mut plan.stash, value.bytes(), Place::Stash))
@@ -127,7 +158,7 @@ impl MemoryPlan {
             .collect();
         plan.node_scratch = vec![Vec::new(); graph.nodes.len()];
         for phase in [Phase::Forward, Phase::Input, Phase::Weight] {
-            plan.place_scratch(stage, phase, &home);
+            plan.place_scratch(stage, phase, &home, streams);
         }
         for (index, &at) in home.iter().enumerate() {
             if at != ValueId(index) {
@@ -138,13 +169,23 @@ impl MemoryPlan {
     }
 
     /// Gives scratch buffers to the values of one phase that have no home yet, reusing those whose value is dead.
-    fn place_scratch(&mut self, stage: &StageGraph, phase: Phase, home: &[ValueId]) {
+    fn place_scratch(&mut self, stage: &StageGraph, phase: Phase, home: &[ValueId], streams: Streams) {
         let graph = &stage.graph;
-        let results: HashSet<ValueId> = stage.results().into_iter().collect();
+        let mut results: HashSet<ValueId> = stage.results().into_iter().collect();
+        if streams.gradients {
+            stage.gradients.iter().for_each(|(_, gradient)| _ = results.remove(gradient));
+        }
+        let passes = |id: &ValueId| {
+            streams.weights && matches!(graph.value(*id).source, Source::Parameter | Source::Frozen)
+        };
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
+        let mut last_read: HashMap<ValueId, usize> = HashMap::new();
         for (index, node) in graph.nodes.iter().enumerate() {
             for value in node.inputs.iter().chain(&node.outputs) {
                 last_use.insert(home[value.0], index);
+            }
+            if node.phase == phase {
+                last_read.extend(node.inputs.iter().filter(|id| passes(id)).map(|id| (*id, index)));
             }
         }
         // B runs I and W in one go and sends the input's gradient after both, so a result keeps its buffer.
@@ -152,6 +193,12 @@ impl MemoryPlan {
         let mut free: Vec<usize> =
             (0..self.scratch.len()).filter(|&b| !kept.contains(&Some(Place::Scratch(b)))).collect();
         for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| n.phase == phase) {
+            for weight in node.inputs.iter().filter(|id| passes(id)) {
+                if !self.passing[program(phase)].contains_key(weight) {
+                    let buffer = take(&mut self.scratch, &mut free, graph.value(*weight).bytes());
+                    self.passing[program(phase)].insert(*weight, buffer);
+                }
+            }
             for output in &node.outputs {
                 let id = home[output.0];
                 if self.place[id.0].is_none() {
@@ -177,6 +224,11 @@ impl MemoryPlan {
                     free.push(buffer);
                 }
             }
+            let read: HashSet<ValueId> = node.inputs.iter().copied().collect();
+            let mut gone: Vec<ValueId> =
+                read.into_iter().filter(|id| last_read.get(id) == Some(&index)).collect();
+            gone.sort();
+            free.extend(gone.iter().filter_map(|id| self.passing[program(phase)].get(id)));
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Operand;
 use super::parameters::Parameters;
-use super::plan::{ALIGNMENT, MemoryPlan, Place};
+use super::plan::{ALIGNMENT, MemoryPlan, Place, program};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Kernel, Range, Recorder};
 use crate::graph::{Phase, StageGraph, ValueId};
@@ -43,14 +43,6 @@ pub struct StageProgram {
     groups: HashMap<(Phase, Slots), Vec<crate::gpu::BindGroup>>,
 }
 
-fn phase_index(phase: Phase) -> usize {
-    match phase {
-        Phase::Forward => 0,
-        Phase::Input => 1,
-        Phase::Weight => 2,
-    }
-}
-
 /// Bytes of the two dummy buffers that stand for unused bindings.
 pub const DUMMY_BYTES: u64 = 32;
 
@@ -86,7 +78,7 @@ impl StageProgram {
                 uniform.extend_from_slice(bytemuck::cast_slice(&l.parameters));
                 uniform.resize((offset + ALIGNMENT) as usize, 0);
                 let kernel = device.kernel(&l.key)?;
-                steps[phase_index(n.phase)].push(Step { node, launch, kernel, uniform: offset });
+                steps[program(n.phase)].push(Step { node, launch, kernel, uniform: offset });
             }
         }
         let buffers = |label: &str, sizes: &[u64]| {
@@ -127,23 +119,65 @@ impl StageProgram {
 
     /// Floating-point operations of each launch of a program, for splitting it into submissions.
     pub fn launch_flops(&self, phase: Phase) -> Vec<f64> {
-        let steps = &self.steps[phase_index(phase)];
+        let steps = &self.steps[program(phase)];
         steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
+    }
+
+    /// The gradients of parameters that a program makes: each parameter, and from which of the program's launches to before
+    /// which it is added to.
+    pub fn gradients(&self, phase: Phase) -> Vec<(ValueId, std::ops::Range<usize>)> {
+        let mut made: Vec<(ValueId, std::ops::Range<usize>)> = Vec::new();
+        for (at, step) in self.steps[program(phase)].iter().enumerate() {
+            let node = &self.stage.graph.nodes[step.node];
+            for &(parameter, _) in self.stage.gradients.iter().filter(|of| node.outputs.contains(&of.1)) {
+                match made.iter_mut().find(|of| of.0 == parameter) {
+                    Some((_, launches)) => launches.end = at + 1,
+                    None => made.push((parameter, at..at + 1)),
+                }
+            }
+        }
+        made
     }
 
     /// For each parameter, after how many launches of programs that run one after another nothing adds to its gradient any
     /// more.
     pub fn completed(&self, phases: &[Phase]) -> HashMap<&str, usize> {
-        let mut after = HashMap::new();
-        for (at, step) in phases.iter().flat_map(|&phase| &self.steps[phase_index(phase)]).enumerate() {
-            for operand in &self.plan.lowered[step.node].launches[step.launch].operands {
-                let Operand::Value(id) = operand else { continue };
-                if let Some(Place::Gradient(of)) = self.plan.place[id.0] {
-                    after.insert(self.stage.graph.value(of).name.as_str(), at + 1);
+        let (mut after, mut before) = (HashMap::new(), 0);
+        for &phase in phases {
+            let made = self.gradients(phase).into_iter();
+            after.extend(
+                made.map(|(of, launches)| (self.stage.graph.value(of).name.as_str(), before + launches.end)),
+            );
+            before += self.steps[program(phase)].len();
+        }
+        after
+    }
+
+    /// Where the gradient of a parameter is made; none where nothing makes it.
+    pub fn gradient_range(&self, parameters: &Parameters, parameter: ValueId) -> Result<Option<Range>> {
+        let made = self.stage.gradients.iter().find(|of| of.0 == parameter);
+        let none = Slots { stash: 0, gradient: 0 };
+        made.map(|&(_, gradient)| self.range(parameters, gradient, none)).transpose()
+    }
+
+    /// The weights that pass the device for a program, each with the first of its launches that reads it.
+    pub fn passing(&self, phase: Phase) -> Vec<(ValueId, usize)> {
+        let mut all: Vec<(ValueId, usize)> = Vec::new();
+        for (at, step) in self.steps[program(phase)].iter().enumerate() {
+            for &input in &self.stage.graph.nodes[step.node].inputs {
+                let passes = self.plan.passing[program(phase)].contains_key(&input);
+                if passes && !all.iter().any(|of| of.0 == input) {
+                    all.push((input, at));
                 }
             }
         }
-        after
+        all
+    }
+
+    /// Where a weight that passes lies for a program.
+    pub fn passing_range(&self, phase: Phase, weight: ValueId) -> Option<Range> {
+        let buffer = self.plan.passing[program(phase)].get(&weight)?;
+        Some(self.scratch[*buffer].range(0, self.stage.graph.value(weight).bytes()))
     }
 
     /// Where a value lies for these slots.
@@ -177,12 +211,13 @@ impl StageProgram {
         slots: Slots,
     ) -> Result<()> {
         if !self.groups.contains_key(&(phase, slots)) {
-            let steps = &self.steps[phase_index(phase)];
-            let groups = steps.iter().map(|s| self.bind(parameters, s, slots)).collect::<Result<_>>()?;
+            let steps = &self.steps[program(phase)];
+            let groups =
+                steps.iter().map(|s| self.bind(parameters, phase, s, slots)).collect::<Result<_>>()?;
             self.groups.insert((phase, slots), groups);
         }
         let groups = &self.groups[&(phase, slots)];
-        let steps = &self.steps[phase_index(phase)];
+        let steps = &self.steps[program(phase)];
         for (step, group) in steps[which.clone()].iter().zip(&groups[which]) {
             let launch = &self.plan.lowered[step.node].launches[step.launch];
             recorder.dispatch(&step.kernel, group, launch.groups);
@@ -190,12 +225,21 @@ impl StageProgram {
         Ok(())
     }
 
-    fn bind(&self, parameters: &Parameters, step: &Step, slots: Slots) -> Result<crate::gpu::BindGroup> {
+    fn bind(
+        &self,
+        parameters: &Parameters,
+        phase: Phase,
+        step: &Step,
+        slots: Slots,
+    ) -> Result<crate::gpu::BindGroup> {
         let launch = &self.plan.lowered[step.node].launches[step.launch];
         let mut ranges = vec![self.uniforms.range(step.uniform, 4 * launch.parameters.len() as u64)];
         for &operand in &launch.operands {
             ranges.push(match operand {
-                Operand::Value(id) => self.range(parameters, id, slots)?,
+                Operand::Value(id) => match self.passing_range(phase, id) {
+                    Some(range) => range,
+                    None => self.range(parameters, id, slots)?,
+                },
                 Operand::Scratch(i) => self.scratch[self.plan.node_scratch[step.node][i]]
                     .range(0, self.plan.lowered[step.node].scratch[i]),
                 Operand::Unread => self.unread.whole(),

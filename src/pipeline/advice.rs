@@ -135,6 +135,7 @@ fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
 mod tests {
     use super::*;
     use crate::gpu::imagined;
+    use crate::plan::Sharding;
 
     /// A card of so many bytes that binds so many at once.
     fn card(index: usize, memory: Option<u64>, max_binding: u64) -> (AdapterInfo, Capabilities) {
@@ -154,6 +155,7 @@ mod tests {
             cuts: None,
             shared: false,
             recompute: Vec::new(),
+            sharding: Sharding::default(),
             purpose,
             budgets: vec![budget],
         }

@@ -32,7 +32,7 @@ pub(super) struct Exchange {
     weights_in: Vec<In>,
     /// The stages of which gradients are complete only with those of stages that use the same parameters here.
     folds: Vec<usize>,
-    /// For each R of the rank the last B or W before it, which completes the gradients that it sends.
+    /// Of each stage of which gradients leave the last B or W, which completes them.
     completing: Vec<Action>,
     /// The stages whose R has been in this step: the rank's own gradients of them are complete.
     left: Vec<usize>,
@@ -80,17 +80,20 @@ struct Sum {
 }
 
 impl Exchange {
-    /// Of a rank with these actions, where the gradients of the stages `folds` are complete only with those of others.
-    pub(super) fn new(folds: Vec<usize>, actions: &[Action]) -> Exchange {
-        let sends = actions.iter().enumerate().filter(|(_, action)| action.kind == Kind::R);
-        let last = |(at, sends): (usize, &Action)| {
-            let adds = |of: &&Action| of.stage == sends.stage && matches!(of.kind, Kind::B | Kind::W);
-            actions[..at].iter().rfind(adds).copied()
+    /// Of a rank with these actions, where the gradients of the stages `folds` are complete only with those of others. Those
+    /// of all stages leave, or those that have an R.
+    pub(super) fn new(folds: Vec<usize>, actions: &[Action], all: bool) -> Exchange {
+        let adds = |of: &Action| matches!(of.kind, Kind::B | Kind::W);
+        let leaves = |stage: usize| all || actions.contains(&Action::of_stage(stage, Kind::R));
+        let is_last = |&(at, action): &(usize, &Action)| {
+            let again = |later: &Action| later.stage == action.stage && adds(later);
+            adds(action) && leaves(action.stage) && !actions[at + 1..].iter().any(again)
         };
-        Exchange { folds, completing: sends.filter_map(last).collect(), ..Exchange::default() }
+        let completing = actions.iter().enumerate().filter(is_last).map(|(_, action)| *action);
+        Exchange { folds, completing: completing.collect(), ..Exchange::default() }
     }
 
-    /// Whether an action is the last before R to add to the gradients of its stage.
+    /// Whether an action is the last to add to the gradients of its stage, which then leave.
     pub(super) fn completes(&self, action: Action) -> bool {
         self.completing.contains(&action)
     }
@@ -216,6 +219,9 @@ impl Rank {
     pub(super) async fn send_gradients(&mut self, stage: usize) -> Result<()> {
         if self.exchange.folds.contains(&stage) {
             self.fold().await?;
+        }
+        if self.host.is_some() {
+            return self.send_whole(Some(stage)).await;
         }
         let mut exchange = std::mem::take(&mut self.exchange);
         for out in exchange.gradients_out.iter_mut().filter(|out| out.stage == stage) {

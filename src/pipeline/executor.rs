@@ -13,12 +13,14 @@ use super::log::Log;
 use super::owners::{Holder, Holders};
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
+use super::store::Store;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Part};
+use crate::plan::Sharding;
 use crate::timeline::Event;
 
 /// What a step gave.
@@ -50,6 +52,9 @@ pub struct Executor {
     /// The rank that has the last stage, by microbatch.
     last: Vec<usize>,
     sent: Vec<u64>,
+    /// What is in the host's memory.
+    pub(super) store: Option<Arc<Store>>,
+    sharding: Sharding,
     pub(super) devices: Vec<Device>,
     /// Tokens of a step.
     rows: usize,
@@ -69,9 +74,12 @@ impl Executor {
         let last = (0..plan.schedule.microbatches).map(|m| plan.placement.rank(last, m)).collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let training = plan.setup.purpose.trains();
-        let ranks = build(plan, devices, &logs)?;
-        let flops = ranks.iter().map(Rank::step_flops).sum();
+        let sharding = plan.setup.sharding;
         let (reply, replies) = mpsc::unbounded();
+        let store = (training && sharding.through_host()).then(|| Store::new(&plan, reply.clone()));
+        let kept = store.as_ref().map(|store| store.0.clone());
+        let ranks = build(plan, devices, &logs, store)?;
+        let flops = ranks.iter().map(Rank::step_flops).sum();
         let commands = ranks
             .into_iter()
             .map(|rank| {
@@ -91,6 +99,8 @@ impl Executor {
             holders,
             last,
             sent,
+            store: kept,
+            sharding,
             devices,
             rows,
             flops,
@@ -101,6 +111,7 @@ impl Executor {
     /// Stops the ranks and resolves once their memory is free.
     pub async fn stop(&mut self) {
         self.commands.clear();
+        self.store.iter().for_each(|store| store.close());
         while self.replies.next().await.is_some() {}
     }
 
@@ -146,9 +157,18 @@ impl Executor {
         let (mut losses, mut events) = (HashMap::new(), Vec::new());
         let mut squares: BTreeMap<(String, usize), f32> = BTreeMap::new();
         let mut bytes = vec![0; count];
-        for _ in 0..count {
+        let by_host = self.store.clone().filter(|_| self.sharding.by_host());
+        for _ in 0..count + usize::from(by_host.is_some()) {
             let (rank, reply) = self.answer().await?;
-            let Reply::Step(part) = reply else { return Err(stopped(&self.names[rank])) };
+            let part = match reply {
+                Reply::Step(part) => part,
+                Reply::Summed => {
+                    let sums = by_host.iter().flat_map(|store| store.squares());
+                    squares.extend(sums.map(|(name, chunk, sum)| ((name, chunk), sum)));
+                    continue;
+                }
+                _ => return Err(stopped(&self.names[rank])),
+            };
             losses.insert(rank, part.losses);
             events.extend(part.events);
             squares.extend(part.squares.into_iter().map(|(name, chunk, sum)| ((name, chunk), sum)));
@@ -219,7 +239,18 @@ impl Executor {
 
     /// One AdamW step on every device.
     pub async fn update(&mut self, step: AdamStep) -> Result<()> {
-        self.tell_all(|| Command::Update(step)).await
+        let Some(store) = self.store.clone() else { return self.tell_all(|| Command::Update(step)).await };
+        for rank in 0..self.commands.len() {
+            self.tell(rank, Command::Update(step))?;
+        }
+        if self.sharding.by_host() {
+            store.update(step);
+        }
+        // Where devices own weights, the host has the new ones too before anybody asks for them.
+        for _ in 0..self.commands.len() + usize::from(!self.sharding.by_host()) {
+            self.answer().await?;
+        }
+        Ok(())
     }
 
     /// Waits until every device has done all that it was given: an update returns before its end.
@@ -278,6 +309,9 @@ impl Executor {
         if first + count > parameter.len() {
             return Err(unknown());
         }
+        if let Some(store) = self.store.as_ref().filter(|store| store.keeps(parameter, part)) {
+            return store.read(name, part, first, count);
+        }
         let holders = self.holders.get(name).ok_or_else(unknown)?;
         let mut owners: Vec<(Range<usize>, usize)> = match parameter.frozen || !self.training {
             true => holders.first().map(|holder| (0..parameter.len(), holder.rank)).into_iter().collect(),
@@ -310,6 +344,9 @@ impl Executor {
     /// As [`Executor::write`] for some of the elements, from number `first` on.
     pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
         let places = self.places(name, part, first + values.len())?;
+        if let Some(store) = &self.store {
+            store.write(name, part, first, &values)?;
+        }
         let values = Arc::new(values);
         for held in &places {
             self.tell(held.rank, Command::Write(held.name.clone(), part, first, values.clone()))?;
@@ -334,18 +371,30 @@ impl Executor {
         let held = holders.filter_map(|Holder { rank, name, owned, .. }| {
             let all = 0..parameter.len();
             let owned = if self.training { owned.clone() } else { 0..0 };
-            let types: Vec<(DType, Range<usize>)> = match part {
+            let (streams, by_host) = match self.training {
+                true => (self.sharding.streams_weights(), self.sharding.by_host()),
+                false => (false, false),
+            };
+            let mut types: Vec<(DType, Range<usize>)> = match part {
                 Part::Weight => {
                     let stored = parameter.weights.stored(!owned.is_empty());
                     let masters = |dtype| dtype == DType::F32 && parameter.weights.packed();
-                    let held =
-                        |&dtype: &DType| (dtype, if masters(dtype) { owned.clone() } else { all.clone() });
+                    let held = |&dtype: &DType| {
+                        (dtype, if masters(dtype) || streams { owned.clone() } else { all.clone() })
+                    };
                     stored.iter().map(held).collect()
                 }
+                Part::Gradient if self.sharding.streams_gradients() && self.training => {
+                    vec![(DType::F32, owned)]
+                }
                 Part::Gradient => vec![(DType::F32, all)],
-                Part::First | Part::Second if owned.is_empty() => return None,
+                Part::First | Part::Second if by_host => return None,
                 Part::First | Part::Second => vec![(DType::F32, owned)],
             };
+            types.retain(|(_, elements)| !elements.is_empty());
+            if types.is_empty() {
+                return None;
+            }
             Some(Held { rank: *rank, name: name.clone(), types })
         });
         Ok(held.collect())
@@ -398,6 +447,7 @@ mod tests {
             cuts: None,
             shared: false,
             recompute: Vec::new(),
+            sharding: Sharding::default(),
             purpose: Use::Training,
             budgets: vec![None; 2],
         };

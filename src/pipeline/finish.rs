@@ -1,5 +1,6 @@
 //! What a rank does once a step: the actions that begin and end it, and what it answers.
 
+use super::host::HostLink;
 use super::log::State;
 use super::rank::{Rank, StepPart};
 use crate::error::Result;
@@ -14,7 +15,9 @@ impl Rank {
         let device = self.device.clone();
         let started = now();
         let mut recorder = device.record();
-        self.parameters.record_clear(&mut recorder);
+        if !self.host.as_ref().is_some_and(HostLink::streams_gradients) {
+            self.parameters.record_clear(&mut recorder);
+        }
         self.submit(recorder, What::CLEAR, 0.0, started).await;
         Ok(())
     }
@@ -34,11 +37,14 @@ impl Rank {
     /// the sums.
     pub(super) async fn norm(&mut self) -> Result<()> {
         let device = self.device.clone();
-        self.exchange_gradients().await?;
+        match self.host.is_some() {
+            true => self.exchange_through_host().await?,
+            false => self.exchange_gradients().await?,
+        }
         self.log.state(State::Working(What::NORM));
         let started = now();
         let mut recorder = device.record();
-        if !self.folded {
+        if !self.folded && self.host.is_none() {
             self.parameters.record_fold(&mut recorder);
         }
         let sums = self.parameters.record_norm(&mut recorder)?;
@@ -66,7 +72,9 @@ impl Rank {
         // Ranks without a read-back report once their work is done, so that their events are complete.
         device.below(1).await;
         device.check("running the step")?;
-        let bytes = self.stages.values().map(|stage| stage.ends.sent()).sum::<u64>() + self.exchange.sent();
+        let host = self.host.as_ref().map_or(0, |host| host.bytes);
+        let bytes =
+            self.stages.values().map(|stage| stage.ends.sent()).sum::<u64>() + self.exchange.sent() + host;
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })
     }
 
@@ -77,6 +85,18 @@ impl Rank {
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
         self.submit(recorder, What::UPDATE, 0.0, started).await;
-        self.exchange_weights().await
+        match self.host.is_some() {
+            true => self.renew_weights().await,
+            false => self.exchange_weights().await,
+        }
+    }
+
+    /// Sends what has not left yet, and receives the sums of what the rank owns.
+    async fn exchange_through_host(&mut self) -> Result<()> {
+        if !self.folded && !self.host.as_ref().is_some_and(HostLink::streams_gradients) {
+            self.fold().await?;
+        }
+        self.send_whole(None).await?;
+        self.receive_sums().await
     }
 }

@@ -7,12 +7,15 @@ use futures_channel::mpsc;
 
 use super::decode::Decoder;
 use super::exchange::{Exchange, connect_shard};
+use super::host::HostLink;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
 use super::plan::Plan;
 use super::rank::{Command, Ends, Rank, Replies, Stage};
+use super::store::{Inbox, Store};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
+use crate::model::Parameter;
 use crate::ops::parameters::Parameters;
 use crate::ops::program::StageProgram;
 use crate::schedule::{Kind, Replica};
@@ -46,14 +49,27 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Vec<Hop>> {
 }
 
 /// Allocates and compiles what the plan says, one device after another.
-pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result<Vec<Rank>> {
+pub(super) fn build(
+    mut plan: Plan,
+    devices: &[Device],
+    logs: &[Arc<Log>],
+    store: Option<(Arc<Store>, Vec<Inbox>)>,
+) -> Result<Vec<Rank>> {
     let training = plan.setup.purpose.trains();
+    let through_host = store.is_some();
+    let mut hosts: Vec<Option<HostLink>> = devices.iter().map(|_| None).collect();
+    if let Some((store, inboxes)) = store {
+        for (rank, inbox) in inboxes.into_iter().enumerate() {
+            let whole = whole(&plan, rank);
+            hosts[rank] = Some(HostLink::new(&devices[rank], &plan, rank, store.clone(), inbox, whole)?);
+        }
+    }
     let links = links(&plan, devices)?;
     let scores = plan.setup.purpose.scores();
     let (loss_bytes, last) = (plan.loss_bytes(), plan.stages.len() - 1);
-    let placement = Arc::new(plan.placement);
+    let placement = Arc::new(plan.placement.clone());
     let mut ranks = Vec::new();
-    for part in plan.ranks {
+    for part in std::mem::take(&mut plan.ranks) {
         let (index, device) = (part.rank, &devices[part.rank]);
         let owned = part.layout.owned_chunks() as u64;
         let has = |name: &str| part.layout.parameters().iter().any(|p| p.tied_to.as_deref() == Some(name));
@@ -79,7 +95,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
         let decoder = part.decoding.map(|plan| Decoder::new(device, plan, &stages)).transpose()?;
         let mut actions = plan.schedule.ranks[index].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
-        let exchange = Exchange::new(folds, &actions);
+        let exchange = Exchange::new(folds, &actions, through_host);
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
         ranks.push(Rank {
             index,
@@ -89,6 +105,7 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
             actions,
             placement: placement.clone(),
             exchange,
+            host: hosts[index].take(),
             folded: false,
             batch: plan.setup.batch,
             sequence: plan.setup.sequence,
@@ -114,6 +131,23 @@ pub(super) fn build(plan: Plan, devices: &[Device], logs: &[Arc<Log>]) -> Result
         connect_shard(&mut ranks, shard)?;
     }
     Ok(ranks)
+}
+
+/// The parameters of each stage of a rank whose gradients stay on it until they are complete, but for those that are added to
+/// another's there.
+fn whole(plan: &Plan, rank: usize) -> HashMap<usize, Vec<String>> {
+    let list = plan.ranks[rank].layout.parameters();
+    let leaves = |parameter: &Parameter| {
+        let here = |owner: &String| list.iter().any(|other| other.name == *owner);
+        !parameter.frozen && !parameter.tied_to.as_ref().is_some_and(here)
+    };
+    let of = |stage: usize| {
+        let layers = plan.stages[stage].clone();
+        let parameters = layers.flat_map(|layer| plan.model.layer_parameters(layer));
+        parameters.filter(leaves).map(|parameter| parameter.name).collect()
+    };
+    let stages = (0..plan.stages.len()).filter(|&stage| plan.placement.holds(rank, stage));
+    stages.filter(|_| !plan.setup.sharding.streams_gradients()).map(|stage| (stage, of(stage))).collect()
 }
 
 /// Gives a rank a thread; in a browser, a task of the page's one thread.

@@ -14,29 +14,30 @@ use std::sync::{Arc, Weak};
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::store::{Arrived, Store};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 
 /// The free buffers of one end.
-struct Ring {
+pub(super) struct Ring {
     free: mpsc::UnboundedReceiver<Buffer>,
     /// One that has been looked for and found.
     found: Option<Buffer>,
 }
 
 impl Ring {
-    fn new(free: mpsc::UnboundedReceiver<Buffer>) -> Ring {
+    pub(super) fn new(free: mpsc::UnboundedReceiver<Buffer>) -> Ring {
         Ring { free, found: None }
     }
 
     /// Whether there is a free one now.
-    fn has_room(&mut self) -> bool {
+    pub(super) fn has_room(&mut self) -> bool {
         self.found = self.found.take().or_else(|| self.free.try_recv().ok());
         self.found.is_some()
     }
 
     /// Waits for a free one.
-    async fn next(&mut self) -> Result<Buffer> {
+    pub(super) async fn next(&mut self) -> Result<Buffer> {
         match self.found.take() {
             Some(buffer) => Ok(buffer),
             None => self.free.next().await.ok_or_else(closed),
@@ -109,6 +110,14 @@ enum After {
     Nothing,
     /// The read-back buffer is mapped and goes to the receivers.
     Travel { tag: usize, filled: Filled, to: Vec<mpsc::UnboundedSender<Message>> },
+    /// The read-back buffer is mapped, its first bytes go to the store, and it goes back to its ring.
+    Store {
+        buffer: Buffer,
+        bytes: u64,
+        arrived: Vec<Arrived>,
+        to: Arc<Store>,
+        back: mpsc::UnboundedSender<Buffer>,
+    },
     /// The upload buffer is mapped and goes back to its ring.
     Return { buffer: Buffer, writable: mpsc::UnboundedSender<Buffer> },
 }
@@ -323,6 +332,22 @@ impl Incoming {
 }
 
 impl Recorded {
+    /// A read-back buffer whose first `bytes` go to the store.
+    pub(super) fn down(
+        buffer: Buffer,
+        bytes: u64,
+        arrived: Vec<Arrived>,
+        to: Arc<Store>,
+        back: mpsc::UnboundedSender<Buffer>,
+    ) -> Recorded {
+        Recorded(After::Store { buffer, bytes, arrived, to, back })
+    }
+
+    /// An upload buffer that goes back to its ring.
+    pub(super) fn up(buffer: Buffer, writable: mpsc::UnboundedSender<Buffer>) -> Recorded {
+        Recorded(After::Return { buffer, writable })
+    }
+
     /// Lets the copy travel, or its buffer return, as soon as the submission that holds it has finished.
     pub fn submitted(self) {
         match self.0 {
@@ -332,6 +357,15 @@ impl Recorded {
                 buffer.map(Mapping::Read, move || {
                     filled.mapped = true;
                     deliver(tag, filled, &to);
+                });
+            }
+            After::Store { buffer, bytes, arrived, to, back } => {
+                let filled = buffer.clone();
+                buffer.map(Mapping::Read, move || {
+                    // What cannot be read is a failure of the device, which says so itself.
+                    let _ = filled.view(bytes, |bytes| to.take(bytes, &arrived));
+                    filled.unmap();
+                    let _ = back.unbounded_send(filled);
                 });
             }
             After::Return { buffer, writable } => {

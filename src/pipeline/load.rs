@@ -165,6 +165,13 @@ impl<'a> Loader<'a> {
 
     async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
+        if let Some(store) = self.executor.store.clone() {
+            for start in (0..len).step_by(CONVERTED) {
+                let count = CONVERTED.min(len - start);
+                tensors.read(tensor, start..start + count, &mut self.converted[..count])?;
+                store.write(name, part, start, &self.converted[..count])?;
+            }
+        }
         for Held { rank, name, types } in self.executor.places(name, part, len)? {
             for (dtype, held) in types {
                 for first in (held.start..held.end.min(len)).step_by(self.piece) {

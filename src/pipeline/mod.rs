@@ -11,6 +11,7 @@ mod exchange;
 mod executor;
 mod finish;
 mod fit;
+mod host;
 mod launch;
 pub mod link;
 mod load;
@@ -19,6 +20,8 @@ pub mod owners;
 mod partition;
 mod plan;
 mod rank;
+mod store;
+mod update;
 mod watch;
 pub mod workload;
 

@@ -25,7 +25,7 @@ pub(super) struct Holder {
     /// The elements that the rank owns.
     pub(super) owned: Range<usize>,
     /// Which replica the rank belongs to with it.
-    replica: usize,
+    pub(super) replica: usize,
 }
 
 /// The ranks that have each parameter that is not tied to another: first those whose stage it belongs to.
@@ -34,7 +34,7 @@ pub(super) type Holders = HashMap<String, Vec<Holder>>;
 /// Who has which parameters of a model whose stages are placed.
 pub(super) fn holders(plan: &Plan) -> Holders {
     let mut all = Holders::new();
-    let owned_by_all = |p: &Parameter| p.tied_to.is_none() && !p.frozen;
+    let owned_by_all = |p: &Parameter| p.tied_to.is_none() && !p.frozen && !plan.setup.sharding.by_host();
     for (stage, layers) in plan.stages.iter().enumerate() {
         let list: Vec<Parameter> = layers.clone().flat_map(|l| plan.model.layer_parameters(l)).collect();
         let chunks = |p: &Parameter| p.len().div_ceil(CHUNK);

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use super::decode::DecodePlan;
 use super::owners::{Holders, Shard, holders, shards};
-use super::{link, load, partition};
+use super::{host, link, load, partition, store};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
 use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
-use crate::ops::plan::MemoryPlan;
+use crate::ops::plan::{MemoryPlan, Streams};
 use crate::ops::program::DUMMY_BYTES;
+use crate::plan::Sharding;
 use crate::schedule::{Placement, Schedule, SlotPlan};
 
 /// What a pipeline is for.
@@ -65,6 +66,8 @@ pub struct Setup {
     pub shared: bool,
     /// Stages that compute the activations of their layers again in the backward pass.
     pub recompute: Vec<usize>,
+    /// Who has what of the state when training.
+    pub sharding: Sharding,
     /// What for.
     pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
@@ -72,6 +75,15 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// What passes the devices instead of staying on them.
+    pub(super) fn streams(&self) -> Streams {
+        let trains = self.purpose.trains();
+        Streams {
+            weights: trains && self.sharding.streams_weights(),
+            gradients: trains && self.sharding.streams_gradients(),
+        }
+    }
+
     /// The model, with its adapter, stored as it says.
     pub fn model(&self) -> Result<Model> {
         let model = Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights);
@@ -124,8 +136,10 @@ pub struct Plan {
     pub ranks: Vec<RankPlan>,
     /// Who has which parameters.
     pub(super) holders: Holders,
-    /// What travels at the end of a step.
+    /// What travels at the end of a step from rank to rank.
     pub(super) shards: Vec<Shard>,
+    /// Bytes in the host's memory, beside gradients that wait there for others.
+    pub host: u64,
 }
 
 /// A tensor must fit one binding.
@@ -182,8 +196,17 @@ impl Plan {
         let passing = load::memory(model.parameters().iter().map(|p| p.len()).max().unwrap_or(0));
         let placement = schedule.placement()?;
         let (ranks, holding, shared) = (Vec::new(), Holders::new(), Vec::new());
-        let mut plan =
-            Plan { setup, model, schedule, placement, stages, ranks, holders: holding, shards: shared };
+        let mut plan = Plan {
+            setup,
+            model,
+            schedule,
+            placement,
+            stages,
+            ranks,
+            holders: holding,
+            shards: shared,
+            host: 0,
+        };
         plan.holders = holders(&plan);
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
             let mine: Vec<usize> =
@@ -196,7 +219,7 @@ impl Plan {
             let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
             let list: Vec<Parameter> = list.collect();
             let owned = list.iter().map(|parameter| plan.owned(rank, &parameter.name)).collect();
-            let layout = Layout::sharded(list, owned);
+            let layout = Layout::streaming(list, owned, plan.setup.streams());
             let state = if plan.setup.purpose.trains() { layout.state_bytes() } else { 0 };
             let done = |stage: usize| {
                 (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == rank).count() as f64
@@ -222,7 +245,10 @@ impl Plan {
         }
         if plan.setup.purpose.trains() {
             plan.schedule = plan.schedule.completed(&plan.ties())?;
-            plan.shards = shards(&plan);
+            if !plan.setup.sharding.through_host() {
+                plan.shards = shards(&plan);
+            }
+            plan.host = store::memory(&plan);
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
@@ -276,7 +302,7 @@ impl Plan {
                 Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage, rank),
             },
             gradient: self.schedule.gradient_slots(stage, rank),
-            memory: MemoryPlan::new(&graph, capabilities),
+            memory: MemoryPlan::streaming(&graph, capabilities, self.setup.streams()),
             graph,
         })
     }
@@ -353,6 +379,9 @@ impl Plan {
             }
         }
         bytes += self.shards.iter().map(|shard| shard.bytes(rank)).sum::<u64>();
+        if training && self.setup.sharding.through_host() {
+            bytes += host::memory(self, rank);
+        }
         bytes
     }
 }

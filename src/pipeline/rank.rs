@@ -1,7 +1,7 @@
 //! One device at work: runs its list of actions over its stages and links.
 
 use std::cell::LazyCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use futures_util::{FutureExt, StreamExt};
 use super::batch::Batch;
 use super::decode::{Decoder, Grow, Logits};
 use super::exchange::Exchange;
+use super::host::HostLink;
 use super::link::{Incoming, Outgoing, Recorded};
 use super::log::{Log, State};
 use crate::error::{Error, Result, said};
 use crate::gpu::{Buffer, Device, Recorder, now};
-use crate::graph::{DType, Fed, Phase};
+use crate::graph::{DType, Fed, Phase, ValueId};
 use crate::ops::parameters::{AdamStep, Parameters, Part};
 use crate::ops::program::{Slots, StageProgram};
 use crate::ops::sort_rows;
@@ -59,6 +60,10 @@ pub(super) enum Reply {
     Step(StepPart),
     Values(Vec<f32>),
     Logits(Logits),
+    /// All gradients of a step are in the host's store: from no rank.
+    Summed,
+    /// All new weights are: from no rank.
+    Renewed,
     /// The buffer of a [`Command::Place`], mapped again.
     Placed(Buffer),
     Done,
@@ -103,6 +108,43 @@ impl Ends {
     }
 }
 
+/// A submission in the making.
+pub(super) struct Recording<'d> {
+    device: &'d Device,
+    pub(super) recorder: Recorder<'d>,
+    /// Copies in it that something follows.
+    pub(super) copies: Vec<Recorded>,
+    what: What,
+    /// Floating-point operations in it.
+    used: f64,
+    /// Since when it has been recorded.
+    started: f64,
+}
+
+impl<'d> Recording<'d> {
+    pub(super) fn new(device: &'d Device, what: What) -> Recording<'d> {
+        Recording { device, recorder: device.record(), copies: Vec::new(), what, used: 0.0, started: now() }
+    }
+
+    /// As what the host's copies for it are logged.
+    pub(super) fn received(&self) -> What {
+        match self.what {
+            What::Action(Action { stage, kind, .. }) if !kind.is_whole() => {
+                What::Action(Action::of_stage(stage, Kind::G))
+            }
+            what => what,
+        }
+    }
+}
+
+/// Where a program's launches stop.
+#[derive(Default)]
+struct Stops {
+    at: HashSet<usize>,
+    /// The gradients that leave: by parameter, and from which launch to before which each is made.
+    gradients: Vec<(ValueId, std::ops::Range<usize>)>,
+}
+
 /// One device with everything it holds.
 pub(super) struct Rank {
     pub(super) index: usize,
@@ -112,6 +154,8 @@ pub(super) struct Rank {
     pub(super) actions: Vec<Action>,
     pub(super) placement: Arc<Placement>,
     pub(super) exchange: Exchange,
+    /// The way to the host's memory, where gradients and weights go by that.
+    pub(super) host: Option<HostLink>,
     /// Whether the gradients of aliases have been added to their owners' in this step.
     pub(super) folded: bool,
     pub(super) batch: usize,
@@ -259,23 +303,37 @@ impl Rank {
         stage.map_or(0.0, flops)
     }
 
+    /// Hands over what has been recorded of something, and goes on recording it.
+    pub(super) async fn submit_part(&self, recording: &mut Recording<'_>) {
+        let recorder = std::mem::replace(&mut recording.recorder, recording.device.record());
+        self.submit(recorder, recording.what, recording.used, recording.started).await;
+        recording.copies.drain(..).for_each(Recorded::submitted);
+        (recording.used, recording.started) = (0.0, now());
+        self.log.state(State::Working(recording.what));
+    }
+
+    /// Hands over the last of it.
+    pub(super) async fn submit_last(&self, recording: Recording<'_>) {
+        let Recording { recorder, copies, what, used, started, .. } = recording;
+        self.submit(recorder, what, used, started).await;
+        copies.into_iter().for_each(Recorded::submitted);
+    }
+
     /// Runs one action: receive, record, submit in parts, send. A send belongs to the action that makes the data, a
     /// receive to the one that needs it; the schedule's own transfers are there so that its proof can see them.
     async fn compute(&mut self, action: Action, batch: &Batch) -> Result<()> {
-        let what = What::Action(action);
         let device = self.device.clone();
-        let mut recorder = device.record();
-        // Copies of the submission that is being recorded.
-        let mut copies: Vec<Recorded> = self.receive(action, &mut recorder).await?.into_iter().collect();
-        let mut started = now();
-        self.log.state(State::Working(what));
+        let mut recording = Recording::new(&device, What::Action(action));
+        let received = self.receive(action, &mut recording.recorder).await?;
+        recording.copies.extend(received);
+        recording.started = now();
+        self.log.state(State::Working(recording.what));
         if action.kind == Kind::F {
             self.feed(action, batch)?;
         }
         let slots = self.slots(action);
         let budget = SUBMISSION_SECONDS
             * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
-        let mut used = 0.0;
         let completes = self.exchange.completes(action);
         // What others wait for leaves part by part.
         let budget = match completes {
@@ -286,32 +344,57 @@ impl Rank {
         // Launches of the phases before.
         let mut before = 0;
         for &phase in phases(action.kind) {
+            let stops = self.stops(action, phase, completes)?;
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
             while from < flops.len() {
+                if recording.used > 0.0 && recording.used + flops[from] > budget {
+                    self.host.iter_mut().for_each(|host| host.flush(&mut recording));
+                    self.submit_part(&mut recording).await;
+                    self.progress(completes.then_some((action.stage, before + from))).await?;
+                    self.log.state(State::Working(recording.what));
+                    recording.started = now();
+                }
                 let mut to = from;
-                while to < flops.len() && (to == from || used + flops[to] <= budget) {
-                    used += flops[to];
+                while to < flops.len()
+                    && (to == from || !stops.at.contains(&to) && recording.used + flops[to] <= budget)
+                {
+                    recording.used += flops[to];
                     to += 1;
                 }
-                let stage = self.stages.get_mut(&action.stage).ok_or_else(missing)?;
-                stage.program.record(&mut recorder, &self.parameters, phase, from..to, slots)?;
-                from = to;
-                if from < flops.len() {
-                    self.submit(recorder, what, used, started).await;
-                    copies.drain(..).for_each(Recorded::submitted);
-                    used = 0.0;
-                    self.progress(completes.then_some((action.stage, before + from))).await?;
-                    self.log.state(State::Working(what));
-                    (started, recorder) = (now(), device.record());
+                if stops.at.contains(&from) {
+                    let of = (action.stage, phase);
+                    self.before_launch(&mut recording, of, &stops.gradients, from).await?;
                 }
+                let stage = self.stages.get_mut(&action.stage).ok_or_else(missing)?;
+                stage.program.record(&mut recording.recorder, &self.parameters, phase, from..to, slots)?;
+                if stops.at.contains(&to) {
+                    self.after_launch(&mut recording, action, &stops.gradients, to).await?;
+                }
+                from = to;
             }
             before += flops.len();
         }
-        copies.extend(self.send(action, &mut recorder, slots).await?);
-        self.submit(recorder, what, used, started).await;
-        copies.drain(..).for_each(Recorded::submitted);
+        let sent = self.send(action, &mut recording.recorder, slots).await?;
+        recording.copies.extend(sent);
+        self.host.iter_mut().for_each(|host| host.flush(&mut recording));
+        self.submit_last(recording).await;
         device.check(&format!("rank {} ran {action}", self.index))
+    }
+
+    /// Where a program's launches stop for what comes from the host or goes there.
+    fn stops(&self, action: Action, phase: Phase, completes: bool) -> Result<Stops> {
+        let mut stops = Stops::default();
+        let Some(host) = &self.host else { return Ok(stops) };
+        let program = &self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?.program;
+        if host.sends(completes) {
+            stops.gradients = program.gradients(phase);
+            stops.at.extend(stops.gradients.iter().flat_map(|(_, made)| [made.start, made.end]));
+        }
+        if host.streams_weights() {
+            stops.at.extend(program.passing(phase).into_iter().map(|(_, first)| first));
+        }
+        Ok(stops)
     }
 
     fn slots(&self, action: Action) -> Slots {

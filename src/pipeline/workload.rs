@@ -1,17 +1,17 @@
 //! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
 
-use super::{link, owners};
+use super::{host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
-use crate::model::{Model, Purpose};
+use crate::model::{Model, Parameter, Purpose};
 use crate::ops::lower;
 use crate::ops::parameters::Layout;
-use crate::ops::plan::MemoryPlan;
+use crate::ops::plan::{MemoryPlan, Streams};
 use crate::ops::program::DUMMY_BYTES;
 use crate::plan::{
-    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, TiedLayers, Work,
-    Workload,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Sharding, StageForm,
+    TiedLayers, Work, Workload,
 };
 
 /// The kinds of layers. All blocks are alike; where an adapter leaves out modules of some, those are taken for as much
@@ -28,28 +28,50 @@ pub fn workload(
     microbatches: &[usize],
     kernels: &[Capabilities],
 ) -> Result<Workload> {
+    sharded(model, batch, sequence, microbatches, kernels, Sharding::default())
+}
+
+/// As [`workload`], with the state divided like this.
+pub fn sharded(
+    model: &Model,
+    batch: usize,
+    sequence: usize,
+    microbatches: &[usize],
+    kernels: &[Capabilities],
+    sharding: Sharding,
+) -> Result<Workload> {
+    let streams = Streams { weights: sharding.streams_weights(), gradients: sharding.streams_gradients() };
     let layers = (0..model.layers()).map(|layer| {
         let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
         let trained = || own.iter().filter(|p| !p.frozen);
         let nothing = vec![0..0; own.len()];
-        let state = Layout::new(own.clone()).bytes(true);
+        let owned = own.iter().map(|p| if sharding.by_host() { 0..0 } else { 0..p.len() }).collect();
+        let state = Layout::streaming(own.clone(), owned, streams).bytes(true);
         Layer {
             name: model.layer_name(layer),
             kind: kind_of(model, layer),
             weights: trained().map(|p| 4 * p.len() as u64).sum(),
             sent: trained().map(|p| p.weight_bytes()).sum(),
             state,
-            moments: state - Layout::sharded(own.clone(), nothing).bytes(true).min(state),
+            read: model.layer_parameters(layer).iter().map(Parameter::weight_bytes).sum(),
+            moments: state - Layout::streaming(own.clone(), nothing, streams).bytes(true).min(state),
         }
     });
     let like = model.with_blocks(model.config().layers)?;
-    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, kernels));
+    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, kernels, streams));
     Ok(Workload {
         layers: layers.collect(),
         kinds: KINDS.map(String::from).to_vec(),
-        tie: tie(model),
+        tie: tie(model, sharding),
         tokens: (batch * sequence) as u64,
         bucket: 4 * owners::MOST as u64,
+        host_rings: if sharding.through_host() {
+            let elements = model.parameters().iter().map(Parameter::len).sum::<usize>();
+            host::rings(elements)
+        } else {
+            0
+        },
+        sharding,
         batchings: batchings.collect::<Result<_>>()?,
     })
 }
@@ -128,7 +150,7 @@ pub fn kernels(
     Ok(launches.map(|launch| launch.key).collect())
 }
 
-fn tie(model: &Model) -> Option<TiedLayers> {
+fn tie(model: &Model, sharding: Sharding) -> Option<TiedLayers> {
     let (user, parameter) = (0..model.layers()).find_map(|layer| {
         let tied = model.layer_parameters(layer).into_iter().find(|p| p.tied_to.is_some())?;
         Some((layer, tied))
@@ -137,13 +159,15 @@ fn tie(model: &Model) -> Option<TiedLayers> {
         model.layer_parameters(layer).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
     })?;
     let (bytes, weight) = (4 * parameter.len() as u64, parameter.weight_bytes());
+    let weight = if sharding.streams_weights() { 0 } else { weight };
     if parameter.frozen {
         // A copy of the weight, and nothing to exchange.
         return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: weight, owner_apart: 0 });
     }
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
-    let [user_ends, owner_ends] = owners::memory(&parameter);
-    let (together, user_apart, owner_apart) = (bytes, bytes + weight + user_ends, owner_ends);
+    let [user_ends, owner_ends] = if sharding.through_host() { [0, 0] } else { owners::memory(&parameter) };
+    let gradient = if sharding.streams_gradients() { 0 } else { bytes };
+    let (together, user_apart, owner_apart) = (gradient, gradient + weight + user_ends, owner_ends);
     Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
 }
 
@@ -153,6 +177,7 @@ fn batching(
     microbatches: usize,
     sequence: usize,
     kernels: &[Capabilities],
+    streams: Streams,
 ) -> Result<Batching> {
     let graphs = Graphs::new(model, sequences, microbatches, sequence)?;
     let activation = graphs.activation;
@@ -161,7 +186,7 @@ fn batching(
         sequences,
         microbatches,
         shape: shape_key(model, sequences, sequence),
-        footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities)).collect(),
+        footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities, streams)).collect(),
         activation,
         link_buffer: link::memory(activation, 1),
         largest_tensor: graphs.single.iter().map(largest).collect(),
@@ -194,12 +219,12 @@ impl Graphs {
         })
     }
 
-    fn footprint(&self, capabilities: &Capabilities) -> Footprint {
+    fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Footprint {
         let activation = self.activation;
         let mut memory = vec![FormMemory::default(); 3];
         let mut ends = EndMemory::default();
         for form in StageForm::ALL {
-            let held = |graph: &StageGraph| held(graph, form, capabilities);
+            let held = |graph: &StageGraph| held(graph, form, capabilities, streams);
             let [first, block, head] = [0, 1, 2].map(|kind| held(&self.single[kind]));
             // What a second block adds is a block's own; the rest belongs to the stage's ends.
             let pair = self.pair.as_ref().map(held);
@@ -223,7 +248,7 @@ impl Graphs {
 }
 
 /// What a stage holds on its own.
-fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities) -> LayerMemory {
+fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities, streams: Streams) -> LayerMemory {
     let mut stage = stage.clone();
     if form.recompute {
         stage.recompute();
@@ -231,7 +256,7 @@ fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities) -> Lay
     if !form.split {
         stage.join_backward();
     }
-    let plan = MemoryPlan::new(&stage, capabilities);
+    let plan = MemoryPlan::streaming(&stage, capabilities, streams);
     let scratch = plan.scratch.iter().sum();
     let (stash, gradient) = (plan.bytes(1, 0) - plan.bytes(0, 0), plan.bytes(0, 1) - plan.bytes(0, 0));
     LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient }
@@ -321,6 +346,7 @@ mod tests {
             cuts: Some(vec![3]),
             shared: false,
             recompute: Vec::new(),
+            sharding: Sharding::default(),
             purpose: Use::Training,
             budgets: vec![None; 2],
         };

@@ -26,6 +26,10 @@ pub struct Assignment<'a> {
     pub in_flight: &'a [usize],
 }
 
+/// Weights that the host updates a second, with their gradients and moments: its memory is read and written seven times as
+/// much.
+const HOST_UPDATE_GB_S: f64 = 1.5;
+
 /// Buckets that are on their way at once between devices that have the same layers.
 pub(crate) const EXCHANGE_SLOTS: usize = 4;
 
@@ -110,6 +114,7 @@ pub(super) struct Prices<'a> {
     counts: Vec<Vec<usize>>,
     weights: Vec<u64>,
     sent: Vec<u64>,
+    read: Vec<u64>,
     state: Vec<u64>,
     moments: Vec<u64>,
     /// The way of an activation from device `from` to device `to`, at `from` × devices + `to`.
@@ -142,6 +147,7 @@ impl<'a> Prices<'a> {
             counts: (0..workload.kinds.len()).map(count).collect(),
             weights: running(layers().map(|layer| layer.weights)),
             sent: running(layers().map(|layer| layer.sent)),
+            read: running(layers().map(|layer| layer.read)),
             state: running(layers().map(|layer| layer.state)),
             moments: running(layers().map(|layer| layer.moments)),
             hops: pairs.map(|(from, to)| hop(machine, from, to, batching.activation)).collect(),
@@ -154,12 +160,44 @@ impl<'a> Prices<'a> {
         let of = |sums: &[f64]| sums[range.end] - sums[range.start];
         let forward = of(&times.forward);
         let again = if recompute { forward } else { 0.0 };
+        let sharding = &self.workload.sharding;
+        let bytes = |sums: &[u64], passes: bool| if passes { sums[range.end] - sums[range.start] } else { 0 };
+        let weights = self.from_host(device, bytes(&self.read, sharding.streams_weights()));
+        let gradients = self.to_host(device, bytes(&self.weights, sharding.streams_gradients()));
         StageCost {
-            forward: times.submit + forward,
-            input: times.submit + of(&times.input) + again,
-            weight: times.submit + of(&times.weight),
-            backward: times.submit + of(&times.backward) + again,
+            forward: times.submit + forward + weights,
+            input: times.submit + of(&times.input) + again + weights,
+            weight: times.submit + of(&times.weight) + gradients,
+            backward: times.submit + of(&times.backward) + again + weights + gradients,
             ..StageCost::default()
+        }
+    }
+
+    /// Seconds in which a device sends bytes to the host's memory, where they are added.
+    fn to_host(&self, device: usize, bytes: u64) -> f64 {
+        let (way, _) = self.host_way(device, bytes);
+        way.out + way.copy
+    }
+
+    /// Seconds in which a device gets bytes from the host's memory.
+    fn from_host(&self, device: usize, bytes: u64) -> f64 {
+        let (_, way) = self.host_way(device, bytes);
+        way.copy + way.into
+    }
+
+    /// The ways of bytes from a device to another and back, as far as the host's memory is half of them. Alone in its
+    /// machine it has none that was measured: then its own copying bounds it.
+    fn host_way(&self, device: usize, bytes: u64) -> (Hop, Hop) {
+        if bytes == 0 {
+            return Default::default();
+        }
+        match (0..self.machine.devices.len()).find(|&other| other != device) {
+            Some(other) => (hop(self.machine, device, other, bytes), hop(self.machine, other, device, bytes)),
+            None => {
+                let copy = 2.0 * bytes as f64 / (self.machine.devices[device].rates.memory_gb_s * GIGA);
+                let way = Hop { copy, bytes, ..Hop::default() };
+                (way, way)
+            }
         }
     }
 
@@ -229,7 +267,7 @@ impl<'a> Prices<'a> {
     fn shared(&self, range: &Range<usize>, part: Part) -> u64 {
         let others = part.of as u64 - 1;
         let (gradients, weights) = self.pieces(range, part);
-        if others == 0 || gradients == 0 {
+        if others == 0 || gradients == 0 || self.workload.sharding.through_host() {
             return 0;
         }
         let buckets = gradients.div_ceil(self.workload.bucket.max(1));
@@ -281,6 +319,8 @@ impl<'a> Prices<'a> {
     /// What travels at the end of a step.
     fn fill_exchanges(&self, plan: &Assignment, costs: &mut Costs) {
         let Assignment { devices, stages, placement, .. } = *plan;
+        // What goes by way of the host is a part of what its ends do.
+        let free = self.workload.sharding.through_host();
         let mut add =
             |user: usize, owner: usize, from: usize, to: usize, bytes: (u64, u64), arrivals: Arrivals| {
                 let mut gradient = hop(self.machine, devices[from], devices[to], bytes.0);
@@ -289,6 +329,9 @@ impl<'a> Prices<'a> {
                 let memory = self.machine.devices[devices[to]].rates.memory_gb_s;
                 gradient.into = arrivals.part * (gradient.into + 3.0 * bytes.0 as f64 / GIGA / memory);
                 weight.out *= f64::from(arrivals.is_first);
+                if free {
+                    (gradient, weight) = Default::default();
+                }
                 costs.exchanges.push(Exchange { user, owner, from, to, gradient, weight });
             };
         if !placement.is_single() {
@@ -334,14 +377,47 @@ impl<'a> Prices<'a> {
         let folded = if tie.is_some_and(|tie| has(tie.owner)) { 3.0 * used } else { 0.0 };
         let memory = rates.memory_gb_s;
         let submit = rates.submit_us * MICRO;
+        let mut begin = submit + (weights + used) / rates.clear_gb_s.unwrap_or(memory);
+        let mut end = rates.barrier_us * MICRO + folded / memory + owned / rates.norm_gb_s.unwrap_or(memory);
+        let mut update = submit + owned / rates.optimizer_gb_s.unwrap_or(memory / 7.0);
+        let sharding = &self.workload.sharding;
+        let at = plan.devices[rank];
+        let of = |sums: &[u64], range: &Range<usize>| sums[range.end] - sums[range.start];
+        if sharding.streams_gradients() {
+            begin = submit;
+        }
+        if sharding.through_host() {
+            let part =
+                |stage: usize| if sharding.by_host() { 0 } else { 1.max(plan.part(rank, stage).of as u64) };
+            let owned = |sums: &[u64]| {
+                own().map(|(stage, range)| of(sums, range).checked_div(part(stage)).unwrap_or(0)).sum::<u64>()
+            };
+            let (gradients, sent) = (owned(&self.weights), owned(&self.sent));
+            let all = |sums: &[u64]| own().map(|(_, range)| of(sums, range)).sum::<u64>();
+            let whole = if sharding.streams_gradients() { 0 } else { all(&self.weights) };
+            end = rates.barrier_us * MICRO
+                + self.to_host(at, whole)
+                + self.from_host(at, gradients)
+                + gradients as f64 / GIGA / rates.norm_gb_s.unwrap_or(memory);
+            let kept = if sharding.streams_weights() { 0 } else { all(&self.sent) - sent };
+            update = submit
+                + gradients as f64 / GIGA / rates.optimizer_gb_s.unwrap_or(memory / 7.0)
+                + self.to_host(at, sent)
+                + self.from_host(at, kept);
+            if sharding.by_host() {
+                let layers = self.workload.layers.len();
+                update += of(&self.weights, &(0..layers)) as f64 / GIGA / HOST_UPDATE_GB_S;
+            }
+        }
         RankCost {
-            begin: submit + (weights + used) / rates.clear_gb_s.unwrap_or(memory),
-            end: rates.barrier_us * MICRO + folded / memory + owned / rates.norm_gb_s.unwrap_or(memory),
-            update: submit + owned / rates.optimizer_gb_s.unwrap_or(memory / 7.0),
+            begin,
+            end,
+            update,
             cores: device.cores,
             jitter: device.jitter.unwrap_or_default(),
             copy_engine: device.copy_engine,
-            fixed: self.state(own().map(|(stage, range)| (range, plan.part(rank, stage)))),
+            fixed: self.state(own().map(|(stage, range)| (range, plan.part(rank, stage))))
+                + self.workload.host_rings,
             budget: device.memory,
         }
     }

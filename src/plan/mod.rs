@@ -24,6 +24,7 @@ mod planner;
 mod print;
 mod read;
 mod search;
+mod sharding;
 mod space;
 mod start;
 mod table;
@@ -41,6 +42,7 @@ pub use fit::fits;
 pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
+pub use sharding::{Optimizer, Sharding, Sum};
 pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed,

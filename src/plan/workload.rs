@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use super::sharding::Sharding;
+
 /// A model and a batch, in the numbers that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Workload {
@@ -17,6 +19,10 @@ pub struct Workload {
     pub tokens: u64,
     /// The most bytes of gradients that travel at once between devices that have the same layers.
     pub bucket: u64,
+    /// Who has what of the state.
+    pub sharding: Sharding,
+    /// Bytes of a device's staging buffers for what goes to the host's memory and comes from it.
+    pub host_rings: u64,
     /// The ways to divide the batch into microbatches, from which the planner chooses. All have the same product of
     /// sequences and microbatches.
     pub batchings: Vec<Batching>,
@@ -34,6 +40,8 @@ pub struct Layer {
     pub weights: u64,
     /// Bytes of these weights as they travel to other devices that have the layer.
     pub sent: u64,
+    /// Bytes of all weights that its kernels read, frozen and tied ones too.
+    pub read: u64,
     /// Bytes of its weights, gradients and moments on the device, as allocated. Of a tied weight only the owner's.
     pub state: u64,
     /// Those of them that only who updates a weight must have: of several devices that have the layer each has a part.

@@ -13,6 +13,7 @@ use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
 use crate::pipeline::{Batch, Executor, Plan, Setup, Use};
+use crate::plan::Sharding;
 use crate::schedule::{Action, Jitter, Kind, Schedule};
 use crate::timeline::{Event, Track, What};
 
@@ -126,6 +127,7 @@ impl Probe {
             cuts: Some(cuts),
             recompute: Vec::new(),
             shared: false,
+            sharding: Sharding::default(),
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],
             schedule,

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
-use crate::pipeline::workload::{kinds_of_kernels, workload};
+use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::{
     Candidate, DataChoice, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without,
@@ -186,7 +186,8 @@ impl Planning {
         };
         let t = &config.train;
         let (kernels, of_each) = kinds_of_kernels(adapters.iter().map(|(_, capabilities)| capabilities));
-        let workload = workload(&model, t.batch, t.sequence, &counts, &kernels)?;
+        let sharding = config.mesh.sharding()?;
+        let workload = sharded(&model, t.batch, t.sequence, &counts, &kernels, sharding)?;
         let mut machine = machine;
         for (device, kernels) in machine.devices.iter_mut().zip(of_each) {
             device.kernels = kernels;
@@ -436,6 +437,7 @@ impl Planning {
             cuts: Some(candidate.cuts()),
             shared: self.config.shared,
             recompute: candidate.repeated(),
+            sharding: self.workload.sharding,
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&device| self.budget(device)).collect(),
         }

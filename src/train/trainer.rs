@@ -149,6 +149,7 @@ impl Trainer {
             schedule,
             cuts: config.pipeline.cuts.clone(),
             shared: config.shared,
+            sharding: config.mesh.sharding()?,
             purpose: Use::Training,
             budgets,
         })

@@ -23,6 +23,7 @@ impl Gpt {
             kind,
             weights,
             sent: weights,
+            read: weights,
             state: 4 * weights,
             moments: 2 * weights,
         };
@@ -44,6 +45,8 @@ impl Gpt {
             layers,
             tokens: batch * t,
             bucket: 8 << 20,
+            sharding: Default::default(),
+            host_rings: 0,
             batchings: divisors.map(|m| self.batching(batch / m, m)).collect(),
         }
     }
@@ -167,6 +170,7 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
             kind,
             weights,
             sent: weights,
+            read: weights,
             state: 4 * weights,
             moments: 2 * weights,
         }
@@ -223,6 +227,8 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
         tie,
         tokens: 4096,
         bucket: 8 << 20,
+        sharding: Default::default(),
+        host_rings: 0,
         batchings: batchings.to_vec(),
     }
 }

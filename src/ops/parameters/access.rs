@@ -17,11 +17,7 @@ impl Home {
     /// # Errors
     /// Where none does.
     pub fn held_as(self, dtype: DType) -> Result<(Range, std::ops::Range<usize>)> {
-        let whole = |range: Range| {
-            let elements = 0..(range.bytes / 2) as usize;
-            (range, elements)
-        };
-        let held = if dtype == DType::BF16 { self.packed.map(whole) } else { self.full };
+        let held = if dtype == DType::BF16 { self.packed } else { self.full };
         let message = || format!("is not held as {dtype:?} on this device");
         held.ok_or_else(|| Error::Shape { op: "parameter", message: message() })
     }
@@ -50,9 +46,13 @@ impl Parameters {
                 device.upload(&range.buffer, offset, bytemuck::cast_slice(values));
             }
         }
-        if let Some(range) = home.packed {
-            let halves: Vec<u16> = values.iter().map(|&value| round(value)).collect();
-            write_packed(device, &range, first, &halves).await?;
+        if let Some((range, held)) = home.packed {
+            let (start, end) = (first.max(held.start), (first + values.len()).min(held.end));
+            if start < end {
+                let values = &values[start - first..end - first];
+                let halves: Vec<u16> = values.iter().map(|&value| round(value)).collect();
+                write_packed(device, &range, start - held.start, &halves).await?;
+            }
         }
         Ok(())
     }
@@ -75,7 +75,8 @@ impl Parameters {
             let first = first - held.start;
             return device.read_f32(&part_of(range, first..first + count)).await;
         }
-        let range = home.held_as(DType::BF16)?.0;
+        let (range, held) = home.held_as(DType::BF16)?;
+        let first = first - held.start;
         let halves = read_packed(device, &range, first / 2..(first + count).div_ceil(2)).await?;
         Ok(halves[first % 2..][..count].iter().map(|&half| widen(half)).collect())
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::CHUNK;
 use crate::graph::DType;
 use crate::model::{Parameter, Weights};
+use crate::ops::plan::Streams;
 
 /// Bytes that offsets in a pool are multiples of, what every adapter accepts for a binding.
 const ALIGN: usize = 256;
@@ -75,21 +76,24 @@ fn element(weights: Weights) -> usize {
 }
 
 impl Pool {
-    pub(super) fn held(&self, training: bool) -> Held {
+    pub(super) fn held(&self, training: bool, streams: Streams) -> Held {
         let weight = !matches!(self.role, Role::Alias | Role::Shared);
         let states = Some(self.states).filter(|&states| training && states > 0);
         let stored = if weight { self.weights.stored(states.is_some()) } else { &[] };
-        let whole = Some(self.elements);
+        // Of what passes the device only what it owns stays.
+        let stays = |passes: bool| if passes { states } else { Some(self.elements) };
+        let whole = stays(streams.weights);
         Held {
             full: if self.weights.packed() { states } else { whole }.filter(|_| stored.contains(&DType::F32)),
             packed: whole.filter(|_| stored.contains(&DType::BF16)),
-            gradient: whole.filter(|_| training && !matches!(self.role, Role::Frozen | Role::Shared)),
+            gradient: stays(streams.gradients)
+                .filter(|_| training && !matches!(self.role, Role::Frozen | Role::Shared)),
             moments: states,
         }
     }
 
-    fn bytes(&self, training: bool) -> u64 {
-        let held = self.held(training);
+    fn bytes(&self, training: bool, streams: Streams) -> u64 {
+        let held = self.held(training, streams);
         let of = |elements: Option<usize>, dtype: DType| elements.map_or(0, |count| dtype.bytes(count));
         let full = [held.full, held.gradient, held.moments, held.moments];
         full.iter().map(|&elements| of(elements, DType::F32)).sum::<u64>() + of(held.packed, DType::BF16)
@@ -101,6 +105,7 @@ pub struct Layout {
     pub(super) list: Vec<Parameter>,
     pub(super) entries: Vec<Entry>,
     pub(super) pools: Vec<Pool>,
+    pub(super) streams: Streams,
 }
 
 impl Layout {
@@ -113,6 +118,11 @@ impl Layout {
 
     /// As [`Layout::new`], of which the device owns these elements of each: whole chunks of [`CHUNK`] elements.
     pub fn sharded(list: Vec<Parameter>, owned: Vec<Range<usize>>) -> Layout {
+        Layout::streaming(list, owned, Streams::default())
+    }
+
+    /// As [`Layout::sharded`], of what the device holds where weights or gradients pass it: of these only what it owns.
+    pub fn streaming(list: Vec<Parameter>, owned: Vec<Range<usize>>, streams: Streams) -> Layout {
         let names: Vec<&str> = list.iter().map(|p| p.name.as_str()).collect();
         let mut pools: Vec<Pool> = Vec::new();
         let mut entries = Vec::new();
@@ -135,7 +145,7 @@ impl Layout {
             into.entries.push(index);
             entries.push(Entry { pool, offset, len, owned, state });
         }
-        Layout { list, entries, pools }
+        Layout { list, entries, pools, streams }
     }
 
     /// The parameters, in model order.
@@ -145,18 +155,20 @@ impl Layout {
 
     /// Bytes that [`Parameters::new`](super::Parameters::new) will allocate; without gradients and moments for inference.
     pub fn bytes(&self, training: bool) -> u64 {
-        let pools: u64 = self.pools.iter().map(|pool| pool.bytes(training)).sum();
+        let pools: u64 = self.pools.iter().map(|pool| pool.bytes(training, self.streams)).sum();
         if !training {
             return pools;
         }
         let owned = self.owned_chunks() as u64;
         let bound = |p: &Pool| match p.role {
             Role::Trained if p.states > 0 => 2,
-            Role::Alias => p.entries.len() as u64,
-            Role::Trained | Role::Frozen | Role::Shared => 0,
+            Role::Alias if !self.streams.gradients => p.entries.len() as u64,
+            Role::Alias | Role::Trained | Role::Frozen | Role::Shared => 0,
         };
         let uniforms = 16 * self.pools.iter().map(bound).sum::<u64>();
-        pools + 16 * owned + (4 * owned).max(16) + 32 + uniforms
+        // Where gradients are in other places than weights, their chunks have a table of their own.
+        let tables = if self.streams.gradients && !self.streams.weights { 2 } else { 1 };
+        pools + tables * 16 * owned + (4 * owned).max(16) + 32 + uniforms
     }
 
     /// Bytes of the optimizer's moments when training.
@@ -164,17 +176,18 @@ impl Layout {
         2 * self.pools.iter().map(|pool| DType::F32.bytes(pool.states)).sum::<u64>()
     }
 
-    /// (offset, length, decay, lag) of each chunk that the device owns of a pool: by the lag its state comes earlier in its
-    /// buffers than the weights in theirs.
-    pub(super) fn chunks(&self, pool: usize) -> Vec<[u32; 4]> {
+    /// (offset, length, decay, lag) of each chunk that the device owns of a pool, in buffers of which the device has all of the
+    /// pool or only what it owns: by the lag its state comes earlier in its buffers.
+    pub(super) fn chunks(&self, pool: usize, only_owned: bool) -> Vec<[u32; 4]> {
         let mut chunks = Vec::new();
         for &index in &self.pools[pool].entries {
             let Entry { offset, owned, state, .. } = &self.entries[index];
             for start in owned.clone().step_by(CHUNK) {
                 let length = CHUNK.min(owned.end - start);
                 let decay = self.list[index].decays() as u32;
-                let lag = (offset + owned.start - state) as u32;
-                chunks.push([(offset + start) as u32, length as u32, decay, lag]);
+                let offset = if only_owned { *state } else { offset + owned.start };
+                let lag = (offset - state) as u32;
+                chunks.push([(offset + start - owned.start) as u32, length as u32, decay, lag]);
             }
         }
         chunks

@@ -71,8 +71,8 @@ pub enum Part {
 pub struct Home {
     /// In f32: these elements of it.
     pub full: Option<(Range, std::ops::Range<usize>)>,
-    /// As bf16: a weight, beside its master or without one.
-    pub packed: Option<Range>,
+    /// As bf16: a weight, beside its master or without one, these elements of it.
+    pub packed: Option<(Range, std::ops::Range<usize>)>,
 }
 
 /// A dispatch with its bindings.
@@ -123,7 +123,7 @@ impl Parameters {
             let make = |label: &str, elements: Option<usize>, dtype: DType| {
                 elements.map(|elements| device.buffer(label, dtype.bytes(elements))).transpose()
             };
-            let held = pool.held(training);
+            let held = pool.held(training, layout.streams);
             buffers.push(Buffers {
                 full: make("weights", held.full, DType::F32)?,
                 packed: make("packed weights", held.packed, DType::BF16)?,
@@ -163,13 +163,21 @@ impl Parameters {
             };
             match pool.role {
                 Role::Trained if pool.states > 0 => {
-                    let chunks = self.layout.chunks(index);
-                    let table = device.buffer("chunks", 16 * chunks.len() as u64)?;
-                    device.upload(&table, 0, bytemuck::cast_slice(&chunks));
+                    let streams = self.layout.streams;
+                    let table = |only_owned: bool| -> Result<Buffer> {
+                        let chunks = self.layout.chunks(index, only_owned);
+                        let table = device.buffer("chunks", 16 * chunks.len() as u64)?;
+                        device.upload(&table, 0, bytemuck::cast_slice(&chunks));
+                        Ok(table)
+                    };
+                    let of_gradients = table(streams.gradients)?;
+                    let apart = streams.gradients && !streams.weights;
+                    let table = if apart { table(false)? } else { of_gradients.clone() };
+                    let chunks = self.layout.chunks(index, false);
                     let words = [chunks.len() as u32, owners.len() as u32];
                     let groups = spread(chunks.len(), device.capabilities());
                     let gradient = part(&buffers.gradient)?;
-                    let ranges = vec![table.whole(), gradient.clone(), sums.whole()];
+                    let ranges = vec![of_gradients.whole(), gradient.clone(), sums.whole()];
                     norm.push(bind(&square_sum, words, ranges, groups)?);
                     let weight = if buffers.full.is_some() { &buffers.full } else { &buffers.packed };
                     let mut ranges = vec![
@@ -183,13 +191,15 @@ impl Parameters {
                     if pool.weights == Weights::BF16 {
                         ranges.push(part(&buffers.packed)?);
                     }
-                    adam.push(bind(&adamw(pool.weights), words, ranges, groups)?);
+                    let mut key = adamw(pool.weights);
+                    key.specialisation.constants.push(("GRADIENT_LAGS", apart as u32));
+                    adam.push(bind(&key, words, ranges, groups)?);
                     for &entry in &pool.entries {
                         let owned = self.layout.entries[entry].owned.clone();
                         owners.extend(owned.step_by(CHUNK).map(|start| (entry, start / CHUNK)));
                     }
                 }
-                Role::Alias => {
+                Role::Alias if !self.layout.streams.gradients => {
                     for &entry in &pool.entries {
                         let parameter = &self.layout.list[entry];
                         let owner = parameter.tied_to.as_deref().unwrap_or_default();
@@ -198,7 +208,7 @@ impl Parameters {
                         fold.push(bind(&plain("accumulate"), [1, parameter.len() as u32], ranges, groups)?);
                     }
                 }
-                Role::Trained | Role::Frozen | Role::Shared => {}
+                Role::Alias | Role::Trained | Role::Frozen | Role::Shared => {}
             }
         }
         Ok(Training { sums, owners, step, norm, adam, fold })
@@ -219,9 +229,10 @@ impl Parameters {
             let owner = self.layout.list[index].tied_to.as_deref().unwrap_or_default();
             return self.part(owner, part);
         }
+        let streams = self.layout.streams;
         let (full, is_state) = match part {
-            Part::Weight => (&buffers.full, pool.weights.packed()),
-            Part::Gradient => (&buffers.gradient, false),
+            Part::Weight => (&buffers.full, pool.weights.packed() || streams.weights),
+            Part::Gradient => (&buffers.gradient, streams.gradients),
             Part::First => (&buffers.first, true),
             Part::Second => (&buffers.second, true),
         };
@@ -233,9 +244,17 @@ impl Parameters {
             false => (entry.offset, 0..entry.len),
         };
         let full = full.as_ref().filter(|_| !elements.is_empty());
+        let of_packed = match streams.weights {
+            true => (entry.state, entry.owned.clone()),
+            false => (entry.offset, 0..entry.len),
+        };
+        let packed = packed.filter(|_| !of_packed.1.is_empty());
         let home = Home {
             full: full.map(|buffer| (range(buffer, DType::F32, first, elements.len()), elements)),
-            packed: packed.map(|buffer| range(buffer, DType::BF16, entry.offset, entry.len)),
+            packed: packed.map(|buffer| {
+                let (first, elements) = of_packed;
+                (range(buffer, DType::BF16, first, elements.len()), elements)
+            }),
         };
         if home.full.is_none() && home.packed.is_none() { Err(missing(name)) } else { Ok(home) }
     }
@@ -243,7 +262,7 @@ impl Parameters {
     /// Where the weight lies that kernels read: packed, if it is stored so.
     pub fn weight(&self, name: &str) -> Result<Range> {
         let home = self.part(name, Part::Weight)?;
-        home.packed.or(home.full.map(|full| full.0)).ok_or_else(|| missing(name))
+        home.packed.or(home.full).map(|held| held.0).ok_or_else(|| missing(name))
     }
 
     /// Where a gradient lies.

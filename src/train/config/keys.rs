@@ -283,12 +283,32 @@ pub const TABLES: &[Table] = &[
     Table {
         name: "mesh",
         about: "Axes beside the pipeline's, along which the work is divided: see docs/axes.md.",
-        keys: &[key(
-            "data",
-            "",
-            Default,
-            "Pipelines beside each other: \"auto\", a number, or the microbatches of each, such as [5, 3].",
-        )],
+        keys: &[
+            key(
+                "data",
+                "",
+                Default,
+                "Pipelines beside each other: \"auto\", a number, or the microbatches of each, such as [5, 3].",
+            ),
+            key(
+                "zero",
+                "",
+                or("1, or what fits", "3"),
+                "ZeRO's level: devices with the same layers divide 1 optimizer state, 2 gradients too, 3 weights too.",
+            ),
+            key(
+                "sum",
+                "",
+                Default,
+                "Order of adding gradients: share (by replica) or microbatch (the bits of one device).",
+            ),
+            key(
+                "optimizer",
+                "",
+                or("device, or what fits", "\"host\""),
+                "Where AdamW's state is and weights are updated: device or host.",
+            ),
+        ],
     },
     Table {
         name: "output",

@@ -15,7 +15,7 @@ use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
 use crate::model::{Model, ModelConfig, Weights};
-use crate::plan::DataChoice;
+use crate::plan::{DataChoice, Optimizer, Sharding, Sum};
 use crate::schedule::ALL_NAMES;
 
 /// In a run's folder: the config with which it was last trained.
@@ -240,6 +240,18 @@ pub struct MeshConfig {
     /// [`PipelineConfig::devices`] then lists the devices of one after those of another.
     #[serde(default)]
     pub data: Axis,
+    /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too. By
+    /// default 1; where that does not fit, the planner chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero: Option<u8>,
+    /// In which order gradients are added: by replica (`share`) or by microbatch, which has the bits of one device. From
+    /// level 2 on it is always `microbatch`.
+    #[serde(default)]
+    pub sum: Sum,
+    /// Where AdamW's state is and weights are updated: `device` or `host`. By default on the devices; where that does not
+    /// fit, the planner chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<Optimizer>,
 }
 
 /// How many parts an axis has.
@@ -268,6 +280,15 @@ impl MeshConfig {
             Axis::Count(count) => DataChoice::Count(*count),
             Axis::Shares(shares) => DataChoice::Shares(shares.clone()),
         }
+    }
+
+    /// Who has what of the state, as far as that is said.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sharding::new`].
+    pub fn sharding(&self) -> Result<Sharding> {
+        Sharding::new(self.zero.unwrap_or(1), self.sum, self.optimizer.unwrap_or_default())
     }
 
     /// The microbatches of each replica where no planner chooses: those of a step in equal shares.

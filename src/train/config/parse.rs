@@ -113,6 +113,9 @@ impl Config {
         let refuse = |message: String| Err(Error::config(place, message));
         let (batch, fixed) = (self.train.batch, self.pipeline.microbatches);
         let most = fixed.unwrap_or(batch.min(MOST_MICROBATCHES));
+        if let Err(Error::Config { message, .. }) = self.mesh.sharding() {
+            return refuse(format!("mesh.zero = {message}"));
+        }
         match &self.mesh.data {
             Axis::Named(name) if name == "auto" => Ok(()),
             Axis::Named(name) => refuse(format!(
