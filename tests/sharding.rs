@@ -5,6 +5,7 @@ use polystage::schedule::{Schedule, generate, replicate};
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
+use crate::cli::Place;
 use crate::common::adapters;
 use crate::pipeline::{assert_same, config, measure, train};
 
@@ -50,5 +51,97 @@ fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
                 );
             }
         }
+    }
+}
+
+/// Arithmetic of the host: the same on every mesh, and nearly that of a device.
+#[test]
+fn the_hosts_optimizer_gives_the_same_bits_in_any_placement_and_nearly_those_of_the_devices() {
+    let i = adapters()[0].index;
+    for shares in SHARES {
+        let host = |more: &str| of_shares(shares, &["mesh.optimizer=host", more]);
+        let flat = |config: &Config| run(config, mesh("1f1b", 1, shares), None, &vec![i; shares.len()]);
+        let deep = |config: &Config| {
+            let ranks = vec![i; 2 * shares.len()];
+            run(config, mesh("zb-h1", 2, shares), Some(vec![2]), &ranks)
+        };
+        let by_share = host("mesh.zero=1");
+        assert_same(&format!("{shares:?}"), &flat(&by_share), &deep(&by_share));
+        let by_devices = flat(&of_shares(shares, &[]));
+        for (host, device) in flat(&by_share).0.iter().zip(&by_devices.0) {
+            approx::assert_relative_eq!(host, device, max_relative = 1e-6);
+        }
+        let alone = crate::pipeline::run(&host("mesh.sum=microbatch"), &[i], 2);
+        for level in ["mesh.sum=microbatch", "mesh.zero=2", "mesh.zero=3"] {
+            let config = host(level);
+            assert_same(&format!("{level} {shares:?}"), &alone, &flat(&config));
+            assert_same(&format!("{level} {shares:?}, pipelines"), &alone, &deep(&config));
+        }
+    }
+}
+
+/// Stage 0 on two devices, stage 1 on one; and the other way round, with the parameter that both use.
+const UNEVEN: [&str; 2] = [
+    "0F0 0F2 0B0 0B2\n0F1 0F3 0B1 0B3\n1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3",
+    "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3\n1F0 1F1 1I0 1W0 1I1 1W1\n1F2 1F3 1I2 1I3 1W2 1W3",
+];
+
+#[test]
+fn ties_across_uneven_replicas_adapters_packed_weights_and_recomputation_change_no_bit_at_any_level() {
+    let i = adapters()[0].index;
+    let shares = [2, 2];
+    for more in [
+        &[][..],
+        &["train.weights=bf16"],
+        &["train.weights=bf16-only"],
+        &["adapter.rank=3", "train.weights=bf16"],
+        &["pipeline.recompute=true"],
+    ] {
+        for optimizer in ["device", "host"] {
+            let optimizer = format!("mesh.optimizer={optimizer}");
+            let with = |level: &str| {
+                let more = [more, &[level, optimizer.as_str()]].concat();
+                of_shares(&shares, &more)
+            };
+            let alone = crate::pipeline::run(&with("mesh.sum=microbatch"), &[i], 2);
+            for (level, text) in LEVELS.into_iter().zip(UNEVEN.into_iter().cycle()) {
+                let what = format!("{more:?} {optimizer} {level}");
+                let uneven = run(&with(level), text.parse().unwrap(), None, &[i; 3]);
+                assert_same(&what, &alone, &uneven);
+            }
+            if optimizer.ends_with("host") {
+                // Added by share, on meshes with the same shares.
+                let flat = run(&with("mesh.zero=1"), mesh("1f1b", 1, &shares), None, &[i; 2]);
+                let deep = run(&with("mesh.zero=1"), mesh("gpipe", 2, &shares), None, &[i; 4]);
+                assert_same(&format!("{more:?} by share"), &flat, &deep);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_at_other_levels_over_other_meshes_with_the_bits_of_one_device() {
+    let place = Place::new();
+    let train = |out: &str, steps: usize, more: &[&str]| {
+        let steps = format!("train.steps={steps}");
+        let fixed = ["train", "tiny.toml", "--no-plan", "--out", out, "--set", &steps];
+        let rate = ["--set", "train.minimum_learning_rate=1e-2", "--set", "pipeline.microbatches=4"];
+        place.succeed(&[&fixed[..], &rate, more].concat());
+    };
+    for weights in ["train.weights=f32", "train.weights=bf16"] {
+        let weights = ["--set", weights];
+        train("alone", 5, &[&weights[..], &["--devices", "0"]].concat());
+        let meshes: [&[&str]; 5] = [
+            &["--set", "mesh.data=2", "--set", "mesh.zero=3"],
+            &["--set", "mesh.zero=3", "--resume"],
+            &["--set", "mesh.data=[3, 1]", "--set", "mesh.zero=2", "--resume"],
+            &["--devices", "0", "--resume"],
+            &["--set", "mesh.data=2", "--set", "mesh.sum=\"microbatch\"", "--resume"],
+        ];
+        for (step, mesh) in meshes.into_iter().enumerate() {
+            train("run", step + 1, &[&weights[..], mesh].concat());
+        }
+        assert_eq!(place.losses("run"), place.losses("alone"), "{weights:?}");
+        ["run", "alone"].into_iter().for_each(|of| std::fs::remove_dir_all(place.path(of)).unwrap());
     }
 }

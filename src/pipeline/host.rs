@@ -24,6 +24,9 @@ use crate::plan::EXCHANGE_SLOTS;
 use crate::schedule::{Action, Kind};
 use crate::timeline::What;
 
+/// Bytes that offsets in a mapped buffer are multiples of.
+const ALIGNED: u64 = 8;
+
 /// Bytes of a staging buffer of a rank: a block of the usual size, or less where its parameters are few.
 fn slot_bytes(plan: &Plan, rank: usize) -> u64 {
     let elements = |of: &(crate::model::Parameter, _)| {
@@ -161,7 +164,7 @@ impl HostLink {
             let offset = from.offset + dtype.bytes(elements.start - held.start);
             recording.recorder.copy(&from.buffer, offset, buffer, *used, bytes);
             arrived.push(Arrived { block, at: *used, term });
-            *used += bytes;
+            *used = (*used + bytes).next_multiple_of(ALIGNED);
             self.bytes += bytes;
         }
         Ok(())
@@ -171,6 +174,7 @@ impl HostLink {
     pub(super) fn flush(&mut self, recording: &mut Recording<'_>) {
         if let Some((buffer, used, arrived)) = self.down.open.take() {
             let (store, back) = (self.store.clone(), self.down.back.clone());
+            let used = used.min(self.down.slot);
             recording.copies.push(Recorded::down(buffer, used, arrived, store, back));
         }
         if let Some((buffer, _)) = self.up.open.take() {
@@ -203,7 +207,7 @@ impl HostLink {
             let start = now();
             buffer.write_mapped(*used, bytes)?;
             recording.recorder.copy(buffer, *used, &to.buffer, to.offset + offset, length);
-            *used += length;
+            *used = (*used + length).next_multiple_of(ALIGNED);
             self.bytes += length;
             let copy = HostCopy { start, end: now(), bytes: length };
             rank.log.copied(recording.received(), Some(copy));
