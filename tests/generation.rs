@@ -35,6 +35,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        host: None,
         purpose: Use::Logits,
         budgets: vec![None],
     };

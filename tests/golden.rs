@@ -72,6 +72,7 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> S
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        host: None,
         purpose: Use::Training,
         budgets: vec![None; devices],
     }

@@ -114,6 +114,7 @@ impl Golden {
             shared: false,
             recompute: if purpose.trains() && devices > 1 { vec![0] } else { Vec::new() },
             sharding: Sharding::default(),
+            host: None,
             purpose,
             budgets: vec![None; devices],
         }
@@ -307,6 +308,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],
         };

@@ -163,6 +163,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
         shared: false,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
         sharding: Sharding::default(),
+        host: None,
         purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],
     };

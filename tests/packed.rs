@@ -196,6 +196,7 @@ fn a_folder_of_bf16_is_packed_by_default_and_computes_the_same_logits_and_texts_
                     shared: false,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
+                    host: None,
                     purpose: Use::Logits,
                     budgets: vec![None; devices],
                 };
@@ -248,6 +249,7 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
                     shared: false,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
+                    host: None,
                     purpose: Use::Training,
                     budgets: vec![None; devices],
                 };

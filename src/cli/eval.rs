@@ -102,6 +102,7 @@ fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u6
         shared: corpus.has_records(),
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        host: None,
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),
         weights: model.weights(),

@@ -209,9 +209,10 @@ fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
 
 /// `6GiB` for each of these devices, or `0=6GiB,1=512MiB` by their numbers; none where nothing is said. A position in what is
 /// returned is a device's number.
-fn budgets(memory: Option<&str>, devices: &[usize]) -> Result<Vec<Option<u64>>> {
+fn budgets(memory: Option<&str>, devices: &[usize]) -> Result<Budgets> {
     let refuse = |message: String| Error::config("--memory", message);
     let mut budgets = vec![None; devices.iter().max().map_or(0, |last| last + 1)];
+    let mut host = None;
     for part in memory.into_iter().flat_map(|text| text.split(',')) {
         let (which, size) = match part.split_once('=') {
             Some((which, size)) => (Some(which.trim()), size),
@@ -222,20 +223,33 @@ fn budgets(memory: Option<&str>, devices: &[usize]) -> Result<Vec<Option<u64>>> 
             devices.iter().for_each(|&device| budgets[device] = Some(bytes));
             continue;
         };
+        if which == "host" {
+            host = Some(bytes);
+            continue;
+        }
         let Some(device) = which.parse().ok().filter(|number| devices.contains(number)) else {
             let mut numbers = devices.to_vec();
             numbers.sort_unstable();
             let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
             let message = format!(
                 "{part:?}: {which:?} is no device that may be used; those are {} (a device's number is its position in \
-                 --devices, of a machine file its position there)",
+                 --devices, of a machine file its position there), or host",
                 numbers.join(", ")
             );
             return Err(refuse(message));
         };
         budgets[device] = Some(bytes);
     }
-    Ok(budgets)
+    Ok(Budgets { devices: budgets, host })
+}
+
+/// Bytes that may be used.
+#[derive(Debug)]
+struct Budgets {
+    /// Of each device, by its number.
+    devices: Vec<Option<u64>>,
+    /// Of the host's memory, for the state of a model in training.
+    host: Option<u64>,
 }
 
 /// Bytes for people.
@@ -335,12 +349,14 @@ mod tests {
     #[test]
     fn memory_is_given_to_all_devices_or_by_number() {
         let gib = |n: u64| Some(n << 30);
-        assert_eq!(budgets(None, &[0, 1]).unwrap(), [None, None]);
-        assert_eq!(budgets(Some("6GiB"), &[0, 1]).unwrap(), [gib(6), gib(6)]);
-        assert_eq!(budgets(Some("6GiB,1=2GiB"), &[0, 1]).unwrap(), [gib(6), gib(2)]);
-        assert_eq!(budgets(Some("1=2GiB"), &[0, 1]).unwrap(), [None, gib(2)]);
+        assert_eq!(budgets(None, &[0, 1]).unwrap().devices, [None, None]);
+        assert_eq!(budgets(Some("6GiB"), &[0, 1]).unwrap().devices, [gib(6), gib(6)]);
+        assert_eq!(budgets(Some("6GiB,1=2GiB"), &[0, 1]).unwrap().devices, [gib(6), gib(2)]);
+        assert_eq!(budgets(Some("1=2GiB"), &[0, 1]).unwrap().devices, [None, gib(2)]);
+        let capped = budgets(Some("6GiB,host=2GiB"), &[0]).unwrap();
+        assert_eq!((capped.devices, capped.host), (vec![gib(6)], gib(2)));
         // Devices of a machine file, in another order than there.
-        assert_eq!(budgets(Some("6GiB,0=2GiB"), &[2, 0]).unwrap(), [gib(2), None, gib(6)]);
+        assert_eq!(budgets(Some("6GiB,0=2GiB"), &[2, 0]).unwrap().devices, [gib(2), None, gib(6)]);
         let message = budgets(Some("1=2GiB"), &[2, 0]).unwrap_err().to_string();
         assert!(message.contains("\"1\" is no device that may be used; those are 0, 2 ("), "{message}");
         for (text, says) in [

@@ -42,7 +42,7 @@ impl Placement {
             wanted = Devices::List(list);
         }
         let devices = open(&wanted, &adapters)?;
-        let budgets = device_budgets(self.memory.as_deref(), &devices)?;
+        let budgets = device_budgets(self.memory.as_deref(), &devices)?.devices;
         Ok((devices, budgets))
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
             (planning, Some(devices))
         }
     };
-    let mut planned = planning.search()?;
+    let (planning, mut planned) = planning.choose()?;
     planned.without = planning.without(&planned);
     let written = planning.machine.within(&planning.options.budgets).to_toml();
     let best = &planned.best;

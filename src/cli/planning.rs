@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::measuring::Measuring;
-use super::{Environment, adapters, budgets, open, parse_devices};
+use super::{Budgets, Environment, adapters, budgets, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
@@ -112,7 +112,9 @@ impl MachineArguments {
     }
 
     fn limit(&self, mut planning: Planning) -> Result<Planning> {
-        planning.limit(budgets(self.memory.as_deref(), &planning.candidates())?);
+        let Budgets { devices, host } = budgets(self.memory.as_deref(), &planning.candidates())?;
+        planning.limit(devices);
+        planning.limit_host(host);
         Ok(planning)
     }
 }
@@ -217,10 +219,12 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
     profiler.machine(&sizes, &mut |progress| display.hear(progress))
 }
 
-/// The budget of each device: `--memory`, or what it has.
-pub(super) fn device_budgets(memory: Option<&str>, devices: &[Device]) -> Result<Vec<Option<u64>>> {
-    let given = budgets(memory, &(0..devices.len()).collect::<Vec<_>>())?;
-    Ok(given.into_iter().zip(memories(devices)).map(|(budget, memory)| budget.or(memory)).collect())
+/// The budget of each device: `--memory`, or what it has; and of the host's memory.
+pub(super) fn device_budgets(memory: Option<&str>, devices: &[Device]) -> Result<Budgets> {
+    let mut given = budgets(memory, &(0..devices.len()).collect::<Vec<_>>())?;
+    let known = memories(devices);
+    given.devices.iter_mut().zip(known).for_each(|(budget, memory)| *budget = budget.or(memory));
+    Ok(given)
 }
 
 /// What each device has: its adapter's memory, shared by the devices opened on it.
@@ -241,4 +245,5 @@ pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan)
         Some(_) => Axis::Count(1),
         None => Axis::default(),
     };
+    config.mesh.settle(plan.setup.sharding);
 }

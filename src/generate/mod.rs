@@ -129,6 +129,7 @@ impl Generator {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            host: None,
             purpose: Use::Decoding { capacity },
             budgets,
         };

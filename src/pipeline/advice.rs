@@ -6,6 +6,7 @@ use super::{Plan, Setup, Use};
 use crate::error::Error;
 use crate::gpu::{AdapterInfo, Capabilities};
 use crate::model::Weights;
+use crate::plan::{Optimizer, Sharding};
 use crate::schedule;
 
 /// Tokens below which a shorter sequence or text is no help.
@@ -40,6 +41,17 @@ fn help(setup: &Setup, adapters: &Adapters) -> Vec<String> {
         true => format!("--set train.{key}={value}"),
         false => format!("--{key} {value}"),
     };
+    if training {
+        let now = setup.sharding;
+        let host = [1, 3].into_iter().filter_map(|level| {
+            let sharding = Sharding::new(level.max(now.zero), now.sum, Optimizer::Host).ok()?;
+            let zero = (sharding.zero != now.zero).then(|| format!("--set mesh.zero={}", sharding.zero));
+            let place = (!now.by_host()).then(|| "--set mesh.optimizer=host".to_string());
+            let words = place.into_iter().chain(zero).collect::<Vec<_>>().join(" ");
+            (sharding != now).then(|| (Setup { sharding, ..setup.clone() }, words))
+        });
+        first(&mut { host });
+    }
     let stored = [Weights::BF16, Weights::BF16Only].into_iter().filter(|&w| training || w == Weights::BF16);
     first(
         &mut stored
@@ -156,6 +168,7 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            host: None,
             purpose,
             budgets: vec![budget],
         }

@@ -448,6 +448,7 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],
         };

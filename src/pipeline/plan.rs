@@ -72,6 +72,8 @@ pub struct Setup {
     pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
     pub budgets: Vec<Option<u64>>,
+    /// Bytes of the host's memory that may be used; none for as many as there are.
+    pub host: Option<u64>,
 }
 
 impl Setup {
@@ -252,6 +254,15 @@ impl Plan {
         }
         for rank in 0..count {
             plan.ranks[rank].bytes = plan.count_bytes(rank);
+        }
+        if let Some(budget) = plan.setup.host.filter(|&budget| budget < plan.host) {
+            let lacks = plan.host - budget;
+            let message =
+                format!("the host's memory lacks {lacks} bytes: it needs {} and may use {budget}", plan.host);
+            return Err(Error::no_plan(
+                message,
+                vec![format!("--memory host={}MiB", plan.host.div_ceil(1 << 20))],
+            ));
         }
         for (rank, (adapter, _)) in devices.iter().enumerate() {
             if let Some(Some(budget)) = plan.setup.budgets.get(rank)

@@ -45,6 +45,9 @@ pub struct Explanation {
     pub shares: Vec<usize>,
     /// By what part of a step the best single pipeline takes longer, and its bubble, where there are several and one would do.
     pub one_pipeline: Option<OnePipeline>,
+    /// Who has what of the state, and why, where it is not on the devices that compute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// The devices in the order of the pipeline; of several one after another.
     pub devices: Vec<DeviceShare>,
     /// What the devices send each other.
@@ -214,6 +217,7 @@ impl Planned {
             sequences: best.batch,
             shares: best.shares(),
             one_pipeline: one_pipeline(self),
+            state: None,
             devices: devices(self, workload, machine),
             links: links(best),
             shared: shared(best),

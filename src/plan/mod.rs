@@ -71,6 +71,8 @@ pub struct Options {
     pub data: DataChoice,
     /// Bytes that each device of the machine may use, instead of its profile's `memory`; none keeps that.
     pub budgets: Vec<Option<u64>>,
+    /// Bytes that may be used of the host's memory; none for as many as there are.
+    pub host: Option<u64>,
 }
 
 /// Which schedules are tried.

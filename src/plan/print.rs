@@ -51,6 +51,9 @@ impl fmt::Display for Explanation {
                 None => writeln!(f)?,
             }
         }
+        if let Some(state) = &self.state {
+            writeln!(f, "{state}")?;
+        }
         writeln!(f)?;
         self.write_devices(f)?;
         self.write_links(f)?;

@@ -75,6 +75,21 @@ impl Sharding {
         self.optimizer == Optimizer::Host
     }
 
+    /// What is unusual of it, in words.
+    pub fn words(&self) -> Option<String> {
+        let what = match (self.zero, self.sum) {
+            (1, Sum::Share) => None,
+            (1, Sum::Microbatch) => Some("gradients are added microbatch by microbatch".to_string()),
+            (2, _) => Some("ZeRO 2: gradients leave with each microbatch".to_string()),
+            _ => {
+                Some("ZeRO 3: weights come for each action, gradients leave with each microbatch".to_string())
+            }
+        };
+        let place = self.by_host().then(|| "AdamW's state and the update in host memory".to_string());
+        let all: Vec<String> = what.into_iter().chain(place).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
     /// Whether gradients and weights go by way of the host's memory; else from rank to rank.
     pub fn through_host(&self) -> bool {
         *self != Sharding::default()

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// `1.50 GiB`, `412 MiB`, `12 KiB`, `9 B`.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let of = |unit: u64| bytes as f64 / unit as f64;
     match bytes {
         b if b >= 1 << 30 => format!("{:.2} GiB", of(1 << 30)),

@@ -128,6 +128,7 @@ impl Probe {
             recompute: Vec::new(),
             shared: false,
             sharding: Sharding::default(),
+            host: None,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],
             schedule,

@@ -11,9 +11,10 @@ use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
+use crate::plan::text::bytes;
 use crate::plan::{
-    Candidate, DataChoice, Explanation, Machine, Options, Planned, RecomputeChoice, ScheduleChoice, Without,
-    Workload, fits, plan, without,
+    Candidate, DataChoice, Explanation, Machine, Optimizer, Options, Planned, RecomputeChoice,
+    ScheduleChoice, Sharding, Without, Workload, fits, plan, without,
 };
 use crate::schedule::Schedule;
 use crate::timeline::{DeviceName, Event, Prediction, Track};
@@ -41,6 +42,8 @@ pub struct Planning {
     adapters: Vec<(AdapterInfo, Capabilities)>,
     /// The machine's devices, for people.
     names: Vec<DeviceName>,
+    /// Why the state is not on the devices as usual, where the config leaves that open.
+    because: Option<String>,
 }
 
 /// How many times longer than predicted a device may take; anything else is no measurement.
@@ -159,6 +162,11 @@ impl Planning {
         self.options.devices.clone().unwrap_or_else(|| (0..self.machine.devices.len()).collect())
     }
 
+    /// Limits what is in the host's memory to so many bytes.
+    pub fn limit_host(&mut self, bytes: Option<u64>) {
+        self.options.host = bytes;
+    }
+
     /// Limits devices to so many bytes, by their numbers; none leaves one its memory.
     pub fn limit(&mut self, budgets: Vec<Option<u64>>) {
         self.options.budgets = budgets;
@@ -212,8 +220,10 @@ impl Planning {
             },
             data: config.mesh.choice(),
             budgets: Vec::new(),
+            host: None,
         };
-        Ok(Planning { config: config.clone(), workload, machine, options, lora, adapters, names })
+        let (config, because) = (config.clone(), None);
+        Ok(Planning { config, workload, machine, options, lora, adapters, names, because })
     }
 
     /// The machine's devices, each at the position that is its number.
@@ -231,7 +241,16 @@ impl Planning {
         let adapters: Vec<_> = self.names.iter().map(|device| device.adapter).collect();
         let mut explanation = planned.explain(&self.workload, &self.machine).on_adapters(&adapters);
         explanation.machine = self.machine.called(&self.candidates());
+        explanation.state = self.state(planned);
         explanation
+    }
+
+    /// Who has what of the state, and why, in words; none where it is on the devices that compute.
+    pub fn state(&self, planned: &Planned) -> Option<String> {
+        let words = self.workload.sharding.words()?;
+        let host = self.plan(&planned.best).map_or(0, |plan| plan.host);
+        let because = self.because.as_ref().map_or(String::new(), |lacks| format!("; otherwise {lacks}"));
+        Some(format!("{words} ({} of host memory){because}", bytes(host)))
     }
 
     /// The best plan, its bytes counted as they will be allocated.
@@ -240,17 +259,63 @@ impl Planning {
     ///
     /// Those of [`plan`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
     pub fn search(&self) -> Result<Planned> {
+        self.find().map_err(|error| match error {
+            Error::NoPlan { lacks, mut help } => {
+                help.extend(self.other_models());
+                Error::NoPlan { lacks, help }
+            }
+            other => other,
+        })
+    }
+
+    /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Planning::search`].
+    pub fn choose(self) -> Result<(Planning, Planned)> {
+        let ways = self.config.mesh.shardings()?;
+        let mut first: Option<(Planning, Error)> = None;
+        for sharding in ways {
+            let mut planning = self.sharded(sharding)?;
+            match (planning.find(), &first) {
+                (Ok(planned), _) => {
+                    planning.because = first.and_then(|(_, error)| match error {
+                        Error::NoPlan { lacks, .. } => Some(lacks),
+                        _ => None,
+                    });
+                    return Ok((planning, planned));
+                }
+                (Err(error @ Error::NoPlan { .. }), None) => first = Some((planning, error)),
+                (Err(Error::NoPlan { .. }), Some(_)) => {}
+                (Err(error), _) => return Err(error),
+            }
+        }
+        match first {
+            Some((planning, _)) => planning.search().map(|planned| (planning, planned)),
+            None => self.search().map(|planned| (self, planned)),
+        }
+    }
+
+    /// The same with the state divided like this.
+    fn sharded(&self, sharding: Sharding) -> Result<Planning> {
+        let mut config = self.config.clone();
+        config.mesh.settle(sharding);
+        let given = match &self.options.schedule {
+            ScheduleChoice::Given(schedule) => Some(schedule.clone()),
+            _ => None,
+        };
+        let (adapters, names) = (self.adapters.clone(), self.names.clone());
+        let planning = Planning::new(&config, self.machine.clone(), adapters, names, given)?;
+        Ok(Planning { options: self.options.clone(), ..planning })
+    }
+
+    fn find(&self) -> Result<Planned> {
         let mut options = self.options.clone();
         options.budgets.resize(self.machine.devices.len(), None);
         let mut tries = 0;
         loop {
-            let mut planned = match plan(&self.workload, &self.machine, &options) {
-                Err(Error::NoPlan { lacks, mut help }) => {
-                    help.extend(self.other_models());
-                    return Err(Error::NoPlan { lacks, help });
-                }
-                planned => planned?,
-            };
+            let mut planned = plan(&self.workload, &self.machine, &options)?;
             match self.count(&mut planned.best) {
                 Ok(()) => return Ok(planned),
                 // The planner adds up layers, so it may be a little off; it looks again with so much less.
@@ -268,7 +333,7 @@ impl Planning {
                     let message = format!(
                         "device {device} ({name}) lacks {lacks} bytes: it needs {need} and may use {budget}"
                     );
-                    return Err(Error::no_plan(message, self.other_models()));
+                    return Err(Error::no_plan(message, Vec::new()));
                 }
                 Err(error) => return Err(error),
             }
@@ -278,6 +343,18 @@ impl Planning {
     /// What a step takes without each device of a plan.
     pub fn without(&self, planned: &Planned) -> Vec<Without> {
         without(&self.workload, &self.machine, &self.options, &planned.best)
+    }
+
+    /// A way to divide the state with which a plan fits, in such words.
+    fn other_sharding(&self) -> Option<String> {
+        let now = self.workload.sharding;
+        let higher = |level: u8| Sharding::new(level.max(now.zero), now.sum, Optimizer::Host).ok();
+        let fits = |sharding: &Sharding| self.sharded(*sharding).is_ok_and(|other| other.find().is_ok());
+        let ways = [1, 3].into_iter().filter_map(higher).filter(|way| *way != now);
+        let way = { ways }.find(fits)?;
+        let zero = (way.zero != now.zero).then(|| format!("--set mesh.zero={}", way.zero));
+        let place = (!now.by_host()).then(|| "--set mesh.optimizer=host".to_string());
+        Some(place.into_iter().chain(zero).collect::<Vec<_>>().join(" "))
     }
 
     /// Changes of what is trained with which a plan fits, in words that follow `it would fit with`.
@@ -294,6 +371,7 @@ impl Planning {
         };
         let mut found = Vec::new();
         let config = &self.config;
+        found.extend(self.other_sharding());
         let stored = [Weights::BF16, Weights::BF16Only].map(|weights| {
             let train = TrainConfig { weights, ..config.train.clone() };
             (Config { train, ..config.clone() }, format!("--set train.weights={}", weights.name()))
@@ -395,6 +473,7 @@ impl Planning {
             recompute: RecomputeChoice::Stages(recompute),
             data: DataChoice::default(),
             budgets: self.options.budgets.clone(),
+            host: self.options.host,
         };
         plan(&self.workload, &self.machine, &options)
     }
@@ -440,6 +519,7 @@ impl Planning {
             sharding: self.workload.sharding,
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&device| self.budget(device)).collect(),
+            host: self.options.host,
         }
     }
 

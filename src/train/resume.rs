@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::checkpoint::{CHECKPOINTS, Checkpoint, folder_name, latest, named_latest, open, resolve};
-use super::config::{Axis, Config};
+use super::config::{Axis, Config, Level, OptimizerPlace, defaults};
 use super::metrics::{METRICS, Metrics};
 use super::run::CONFIG;
 use super::source::{Fingerprints, Origin};
@@ -46,6 +46,7 @@ impl Resume {
         let old = last_config(run)?;
         let metrics = Metrics::open(run).map_err(|error| error.config(&run.join(METRICS)))?;
         keep_microbatches(&old, config);
+        keep_state(&old, config);
         let new: Table = config.to_toml().parse().unwrap_or_default();
         let mut warnings = changed_keys(&old, &new);
         let folder = match from {
@@ -117,10 +118,27 @@ fn keep_microbatches(old: &Table, config: &mut Config) {
     }
 }
 
+/// Who has what of the state, where that is left to the planner: gradients are added in the same order as before.
+fn keep_state(old: &Table, config: &mut Config) {
+    let before = |key: &str| old.get("mesh").and_then(|mesh| mesh.get(key)).cloned();
+    if let (Level::Named(_), Some(Value::Integer(level))) = (&config.mesh.zero, before("zero"))
+        && let Ok(level) = u8::try_from(level)
+    {
+        config.mesh.zero = Level::Fixed(level);
+    }
+    if let (OptimizerPlace::Auto, Some(place)) = (config.mesh.optimizer, before("optimizer")) {
+        config.mesh.optimizer = place.try_into().unwrap_or_default();
+    }
+}
+
 /// What is set otherwise than before, or only now, or no longer.
 fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
     let show = |value: &Value| one_line(&value.to_string(), SHOWN);
     let mut warnings = Vec::new();
+    let usual = defaults().unwrap_or_default();
+    let is_usual = |section: &str, key: &str, value: &Value| {
+        usual.get(section).and_then(|table| table.get(key)) == Some(value)
+    };
     for section in COMPARED {
         let [old, new] = [old, new].map(|config| config.get(section).and_then(Value::as_table));
         let keys: BTreeSet<&String> = [old, new].into_iter().flatten().flat_map(Table::keys).collect();
@@ -132,6 +150,7 @@ fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
                     warnings.push(format!("resuming with {name} = {}, which was {}", show(now), show(before)))
                 }
                 // What earlier versions left out of the file because it says nothing.
+                (None, Some(now)) if is_usual(section, key, now) => {}
                 (None, Some(Value::Boolean(false))) => {}
                 (None, Some(Value::Array(list))) if list.is_empty() => {}
                 (None, Some(now)) => {

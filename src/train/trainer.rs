@@ -150,6 +150,7 @@ impl Trainer {
             cuts: config.pipeline.cuts.clone(),
             shared: config.shared,
             sharding: config.mesh.sharding()?,
+            host: None,
             purpose: Use::Training,
             budgets,
         })

@@ -43,6 +43,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
         say(format!("replicas {} beside each other, of {}", shares.len(), microbatches(&shares)))?;
     }
+    describe_state(job)?;
     let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {
         let layers = pieces(&rank.layers, plan.model.layers());
@@ -57,6 +58,19 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     describe_needless(job)?;
     describe_time(job)?;
     Ok(entropy)
+}
+
+/// Who has what of the state, where it is not on the devices that compute.
+fn describe_state(job: &Job) -> Result<()> {
+    let planned = job.planned.as_ref().and_then(|(planning, planned)| planning.state(planned));
+    let unplanned = || {
+        let words = job.plan.setup.sharding.words()?;
+        Some(format!("{words} ({} of host memory)", show_bytes(job.plan.host)))
+    };
+    match planned.or_else(unplanned) {
+        Some(state) => say(format!("state    {state}")),
+        None => Ok(()),
+    }
 }
 
 /// The layers of some stages of a model of so many: how many, and which.

@@ -9,7 +9,7 @@ use crate::cli::planning::{cache, caution, device_budgets, for_devices, for_file
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Device};
-use crate::pipeline::Plan;
+use crate::pipeline::{Plan, Setup};
 use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::timeline::DeviceName;
@@ -70,10 +70,10 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         let devices = open(&config.pipeline.devices, &adapters()?)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let setup = match given {
-            Some(schedule) => Trainer::setup_in(&config, schedule, budgets)?,
-            None => Trainer::setup(&config, budgets)?,
+            Some(schedule) => Trainer::setup_in(&config, schedule, budgets.devices)?,
+            None => Trainer::setup(&config, budgets.devices)?,
         };
-        let plan = Plan::within(setup, &devices)?;
+        let plan = Plan::within(Setup { host: budgets.host, ..setup }, &devices)?;
         let adapters: Vec<AdapterInfo> = devices.iter().map(|device| device.info().clone()).collect();
         let names = opened(&devices);
         (devices.into_iter().enumerate().collect(), adapters, names, plan, None)
@@ -82,7 +82,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
             Some(file) if launch.dry_run => (for_file(&config, file, machine, bases)?, BTreeMap::new()),
             _ => for_devices(&config, machine, environment, bases)?,
         };
-        let mut planned = planning.search()?;
+        let (planning, mut planned) = planning.choose()?;
         if let Some(before) = before {
             (planned, changed) = keep(&planning, planned, &before)?;
         }

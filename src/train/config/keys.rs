@@ -293,8 +293,8 @@ pub const TABLES: &[Table] = &[
             key(
                 "zero",
                 "",
-                or("1, or what fits", "3"),
-                "ZeRO's level: devices with the same layers divide 1 optimizer state, 2 gradients too, 3 weights too.",
+                Default,
+                "ZeRO's level: 1 to divide optimizer state, 2 gradients too, 3 weights too; \"auto\": what fits.",
             ),
             key(
                 "sum",
@@ -305,8 +305,8 @@ pub const TABLES: &[Table] = &[
             key(
                 "optimizer",
                 "",
-                or("device, or what fits", "\"host\""),
-                "Where AdamW's state is and weights are updated: device or host.",
+                Default,
+                "Where AdamW's state is and weights are updated: device, host, or auto for what fits.",
             ),
         ],
     },

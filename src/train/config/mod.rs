@@ -240,18 +240,47 @@ pub struct MeshConfig {
     /// [`PipelineConfig::devices`] then lists the devices of one after those of another.
     #[serde(default)]
     pub data: Axis,
-    /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too. By
-    /// default 1; where that does not fit, the planner chooses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zero: Option<u8>,
+    /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too;
+    /// `"auto"` for the least that fits.
+    #[serde(default)]
+    pub zero: Level,
     /// In which order gradients are added: by replica (`share`) or by microbatch, which has the bits of one device. From
     /// level 2 on it is always `microbatch`.
     #[serde(default)]
     pub sum: Sum,
-    /// Where AdamW's state is and weights are updated: `device` or `host`. By default on the devices; where that does not
-    /// fit, the planner chooses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub optimizer: Option<Optimizer>,
+    /// Where AdamW's state is and weights are updated: on the devices that have the weights, in the host's memory, or there if
+    /// it does not fit otherwise.
+    #[serde(default)]
+    pub optimizer: OptimizerPlace,
+}
+
+/// A level of ZeRO.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Level {
+    /// `"auto"`: the least that fits.
+    Named(String),
+    /// This one.
+    Fixed(u8),
+}
+
+impl Default for Level {
+    fn default() -> Self {
+        Level::Fixed(1)
+    }
+}
+
+/// Where weights are updated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerPlace {
+    /// On the devices if that fits.
+    Auto,
+    /// On the devices.
+    #[default]
+    Device,
+    /// In the host's memory.
+    Host,
 }
 
 /// How many parts an axis has.
@@ -282,13 +311,42 @@ impl MeshConfig {
         }
     }
 
-    /// Who has what of the state, as far as that is said.
+    /// Who has what of the state, in the order in which that is tried: one way where nothing is left open.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sharding::new`].
+    pub fn shardings(&self) -> Result<Vec<Sharding>> {
+        let places: &[Optimizer] = match self.optimizer {
+            OptimizerPlace::Auto => &[Optimizer::Device, Optimizer::Host],
+            OptimizerPlace::Device => &[Optimizer::Device],
+            OptimizerPlace::Host => &[Optimizer::Host],
+        };
+        let all = |level: u8| places.iter().map(move |&place| Sharding::new(level, self.sum, place));
+        match &self.zero {
+            Level::Fixed(level) => all(*level).collect(),
+            // What passes a device with every microbatch costs more than what the host keeps.
+            Level::Named(_) => {
+                let higher = places[places.len() - 1];
+                let higher = [2, 3].map(|level| Sharding::new(level, self.sum, higher));
+                all(1).chain(higher).collect()
+            }
+        }
+    }
+
+    /// The first of them.
     ///
     /// # Errors
     ///
     /// Those of [`Sharding::new`].
     pub fn sharding(&self) -> Result<Sharding> {
-        Sharding::new(self.zero.unwrap_or(1), self.sum, self.optimizer.unwrap_or_default())
+        self.shardings().map(|all| all[0])
+    }
+
+    /// Fixes who has what.
+    pub fn settle(&mut self, sharding: Sharding) {
+        self.zero = Level::Fixed(sharding.zero);
+        self.optimizer = if sharding.by_host() { OptimizerPlace::Host } else { OptimizerPlace::Device };
     }
 
     /// The microbatches of each replica where no planner chooses: those of a step in equal shares.

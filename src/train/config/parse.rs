@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::keys;
-use super::{AdapterConfig, Axis, Config, Described};
+use super::{AdapterConfig, Axis, Config, Described, Level};
 use crate::error::{Error, Result, nearest};
 use crate::folder::files::check_toml;
 use crate::model::{Lora, Model};
@@ -113,6 +113,11 @@ impl Config {
         let refuse = |message: String| Err(Error::config(place, message));
         let (batch, fixed) = (self.train.batch, self.pipeline.microbatches);
         let most = fixed.unwrap_or(batch.min(MOST_MICROBATCHES));
+        if let Level::Named(name) = &self.mesh.zero
+            && name != "auto"
+        {
+            return refuse(format!("mesh.zero = {name:?} is not known; write 1, 2, 3 or \"auto\""));
+        }
         if let Err(Error::Config { message, .. }) = self.mesh.sharding() {
             return refuse(format!("mesh.zero = {message}"));
         }
