@@ -1,7 +1,8 @@
 //! Who has what of the state: levels of ZeRO, sums by microbatch, the host's memory.
 
 use polystage::pipeline::Setup;
-use polystage::schedule::{Schedule, generate, replicate};
+use polystage::schedule::{Schedule, generate, replicate, replicate_in_turn};
+use polystage::train::checkpoint;
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
@@ -13,8 +14,9 @@ type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
 
 /// Replicas of the recipe called `name` over so many ranks each, with these shares of the microbatches.
 fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
-    let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
-    replicate(&replicas.collect::<Vec<_>>()).unwrap()
+    let replicas: Vec<Schedule> = shares.iter().map(|&share| generate(name, ranks, share).unwrap()).collect();
+    // One after another, or dealt out.
+    if ranks == 1 { replicate(&replicas).unwrap() } else { replicate_in_turn(&replicas).unwrap() }
 }
 
 fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
@@ -143,5 +145,109 @@ fn a_run_goes_on_at_other_levels_over_other_meshes_with_the_bits_of_one_device()
         }
         assert_eq!(place.losses("run"), place.losses("alone"), "{weights:?}");
         ["run", "alone"].into_iter().for_each(|of| std::fs::remove_dir_all(place.path(of)).unwrap());
+    }
+}
+
+#[test]
+fn a_step_that_is_killed_at_level_3_is_all_that_is_lost() {
+    let place = Place::new();
+    let train = |out: &str, more: &[&str]| {
+        let fixed = ["train", "tiny.toml", "--no-plan", "--out", out].map(String::from);
+        let sets = ["mesh.data=2", "mesh.zero=3", "mesh.optimizer=host", "output.checkpoint_every=1"];
+        let sets = sets.into_iter().flat_map(|set| ["--set".to_string(), set.to_string()]);
+        fixed.into_iter().chain(sets).chain(more.iter().map(|word| word.to_string())).collect::<Vec<_>>()
+    };
+    let words = |all: &[String]| -> Vec<String> { all.to_vec() };
+    let run = |all: Vec<String>| place.succeed(&words(&all).iter().map(String::as_str).collect::<Vec<_>>());
+    run(train("whole", &[]));
+    let all = train("killed", &[]);
+    let mut child = place.start(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    place.wait_for_steps("killed", 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let reached = place.losses("killed").len() as u64;
+    let kept = checkpoint::latest(&place.path("killed")).unwrap().unwrap();
+    assert!(checkpoint::open(&kept).unwrap().step + 1 >= reached);
+    run(train("killed", &["--resume"]));
+    assert_eq!(place.losses("killed"), place.losses("whole"));
+}
+
+#[test]
+fn the_planner_takes_what_fits_says_why_and_keeps_it_when_the_run_goes_on() {
+    let place = Place::new();
+    // 3.7 million parameters: whole 56 MiB, without the optimizer's state 28.
+    let model = ["model.width=256", "model.heads=4", "model.layers=4", "train.steps=1", "train.batch=2"];
+    let sets: Vec<&str> = model.iter().flat_map(|set| ["--set", set]).collect();
+    let train = |more: &[&str]| {
+        let fixed = ["train", "tiny.toml", "--devices", "0", "--no-plan"];
+        place.run(&[&fixed[..], &sets, more].concat())
+    };
+    let refused = train(&["--out", "refused", "--memory", "45MiB"]);
+    let line = crate::cli::one_line(&refused);
+    assert!(refused.status.code() == Some(2) && line.contains("--set mesh.optimizer=host"), "{line}");
+    let open = ["--set", "mesh.optimizer=auto", "--set", "mesh.zero=auto"];
+    let planned = |out: &str, more: &[&str]| {
+        let fixed = ["train", "tiny.toml", "--devices", "0", "--out", out];
+        place.run(&[&fixed[..], &sets, &open, more].concat())
+    };
+    let fits = planned("host", &["--memory", "45MiB"]);
+    let said = String::from_utf8_lossy(&fits.stdout).into_owned();
+    assert!(fits.status.success(), "{}", String::from_utf8_lossy(&fits.stderr));
+    assert!(
+        said.contains("AdamW's state and the update in host memory (") && said.contains("; otherwise "),
+        "{said}"
+    );
+    let config = std::fs::read_to_string(place.path("host/config.toml")).unwrap();
+    assert!(config.contains("optimizer = \"host\""), "{config}");
+    // What would fit on the devices now goes on as it began.
+    let on = planned("host", &["--resume", "--set", "train.steps=2"]);
+    let said = String::from_utf8_lossy(&on.stdout).into_owned();
+    assert!(on.status.success() && said.contains("update in host memory"), "{said}");
+    let capped = planned("capped", &["--memory", "45MiB,host=20MiB"]);
+    assert_eq!(capped.status.code(), Some(2));
+    assert!(!place.path("capped").exists());
+    let roomy = planned("roomy", &[]);
+    assert!(!String::from_utf8_lossy(&roomy.stdout).contains("host memory"));
+}
+
+#[test]
+fn ways_to_divide_the_state_that_do_not_exist_are_refused_in_a_line() {
+    let place = Place::new();
+    for (set, what) in [
+        ("mesh.zero=0", "mesh.zero = 0 is no level"),
+        ("mesh.zero=4", "mesh.zero = 4 is no level; write 1 (optimizer state), 2 (gradients too) or 3"),
+        ("mesh.zero=some", "mesh.zero = \"some\" is not known; write 1, 2, 3 or \"auto\""),
+        ("mesh.optimizer=cpu", "mesh.optimizer"),
+        ("mesh.sum=both", "mesh.sum"),
+    ] {
+        let output = place.run(&["train", "tiny.toml", "--out", "out", "--set", set]);
+        let line = crate::cli::one_line(&output);
+        assert!(output.status.code() == Some(2) && line.contains(what), "{set}: {line}");
+        assert!(!place.path("out").exists(), "{set} has left a folder");
+    }
+    let fixed = ["train", "tiny.toml", "--no-plan", "--out", "out", "--set", "mesh.optimizer=host"];
+    let output = place.run(&[&fixed[..], &["--memory", "host=1KiB"]].concat());
+    let line = crate::cli::one_line(&output);
+    assert!(line.contains("the host's memory lacks ") && line.contains("--memory host="), "{line}");
+    assert!(output.status.code() == Some(2) && !place.path("out").exists(), "{line}");
+}
+
+#[test]
+fn microbatches_that_are_dealt_out_come_in_turn_and_each_once() {
+    for shares in SHARES.into_iter().chain([&[7, 1, 4][..]]) {
+        let schedule = mesh("1f1b", 2, shares);
+        schedule.validate().unwrap();
+        let total: usize = shares.iter().sum();
+        let placement = schedule.placement().unwrap();
+        assert_eq!(placement.shares().unwrap(), shares);
+        // After any number of microbatches every replica has had its part of them, within one.
+        let mut had = vec![0.0; shares.len()];
+        for microbatch in 0..total {
+            had[placement.rank(0, microbatch) / 2] += 1.0;
+            for (had, share) in had.iter().zip(shares) {
+                let due = *share as f64 * (microbatch + 1) as f64 / total as f64;
+                assert!((had - due).abs() <= 1.0, "{shares:?}");
+            }
+        }
     }
 }

@@ -59,7 +59,7 @@ pub use draw::grid;
 pub use generate::{ALL_NAMES, AUTO, NAMES, default_chunks, generate, generate_chunked, stage_ranks};
 pub use idle::{Cause, Gap, Idle, attribute};
 pub use placement::{Placement, Replica};
-pub use replicate::replicate;
+pub use replicate::{replicate, replicate_in_turn};
 pub use simulate::{Cell, Simulation, Simulator, simulate};
 pub use slots::SlotPlan;
 

@@ -120,7 +120,11 @@ impl Trainer {
         }
         let replicas: Result<Vec<Schedule>> =
             shares.iter().map(|&share| schedule::generate(name, ranks, share)).collect();
-        Trainer::setup_in(config, schedule::replicate(&replicas?)?, budgets)
+        let schedule = match config.mesh.sharding()?.streams_gradients() {
+            true => schedule::replicate_in_turn(&replicas?)?,
+            false => schedule::replicate(&replicas?)?,
+        };
+        Trainer::setup_in(config, schedule, budgets)
     }
 
     /// The same in this schedule, whatever the config says of schedule and microbatches.
