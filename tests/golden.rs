@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::{Setup, Use};
-use polystage::plan::Sharding;
+use polystage::plan::{Optimizer, Sharding, Sum};
 use polystage::schedule::{generate, replicate};
 use safetensors::SafeTensors;
 
@@ -80,8 +80,14 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> S
 
 /// Ten steps from the golden weights; checks losses, norms, the gradients of step 0 and the final weights.
 fn check(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize]) {
-    let at = format!("{devices:?} {schedule} {shares:?}");
-    let mut executor = launch(&setup(golden, schedule, shares, devices.len()), devices);
+    check_sharded(golden, devices, schedule, shares, Sharding::default());
+}
+
+/// The same with the state divided like this.
+fn check_sharded(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize], sharding: Sharding) {
+    let at = format!("{devices:?} {schedule} {shares:?} {sharding:?}");
+    let setup = Setup { sharding, ..setup(golden, schedule, shares, devices.len()) };
+    let mut executor = launch(&setup, devices);
     let watch = executor.watch();
     for (name, values) in &golden.weights {
         watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
@@ -145,4 +151,14 @@ fn ten_steps_of_replicas_with_even_and_uneven_shares_match_pytorch_in_float64() 
     check(&golden, &[i, i, i, i], "zb-h1", &[5, 3]);
     // Two vendors where there are two.
     check(&golden, &[all[0].index, i], "1f1b", &[3, 1]);
+}
+
+#[test]
+fn ten_steps_with_the_hosts_optimizer_and_with_weights_that_come_and_go_match_pytorch_in_float64() {
+    let (golden, all) = (golden(), adapters());
+    let i = all[all.len() - 1].index;
+    let of = |zero, optimizer| Sharding::new(zero, Sum::Share, optimizer).unwrap();
+    check_sharded(&golden, &[i, i], "1f1b", &[2, 2], of(1, Optimizer::Host));
+    check_sharded(&golden, &[i, i], "1f1b", &[4], of(3, Optimizer::Host));
+    check_sharded(&golden, &[all[0].index, i], "1f1b", &[3, 1], of(3, Optimizer::Device));
 }

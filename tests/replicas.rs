@@ -69,7 +69,7 @@ fn contents(trainer: &mut Trainer) -> Vec<(String, Part, Vec<f32>)> {
     all.map(&mut read).collect()
 }
 
-fn steps(trainer: &mut Trainer, count: usize) -> Vec<f64> {
+pub fn steps(trainer: &mut Trainer, count: usize) -> Vec<f64> {
     let watch = trainer.watch();
     (0..count).map(|_| watch.block_on(trainer.step()).unwrap().loss).collect()
 }

@@ -1,6 +1,6 @@
 //! Who has what of the state: levels of ZeRO, sums by microbatch, the host's memory.
 
-use polystage::pipeline::Setup;
+use polystage::pipeline::{Plan, Setup};
 use polystage::schedule::{Schedule, generate, replicate, replicate_in_turn};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
@@ -14,9 +14,14 @@ type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
 
 /// Replicas of the recipe called `name` over so many ranks each, with these shares of the microbatches.
 fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
-    let replicas: Vec<Schedule> = shares.iter().map(|&share| generate(name, ranks, share).unwrap()).collect();
-    // One after another, or dealt out.
-    if ranks == 1 { replicate(&replicas).unwrap() } else { replicate_in_turn(&replicas).unwrap() }
+    let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
+    replicate(&replicas.collect::<Vec<_>>()).unwrap()
+}
+
+/// The same with the microbatches dealt out.
+fn dealt(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
+    let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
+    replicate_in_turn(&replicas.collect::<Vec<_>>()).unwrap()
 }
 
 fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
@@ -35,22 +40,20 @@ const LEVELS: [&str; 3] = ["mesh.sum=\"microbatch\"", "mesh.zero=2", "mesh.zero=
 
 #[test]
 fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
-    for adapter in adapters() {
+    for (number, adapter) in adapters().into_iter().enumerate() {
         let i = adapter.index;
-        for shares in SHARES {
+        // Everything on one adapter, and on others what has the most parts.
+        let shares = if number == 0 { &SHARES[..] } else { &SHARES[3..] };
+        for &shares in shares {
             let alone = crate::pipeline::run(&of_shares(shares, &[]), &[i], 2);
-            for (at, level) in LEVELS.into_iter().enumerate() {
+            for (at, level) in LEVELS.into_iter().enumerate().skip(if number == 0 { 0 } else { 2 }) {
                 let config = of_shares(shares, &[level]);
                 let what = format!("{level} {shares:?} on {}", adapter.name);
                 let flat = run(&config, mesh("1f1b", 1, shares), None, &vec![i; shares.len()]);
                 assert_same(&what, &alone, &flat);
                 let (name, cut) = [("gpipe", 2), ("1f1b", 4), ("zb-h1", 1)][(at + shares[0]) % 3];
-                let ranks = vec![i; 2 * shares.len()];
-                assert_same(
-                    &format!("{what}, {name}"),
-                    &alone,
-                    &run(&config, mesh(name, 2, shares), Some(vec![cut]), &ranks),
-                );
+                let deep = run(&config, dealt(name, 2, shares), Some(vec![cut]), &vec![i; 2 * shares.len()]);
+                assert_same(&format!("{what}, {name}"), &alone, &deep);
             }
         }
     }
@@ -235,7 +238,7 @@ fn ways_to_divide_the_state_that_do_not_exist_are_refused_in_a_line() {
 #[test]
 fn microbatches_that_are_dealt_out_come_in_turn_and_each_once() {
     for shares in SHARES.into_iter().chain([&[7, 1, 4][..]]) {
-        let schedule = mesh("1f1b", 2, shares);
+        let schedule = dealt("1f1b", 2, shares);
         schedule.validate().unwrap();
         let total: usize = shares.iter().sum();
         let placement = schedule.placement().unwrap();
@@ -249,5 +252,66 @@ fn microbatches_that_are_dealt_out_come_in_turn_and_each_once() {
                 assert!((had - due).abs() <= 1.0, "{shares:?}");
             }
         }
+    }
+}
+
+#[test]
+fn of_what_is_divided_each_device_has_its_part_and_the_host_moves_one_gradient_and_one_weight() {
+    let i = adapters()[0].index;
+    let devices = crate::common::open(&[i, i]);
+    let bytes = |more: &[&str], shares: &[usize]| {
+        // Large enough that staging buffers are the least of it.
+        let model = ["model.width=256", "model.heads=4", "model.layers=4"];
+        let config = of_shares(&[2, 2], &[&model[..], more].concat());
+        let schedule = mesh("1f1b", 1, shares);
+        let count = schedule.ranks.len();
+        let setup = Trainer::setup_in(&config, schedule, vec![None; count]).unwrap();
+        let plan = Plan::for_devices(setup, &devices[..count]).unwrap();
+        let all = plan.model.parameters().into_iter().filter(|p| p.tied_to.is_none());
+        let trained: u64 = all.map(|p| 4 * p.len() as u64).sum();
+        (plan.ranks.iter().map(|rank| (rank.bytes, rank.state)).collect::<Vec<_>>(), plan.host, trained)
+    };
+    let (ranks, _, trained) = bytes(&["mesh.zero=3"], &[2, 2]);
+    // Two moments of half of the elements each, in chunks, with what fills parameters up.
+    let chunk = 2 * 4 * 2 * 8192;
+    assert!(ranks.iter().all(|of| of.1.abs_diff(trained) < chunk), "{ranks:?} of {trained}");
+    let (whole, _, _) = bytes(&[], &[2, 2]);
+    for (divided, whole) in ranks.iter().zip(&whole) {
+        assert!(divided.0 < whole.0, "{divided:?} beside {whole:?}");
+    }
+    let (by_host, host, _) = bytes(&["mesh.optimizer=host"], &[2, 2]);
+    assert!(by_host.iter().all(|of| of.1 == 0), "{by_host:?}");
+    // Weights, two moments, and the gradient of each replica.
+    assert!(host >= 5 * trained && host < 5 * trained + (1 << 16), "{host} of {trained}");
+    let config = of_shares(&[2, 2], &["mesh.optimizer=host"]);
+    let setup = Trainer::setup_in(&config, mesh("1f1b", 1, &[2, 2]), vec![None; 2]).unwrap();
+    let all = Plan::for_devices(setup.clone(), &devices).unwrap().model.parameters();
+    let trained: u64 = all.iter().filter(|p| p.tied_to.is_none()).map(|p| 4 * p.len() as u64).sum();
+    let mut trainer = train(&config, setup, &[i, i]);
+    // The weights of an update are counted with the step that follows.
+    crate::replicas::steps(&mut trainer, 1);
+    let row = trainer.watch().block_on(trainer.step()).unwrap();
+    let moved: Vec<u64> = row.devices.iter().map(|device| device.bytes_moved).collect();
+    assert!(
+        moved.iter().all(|&bytes| bytes == 2 * trained),
+        "{moved:?}, one gradient of {trained} and one weight"
+    );
+}
+
+#[test]
+fn replicas_of_two_vendors_with_weights_that_come_and_go_learn_what_one_learns() {
+    let all = adapters();
+    let (first, last) = (all[0].index, all[all.len() - 1].index);
+    let config = of_shares(&[3, 1], &["mesh.zero=3"]);
+    let begin = |schedule: Schedule, devices: &[usize]| {
+        let setup = Trainer::setup_in(&config, schedule, vec![None; devices.len()]).unwrap();
+        train(&config, setup, devices)
+    };
+    let mut mixed = begin(mesh("1f1b", 1, &[3, 1]), &[first, last]);
+    let mut alone = begin(generate("1f1b", 1, 4).unwrap(), &[first]);
+    let pairs =
+        crate::replicas::steps(&mut mixed, 50).into_iter().zip(crate::replicas::steps(&mut alone, 50));
+    for (a, b) in pairs {
+        approx::assert_relative_eq!(a, b, max_relative = 1e-4);
     }
 }
