@@ -9,7 +9,6 @@ use super::{adapters, open, parse_devices, print, say};
 use crate::error::Result;
 use crate::gpu::Device;
 use crate::ops::verify::{self, Outcome, cases};
-use crate::schedule;
 use crate::train::config::Devices;
 use crate::train::prove::{self, Proof};
 
@@ -84,7 +83,7 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
     let mut proofs = Vec::new();
     let mut lists: Vec<Vec<usize>> = indices.iter().flat_map(|&i| [vec![i; 2], vec![i; 3]]).collect();
     lists.extend((indices.len() > 1).then_some(named));
-    let all = lists.len() * schedule::NAMES.len();
+    let all: usize = lists.iter().map(|list| prove::comparisons(list.len())).sum();
     let bar = Counter::new(all as u64, |done, all| format!("one stage against several: {done}/{all}"));
     for list in &lists {
         prove::prove(list, |proof| {

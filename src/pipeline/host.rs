@@ -11,7 +11,7 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::link::{self, HostCopy, Recorded, Ring};
-use super::log::State;
+use super::log::{Log, State};
 use super::owners::MOST;
 use super::plan::Plan;
 use super::rank::{Rank, Recording};
@@ -19,6 +19,7 @@ use super::store::{Arrived, BlockId, Inbox, Store, block_plans};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, now};
 use crate::graph::{DType, Phase, ValueId};
+use crate::model::Parameter;
 use crate::ops::parameters::Part;
 use crate::plan::EXCHANGE_SLOTS;
 use crate::schedule::{Action, Kind};
@@ -29,7 +30,7 @@ const ALIGNED: u64 = 8;
 
 /// Bytes of a staging buffer of a rank: a block of the usual size, or less where its parameters are few.
 fn slot_bytes(plan: &Plan, rank: usize) -> u64 {
-    let elements = |of: &(crate::model::Parameter, _)| {
+    let elements = |of: &(Parameter, _)| {
         let has = plan.holders.get(&of.0.name).is_some_and(|all| all.iter().any(|h| h.rank == rank));
         if has { of.0.len() } else { 0 }
     };
@@ -64,8 +65,26 @@ pub(super) struct HostLink {
     weights: bool,
     /// The parameters of which gradients leave when the step's last is added, and whether they have left: stage by stage.
     whole: HashMap<usize, Vec<(String, bool)>>,
+    log: Arc<Log>,
     /// Bytes of the rank's link with the host, both ways.
     pub(super) bytes: u64,
+}
+
+/// The parameters of each stage of a rank whose gradients stay on it until they are complete, but for those that are added to
+/// another's there.
+fn whole(plan: &Plan, rank: usize) -> HashMap<usize, Vec<String>> {
+    let list = plan.ranks[rank].layout.parameters();
+    let leaves = |parameter: &Parameter| {
+        let here = |owner: &String| list.iter().any(|other| other.name == *owner);
+        !parameter.frozen && !parameter.tied_to.as_ref().is_some_and(here)
+    };
+    let of = |stage: usize| {
+        let layers = plan.stages[stage].clone();
+        let parameters = layers.flat_map(|layer| plan.model.layer_parameters(layer));
+        parameters.filter(leaves).map(|parameter| parameter.name).collect()
+    };
+    let stages = (0..plan.stages.len()).filter(|&stage| plan.placement.holds(rank, stage));
+    stages.filter(|_| !plan.setup.sharding.streams_gradients()).map(|stage| (stage, of(stage))).collect()
 }
 
 /// From the device.
@@ -86,15 +105,16 @@ struct Up {
 }
 
 impl HostLink {
-    /// Of a rank of a plan, where `whole` are its stages' parameters whose gradients stay until they are complete.
+    /// Of a rank of a plan.
     pub(super) fn new(
         device: &Device,
         plan: &Plan,
         rank: usize,
         store: Arc<Store>,
         inbox: Inbox,
-        whole: HashMap<usize, Vec<String>>,
+        log: Arc<Log>,
     ) -> Result<HostLink> {
+        let whole = whole(plan, rank);
         let slot = slot_bytes(plan, rank);
         let ring = |label: &str, mapping| -> Result<(mpsc::UnboundedSender<Buffer>, Ring)> {
             let (back, free) = mpsc::unbounded();
@@ -118,6 +138,7 @@ impl HostLink {
             gradients: sharding.streams_gradients(),
             weights: sharding.streams_weights(),
             whole: whole.into_iter().map(|(stage, names)| (stage, left(names))).collect(),
+            log,
             bytes: 0,
         })
     }
@@ -175,7 +196,8 @@ impl HostLink {
         if let Some((buffer, used, arrived)) = self.down.open.take() {
             let (store, back) = (self.store.clone(), self.down.back.clone());
             let used = used.min(self.down.slot);
-            recording.copies.push(Recorded::down(buffer, used, arrived, store, back));
+            let log = (recording.sent(), self.log.clone());
+            recording.copies.push(Recorded::down(buffer, used, arrived, (store, back), log));
         }
         if let Some((buffer, _)) = self.up.open.take() {
             buffer.unmap();

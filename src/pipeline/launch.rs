@@ -15,7 +15,6 @@ use super::rank::{Command, Ends, Rank, Replies, Stage};
 use super::store::{Inbox, Store};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Mapping};
-use crate::model::Parameter;
 use crate::ops::parameters::Parameters;
 use crate::ops::program::StageProgram;
 use crate::schedule::{Kind, Replica};
@@ -60,8 +59,8 @@ pub(super) fn build(
     let mut hosts: Vec<Option<HostLink>> = devices.iter().map(|_| None).collect();
     if let Some((store, inboxes)) = store {
         for (rank, inbox) in inboxes.into_iter().enumerate() {
-            let whole = whole(&plan, rank);
-            hosts[rank] = Some(HostLink::new(&devices[rank], &plan, rank, store.clone(), inbox, whole)?);
+            let log = logs[rank].clone();
+            hosts[rank] = Some(HostLink::new(&devices[rank], &plan, rank, store.clone(), inbox, log)?);
         }
     }
     let links = links(&plan, devices)?;
@@ -131,23 +130,6 @@ pub(super) fn build(
         connect_shard(&mut ranks, shard)?;
     }
     Ok(ranks)
-}
-
-/// The parameters of each stage of a rank whose gradients stay on it until they are complete, but for those that are added to
-/// another's there.
-fn whole(plan: &Plan, rank: usize) -> HashMap<usize, Vec<String>> {
-    let list = plan.ranks[rank].layout.parameters();
-    let leaves = |parameter: &Parameter| {
-        let here = |owner: &String| list.iter().any(|other| other.name == *owner);
-        !parameter.frozen && !parameter.tied_to.as_ref().is_some_and(here)
-    };
-    let of = |stage: usize| {
-        let layers = plan.stages[stage].clone();
-        let parameters = layers.flat_map(|layer| plan.model.layer_parameters(layer));
-        parameters.filter(leaves).map(|parameter| parameter.name).collect()
-    };
-    let stages = (0..plan.stages.len()).filter(|&stage| plan.placement.holds(rank, stage));
-    stages.filter(|_| !plan.setup.sharding.streams_gradients()).map(|stage| (stage, of(stage))).collect()
 }
 
 /// Gives a rank a thread; in a browser, a task of the page's one thread.

@@ -14,9 +14,11 @@ use std::sync::{Arc, Weak};
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::log::Log;
 use super::store::{Arrived, Store};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
+use crate::timeline::What;
 
 /// The free buffers of one end.
 pub(super) struct Ring {
@@ -104,6 +106,9 @@ struct Upload {
 #[must_use = "the buffer is of no use to anyone before the submission is followed by `submitted`"]
 pub struct Recorded(After);
 
+/// The store, and the ring to which the buffer goes back.
+type Kept = (Arc<Store>, mpsc::UnboundedSender<Buffer>);
+
 /// What follows the submission.
 enum After {
     /// Both ends are on one device: nothing.
@@ -111,13 +116,7 @@ enum After {
     /// The read-back buffer is mapped and goes to the receivers.
     Travel { tag: usize, filled: Filled, to: Vec<mpsc::UnboundedSender<Message>> },
     /// The read-back buffer is mapped, its first bytes go to the store, and it goes back to its ring.
-    Store {
-        buffer: Buffer,
-        bytes: u64,
-        arrived: Vec<Arrived>,
-        to: Arc<Store>,
-        back: mpsc::UnboundedSender<Buffer>,
-    },
+    Store { buffer: Buffer, bytes: u64, arrived: Vec<Arrived>, to: Kept, log: (What, Arc<Log>) },
     /// The upload buffer is mapped and goes back to its ring.
     Return { buffer: Buffer, writable: mpsc::UnboundedSender<Buffer> },
 }
@@ -337,10 +336,10 @@ impl Recorded {
         buffer: Buffer,
         bytes: u64,
         arrived: Vec<Arrived>,
-        to: Arc<Store>,
-        back: mpsc::UnboundedSender<Buffer>,
+        to: Kept,
+        log: (What, Arc<Log>),
     ) -> Recorded {
-        Recorded(After::Store { buffer, bytes, arrived, to, back })
+        Recorded(After::Store { buffer, bytes, arrived, to, log })
     }
 
     /// An upload buffer that goes back to its ring.
@@ -359,11 +358,13 @@ impl Recorded {
                     deliver(tag, filled, &to);
                 });
             }
-            After::Store { buffer, bytes, arrived, to, back } => {
+            After::Store { buffer, bytes, arrived, to: (to, back), log: (what, log) } => {
                 let filled = buffer.clone();
                 buffer.map(Mapping::Read, move || {
+                    let start = now();
                     // What cannot be read is a failure of the device, which says so itself.
                     let _ = filled.view(bytes, |bytes| to.take(bytes, &arrived));
+                    log.copied(what, Some(HostCopy { start, end: now(), bytes }));
                     filled.unmap();
                     let _ = back.unbounded_send(filled);
                 });

@@ -126,12 +126,18 @@ impl<'d> Recording<'d> {
         Recording { device, recorder: device.record(), copies: Vec::new(), what, used: 0.0, started: now() }
     }
 
-    /// As what the host's copies for it are logged.
+    /// As what the host's copies for it are logged: of weights that come, and of gradients that leave.
     pub(super) fn received(&self) -> What {
+        self.part(Kind::G)
+    }
+
+    pub(super) fn sent(&self) -> What {
+        self.part(Kind::R)
+    }
+
+    fn part(&self, kind: Kind) -> What {
         match self.what {
-            What::Action(Action { stage, kind, .. }) if !kind.is_whole() => {
-                What::Action(Action::of_stage(stage, Kind::G))
-            }
+            What::Action(of) if !of.kind.is_whole() => What::Action(Action::of_stage(of.stage, kind)),
             what => what,
         }
     }

@@ -55,13 +55,42 @@ warmup = 2
 /// Losses of five steps and the gradients of the first.
 type Trace = (Vec<f64>, Vec<Vec<f32>>);
 
+/// How a run is divided.
+#[derive(Clone, Copy)]
+struct Division {
+    schedule: &'static str,
+    replicas: usize,
+    /// ZeRO's.
+    level: usize,
+}
+
+impl Division {
+    fn of(schedule: &'static str) -> Division {
+        Division { schedule, replicas: 1, level: 1 }
+    }
+
+    fn words(&self) -> String {
+        match (self.replicas, self.level) {
+            (1, _) => self.schedule.to_string(),
+            (many, 1) => format!("{many} replicas"),
+            (many, level) => format!("{many} replicas, ZeRO {level}"),
+        }
+    }
+
+    /// Whether gradients are added in the order of one device.
+    fn keeps_order(&self) -> bool {
+        self.replicas == 1 || self.level > 1
+    }
+}
+
 /// `ranks`: for how many devices the sizes must do, which are those of every run that is compared.
-fn trace(indices: &[usize], schedule: &str, replicas: usize, ranks: usize) -> Result<Trace> {
+fn trace(indices: &[usize], of: Division, ranks: usize) -> Result<Trace> {
     // Interleaving wants two stages a device and whole rounds of microbatches.
     let (layers, microbatches) = (5.max(2 * ranks), 4usize.next_multiple_of(ranks));
     let sizes = [
-        format!("pipeline.schedule={schedule}"),
-        format!("mesh.data={replicas}"),
+        format!("pipeline.schedule={}", of.schedule),
+        format!("mesh.data={}", of.replicas),
+        format!("mesh.zero={}", of.level),
         format!("model.layers={layers}"),
         format!("pipeline.microbatches={microbatches}"),
         format!("train.batch={}", 2 * microbatches),
@@ -91,22 +120,31 @@ fn trace(indices: &[usize], schedule: &str, replicas: usize, ranks: usize) -> Re
     Ok((losses, gradients))
 }
 
+/// How many comparisons [`prove`] makes of so many adapters.
+pub fn comparisons(ranks: usize) -> usize {
+    divisions(ranks).len()
+}
+
+fn divisions(ranks: usize) -> Vec<Division> {
+    let mut all: Vec<Division> = NAMES.iter().map(|name| Division::of(name)).collect();
+    if ranks > 1 {
+        all.extend([1, 3].map(|level| Division { replicas: ranks, level, ..Division::of("1f1b") }));
+    }
+    all
+}
+
 /// Compares these adapters in every named schedule, and as replicas of the whole model, with the first of them alone.
 /// `each` hears of every comparison.
 pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
-    let ranks = indices.len();
-    let alone = trace(&indices[..1], "1f1b", 1, ranks)?;
-    for schedule in NAMES {
-        each(compare(indices, schedule, 1, &alone)?);
-    }
-    if ranks > 1 {
-        each(compare(indices, "1f1b", ranks, &alone)?);
+    let alone = trace(&indices[..1], Division::of("1f1b"), indices.len())?;
+    for division in divisions(indices.len()) {
+        each(compare(indices, division, &alone)?);
     }
     Ok(())
 }
 
-fn compare(indices: &[usize], schedule: &str, replicas: usize, alone: &Trace) -> Result<Proof> {
-    let split = trace(indices, schedule, replicas, indices.len())?;
+fn compare(indices: &[usize], of: Division, alone: &Trace) -> Result<Proof> {
+    let split = trace(indices, of, indices.len())?;
     let pairs = alone.0.iter().zip(&split.0);
     let loss_difference = pairs.map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
     let bits = |t: &Trace| t.1.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -117,18 +155,14 @@ fn compare(indices: &[usize], schedule: &str, replicas: usize, alone: &Trace) ->
     } else {
         format!("losses differ by up to {loss_difference:.1e}")
     };
-    let kind = match replicas {
-        1 => schedule.to_string(),
-        many => format!("{many} replicas"),
-    };
-    let passed = match (alike, replicas) {
-        (true, 1) => identical,
-        (true, _) => loss_difference <= REORDERED,
+    let passed = match (alike, of.keeps_order()) {
+        (true, true) => identical,
+        (true, false) => loss_difference <= REORDERED,
         (false, _) => loss_difference <= UNLIKE,
     };
     let names: Vec<String> = indices.iter().map(usize::to_string).collect();
     Ok(Proof {
-        what: format!("adapter {} against {}, {kind}", names[0], names.join("+")),
+        what: format!("adapter {} against {}, {}", names[0], names.join("+"), of.words()),
         loss_difference,
         identical,
         found,
