@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use futures_util::future::try_join;
 
+use super::compute::phases;
 use super::link::{Incoming, Outgoing, Piece, connect_all};
 use super::log::State;
 use super::owners::{Other, Shard};
-use super::rank::{Rank, phases};
+use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::compute::{Recording, Stops};
 use super::link::{self, HostCopy, Recorded, Ring};
 use super::log::{Log, State};
 use super::owners::MOST;
 use super::plan::Plan;
-use super::rank::{Rank, Recording};
+use super::rank::Rank;
 use super::store::{Arrived, BlockId, Inbox, Store, block_plans};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, now};
-use crate::graph::{DType, Phase, ValueId};
+use crate::graph::{DType, Phase};
 use crate::model::Parameter;
 use crate::ops::parameters::Part;
 use crate::plan::EXCHANGE_SLOTS;
@@ -385,12 +386,12 @@ impl Rank {
         &mut self,
         recording: &mut Recording<'_>,
         (stage, phase): (usize, Phase),
-        gradients: &[(ValueId, Span<usize>)],
+        stops: &Stops,
         at: usize,
     ) -> Result<()> {
         let Some(mut host) = self.host.take() else { return Ok(()) };
-        if let Some(of) = self.stages.get(&stage).filter(|_| host.weights) {
-            for (id, _) in of.program.passing(phase).into_iter().filter(|(_, first)| *first == at) {
+        if let Some(of) = self.stages.get(&stage) {
+            for &(id, _) in stops.weights.iter().filter(|(_, first)| *first == at) {
                 let name = of.program.stage().graph.value(id).name.clone();
                 if let Some(to) = of.program.passing_range(phase, id) {
                     host.fetch(self, recording, &name, &to).await?;
@@ -398,7 +399,7 @@ impl Rank {
             }
         }
         if let Some(of) = self.stages.get(&stage).filter(|_| host.gradients) {
-            for (id, _) in gradients.iter().filter(|(_, launches)| launches.start == at) {
+            for (id, _) in stops.gradients.iter().filter(|(_, launches)| launches.start == at) {
                 if let Some(range) = of.program.gradient_range(&self.parameters, *id)? {
                     recording.recorder.clear(&range);
                 }
@@ -413,12 +414,12 @@ impl Rank {
         &mut self,
         recording: &mut Recording<'_>,
         action: Action,
-        gradients: &[(ValueId, Span<usize>)],
+        stops: &Stops,
         launches: usize,
     ) -> Result<()> {
         let Some(mut host) = self.host.take() else { return Ok(()) };
         if let Some(of) = self.stages.get(&action.stage) {
-            for (id, _) in gradients.iter().filter(|(_, made)| made.end == launches) {
+            for (id, _) in stops.gradients.iter().filter(|(_, made)| made.end == launches) {
                 let name = of.program.stage().graph.value(*id).name.clone();
                 if !host.gradients && self.parameters.is_folded(&name) {
                     continue;

@@ -6,11 +6,13 @@
 
 mod advice;
 mod batch;
+mod compute;
 mod decode;
 mod exchange;
 mod executor;
 mod finish;
 mod fit;
+mod forward;
 mod host;
 mod launch;
 pub mod link;
