@@ -63,7 +63,7 @@ fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
 #[test]
 fn the_hosts_optimizer_gives_the_same_bits_in_any_placement_and_nearly_those_of_the_devices() {
     let i = adapters()[0].index;
-    for shares in SHARES {
+    for shares in [SHARES[1], SHARES[3]] {
         let host = |more: &str| of_shares(shares, &["mesh.optimizer=host", more]);
         let flat = |config: &Config| run(config, mesh("1f1b", 1, shares), None, &vec![i; shares.len()]);
         let deep = |config: &Config| {
@@ -188,7 +188,7 @@ fn the_planner_takes_what_fits_says_why_and_keeps_it_when_the_run_goes_on() {
     let refused = train(&["--out", "refused", "--memory", "45MiB"]);
     let line = crate::cli::one_line(&refused);
     assert!(refused.status.code() == Some(2) && line.contains("--set mesh.optimizer=host"), "{line}");
-    let open = ["--set", "mesh.optimizer=auto", "--set", "mesh.zero=auto"];
+    let open = ["--set", "mesh.optimizer=auto"];
     let planned = |out: &str, more: &[&str]| {
         let fixed = ["train", "tiny.toml", "--devices", "0", "--out", out];
         place.run(&[&fixed[..], &sets, &open, more].concat())

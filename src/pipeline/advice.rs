@@ -43,13 +43,12 @@ fn help(setup: &Setup, adapters: &Adapters) -> Vec<String> {
     };
     if training {
         let now = setup.sharding;
-        let host = [1, 3].into_iter().filter_map(|level| {
-            let sharding = Sharding::new(level.max(now.zero), now.sum, Optimizer::Host).ok()?;
-            let zero = (sharding.zero != now.zero).then(|| format!("--set mesh.zero={}", sharding.zero));
-            let place = (!now.by_host()).then(|| "--set mesh.optimizer=host".to_string());
-            let words = place.into_iter().chain(zero).collect::<Vec<_>>().join(" ");
-            (sharding != now).then(|| (Setup { sharding, ..setup.clone() }, words))
-        });
+        let (level, words) = match now.by_host() {
+            true => (3, "--set mesh.zero=3"),
+            false => (now.zero, "--set mesh.optimizer=host"),
+        };
+        let host = Sharding::new(level, now.sum, Optimizer::Host).ok().filter(|sharding| *sharding != now);
+        let host = host.into_iter().map(|sharding| (Setup { sharding, ..setup.clone() }, words.to_string()));
         first(&mut { host });
     }
     let stored = [Weights::BF16, Weights::BF16Only].into_iter().filter(|&w| training || w == Weights::BF16);

@@ -39,9 +39,14 @@ pub(super) fn holders(plan: &Plan) -> Holders {
         let list: Vec<Parameter> = layers.clone().flat_map(|l| plan.model.layer_parameters(l)).collect();
         let chunks = |p: &Parameter| p.len().div_ceil(CHUNK);
         let total: usize = list.iter().filter(|p| owned_by_all(p)).map(chunks).sum();
-        let count = plan.placement.holders(stage).len();
+        let weights = memory_of_each(plan, stage);
+        let sum: u128 = weights.iter().sum();
+        let end = |replicas: usize| {
+            let before: u128 = weights[..replicas].iter().sum();
+            (total as u128 * before / sum) as usize
+        };
         for (replica, rank) in plan.placement.holders(stage).enumerate() {
-            let part = total * replica / count..total * (replica + 1) / count;
+            let part = end(replica)..end(replica + 1);
             let mut before = 0;
             for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
                 let mut owned = 0..0;
@@ -70,6 +75,14 @@ pub(super) fn holders(plan: &Plan) -> Holders {
         }
     }
     all
+}
+
+/// In what proportion the ranks that have a stage own its weights: that of their memory, or equal where one is not known.
+fn memory_of_each(plan: &Plan, stage: usize) -> Vec<u128> {
+    let budget = |rank: usize| plan.setup.budgets.get(rank).copied().flatten().filter(|&bytes| bytes > 0);
+    let known: Option<Vec<u128>> =
+        plan.placement.holders(stage).map(|rank| budget(rank).map(u128::from)).collect();
+    known.unwrap_or_else(|| vec![1; plan.placement.holders(stage).len()])
 }
 
 /// What a rank owns of a stage and others have too.

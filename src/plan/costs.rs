@@ -33,14 +33,23 @@ const HOST_UPDATE_GB_S: f64 = 1.5;
 /// Buckets that are on their way at once between devices that have the same layers.
 pub(crate) const EXCHANGE_SLOTS: usize = 4;
 
-/// One of the ranks that have a stage, counted from 0, and how many there are.
+/// One of the ranks that have a stage, counted from 0, how many there are, and what part of the stage's weights it owns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
     pub number: usize,
     pub of: usize,
+    pub owned: f64,
 }
 
 impl Part {
+    /// The only rank.
+    pub const WHOLE: Part = Part { number: 0, of: 1, owned: 1.0 };
+
+    /// What it owns of so many bytes.
+    fn of_bytes(&self, bytes: u64) -> u64 {
+        (bytes as f64 * self.owned) as u64
+    }
+
     /// How often gradients of others arrive at it: the sum of those before it at once, those after it one by one.
     fn arrivals(&self) -> usize {
         usize::from(self.number > 0) + self.of - 1 - self.number
@@ -56,17 +65,27 @@ struct Arrivals {
     is_first: bool,
 }
 
-impl Assignment<'_> {
-    fn part(&self, rank: usize, stage: usize) -> Part {
-        part(self.placement, rank, stage)
-    }
-}
-
-/// Which of the ranks that have a stage a rank is.
-pub(super) fn part(placement: &Placement, rank: usize, stage: usize) -> Part {
-    let mut holders = placement.holders(stage);
+/// Which of the ranks that have a stage a rank is, of a machine's devices in their order: weights are owned in proportion to the
+/// memory of their devices, or in equal parts where one is not known.
+pub(super) fn part(
+    placement: &Placement,
+    rank: usize,
+    stage: usize,
+    machine: &Machine,
+    devices: &[usize],
+) -> Part {
+    let holders = placement.holders(stage);
     let of = holders.len();
-    Part { number: holders.position(|holder| holder == rank).unwrap_or_default(), of }
+    if of == 1 {
+        return Part::WHOLE;
+    }
+    let memory = |holder: usize| machine.devices[devices[holder]].memory.filter(|&bytes| bytes > 0);
+    let all: Option<u64> = placement.holders(stage).map(memory).sum();
+    let owned = match (memory(rank), all) {
+        (Some(own), Some(all)) => own as f64 / all as f64,
+        _ => 1.0 / of as f64,
+    };
+    Part { number: { holders }.position(|holder| holder == rank).unwrap_or_default(), of, owned }
 }
 
 /// Seconds and bytes of one training step of `workload`, divided as `batching` says, on these devices of `machine`. The
@@ -248,16 +267,15 @@ impl<'a> Prices<'a> {
         for (range, part) in stages {
             let of = |sums: &[u64]| sums[range.end] - sums[range.start];
             let moments = of(&self.moments);
-            bytes += of(&self.state) - moments + moments / part.of as u64;
+            bytes += of(&self.state) - moments + part.of_bytes(moments);
             bytes += self.shared(range, part);
             uses |= self.workload.tie.is_some_and(|tie| range.contains(&tie.user));
-            owns =
-                owns.or(self.workload.tie.filter(|tie| range.contains(&tie.owner)).map(|_| part.of as u64));
+            owns = owns.or(self.workload.tie.filter(|tie| range.contains(&tie.owner)).map(|_| part));
         }
         let tied = self.workload.tie.map_or(0, |tie| match (uses, owns) {
             (true, Some(_)) => tie.together,
             (true, None) => tie.user_apart,
-            (false, Some(owners)) => tie.owner_apart / owners,
+            (false, Some(part)) => part.of_bytes(tie.owner_apart),
             (false, None) => 0,
         });
         bytes + tied
@@ -279,7 +297,7 @@ impl<'a> Prices<'a> {
 
     /// Bytes of the gradients of what one of the ranks that have a stage owns of it, and of the weights as they travel.
     fn pieces(&self, range: &Range<usize>, part: Part) -> (u64, u64) {
-        let of = |sums: &[u64]| (sums[range.end] - sums[range.start]) / part.of as u64;
+        let of = |sums: &[u64]| part.of_bytes(sums[range.end] - sums[range.start]);
         (of(&self.weights), of(&self.sent))
     }
 
@@ -337,11 +355,12 @@ impl<'a> Prices<'a> {
         if !placement.is_single() {
             for (stage, range) in stages.iter().enumerate() {
                 let of = placement.holders(stage).len();
-                for (number, to) in placement.holders(stage).enumerate() {
-                    let pieces = self.pieces(range, Part { number, of });
+                for to in placement.holders(stage) {
+                    let part = part(placement, to, stage, self.machine, devices);
+                    let pieces = self.pieces(range, part);
                     let others = placement.holders(stage).filter(|&from| from != to && pieces.0 > 0);
                     for (at, from) in others.enumerate() {
-                        let arrivals = Part { number, of }.arrivals() as f64 / (of - 1) as f64;
+                        let arrivals = part.arrivals() as f64 / (of - 1) as f64;
                         add(stage, stage, from, to, pieces, Arrivals { part: arrivals, is_first: at == 0 });
                     }
                 }
@@ -351,10 +370,10 @@ impl<'a> Prices<'a> {
         let stage_of =
             |layer: usize| stages.iter().position(|range| range.contains(&layer)).unwrap_or_default();
         let (user, owner) = (stage_of(tie.user), stage_of(tie.owner));
-        let bytes = tie.bytes / placement.holders(owner).len() as u64;
         let users = placement.holders(user).filter(|&rank| !placement.holds(rank, owner));
         for (at, from) in users.enumerate() {
             for to in placement.holders(owner) {
+                let bytes = part(placement, to, owner, self.machine, devices).of_bytes(tie.bytes);
                 let arrivals = Arrivals { part: 1.0, is_first: at == 0 };
                 add(user, owner, from, to, (bytes, bytes), arrivals);
             }
@@ -370,7 +389,8 @@ impl<'a> Prices<'a> {
         let bytes =
             |range: &Range<usize>| (self.weights[range.end] - self.weights[range.start]) as f64 / GIGA;
         let weights: f64 = own().map(|(_, range)| bytes(range)).sum();
-        let owned: f64 = own().map(|(stage, range)| bytes(range) / plan.part(rank, stage).of as f64).sum();
+        let part = |stage: usize| part(plan.placement, rank, stage, self.machine, plan.devices);
+        let owned: f64 = own().map(|(stage, range)| bytes(range) * part(stage).owned).sum();
         let tie = self.workload.tie.filter(|tie| has(tie.user));
         let used = tie.map_or(0.0, |tie| tie.bytes as f64 / GIGA);
         // Adding the user's gradient to the owner's reads two tensors and writes one.
@@ -387,10 +407,9 @@ impl<'a> Prices<'a> {
             begin = submit;
         }
         if sharding.through_host() {
-            let part =
-                |stage: usize| if sharding.by_host() { 0 } else { 1.max(plan.part(rank, stage).of as u64) };
             let owned = |sums: &[u64]| {
-                own().map(|(stage, range)| of(sums, range).checked_div(part(stage)).unwrap_or(0)).sum::<u64>()
+                let own = own().map(|(stage, range)| part(stage).of_bytes(of(sums, range)));
+                if sharding.by_host() { 0 } else { own.sum::<u64>() }
             };
             let (gradients, sent) = (owned(&self.weights), owned(&self.sent));
             let all = |sums: &[u64]| own().map(|(_, range)| of(sums, range)).sum::<u64>();
@@ -416,8 +435,7 @@ impl<'a> Prices<'a> {
             cores: device.cores,
             jitter: device.jitter.unwrap_or_default(),
             copy_engine: device.copy_engine,
-            fixed: self.state(own().map(|(stage, range)| (range, plan.part(rank, stage))))
-                + self.workload.host_rings,
+            fixed: self.state(own().map(|(stage, range)| (range, part(stage)))) + self.workload.host_rings,
             budget: device.memory,
         }
     }

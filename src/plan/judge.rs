@@ -203,7 +203,7 @@ pub(super) fn choices(
             [stage] => {
                 one_stage(prices, layout, stage, device, &stages[stage], wish).map(|on| first[stage] = on)
             }
-            _ => several_stages(prices, layout, rank, device, stages, wish).map(|sets| {
+            _ => several_stages(prices, layout, rank, devices, stages, wish).map(|sets| {
                 write(&mut first, own, &sets[0]);
                 others.push((rank, sets));
             }),
@@ -243,7 +243,7 @@ fn replicated(
     let mut choice = vec![false; stages.len()];
     let mut short = 0;
     for (rank, own) in layout.own.iter().enumerate() {
-        match several_stages(prices, layout, rank, devices[rank], stages, wish) {
+        match several_stages(prices, layout, rank, devices, stages, wish) {
             Ok(sets) => own.iter().zip(&sets[0]).for_each(|(&of, &on)| choice[layout.stage(of)] |= on),
             Err(lacks) => short += lacks,
         }
@@ -266,7 +266,7 @@ pub(super) fn lacking(
     recompute: &[bool],
 ) -> Vec<u64> {
     let rank = |(rank, own): (usize, &Vec<usize>)| {
-        let Some(limit) = Limit::new(prices, layout, rank, devices[rank], stages) else { return 0 };
+        let Some(limit) = Limit::new(prices, layout, rank, devices, stages) else { return 0 };
         let bytes = own.iter().map(|&of| {
             let stage = layout.stage(of);
             stage_bytes(prices, layout, of, devices[rank], &stages[stage], recompute[stage])
@@ -294,7 +294,7 @@ pub(super) fn one_stage(
     }
     let wished = wish.is_on(stage);
     let rank = layout.placement.replicas()[stage].rank;
-    let Some(limit) = Limit::of(prices, layout, rank, device, [(range, Part { number: 0, of: 1 })]) else {
+    let Some(limit) = Limit::of(prices, layout, rank, device, [(range, Part::WHOLE)]) else {
         return Ok(wished);
     };
     let lacks = |recompute| limit.lacks(stage_bytes(prices, layout, stage, device, range, recompute));
@@ -317,17 +317,17 @@ fn several_stages(
     prices: &Prices,
     layout: &Layout,
     rank: usize,
-    device: usize,
+    devices: &[usize],
     stages: &[Range<usize>],
     wish: &RecomputeChoice,
 ) -> std::result::Result<Vec<Vec<bool>>, u64> {
-    let own = &layout.own[rank];
+    let (own, device) = (&layout.own[rank], devices[rank]);
     let range = |replica: usize| &stages[layout.stage(replica)];
     if own.iter().any(|&of| !prices.binds(device, range(of))) {
         return Err(NEVER);
     }
     let wished: Vec<bool> = own.iter().map(|&of| wish.is_on(layout.stage(of))).collect();
-    let Some(limit) = Limit::new(prices, layout, rank, device, stages) else { return Ok(vec![wished]) };
+    let Some(limit) = Limit::new(prices, layout, rank, devices, stages) else { return Ok(vec![wished]) };
     let lacks = |set: &[bool]| {
         let bytes = |(&of, &on)| stage_bytes(prices, layout, of, device, range(of), on);
         limit.lacks(own.iter().zip(set).map(bytes).sum())
@@ -365,12 +365,13 @@ impl Limit {
         prices: &Prices,
         layout: &Layout,
         rank: usize,
-        device: usize,
+        devices: &[usize],
         stages: &[Range<usize>],
     ) -> Option<Limit> {
         let own = layout.own[rank].iter().map(|&of| layout.stage(of));
-        let of = own.map(|stage| (&stages[stage], part(&layout.placement, rank, stage)));
-        Limit::of(prices, layout, rank, device, of)
+        let part = |stage: usize| part(&layout.placement, rank, stage, prices.machine, devices);
+        let of = own.map(|stage| (&stages[stage], part(stage)));
+        Limit::of(prices, layout, rank, devices[rank], of)
     }
 
     /// Of a rank that has these layers.
@@ -383,7 +384,7 @@ impl Limit {
     ) -> Option<Limit> {
         let budget = prices.machine.devices[device].memory?;
         let rings = layout.rings[rank] * prices.batching.link_buffer;
-        Some(Limit { budget, fixed: rings + prices.state(stages.into_iter()) })
+        Some(Limit { budget, fixed: rings + prices.workload.host_rings + prices.state(stages.into_iter()) })
     }
 
     fn lacks(&self, bytes: u64) -> u64 {

@@ -345,16 +345,19 @@ impl Planning {
         without(&self.workload, &self.machine, &self.options, &planned.best)
     }
 
-    /// A way to divide the state with which a plan fits, in such words.
+    /// A way to divide the state with which a plan fits, in such words: one key to set.
     fn other_sharding(&self) -> Option<String> {
-        let now = self.workload.sharding;
-        let higher = |level: u8| Sharding::new(level.max(now.zero), now.sum, Optimizer::Host).ok();
-        let fits = |sharding: &Sharding| self.sharded(*sharding).is_ok_and(|other| other.find().is_ok());
-        let ways = [1, 3].into_iter().filter_map(higher).filter(|way| *way != now);
-        let way = { ways }.find(fits)?;
-        let zero = (way.zero != now.zero).then(|| format!("--set mesh.zero={}", way.zero));
-        let place = (!now.by_host()).then(|| "--set mesh.optimizer=host".to_string());
-        Some(place.into_iter().chain(zero).collect::<Vec<_>>().join(" "))
+        let (now, mesh) = (self.workload.sharding, &self.config.mesh);
+        let fits = |level: u8, words: &str| {
+            let sharding = Sharding::new(level.max(now.zero), now.sum, Optimizer::Host).ok()?;
+            let fits = sharding != now && self.sharded(sharding).is_ok_and(|other| other.find().is_ok());
+            fits.then(|| words.to_string())
+        };
+        if now.by_host() {
+            return fits(3, "--set mesh.zero=3");
+        }
+        let open = || mesh.zero.is_none().then(|| fits(3, "--set mesh.optimizer=auto")).flatten();
+        fits(1, "--set mesh.optimizer=host").or_else(open)
     }
 
     /// Changes of what is trained with which a plan fits, in words that follow `it would fit with`.

@@ -121,10 +121,12 @@ fn keep_microbatches(old: &Table, config: &mut Config) {
 /// Who has what of the state, where that is left to the planner: gradients are added in the same order as before.
 fn keep_state(old: &Table, config: &mut Config) {
     let before = |key: &str| old.get("mesh").and_then(|mesh| mesh.get(key)).cloned();
-    if let (Level::Named(_), Some(Value::Integer(level))) = (&config.mesh.zero, before("zero"))
+    let is_open = config.mesh.optimizer == OptimizerPlace::Auto || config.mesh.zero.is_some();
+    let is_fixed = matches!(config.mesh.zero, Some(Level::Fixed(_)));
+    if let Some(Value::Integer(level)) = before("zero").filter(|_| is_open && !is_fixed)
         && let Ok(level) = u8::try_from(level)
     {
-        config.mesh.zero = Level::Fixed(level);
+        config.mesh.zero = Some(Level::Fixed(level));
     }
     if let (OptimizerPlace::Auto, Some(place)) = (config.mesh.optimizer, before("optimizer")) {
         config.mesh.optimizer = place.try_into().unwrap_or_default();

@@ -293,7 +293,7 @@ pub const TABLES: &[Table] = &[
             key(
                 "zero",
                 "",
-                Default,
+                or("1, or with optimizer = \"auto\" what fits", "3"),
                 "ZeRO's level: 1 to divide optimizer state, 2 gradients too, 3 weights too; \"auto\": what fits.",
             ),
             key(

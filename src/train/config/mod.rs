@@ -241,9 +241,9 @@ pub struct MeshConfig {
     #[serde(default)]
     pub data: Axis,
     /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too;
-    /// `"auto"` for the least that fits.
-    #[serde(default)]
-    pub zero: Level,
+    /// `"auto"` for the least that fits. By default 1, and what fits where that is asked for of the optimizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero: Option<Level>,
     /// In which order gradients are added: by replica (`share`) or by microbatch, which has the bits of one device. From
     /// level 2 on it is always `microbatch`.
     #[serde(default)]
@@ -262,12 +262,6 @@ pub enum Level {
     Named(String),
     /// This one.
     Fixed(u8),
-}
-
-impl Default for Level {
-    fn default() -> Self {
-        Level::Fixed(1)
-    }
 }
 
 /// Where weights are updated.
@@ -324,9 +318,10 @@ impl MeshConfig {
         };
         let all = |level: u8| places.iter().map(move |&place| Sharding::new(level, self.sum, place));
         match &self.zero {
-            Level::Fixed(level) => all(*level).collect(),
+            Some(Level::Fixed(level)) => all(*level).collect(),
+            None if self.optimizer != OptimizerPlace::Auto => all(1).collect(),
             // What passes a device with every microbatch costs more than what the host keeps.
-            Level::Named(_) => {
+            None | Some(Level::Named(_)) => {
                 let higher = places[places.len() - 1];
                 let higher = [2, 3].map(|level| Sharding::new(level, self.sum, higher));
                 all(1).chain(higher).collect()
@@ -345,7 +340,11 @@ impl MeshConfig {
 
     /// Fixes who has what.
     pub fn settle(&mut self, sharding: Sharding) {
-        self.zero = Level::Fixed(sharding.zero);
+        let level = Level::Fixed(sharding.zero);
+        // What is so without being said is not said.
+        if self.zero.as_ref() != Some(&level) {
+            self.zero = (sharding.zero != 1).then_some(level);
+        }
         self.optimizer = if sharding.by_host() { OptimizerPlace::Host } else { OptimizerPlace::Device };
     }
 

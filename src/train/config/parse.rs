@@ -113,7 +113,7 @@ impl Config {
         let refuse = |message: String| Err(Error::config(place, message));
         let (batch, fixed) = (self.train.batch, self.pipeline.microbatches);
         let most = fixed.unwrap_or(batch.min(MOST_MICROBATCHES));
-        if let Level::Named(name) = &self.mesh.zero
+        if let Some(Level::Named(name)) = &self.mesh.zero
             && name != "auto"
         {
             return refuse(format!("mesh.zero = {name:?} is not known; write 1, 2, 3 or \"auto\""));
