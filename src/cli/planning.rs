@@ -36,7 +36,8 @@ pub(super) struct MachineArguments {
     /// is shown, is its position in this list. With --machine: devices of the file, which keep their numbers there.
     #[arg(long)]
     pub(super) devices: Option<String>,
-    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers.
+    /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers; host=8GiB for what of a model's state
+    /// is in the host's memory.
     #[arg(long)]
     pub(super) memory: Option<String>,
     /// Plan with the profiles in this file instead of measuring; its fields: docs/machine.md. `plan` and --dry-run then

@@ -16,12 +16,12 @@ use super::rank::{Command, Rank, Reply};
 use super::store::Store;
 use super::watch::Watch;
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{Device, now};
 use crate::graph::DType;
 use crate::model::Parameter;
 use crate::ops::parameters::{AdamStep, Part};
 use crate::plan::Sharding;
-use crate::timeline::Event;
+use crate::timeline::{Event, What};
 
 /// What a step gave.
 #[derive(Clone, Debug)]
@@ -244,7 +244,9 @@ impl Executor {
             self.tell(rank, Command::Update(step))?;
         }
         if self.sharding.by_host() {
+            let started = now();
             store.update(step);
+            self.logs.iter().for_each(|log| log.host(What::UPDATE, started));
         }
         // Where devices own weights, the host has the new ones too before anybody asks for them.
         for _ in 0..self.commands.len() + usize::from(!self.sharding.by_host()) {

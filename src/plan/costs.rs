@@ -46,7 +46,7 @@ impl Part {
     pub const WHOLE: Part = Part { number: 0, of: 1, owned: 1.0 };
 
     /// What it owns of so many bytes.
-    fn of_bytes(&self, bytes: u64) -> u64 {
+    pub fn of_bytes(&self, bytes: u64) -> u64 {
         (bytes as f64 * self.owned) as u64
     }
 

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::costs::Prices;
+use super::costs::{Prices, part};
 use super::machine::Machine;
 use super::text::{counted, percent};
-use super::workload::Workload;
+use super::workload::{Layer, Workload};
 use super::{Candidate, Planned, Without};
 use crate::schedule::Idle;
 
@@ -54,6 +54,9 @@ pub struct Explanation {
     pub links: Vec<LinkShare>,
     /// What devices that have the same layers send each other; `links` counts it too.
     pub shared: Vec<SharedBy>,
+    /// What goes to the host's memory and comes from it, where gradients and weights go that way.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<HostShare>,
     /// Devices that are not used.
     pub left_out: Vec<Unused>,
     /// What a step takes without each of those that are, if that was asked for.
@@ -134,6 +137,17 @@ pub struct SharedBy {
     pub gradients: u64,
     /// Bytes of new weights that come back.
     pub weights: u64,
+}
+
+/// What a device and the host's memory send each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostShare {
+    /// The machine's device.
+    pub device: usize,
+    /// Bytes of gradients, and of the weights that it updates itself, each step.
+    pub down: u64,
+    /// Bytes of sums and of weights.
+    pub up: u64,
 }
 
 /// One stage of a device.
@@ -221,6 +235,7 @@ impl Planned {
             devices: devices(self, workload, machine),
             links: links(best),
             shared: shared(best),
+            host: host(best, workload, machine),
             left_out: unused
                 .map(|unused| Unused {
                     device: unused.device,
@@ -437,6 +452,30 @@ fn one_pipeline(planned: &Planned) -> Option<OnePipeline> {
     })
 }
 
+fn host(best: &Candidate, workload: &Workload, machine: &Machine) -> Vec<HostShare> {
+    let sharding = workload.sharding;
+    if !sharding.through_host() {
+        return Vec::new();
+    }
+    let of_rank = |rank: usize| {
+        let (mut down, mut up) = (0, 0);
+        for (replica, of) in best.placement.replicas().iter().enumerate().filter(|(_, of)| of.rank == rank) {
+            let layers = &workload.layers[best.stages[of.stage].clone()];
+            let bytes = |of: fn(&Layer) -> u64| layers.iter().map(of).sum::<u64>();
+            let (gradient, weight, read) = (bytes(|l| l.weights), bytes(|l| l.sent), bytes(|l| l.read));
+            let times = best.placement.microbatches(replica).count() as u64;
+            let part = part(&best.placement, rank, of.stage, machine, &best.devices);
+            let owned = |bytes: u64| if sharding.by_host() { 0 } else { part.of_bytes(bytes) };
+            down += owned(weight) + if sharding.streams_gradients() { times * gradient } else { gradient };
+            // Once for F, and once for the backward pass.
+            let kept = if sharding.streams_weights() { 2 * times * read } else { weight - owned(weight) };
+            up += owned(gradient) + kept;
+        }
+        HostShare { device: best.devices[rank], down, up }
+    };
+    (0..best.devices.len()).map(of_rank).collect()
+}
+
 fn shared(best: &Candidate) -> Vec<SharedBy> {
     let mut found: Vec<SharedBy> = Vec::new();
     for (stage, range) in best.stages.iter().enumerate() {
@@ -447,6 +486,9 @@ fn shared(best: &Candidate) -> Vec<SharedBy> {
         let ways = best.costs.exchanges.iter().filter(|way| (way.user, way.owner) == (stage, stage));
         let (gradients, weights) =
             ways.fold((0, 0), |sum, way| (sum.0 + way.gradient.bytes, sum.1 + way.weight.bytes));
+        if gradients == 0 {
+            continue;
+        }
         let layers = vec![(range.start, range.end)];
         match found.iter_mut().find(|other| other.devices == devices) {
             Some(other) => {

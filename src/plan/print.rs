@@ -142,6 +142,17 @@ impl Explanation {
                 .map(|link| vec![format!("  {} -> {}", link.from, link.to), bytes(link.bytes - link.shared)]);
             write!(f, "{}", table(rows.collect(), &[1]))?;
         }
+        if !self.host.is_empty() {
+            writeln!(f, "\nto and from the host's memory, each step:")?;
+            let rows = self.host.iter().map(|share| {
+                vec![
+                    format!("  {}", share.device),
+                    format!("{} down", bytes(share.down)),
+                    format!("{} up", bytes(share.up)),
+                ]
+            });
+            write!(f, "{}", table(rows.collect(), &[1, 2]))?;
+        }
         if !self.shared.is_empty() {
             writeln!(f, "\nbetween devices with the same layers, each step:")?;
             for SharedBy { devices, layers, gradients, weights } in &self.shared {

@@ -250,10 +250,13 @@ impl Clock<'_> {
         let share = if *cores > 0.0 && wanted > *cores { cores / wanted } else { 1.0 };
         for rank in 0..rates.len() {
             let mut rate = share;
+            // Where cores are too few for all, the others are at work in only a part of the moments in which this rank is.
+            let own = self.costs.ranks[rank].cores;
+            let beside = if share < 1.0 { ((cores - own) / (wanted - own)).clamp(0.0, 1.0) } else { 1.0 };
             if let Some(slowdown) = self.costs.slowdown.get(rank) {
                 for (other, factor) in slowdown.iter().enumerate() {
                     if other != rank && busy(running, other) {
-                        rate /= factor;
+                        rate /= if beside < 1.0 { factor.powf(beside) } else { *factor };
                     }
                 }
             }

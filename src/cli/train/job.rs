@@ -95,7 +95,9 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     };
     let measured = planned.as_ref().filter(|_| machine.machine.is_none());
     resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
-    let lessons = measured.zip(cache(environment)).map(|((planning, planned), cache)| {
+    // What passes the host is only estimated, so such a step says nothing about how fast a device computes.
+    let telling = measured.filter(|(planning, _)| !planning.workload.sharding.through_host());
+    let lessons = telling.zip(cache(environment)).map(|((planning, planned), cache)| {
         Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
     settle(&mut config, &adapters, &plan);
