@@ -200,6 +200,10 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     /// Of a plan, and what each of its ranks hears it by; weights are zero.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(clippy::arc_with_non_send_sync, reason = "one thread there, and threads everywhere else")
+    )]
     pub(super) fn new(plan: &Plan, replies: Replies) -> (Arc<Store>, Vec<Inbox>) {
         let sharding = plan.setup.sharding;
         let (mut sums_to, mut weights_to, mut inboxes) = (Vec::new(), Vec::new(), Vec::new());

@@ -181,7 +181,7 @@ impl<'a> Prices<'a> {
         let again = if recompute { forward } else { 0.0 };
         let sharding = &self.workload.sharding;
         let bytes = |sums: &[u64], passes: bool| if passes { sums[range.end] - sums[range.start] } else { 0 };
-        let weights = self.from_host(device, bytes(&self.read, sharding.streams_weights()));
+        let weights = self.out_of_host(device, bytes(&self.read, sharding.streams_weights()));
         let gradients = self.to_host(device, bytes(&self.weights, sharding.streams_gradients()));
         StageCost {
             forward: times.submit + forward + weights,
@@ -199,7 +199,7 @@ impl<'a> Prices<'a> {
     }
 
     /// Seconds in which a device gets bytes from the host's memory.
-    fn from_host(&self, device: usize, bytes: u64) -> f64 {
+    fn out_of_host(&self, device: usize, bytes: u64) -> f64 {
         let (_, way) = self.host_way(device, bytes);
         way.copy + way.into
     }
@@ -416,13 +416,13 @@ impl<'a> Prices<'a> {
             let whole = if sharding.streams_gradients() { 0 } else { all(&self.weights) };
             end = rates.barrier_us * MICRO
                 + self.to_host(at, whole)
-                + self.from_host(at, gradients)
+                + self.out_of_host(at, gradients)
                 + gradients as f64 / GIGA / rates.norm_gb_s.unwrap_or(memory);
             let kept = if sharding.streams_weights() { 0 } else { all(&self.sent) - sent };
             update = submit
                 + gradients as f64 / GIGA / rates.optimizer_gb_s.unwrap_or(memory / 7.0)
                 + self.to_host(at, sent)
-                + self.from_host(at, kept);
+                + self.out_of_host(at, kept);
             if sharding.by_host() {
                 let layers = self.workload.layers.len();
                 update += of(&self.weights, &(0..layers)) as f64 / GIGA / HOST_UPDATE_GB_S;
