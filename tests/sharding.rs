@@ -42,8 +42,8 @@ const LEVELS: [&str; 3] = ["mesh.sum=\"microbatch\"", "mesh.zero=2", "mesh.zero=
 fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
     for (number, adapter) in adapters().into_iter().enumerate() {
         let i = adapter.index;
-        // Everything on one adapter, and on others what has the most parts.
-        let shares = if number == 0 { &SHARES[..] } else { &SHARES[3..] };
+        // Shares of two and three replicas on one adapter, and on others what has the most parts.
+        let shares = if number == 0 { &[SHARES[1], SHARES[3]][..] } else { &[SHARES[3]] };
         for &shares in shares {
             let alone = crate::pipeline::run(&of_shares(shares, &[]), &[i], 2);
             for (at, level) in LEVELS.into_iter().enumerate().skip(if number == 0 { 0 } else { 2 }) {
@@ -51,6 +51,10 @@ fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
                 let what = format!("{level} {shares:?} on {}", adapter.name);
                 let flat = run(&config, mesh("1f1b", 1, shares), None, &vec![i; shares.len()]);
                 assert_same(&what, &alone, &flat);
+                // Pipelines too where compiling is quick.
+                if number > 0 {
+                    continue;
+                }
                 let (name, cut) = [("gpipe", 2), ("1f1b", 4), ("zb-h1", 1)][(at + shares[0]) % 3];
                 let deep = run(&config, dealt(name, 2, shares), Some(vec![cut]), &vec![i; 2 * shares.len()]);
                 assert_same(&format!("{what}, {name}"), &alone, &deep);
@@ -296,22 +300,4 @@ fn of_what_is_divided_each_device_has_its_part_and_the_host_moves_one_gradient_a
         moved.iter().all(|&bytes| bytes == 2 * trained),
         "{moved:?}, one gradient of {trained} and one weight"
     );
-}
-
-#[test]
-fn replicas_of_two_vendors_with_weights_that_come_and_go_learn_what_one_learns() {
-    let all = adapters();
-    let (first, last) = (all[0].index, all[all.len() - 1].index);
-    let config = of_shares(&[3, 1], &["mesh.zero=3"]);
-    let begin = |schedule: Schedule, devices: &[usize]| {
-        let setup = Trainer::setup_in(&config, schedule, vec![None; devices.len()]).unwrap();
-        train(&config, setup, devices)
-    };
-    let mut mixed = begin(mesh("1f1b", 1, &[3, 1]), &[first, last]);
-    let mut alone = begin(generate("1f1b", 1, 4).unwrap(), &[first]);
-    let pairs =
-        crate::replicas::steps(&mut mixed, 50).into_iter().zip(crate::replicas::steps(&mut alone, 50));
-    for (a, b) in pairs {
-        approx::assert_relative_eq!(a, b, max_relative = 1e-4);
-    }
 }

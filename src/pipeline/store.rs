@@ -136,8 +136,9 @@ struct Stored {
 #[derive(Default)]
 struct Block {
     outers: Vec<Outer>,
-    /// The whole gradient, once all terms are there, where the host keeps it.
+    /// The whole gradient, once all terms are there, where the host keeps it, and the sums of squares of its chunks.
     total: Vec<f32>,
+    squares: Vec<f32>,
     /// As kernels read them.
     weights: Arc<Vec<u32>>,
     /// Where weights are packed and have masters.
@@ -227,6 +228,7 @@ impl Store {
                     Mutex::new(Block {
                         outers: plan.terms.iter().map(|_| Outer::default()).collect(),
                         total: Vec::new(),
+                        squares: Vec::new(),
                         weights: Arc::new(vec![0; if at_rest { dtype.bytes(count) as usize / 4 } else { 0 }]),
                         masters: zeros(host && parameter.stored(true).len() > 1),
                         first: zeros(host),
@@ -358,7 +360,8 @@ impl Store {
         match stored.plan.blocks[id.block].1 {
             // A rank that is gone has said so.
             Some(owner) => _ = self.sums_to[owner].unbounded_send((id, Arc::new(total))),
-            None => block.total = total,
+            // While other gradients are still made.
+            None => (block.squares, block.total) = (square_sums(&total), total),
         }
         drop(block);
         if self.open[0].fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -397,9 +400,8 @@ impl Store {
         let mut all = Vec::new();
         for stored in self.parts.iter().filter(|of| !of.parameter.frozen) {
             for (block, (elements, _)) in stored.blocks.iter().zip(&stored.plan.blocks) {
-                let sums = square_sums(&lock(block).total);
-                let chunk = |(at, sum)| (stored.parameter.name.clone(), elements.start / CHUNK + at, sum);
-                all.extend(sums.into_iter().enumerate().map(chunk));
+                let chunk = |(at, &sum)| (stored.parameter.name.clone(), elements.start / CHUNK + at, sum);
+                all.extend(lock(block).squares.iter().enumerate().map(chunk));
             }
         }
         all
