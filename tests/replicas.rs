@@ -11,26 +11,26 @@ use crate::cli::Place;
 use crate::common::adapters;
 use crate::pipeline::{assert_same, config, measure, train};
 
-type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
+pub type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
 
 /// Replicas of the recipe called `name` over so many ranks each, with these shares of the microbatches.
-fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
+pub fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
     let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
     replicate(&replicas.collect::<Vec<_>>()).unwrap()
 }
 
-fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
+pub fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
     let setup = Trainer::setup_in(config, schedule, vec![None; indices.len()]).unwrap();
     measure(train(config, Setup { cuts, ..setup }, indices), 2)
 }
 
-fn of_shares(shares: &[usize], more: &[&str]) -> Config {
+pub fn of_shares(shares: &[usize], more: &[&str]) -> Config {
     let microbatches: usize = shares.iter().sum();
     let batch = format!("train.batch={}", 2 * microbatches);
     config(&[&[batch.as_str(), &format!("pipeline.microbatches={microbatches}")], more].concat())
 }
 
-const SHARES: [&[usize]; 4] = [&[2, 2], &[5, 3], &[3, 1], &[2, 1, 3]];
+pub const SHARES: [&[usize]; 4] = [&[2, 2], &[5, 3], &[3, 1], &[2, 1, 3]];
 
 #[test]
 fn a_mesh_gives_the_same_bits_in_any_placement_and_one_devices_losses_nearly() {
@@ -79,7 +79,7 @@ fn begin(config: &Config, schedule: Schedule, indices: &[usize]) -> Trainer {
 }
 
 /// Stage 0 on two small devices, stage 1 on a large one; and the other way round, with the parameter that both use.
-const UNEVEN: [&str; 2] = [
+pub const UNEVEN: [&str; 2] = [
     "0F0 0F2 0B0 0B2\n0F1 0F3 0B1 0B3\n1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3",
     "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3\n1F0 1F1 1I0 1W0 1I1 1W1\n1F2 1F3 1I2 1I3 1W2 1W3",
 ];

@@ -1,41 +1,22 @@
 //! Who has what of the state: levels of ZeRO, sums by microbatch, the host's memory.
 
-use polystage::pipeline::{Plan, Setup};
-use polystage::schedule::{Schedule, generate, replicate, replicate_in_turn};
+use polystage::pipeline::Plan;
+use polystage::schedule::{Schedule, generate, replicate_in_turn};
 use polystage::train::checkpoint;
 use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
 use crate::common::adapters;
-use crate::pipeline::{assert_same, config, measure, train};
+use crate::pipeline::{assert_same, train};
+use crate::replicas::{SHARES, UNEVEN, mesh, of_shares, run};
 
-type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
-
-/// Replicas of the recipe called `name` over so many ranks each, with these shares of the microbatches.
-fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
-    let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
-    replicate(&replicas.collect::<Vec<_>>()).unwrap()
-}
-
-/// The same with the microbatches dealt out.
+/// As [`mesh`], with the microbatches dealt out.
 fn dealt(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
     let replicas = shares.iter().map(|&share| generate(name, ranks, share).unwrap());
     replicate_in_turn(&replicas.collect::<Vec<_>>()).unwrap()
 }
 
-fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
-    let setup = Trainer::setup_in(config, schedule, vec![None; indices.len()]).unwrap();
-    measure(train(config, Setup { cuts, ..setup }, indices), 2)
-}
-
-fn of_shares(shares: &[usize], more: &[&str]) -> Config {
-    let microbatches: usize = shares.iter().sum();
-    let batch = format!("train.batch={}", 2 * microbatches);
-    config(&[&[batch.as_str(), &format!("pipeline.microbatches={microbatches}")], more].concat())
-}
-
-const SHARES: [&[usize]; 4] = [&[2, 2], &[5, 3], &[3, 1], &[2, 1, 3]];
 const LEVELS: [&str; 3] = ["mesh.sum=\"microbatch\"", "mesh.zero=2", "mesh.zero=3"];
 
 #[test]
@@ -88,12 +69,6 @@ fn the_hosts_optimizer_gives_the_same_bits_in_any_placement_and_nearly_those_of_
         }
     }
 }
-
-/// Stage 0 on two devices, stage 1 on one; and the other way round, with the parameter that both use.
-const UNEVEN: [&str; 2] = [
-    "0F0 0F2 0B0 0B2\n0F1 0F3 0B1 0B3\n1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3",
-    "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3\n1F0 1F1 1I0 1W0 1I1 1W1\n1F2 1F3 1I2 1I3 1W2 1W3",
-];
 
 #[test]
 fn ties_across_uneven_replicas_adapters_packed_weights_and_recomputation_change_no_bit_at_any_level() {

@@ -44,7 +44,7 @@ impl Rank {
         self.log.state(State::Working(What::NORM));
         let started = now();
         let mut recorder = device.record();
-        if !self.folded && self.host.is_none() {
+        if !self.folded {
             self.parameters.record_fold(&mut recorder);
         }
         let sums = self.parameters.record_norm(&mut recorder)?;

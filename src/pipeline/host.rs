@@ -16,7 +16,7 @@ use super::log::{Log, State};
 use super::owners::MOST;
 use super::plan::Plan;
 use super::rank::Rank;
-use super::store::{Arrived, BlockId, Inbox, Store, block_plans};
+use super::store::{Arrived, BlockId, Inbox, Store, Term};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, now};
 use crate::graph::{DType, Phase};
@@ -31,11 +31,9 @@ const ALIGNED: u64 = 8;
 
 /// Bytes of a staging buffer of a rank: a block of the usual size, or less where its parameters are few.
 fn slot_bytes(plan: &Plan, rank: usize) -> u64 {
-    let elements = |of: &(Parameter, _)| {
-        let has = plan.holders.get(&of.0.name).is_some_and(|all| all.iter().any(|h| h.rank == rank));
-        if has { of.0.len() } else { 0 }
-    };
-    slot(block_plans(plan).iter().map(elements).sum())
+    let has =
+        |of: &Parameter| plan.holders.get(&of.name).is_some_and(|all| all.iter().any(|h| h.rank == rank));
+    slot(plan.model.parameters().iter().filter(|of| has(of)).map(Parameter::len).sum())
 }
 
 fn slot(elements: usize) -> u64 {
@@ -167,7 +165,7 @@ impl HostLink {
         from: &Range,
         held: Span<usize>,
         dtype: DType,
-        blocks: impl Iterator<Item = (BlockId, Span<usize>, Option<super::store::Term>)>,
+        blocks: impl Iterator<Item = (BlockId, Span<usize>, Option<Term>)>,
     ) -> Result<()> {
         for (block, elements, term) in blocks {
             let bytes = dtype.bytes(elements.len());
@@ -176,9 +174,7 @@ impl HostLink {
             }
             if self.down.open.is_none() {
                 if !self.down.ring.has_room() {
-                    // Buffers come back after what has been recorded.
-                    self.flush(recording);
-                    rank.submit_part(recording).await;
+                    self.hand_over(rank, recording).await;
                 }
                 self.down.open = Some((self.down.ring.next().await?, 0, Vec::new()));
             }
@@ -206,6 +202,12 @@ impl HostLink {
         }
     }
 
+    /// Hands over what has been recorded: buffers come back after it.
+    pub(super) async fn hand_over(&mut self, rank: &Rank, recording: &mut Recording<'_>) {
+        self.flush(recording);
+        rank.submit_part(recording).await;
+    }
+
     /// Copies bytes to where they belong on the device.
     async fn arrive(
         &mut self,
@@ -221,8 +223,7 @@ impl HostLink {
         }
         if self.up.open.is_none() {
             if !self.up.ring.has_room() {
-                self.flush(recording);
-                rank.submit_part(recording).await;
+                self.hand_over(rank, recording).await;
             }
             self.up.open = Some((self.up.ring.next().await?, 0));
         }
@@ -320,8 +321,7 @@ impl Rank {
             let (block, sum) = match host.inbox.sums.try_recv() {
                 Ok(ready) => ready,
                 Err(_) => {
-                    host.flush(&mut recording);
-                    self.submit_part(&mut recording).await;
+                    host.hand_over(self, &mut recording).await;
                     self.log.state(State::Waiting(What::NORM));
                     host.inbox.sums.next().await.ok_or_else(gone)?
                 }
@@ -355,8 +355,7 @@ impl Rank {
             let (block, weights) = match host.inbox.weights.try_recv() {
                 Ok(ready) => ready,
                 Err(_) => {
-                    host.flush(&mut recording);
-                    self.submit_part(&mut recording).await;
+                    host.hand_over(self, &mut recording).await;
                     self.log.state(State::Waiting(What::UPDATE));
                     host.inbox.weights.next().await.ok_or_else(gone)?
                 }

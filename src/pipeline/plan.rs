@@ -78,12 +78,8 @@ pub struct Setup {
 
 impl Setup {
     /// What passes the devices instead of staying on them.
-    pub(super) fn streams(&self) -> Streams {
-        let trains = self.purpose.trains();
-        Streams {
-            weights: trains && self.sharding.streams_weights(),
-            gradients: trains && self.sharding.streams_gradients(),
-        }
+    fn streams(&self) -> Streams {
+        if self.purpose.trains() { streams(self.sharding) } else { Streams::default() }
     }
 
     /// The model, with its adapter, stored as it says.
@@ -91,6 +87,11 @@ impl Setup {
         let model = Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights);
         Ok(model.with_shared_sequences(self.shared))
     }
+}
+
+/// What passes the devices in training instead of staying on them.
+pub(super) fn streams(sharding: Sharding) -> Streams {
+    Streams { weights: sharding.streams_weights(), gradients: sharding.streams_gradients() }
 }
 
 /// One stage of a plan.

@@ -111,20 +111,30 @@ pub(super) fn memory(plan: &Plan) -> u64 {
         return 0;
     }
     let of = |(parameter, blocks): &(Parameter, BlockPlan)| {
-        let full = 4 * parameter.len() as u64;
-        let weight = if sharding.streams_weights() || sharding.by_host() && !parameter.frozen {
-            parameter.weight_bytes()
-        } else {
-            0
-        };
-        if parameter.frozen {
-            return weight;
-        }
-        let master = if sharding.by_host() && parameter.stored(true).len() > 1 { full } else { 0 };
-        let moments = if sharding.by_host() { 2 * full } else { 0 };
-        weight + master + moments + blocks.terms.len() as u64 * full
+        let (kept, full) = (Kept::of(sharding, parameter), 4 * parameter.len() as u64);
+        let sums = if parameter.frozen { 0 } else { blocks.terms.len() as u64 };
+        let times = u64::from(kept.masters) + 2 * u64::from(kept.moments) + sums;
+        u64::from(kept.weights) * parameter.weight_bytes() + times * full
     };
     block_plans(plan).iter().map(of).sum()
+}
+
+/// What is here of a parameter from step to step.
+struct Kept {
+    weights: bool,
+    masters: bool,
+    moments: bool,
+}
+
+impl Kept {
+    fn of(sharding: Sharding, parameter: &Parameter) -> Kept {
+        let moments = sharding.by_host() && !parameter.frozen;
+        Kept {
+            weights: moments || sharding.streams_weights(),
+            masters: moments && parameter.stored(true).len() > 1,
+            moments,
+        }
+    }
 }
 
 struct Stored {
@@ -220,19 +230,17 @@ impl Store {
             .into_iter()
             .map(|(parameter, plan)| {
                 let block = |(elements, _): &(Range<usize>, Option<usize>)| {
-                    let count = elements.len();
-                    let host = sharding.by_host() && !parameter.frozen;
+                    let (count, kept) = (elements.len(), Kept::of(sharding, &parameter));
                     let zeros = |there: bool| vec![0.0; if there { count } else { 0 }];
-                    let at_rest = host || sharding.streams_weights();
-                    let dtype = dtype(&parameter);
+                    let words = if kept.weights { dtype(&parameter).bytes(count) as usize / 4 } else { 0 };
                     Mutex::new(Block {
                         outers: plan.terms.iter().map(|_| Outer::default()).collect(),
                         total: Vec::new(),
                         squares: Vec::new(),
-                        weights: Arc::new(vec![0; if at_rest { dtype.bytes(count) as usize / 4 } else { 0 }]),
-                        masters: zeros(host && parameter.stored(true).len() > 1),
-                        first: zeros(host),
-                        second: zeros(host),
+                        weights: Arc::new(vec![0; words]),
+                        masters: zeros(kept.masters),
+                        first: zeros(kept.moments),
+                        second: zeros(kept.moments),
                     })
                 };
                 Stored { blocks: plan.blocks.iter().map(block).collect(), parameter, plan }
@@ -443,8 +451,8 @@ impl Store {
 
     /// Whether part of a parameter is here rather than on a device that owns it.
     pub(super) fn keeps(&self, parameter: &Parameter, part: Part) -> bool {
-        let host = self.sharding.by_host() && !parameter.frozen;
-        host || part == Part::Weight && self.sharding.streams_weights() && parameter.frozen
+        let moments = Kept::of(self.sharding, parameter).moments;
+        moments || part == Part::Weight && self.sharding.streams_weights() && parameter.frozen
     }
 
     /// Elements of part of a parameter.

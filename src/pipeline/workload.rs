@@ -1,5 +1,6 @@
 //! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
 
+use super::plan::streams;
 use super::{host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
@@ -40,7 +41,7 @@ pub fn sharded(
     kernels: &[Capabilities],
     sharding: Sharding,
 ) -> Result<Workload> {
-    let streams = Streams { weights: sharding.streams_weights(), gradients: sharding.streams_gradients() };
+    let streams = streams(sharding);
     let layers = (0..model.layers()).map(|layer| {
         let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
         let trained = || own.iter().filter(|p| !p.frozen);

@@ -278,7 +278,7 @@ impl<'a> Prices<'a> {
             (false, Some(part)) => part.of_bytes(tie.owner_apart),
             (false, None) => 0,
         });
-        bytes + tied
+        bytes + tied + self.workload.host_rings
     }
 
     /// Bytes of the links over which the ranks that have a stage exchange its gradients and weights, on one of them.
@@ -435,7 +435,7 @@ impl<'a> Prices<'a> {
             cores: device.cores,
             jitter: device.jitter.unwrap_or_default(),
             copy_engine: device.copy_engine,
-            fixed: self.state(own().map(|(stage, range)| (range, part(stage)))) + self.workload.host_rings,
+            fixed: self.state(own().map(|(stage, range)| (range, part(stage)))),
             budget: device.memory,
         }
     }

@@ -384,7 +384,7 @@ impl Limit {
     ) -> Option<Limit> {
         let budget = prices.machine.devices[device].memory?;
         let rings = layout.rings[rank] * prices.batching.link_buffer;
-        Some(Limit { budget, fixed: rings + prices.workload.host_rings + prices.state(stages.into_iter()) })
+        Some(Limit { budget, fixed: rings + prices.state(stages.into_iter()) })
     }
 
     fn lacks(&self, bytes: u64) -> u64 {

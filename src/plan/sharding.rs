@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::schedule::{Schedule, replicate, replicate_in_turn};
 
 /// Who has what of weights, gradients and optimizer state. Levels are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +74,16 @@ impl Sharding {
     /// Whether the host updates weights.
     pub fn by_host(&self) -> bool {
         self.optimizer == Optimizer::Host
+    }
+
+    /// Several pipelines as one, their microbatches numbered so that sums wait for little: in turn where they are added in that
+    /// order.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`replicate`].
+    pub fn replicate(&self, replicas: &[Schedule]) -> Result<Schedule> {
+        if self.streams_gradients() { replicate_in_turn(replicas) } else { replicate(replicas) }
     }
 
     /// What is unusual of it, in words.

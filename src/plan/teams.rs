@@ -20,7 +20,7 @@ use super::start::seconds;
 use super::workload::{Batching, Workload};
 use super::{Candidate, DataChoice, Options, ScheduleChoice};
 use crate::error::Result;
-use crate::schedule::{Schedule, generate_chunked, replicate, replicate_in_turn};
+use crate::schedule::{Schedule, generate_chunked};
 
 /// Pipelines over the same teams that are taken apart.
 const MOST_PIPELINES: usize = 8;
@@ -293,10 +293,7 @@ fn fixed(
     let replicas = mesh.shares.iter().map(|&share| mesh.schedule.schedule(ranks, share));
     // Some schedules want a number of microbatches that a share is not.
     let Some(replicas) = replicas.collect::<Option<Vec<_>>>() else { return Ok(None) };
-    let given = match workload.sharding.streams_gradients() {
-        true => replicate_in_turn(&replicas)?,
-        false => replicate(&replicas)?,
-    };
+    let given = workload.sharding.replicate(&replicas)?;
     let devices: Vec<usize> = mesh.replicas.concat();
     let given = Options {
         devices: options.devices.as_ref().map(|_| devices.clone()),

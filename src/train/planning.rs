@@ -259,13 +259,18 @@ impl Planning {
     ///
     /// Those of [`plan`] and [`Plan::new`]: nothing fits, or what was fixed by hand cannot be.
     pub fn search(&self) -> Result<Planned> {
-        self.find().map_err(|error| match error {
+        self.find().map_err(|error| self.helped(error))
+    }
+
+    /// An error of [`Planning::find`], with what else would help.
+    fn helped(&self, error: Error) -> Error {
+        match error {
             Error::NoPlan { lacks, mut help } => {
                 help.extend(self.other_models());
                 Error::NoPlan { lacks, help }
             }
             other => other,
-        })
+        }
     }
 
     /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.
@@ -292,7 +297,7 @@ impl Planning {
             }
         }
         match first {
-            Some((planning, _)) => planning.search().map(|planned| (planning, planned)),
+            Some((planning, error)) => Err(planning.helped(error)),
             None => self.search().map(|planned| (self, planned)),
         }
     }
@@ -301,13 +306,17 @@ impl Planning {
     fn sharded(&self, sharding: Sharding) -> Result<Planning> {
         let mut config = self.config.clone();
         config.mesh.settle(sharding);
+        let planning = self.with(&config)?;
+        Ok(Planning { options: self.options.clone(), ..planning })
+    }
+
+    /// The same for another config.
+    fn with(&self, config: &Config) -> Result<Planning> {
         let given = match &self.options.schedule {
             ScheduleChoice::Given(schedule) => Some(schedule.clone()),
             _ => None,
         };
-        let (adapters, names) = (self.adapters.clone(), self.names.clone());
-        let planning = Planning::new(&config, self.machine.clone(), adapters, names, given)?;
-        Ok(Planning { options: self.options.clone(), ..planning })
+        Planning::new(config, self.machine.clone(), self.adapters.clone(), self.names.clone(), given)
     }
 
     fn find(&self) -> Result<Planned> {
@@ -363,14 +372,8 @@ impl Planning {
     /// Changes of what is trained with which a plan fits, in words that follow `it would fit with`.
     fn other_models(&self) -> Vec<String> {
         let fits = |config: &Config| {
-            let given = match &self.options.schedule {
-                ScheduleChoice::Given(schedule) => Some(schedule.clone()),
-                _ => None,
-            };
-            let (adapters, names) = (self.adapters.clone(), self.names.clone());
-            let other = Planning::new(config, self.machine.clone(), adapters, names, given);
             let fits = |other: Planning| fits(&other.workload, &self.machine, &self.options);
-            other.and_then(fits).unwrap_or(false)
+            self.with(config).and_then(fits).unwrap_or(false)
         };
         let mut found = Vec::new();
         let config = &self.config;

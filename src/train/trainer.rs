@@ -120,10 +120,7 @@ impl Trainer {
         }
         let replicas: Result<Vec<Schedule>> =
             shares.iter().map(|&share| schedule::generate(name, ranks, share)).collect();
-        let schedule = match config.mesh.sharding()?.streams_gradients() {
-            true => schedule::replicate_in_turn(&replicas?)?,
-            false => schedule::replicate(&replicas?)?,
-        };
+        let schedule = config.mesh.sharding()?.replicate(&replicas?)?;
         Trainer::setup_in(config, schedule, budgets)
     }
 
