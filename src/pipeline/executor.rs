@@ -8,7 +8,7 @@ use futures_channel::mpsc;
 use futures_util::StreamExt;
 
 use super::batch::Batch;
-use super::launch::{build, start};
+use super::launch::{Threads, build};
 use super::log::Log;
 use super::owners::{Holder, Holders};
 use super::plan::Plan;
@@ -61,6 +61,18 @@ pub struct Executor {
     /// Floating-point operations of a step.
     flops: f64,
     training: bool,
+    threads: Threads,
+}
+
+impl Drop for Executor {
+    /// Waits for the ranks' threads: a process that ends while one of them still gives back its device takes the
+    /// driver down under it. Not for ever: a driver that never returns must not keep what is wrong from being said.
+    fn drop(&mut self) {
+        self.commands.clear();
+        self.replies.close();
+        self.store.iter().for_each(|store| store.close());
+        self.threads.join();
+    }
 }
 
 impl Executor {
@@ -80,14 +92,12 @@ impl Executor {
         let kept = store.as_ref().map(|store| store.0.clone());
         let ranks = build(plan, devices, &logs, store)?;
         let flops = ranks.iter().map(Rank::step_flops).sum();
-        let commands = ranks
-            .into_iter()
-            .map(|rank| {
-                let (command, inbox) = mpsc::unbounded();
-                start(rank, inbox, reply.clone())?;
-                Ok(command)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let (mut commands, mut threads) = (Vec::new(), Threads::default());
+        for rank in ranks {
+            let (command, inbox) = mpsc::unbounded();
+            threads.start(rank, inbox, reply.clone())?;
+            commands.push(command);
+        }
         let sent = vec![0; devices.len()];
         let devices = devices.to_vec();
         Ok(Executor {
@@ -105,6 +115,7 @@ impl Executor {
             rows,
             flops,
             training,
+            threads,
         })
     }
 
@@ -466,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_run_that_loses_a_device_the_loss_is_told_and_not_what_follows_from_it() {
+    fn of_a_run_that_loses_a_device_the_loss_is_told_and_not_what_follows_from_it_and_nothing_goes_on() {
         for lost in 0..2 {
             let (mut executor, devices) = pair();
             step(&mut executor).unwrap();
@@ -476,6 +487,11 @@ mod tests {
             assert!(error.to_string().contains(&format!("while rank {lost} ran ")), "{error}");
             let error = executor.watch().block_on(executor.settle()).unwrap_err();
             assert!(matches!(error, Error::Failed { .. }) && !error.is_input(), "{error:?}");
+            let ranks: Vec<_> = executor.logs.iter().map(Arc::downgrade).collect();
+            drop(executor);
+            // A lost device keeps what was to be done when it would have finished.
+            drop(devices);
+            assert!(ranks.iter().all(|log| log.strong_count() == 0), "a rank goes on");
         }
     }
 

@@ -132,19 +132,59 @@ pub(super) fn build(
     Ok(ranks)
 }
 
-/// Gives a rank a thread; in a browser, a task of the page's one thread.
+/// The threads of the ranks; in a browser, where there is one thread, there are none.
+#[derive(Default)]
+pub(super) struct Threads {
+    #[cfg(not(target_arch = "wasm32"))]
+    started: Vec<std::thread::JoinHandle<()>>,
+}
+
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
-    let device = rank.device.clone();
-    let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
-    // Not joined: a driver that never returns must not keep the process from reporting it.
-    let name = format!("rank {} ({})", rank.index, device.info().name);
-    let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
-    spawned.map(drop).map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))
+impl Threads {
+    /// How long ranks may take to notice that nobody wants anything of them.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+    /// Gives a rank a thread.
+    pub(super) fn start(
+        &mut self,
+        rank: Rank,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        reply: Replies,
+    ) -> Result<()> {
+        let device = rank.device.clone();
+        let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
+        let name = format!("rank {} ({})", rank.index, device.info().name);
+        let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
+        self.started
+            .push(spawned.map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))?);
+        Ok(())
+    }
+
+    /// Waits for those that come to their end in time.
+    pub(super) fn join(&mut self) {
+        let asked = std::time::Instant::now();
+        for thread in self.started.drain(..) {
+            while !thread.is_finished() && asked.elapsed() < Self::PATIENCE {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            // Why a thread died has been told by the rank itself.
+            let _ = thread.is_finished().then(|| thread.join());
+        }
+    }
 }
 
 #[cfg(target_arch = "wasm32")]
-pub(super) fn start(rank: Rank, inbox: mpsc::UnboundedReceiver<Command>, reply: Replies) -> Result<()> {
-    wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
-    Ok(())
+impl Threads {
+    /// Gives a rank a task of the page's one thread.
+    pub(super) fn start(
+        &mut self,
+        rank: Rank,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        reply: Replies,
+    ) -> Result<()> {
+        wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
+        Ok(())
+    }
+
+    pub(super) fn join(&mut self) {}
 }
