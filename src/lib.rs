@@ -12,6 +12,7 @@
 //! is async, and the same code drives native threads and a browser's event loop.
 
 pub mod error;
+pub mod layers;
 mod picture;
 mod size;
 

@@ -285,7 +285,7 @@ fn damaged_numbers_are_a_reason_for_no_advice_and_end_nothing() {
     let changes: [fn(&mut Prediction); 5] = [
         |prediction| prediction.devices[1].number = 9,
         |prediction| prediction.devices[1].number = 0,
-        |prediction| prediction.cuts = vec![99],
+        |prediction| prediction.cuts = vec![99.into()],
         |prediction| prediction.cuts = Vec::new(),
         |prediction| prediction.schedule = "0F0".into(),
     ];

@@ -250,7 +250,7 @@ fn bad_input_gets_one_line_and_status_2_and_touches_nothing() {
         (set("pipeline.microbatches=3"), "2 and 4 do"),
         (set("pipeline.schedule='1f2b'"), "did you mean \"1f1b\""),
         (set("pipeline.cuts=[9]"), "cuts"),
-        (set("pipeline.devices=[0,0,0,0,0,0]"), "4 layers cannot be divided over 6 devices"),
+        (set("pipeline.devices=[0,0,0,0,0,0,0]"), "4 layers cannot be divided over 7 devices"),
         (set("model.layers=1000000"), "model.layers"),
         (set("train.batch=4611686018427387904"), "train.batch"),
         (set("data.train=['text.txt'"), "TOML"),

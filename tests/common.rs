@@ -7,7 +7,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use polystage::gpu::{AdapterInfo, Device, OpenOptions};
+use polystage::layers::Layers;
 use polystage::pipeline::{Batch, Executor, Plan, Setup};
+
+/// Cuts after so many layers each; 3.5 is in the middle of block 2.
+pub fn cut_at<T: Into<f64> + Copy>(layers: &[T]) -> Vec<Layers> {
+    let halves = |&layers: &T| (2.0 * layers.into()) as usize;
+    layers.iter().map(|layers| std::iter::repeat_n(Layers::HALF, halves(layers)).sum()).collect()
+}
 
 /// Every adapter of the machine. Without one the tests fail, with the line that installs one.
 pub fn adapters() -> Vec<AdapterInfo> {

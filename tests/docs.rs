@@ -95,7 +95,7 @@ fn at<'a>(mut table: &'a mut toml::Table, path: &str) -> &'a mut toml::Table {
         }
         // Times are a table for each kind of layer.
         if part == "layers" {
-            entry = entry.get_mut("block").unwrap();
+            entry = entry.get_mut("mlp").unwrap();
         }
         table = entry.as_table_mut().unwrap();
     }

@@ -101,7 +101,7 @@ fn memory_of(rewrite: impl Fn(&mut StageGraph)) -> (u64, u64, u64) {
         ..Default::default()
     };
     let model = Model::new(&config).unwrap();
-    let mut stage = model.stage_graph(1..5, 2, 32, Purpose::Training { tokens: 64 }).unwrap();
+    let mut stage = model.stage_graph(1..9, 2, 32, Purpose::Training { tokens: 64 }).unwrap();
     rewrite(&mut stage);
     let plan = MemoryPlan::new(&stage, &capabilities(true));
     let sum = |sizes: &[u64]| sizes.iter().sum();

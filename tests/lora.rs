@@ -8,6 +8,7 @@ use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
 use polystage::graph::{Fed, Phase};
+use polystage::layers::Layers;
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::workload::{shape_key, workload};
@@ -19,7 +20,7 @@ use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::common::{adapters, launch_on, nmse, open, shifted};
+use crate::common::{adapters, cut_at, launch_on, nmse, open, shifted};
 use crate::models::distance;
 use crate::oracle;
 
@@ -102,7 +103,7 @@ impl Golden {
         (losses, stage.gradients.iter().map(|&(p, g)| (name(p), take(g))).collect())
     }
 
-    fn setup(&self, name: &str, devices: usize, cuts: Option<Vec<usize>>, purpose: Use) -> Setup {
+    fn setup(&self, name: &str, devices: usize, cuts: Option<Vec<Layers>>, purpose: Use) -> Setup {
         Setup {
             model: self.model.config().clone(),
             adapter: Some(self.adapter.lora()),
@@ -230,12 +231,13 @@ fn training_matches_peft_on_every_adapter_and_every_cut_and_schedule_gives_the_s
                 assert!(off < 1e-5, "{at}: loss before step {step} is {got}, not {want}");
             }
             // The layers are embedding, two blocks, head. Some stages have nothing to train, or nothing before them.
-            let cuts = [vec![1], vec![2], vec![3], vec![1, 2], vec![1, 3], vec![2, 3], vec![1, 2, 3]];
+            let cuts: [&[f64]; 8] =
+                [&[1.0], &[2.0], &[2.5], &[3.0], &[1.0, 2.0], &[1.5, 3.0], &[1.5, 2.5], &[1.0, 2.0, 2.5]];
             for (cuts, name) in cuts.into_iter().zip(NAMES.iter().cycle()) {
                 let count = cuts.len() + 1;
                 let name = if default_chunks(name).unwrap() == 1 { name } else { "zb-h1" };
                 let what = format!("{at}, {name}, cuts {cuts:?}");
-                let setup = golden.setup(name, count, Some(cuts), Use::Training);
+                let setup = golden.setup(name, count, Some(cut_at(cuts)), Use::Training);
                 assert!(golden.train(&setup, &devices[..count]) == one, "{what}: some bit differs");
             }
             let folded = golden.setup("interleaved-1f1b", 2, None, Use::Training);
@@ -250,7 +252,7 @@ fn frozen_weights_take_no_memory_for_gradients_or_moments_and_a_tied_one_on_anot
     let golden = golden("llama");
     let described: Vec<_> = devices.iter().map(|d| (d.info().clone(), *d.capabilities())).collect();
     let bytes = |adapted: bool| {
-        let setup = golden.setup("1f1b", 2, Some(vec![1]), Use::Training);
+        let setup = golden.setup("1f1b", 2, Some(cut_at(&[1])), Use::Training);
         let setup = Setup { recompute: Vec::new(), adapter: setup.adapter.filter(|_| adapted), ..setup };
         let plan = Plan::new(setup, &described).unwrap();
         plan.ranks.iter().map(|rank| rank.bytes).collect::<Vec<u64>>()
@@ -283,12 +285,12 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
         patience: 0.0,
     };
     let machine = profiler.machine(&[2], &mut |_| ()).unwrap();
-    let block = machine.devices[0].shape(&shape_key(&model, 2, 13)).unwrap().layers["block"];
+    let block = machine.devices[0].shape(&shape_key(&model, 2, 13)).unwrap().layers["attention"];
     // The gradients of small matrices may be lost in noise.
     assert!(block.forward > 0.0 && block.input > 0.0 && block.weight >= 0.0, "{block:?}");
     let work = workload(&model, 8, 13, &[4], &[described[0].1]).unwrap();
     assert_eq!(work.layers[0].weights, 0, "the token table is not trained");
-    for cuts in [vec![1], vec![3], vec![7]] {
+    for cuts in [cut_at(&[1]), cut_at(&[3]), vec![Layers::whole(3) + Layers::HALF], cut_at(&[7])] {
         let options = Options {
             devices: Some(vec![0, 1]),
             schedule: ScheduleChoice::Named("1f1b".into()),

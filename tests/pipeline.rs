@@ -12,7 +12,7 @@ use polystage::train::run::Run;
 use polystage::train::source::{Fingerprints, Origin};
 use polystage::train::trainer::Trainer;
 
-use crate::common::{adapters, open};
+use crate::common::{adapters, cut_at, open};
 
 /// An odd shape on purpose: nothing is a multiple of a tile.
 pub const ODD: &str = "
@@ -139,14 +139,16 @@ fn several_stages_a_rank_split_backward_passes_and_recomputation_change_no_bit()
         let i = adapter.index;
         let config = config(&[]);
         let alone = run(&config, &[i], 3);
-        for (text, cuts) in SEVERAL_STAGES_A_RANK.iter().zip([[1, 2, 4], [1, 2, 3], [2, 3, 4]]) {
+        for (text, cuts) in
+            SEVERAL_STAGES_A_RANK.iter().zip([[1.0, 2.0, 4.0], [1.5, 2.0, 3.5], [2.0, 2.5, 4.0]])
+        {
             for recompute in [vec![], vec![0, 1, 2, 3], vec![1, 3]] {
                 let schedule: Schedule =
                     format!("# name: by hand, stages: 4, microbatches: 3\n{text}\n").parse().unwrap();
                 let indices = vec![i; schedule.ranks.len()];
                 let setup = Trainer::setup(&config, vec![None; indices.len()]).unwrap();
                 let what = format!("{text} recomputing {recompute:?} on {}", adapter.name);
-                let setup = Setup { schedule, cuts: Some(cuts.to_vec()), recompute, ..setup };
+                let setup = Setup { schedule, cuts: Some(cut_at(&cuts)), recompute, ..setup };
                 assert_same(&what, &alone, &measure(train(&config, setup, &indices), 3));
             }
         }
@@ -258,7 +260,7 @@ fn moving_to_another_plan_in_mid_run_changes_no_loss() {
         }
         let setup = Trainer::setup(&with, vec![None; devices.len()]).unwrap();
         let devices = open(&devices);
-        let plan = Plan::for_devices(Setup { cuts: Some(cuts), ..setup }, &devices).unwrap();
+        let plan = Plan::for_devices(Setup { cuts: Some(cut_at(&cuts)), ..setup }, &devices).unwrap();
         place.move_to(&mut trainer, plan, &devices).unwrap();
     }
     assert_eq!(moved, losses);

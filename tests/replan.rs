@@ -1,5 +1,6 @@
 //! Steps that do not keep to their prediction: what is learnt from them, and moving in mid-run.
 
+use polystage::layers::Layers;
 use polystage::plan::{Candidate, Machine};
 use polystage::timeline::{Event, Track, What};
 use polystage::train::config::Config;
@@ -62,7 +63,7 @@ fn events(plan: &Candidate, factor: f64) -> Vec<Event> {
     computed.map(event).collect()
 }
 
-fn layers(plan: &Candidate, rank: usize) -> usize {
+fn layers(plan: &Candidate, rank: usize) -> Layers {
     plan.layers_of(rank)
 }
 

@@ -1,5 +1,6 @@
 //! The data axis: replicas of stages, each for some of the microbatches, with one gradient and one set of weights.
 
+use polystage::layers::Layers;
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup};
 use polystage::schedule::{Kind, Schedule, generate, replicate};
@@ -8,7 +9,7 @@ use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
-use crate::common::adapters;
+use crate::common::{adapters, cut_at};
 use crate::pipeline::{assert_same, config, measure, train};
 
 pub type Run = (Vec<f64>, Vec<(String, Vec<f32>)>);
@@ -19,7 +20,7 @@ pub fn mesh(name: &str, ranks: usize, shares: &[usize]) -> Schedule {
     replicate(&replicas.collect::<Vec<_>>()).unwrap()
 }
 
-pub fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<usize>>, indices: &[usize]) -> Run {
+pub fn run(config: &Config, schedule: Schedule, cuts: Option<Vec<Layers>>, indices: &[usize]) -> Run {
     let setup = Trainer::setup_in(config, schedule, vec![None; indices.len()]).unwrap();
     measure(train(config, Setup { cuts, ..setup }, indices), 2)
 }
@@ -41,10 +42,14 @@ fn a_mesh_gives_the_same_bits_in_any_placement_and_one_devices_losses_nearly() {
             let ranks = |stages: usize| vec![i; stages * shares.len()];
             let flat = run(&config, mesh("1f1b", 1, shares), None, &ranks(1));
             // Each kind of schedule for most shares: all for all would take minutes.
-            let kinds = [("gpipe", vec![2]), ("1f1b", vec![4]), ("zb-h1", vec![1])];
+            let kinds = [("gpipe", [2.0]), ("1f1b", [4.0]), ("zb-h1", [2.5])];
             for (name, cuts) in kinds.into_iter().cycle().skip(shares[0]).take(2) {
                 let what = format!("{shares:?} {name} on {}", adapter.name);
-                assert_same(&what, &flat, &run(&config, mesh(name, 2, shares), Some(cuts), &ranks(2)));
+                assert_same(
+                    &what,
+                    &flat,
+                    &run(&config, mesh(name, 2, shares), Some(cut_at(&cuts)), &ranks(2)),
+                );
             }
             let alone = crate::pipeline::run(&config, &[i], 2);
             for (one, replicated) in alone.0.iter().zip(&flat.0) {
@@ -123,7 +128,7 @@ fn adapters_and_packed_weights_are_summed_and_sent_as_others_are() {
     ] {
         let config = of_shares(&[2, 1], more);
         let flat = run(&config, mesh("1f1b", 1, &[2, 1]), None, &[i; 2]);
-        let deep = run(&config, mesh("zb-h1", 2, &[2, 1]), Some(vec![3]), &[i; 4]);
+        let deep = run(&config, mesh("zb-h1", 2, &[2, 1]), Some(cut_at(&[3])), &[i; 4]);
         assert_same(&format!("{more:?}"), &flat, &deep);
         let alone = crate::pipeline::run(&config, &[i], 2);
         for (one, replicated) in alone.0.iter().zip(&flat.0) {
@@ -221,7 +226,7 @@ fn gradients_leave_while_the_last_backward_pass_goes_on_and_no_bit_changes() {
     assert!(early > 0 && early < sent, "{early} of {sent} buckets left before the last B had ended");
     let deep = mesh("zb-h1", 2, &[1, 1]);
     let setup = Trainer::setup_in(&config, deep, vec![None; 4]).unwrap();
-    let deep = measure(train(&config, Setup { cuts: Some(vec![3]), ..setup }, &[i; 4]), 2);
+    let deep = measure(train(&config, Setup { cuts: Some(cut_at(&[3])), ..setup }, &[i; 4]), 2);
     assert_same("buckets that left early", &(losses, measure(flat, 0).1), &deep);
 }
 

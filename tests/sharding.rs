@@ -7,7 +7,7 @@ use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
-use crate::common::adapters;
+use crate::common::{adapters, cut_at};
 use crate::pipeline::{assert_same, train};
 use crate::replicas::{SHARES, UNEVEN, mesh, of_shares, run};
 
@@ -36,8 +36,9 @@ fn added_by_microbatch_every_level_has_the_bits_of_one_device() {
                 if number > 0 {
                     continue;
                 }
-                let (name, cut) = [("gpipe", 2), ("1f1b", 4), ("zb-h1", 1)][(at + shares[0]) % 3];
-                let deep = run(&config, dealt(name, 2, shares), Some(vec![cut]), &vec![i; 2 * shares.len()]);
+                let (name, cut) = [("gpipe", 2.0), ("1f1b", 3.5), ("zb-h1", 1.0)][(at + shares[0]) % 3];
+                let deep =
+                    run(&config, dealt(name, 2, shares), Some(cut_at(&[cut])), &vec![i; 2 * shares.len()]);
                 assert_same(&format!("{what}, {name}"), &alone, &deep);
             }
         }
@@ -53,7 +54,7 @@ fn the_hosts_optimizer_gives_the_same_bits_in_any_placement_and_nearly_those_of_
         let flat = |config: &Config| run(config, mesh("1f1b", 1, shares), None, &vec![i; shares.len()]);
         let deep = |config: &Config| {
             let ranks = vec![i; 2 * shares.len()];
-            run(config, mesh("zb-h1", 2, shares), Some(vec![2]), &ranks)
+            run(config, mesh("zb-h1", 2, shares), Some(cut_at(&[2])), &ranks)
         };
         let by_share = host("mesh.zero=1");
         assert_same(&format!("{shares:?}"), &flat(&by_share), &deep(&by_share));

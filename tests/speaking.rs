@@ -176,8 +176,8 @@ fn what_cannot_be_continued_is_one_line_and_status_2() {
         (&place, &["generate", ".", "--prompt", "x", "--memory", "64KiB"], "--memory"),
         (
             &place,
-            &["generate", ".", "--prompt", "x", "--devices", "0,0,0,0,0"],
-            "5 stages cannot share 4 layers",
+            &["generate", ".", "--prompt", "x", "--devices", "0,0,0,0,0,0,0"],
+            "7 stages cannot share the 6 parts of a model",
         ),
         (
             &large,

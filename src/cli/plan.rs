@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     if arguments.json {
         let mut value = serde_json::to_value(&explanation).unwrap_or_default();
         value["schedule_text"] = best.schedule.to_string().into();
-        value["cuts"] = best.cuts().into();
+        value["cuts"] = serde_json::to_value(best.cuts()).unwrap_or_default();
         print(serde_json::to_string_pretty(&value).unwrap_or_default())?;
         return Ok(0);
     }

@@ -15,7 +15,7 @@ pub(super) fn embedding_parameters(c: &ModelConfig) -> Vec<Parameter> {
     ]
 }
 
-pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
+pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     let w = c.width;
     let mut parameters = norm_parameters(&format!("transformer.h.{i}.ln_1"), w);
     parameters.extend(linear_parameters(
@@ -26,7 +26,6 @@ pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     ));
     let residual = residual_init(c);
     parameters.extend(linear_parameters(&format!("transformer.h.{i}.attn.c_proj"), w, w, residual));
-    parameters.extend(feed_forward_parameters(c, i));
     parameters
 }
 
@@ -35,7 +34,7 @@ fn residual_init(c: &ModelConfig) -> Init {
     Init::Normal(c.initializer_range() / (2.0 * c.layers as f64).sqrt())
 }
 
-pub(super) fn feed_forward_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
+pub(super) fn mlp_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     let (w, inner) = (c.width, c.intermediate());
     let init = Init::Normal(c.initializer_range());
     let mut parameters = norm_parameters(&format!("transformer.h.{i}.ln_2"), w);
@@ -78,8 +77,8 @@ fn linear(g: &mut Graph, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId
     lora::adapt(g, run.lora, x, w[0], y)
 }
 
-/// x + attention(norm(x)), then x + feed-forward(norm(x)); `w` in the order of [`block_parameters`].
-pub(super) fn block(
+/// x + attention(norm(x)); `w` in the order of [`attention_parameters`].
+pub(super) fn attention(
     g: &mut Graph,
     c: &ModelConfig,
     i: usize,
@@ -91,18 +90,11 @@ pub(super) fn block(
     let qkv = linear(g, y, &w[2..4], run)?;
     let o = attend(g, c, i, qkv, run)?;
     let y = linear(g, o, &w[4..6], run)?;
-    let x = g.forward(Op::Add, &[x, y])?;
-    feed_forward(g, c, x, &w[6..12], run)
+    g.forward(Op::Add, &[x, y])
 }
 
-/// x + feed-forward(norm(x)); `w` in the order of [`feed_forward_parameters`].
-pub(super) fn feed_forward(
-    g: &mut Graph,
-    c: &ModelConfig,
-    x: ValueId,
-    w: &[ValueId],
-    run: &Run,
-) -> Result<ValueId> {
+/// x + mlp(norm(x)); `w` in the order of [`mlp_parameters`]. The blocks of a model without attention are nothing else.
+pub(super) fn mlp(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
     let y = norm(g, c, x, &w[0..2])?;
     let u = linear(g, y, &w[2..4], run)?;
     let a = g.forward(Op::Activate(Activation::GeluTanh), &[u])?;

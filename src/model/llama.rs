@@ -17,9 +17,9 @@ pub(super) fn embedding_parameters(c: &ModelConfig) -> Vec<Parameter> {
     vec![matrix(c, TABLE, c.vocabulary, c.width)]
 }
 
-pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
-    let (w, d, inner) = (c.width, c.head_dim(), c.intermediate());
-    let name = |rest: &str| format!("model.layers.{i}.{rest}.weight");
+pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
+    let (w, d) = (c.width, c.head_dim());
+    let name = |rest: &str| weight(i, rest);
     let norm = |rest: &str, n: usize| Parameter::new(name(rest), &[n], Init::Ones);
     let mut list = vec![norm("input_layernorm", w)];
     for (part, heads) in [("q", c.heads), ("k", c.kv_heads()), ("v", c.kv_heads())] {
@@ -33,11 +33,22 @@ pub(super) fn block_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
         }
     }
     list.push(matrix(c, name("self_attn.o_proj"), w, c.heads * d));
-    list.push(norm("post_attention_layernorm", w));
-    list.push(matrix(c, name("mlp.gate_proj"), inner, w));
-    list.push(matrix(c, name("mlp.up_proj"), inner, w));
-    list.push(matrix(c, name("mlp.down_proj"), w, inner));
     list
+}
+
+pub(super) fn mlp_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
+    let (w, inner) = (c.width, c.intermediate());
+    vec![
+        Parameter::new(weight(i, "post_attention_layernorm"), &[w], Init::Ones),
+        matrix(c, weight(i, "mlp.gate_proj"), inner, w),
+        matrix(c, weight(i, "mlp.up_proj"), inner, w),
+        matrix(c, weight(i, "mlp.down_proj"), w, inner),
+    ]
+}
+
+/// The name of a weight of block `i`.
+fn weight(i: usize, rest: &str) -> String {
+    format!("model.layers.{i}.{rest}.weight")
 }
 
 pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
@@ -55,8 +66,8 @@ fn norm(g: &mut Graph, c: &ModelConfig, x: ValueId, gain: ValueId) -> Result<Val
     g.forward(Op::RmsNorm { epsilon: c.norm_epsilon() as f32 }, &[x, gain])
 }
 
-/// x + attention(norm(x)), then x + down(silu(gate(norm(x))) · up(norm(x))); `w` in the order of [`block_parameters`].
-pub(super) fn block(
+/// x + attention(norm(x)); `w` in the order of [`attention_parameters`].
+pub(super) fn attention(
     g: &mut Graph,
     c: &ModelConfig,
     i: usize,
@@ -65,7 +76,7 @@ pub(super) fn block(
     run: &Run,
 ) -> Result<ValueId> {
     let mut w = w.iter().copied();
-    let mut next = || w.next().expect("as many weights as block_parameters lists");
+    let mut next = || w.next().expect("as many weights as attention_parameters lists");
     let y = norm(g, c, x, next())?;
     let (heads, kv_heads) = (c.heads, c.kv_heads());
     let mut parts = Vec::with_capacity(5);
@@ -88,12 +99,16 @@ pub(super) fn block(
     let qkv = g.forward(Op::Rope { heads, kv_heads, positions }, &parts)?;
     let o = attend(g, c, i, qkv, run)?;
     let y = linear(g, o, next(), run)?;
-    let x = g.forward(Op::Add, &[x, y])?;
-    let y = norm(g, c, x, next())?;
-    let gate = linear(g, y, next(), run)?;
-    let up = linear(g, y, next(), run)?;
+    g.forward(Op::Add, &[x, y])
+}
+
+/// x + down(silu(gate(norm(x))) · up(norm(x))); `w` in the order of [`mlp_parameters`].
+pub(super) fn mlp(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
+    let y = norm(g, c, x, w[0])?;
+    let gate = linear(g, y, w[1], run)?;
+    let up = linear(g, y, w[2], run)?;
     let a = g.forward(Op::SwiGlu, &[gate, up])?;
-    let y = linear(g, a, next(), run)?;
+    let y = linear(g, a, w[3], run)?;
     g.forward(Op::Add, &[x, y])
 }
 

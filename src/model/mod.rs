@@ -1,5 +1,5 @@
-//! Architectures as lists of layers. A layer is the unit that is never cut: it knows its parameters (named as in
-//! Hugging Face's folders) and appends its forward nodes to a graph.
+//! Architectures as lists of layers. A layer is the unit that is never cut (a block with attention is two): it knows its
+//! parameters (named as in Hugging Face's folders) and appends its forward nodes to a graph.
 
 mod config;
 mod gpt2;
@@ -7,7 +7,6 @@ mod hugging_face;
 pub mod init;
 mod llama;
 pub mod lora;
-mod mlp;
 mod parameter;
 pub mod rope;
 mod weights;
@@ -20,6 +19,7 @@ pub use weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::graph::{Fed, Graph, Op, StageGraph, ValueId, differentiate, fuse};
+use crate::layers::Layers;
 
 /// Most angles of rotary positions: a table that every stage has, of 64 MiB.
 const MOST_ANGLES: usize = 1 << 24;
@@ -62,9 +62,14 @@ struct Run<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layer {
     Embedding,
-    Block(usize),
+    /// The first half of a block, and the second.
+    Attention(usize),
+    Mlp(usize),
     Head,
 }
+
+/// The kinds of layers: all of a kind are alike, but for what an adapter leaves out.
+pub const KINDS: [&str; 4] = ["embedding", "attention", "mlp", "head"];
 
 /// A model: its layers in order, each with parameters and a way to append itself to a graph.
 #[derive(Clone, Debug)]
@@ -80,7 +85,11 @@ impl Model {
     /// Checks the extents.
     pub fn new(config: &ModelConfig) -> Result<Model> {
         config.check()?;
-        let blocks = (0..config.layers).map(Layer::Block);
+        let block = |i: usize| match config.kind {
+            Kind::Mlp => vec![Layer::Mlp(i)],
+            _ => vec![Layer::Attention(i), Layer::Mlp(i)],
+        };
+        let blocks = (0..config.layers).flat_map(block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
         Ok(Model { config: config.canonical(), layers, adapter: None, weights: Weights::F32, shared: false })
     }
@@ -152,12 +161,51 @@ impl Model {
         self.layers.len()
     }
 
-    /// A layer's name for people: `embedding`, `block 3`, `head`.
+    /// How many layers a block is.
+    pub fn layers_of_block(&self) -> usize {
+        if self.config.kind == Kind::Mlp { 1 } else { 2 }
+    }
+
+    /// How many layers a layer counts for among people: half a block is one half.
+    pub fn layer_size(&self, layer: usize) -> Layers {
+        match (self.layers[layer], self.config.kind) {
+            (Layer::Embedding | Layer::Head, _) | (_, Kind::Mlp) => Layers::ONE,
+            (Layer::Attention(_) | Layer::Mlp(_), _) => Layers::HALF,
+        }
+    }
+
+    /// Where each layer begins, and where the last one ends.
+    pub fn layer_starts(&self) -> Vec<Layers> {
+        let ends = (0..self.layers()).scan(Layers::default(), |end, layer| {
+            *end = *end + self.layer_size(layer);
+            Some(*end)
+        });
+        [Layers::default()].into_iter().chain(ends).collect()
+    }
+
+    /// A layer's name for people: `embedding`, `attention of block 3`, `mlp of block 3`, `head`; `block 3` where it is whole.
     pub fn layer_name(&self, layer: usize) -> String {
+        match (self.layers[layer], self.config.kind) {
+            (Layer::Embedding, _) => "embedding".into(),
+            (Layer::Mlp(i), Kind::Mlp) => format!("block {i}"),
+            (Layer::Attention(i), _) => format!("attention of block {i}"),
+            (Layer::Mlp(i), _) => format!("mlp of block {i}"),
+            (Layer::Head, _) => "head".into(),
+        }
+    }
+
+    /// Whether a layer has attention.
+    pub fn attends(&self, layer: usize) -> bool {
+        matches!(self.layers[layer], Layer::Attention(_))
+    }
+
+    /// The kind of a layer, of [`KINDS`].
+    pub fn layer_kind(&self, layer: usize) -> usize {
         match self.layers[layer] {
-            Layer::Embedding => "embedding".into(),
-            Layer::Block(i) => format!("block {i}"),
-            Layer::Head => "head".into(),
+            Layer::Embedding => 0,
+            Layer::Attention(_) => 1,
+            Layer::Mlp(_) => 2,
+            Layer::Head => 3,
         }
     }
 
@@ -167,11 +215,10 @@ impl Model {
         let mut parameters = match self.layers[layer] {
             Layer::Embedding if c.kind.is_llama() => llama::embedding_parameters(c),
             Layer::Embedding => gpt2::embedding_parameters(c),
-            Layer::Block(i) => match c.kind {
-                Kind::Gpt2 => gpt2::block_parameters(c, i),
-                Kind::Mlp => mlp::block_parameters(c, i),
-                Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3 => llama::block_parameters(c, i),
-            },
+            Layer::Attention(i) if c.kind.is_llama() => llama::attention_parameters(c, i),
+            Layer::Attention(i) => gpt2::attention_parameters(c, i),
+            Layer::Mlp(i) if c.kind.is_llama() => llama::mlp_parameters(c, i),
+            Layer::Mlp(i) => gpt2::mlp_parameters(c, i),
             Layer::Head if c.kind.is_llama() => llama::head_parameters(c),
             Layer::Head => gpt2::head_parameters(c),
         };
@@ -240,8 +287,7 @@ impl Model {
         let width = self.config.width;
         let positions = capacity.map(|_| graph.input(Fed::Positions, &[batch, sequence]));
         let shared = self.shared && capacity.is_none();
-        let attends = |layer: &Layer| matches!(layer, Layer::Block(_)) && self.config.kind != Kind::Mlp;
-        let starts = (shared && self.layers[range.clone()].iter().any(attends))
+        let starts = (shared && range.clone().any(|layer| self.attends(layer)))
             .then(|| graph.input(Fed::Starts, &[batch, sequence]));
         let lora = self.adapter.as_ref();
         let run = Run { batch, sequence, positions, capacity, shared, starts, lora };
@@ -250,7 +296,10 @@ impl Model {
         let mut boundaries = Vec::new();
         for layer in range.clone() {
             let y = self.append(&mut graph, layer, x, &run)?;
-            boundaries.push(y);
+            // A block is computed again as a whole.
+            if !self.attends(layer) {
+                boundaries.push(y);
+            }
             x = Some(y);
         }
         let last = range.end == self.layers();
@@ -320,13 +369,10 @@ impl Model {
                     }
                 }
             }
-            (Layer::Block(i), Some(x)) => match c.kind {
-                Kind::Gpt2 => gpt2::block(graph, c, i, x, &w, run),
-                Kind::Mlp => mlp::block(graph, c, x, &w, run),
-                Kind::Llama | Kind::Mistral | Kind::Qwen2 | Kind::Qwen3 => {
-                    llama::block(graph, c, i, x, &w, run)
-                }
-            },
+            (Layer::Attention(i), Some(x)) if c.kind.is_llama() => llama::attention(graph, c, i, x, &w, run),
+            (Layer::Attention(i), Some(x)) => gpt2::attention(graph, c, i, x, &w, run),
+            (Layer::Mlp(_), Some(x)) if c.kind.is_llama() => llama::mlp(graph, c, x, &w, run),
+            (Layer::Mlp(_), Some(x)) => gpt2::mlp(graph, c, x, &w, run),
             (Layer::Head, Some(mut x)) => {
                 if run.capacity.is_some() && run.sequence > 1 {
                     let last = graph.input(Fed::Last, &[run.batch, 1]);
@@ -353,8 +399,9 @@ impl Model {
             return (0..self.layers()).map(flops).collect();
         }
         // All blocks are alike.
-        let (first, block, last) = (flops(0)?, flops(1)?, flops(self.layers() - 1)?);
-        let blocks = std::iter::repeat_n(block, self.layers() - 2);
+        let block = (1..1 + self.layers_of_block()).map(flops).collect::<Result<Vec<f64>>>()?;
+        let (first, last) = (flops(0)?, flops(self.layers() - 1)?);
+        let blocks = block.iter().copied().cycle().take(self.layers() - 2);
         Ok([first].into_iter().chain(blocks).chain([last]).collect())
     }
 

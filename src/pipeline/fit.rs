@@ -36,11 +36,12 @@ impl Plan {
         let work = model.layer_flops(setup.batch, setup.sequence)?;
         let bytes: Vec<u64> = (0..model.layers()).map(|layer| layer_bytes(&model, layer, &setup)).collect();
         let sum = |layers: std::ops::Range<usize>| bytes[layers].iter().sum::<u64>();
+        let starts = model.layer_starts();
         let mut room = setup.budgets.clone();
         for _ in 0..TRIES {
             let fits = |stage: usize, layers| room[stage].is_none_or(|room| sum(layers) <= room);
             let Some(stages) = balanced_where(&work, adapters.len(), fits) else { break };
-            setup.cuts = Some(stages[1..].iter().map(|layers| layers.start).collect());
+            setup.cuts = Some(stages[1..].iter().map(|layers| starts[layers.start]).collect());
             match Plan::new(setup.clone(), adapters) {
                 Err(Error::Memory { device, need, budget, .. }) => {
                     let beside_layers = need.saturating_sub(sum(stages[device].clone()));
@@ -64,9 +65,8 @@ fn layer_bytes(model: &Model, layer: usize, setup: &Setup) -> u64 {
     let stored = |p: &Parameter| p.stored(training).iter().map(|dtype| dtype.bytes(p.len())).sum::<u64>();
     let bytes = |p: &Parameter| stored(p) + state(p) * DType::F32.bytes(p.len());
     let weights: u64 = model.layer_parameters(layer).iter().map(bytes).sum();
-    let block = layer > 0 && layer + 1 < model.layers();
     let cached = match setup.purpose {
-        Use::Decoding { capacity } if block => {
+        Use::Decoding { capacity } if model.attends(layer) => {
             2 * setup.schedule.microbatches
                 * setup.batch
                 * capacity

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 
 /// Contiguous stages whose largest sum of `weights` is as small as possible, found by dynamic programming over (layer,
 /// stages): exact, O(layers² · stages).
@@ -11,7 +12,7 @@ pub fn balanced(weights: &[f64], stages: usize) -> Result<Vec<Range<usize>>> {
         Error::config(
             "pipeline.devices",
             format!(
-                "{stages} stages cannot share {} layers (embedding and head count as one each); use at most {0} devices",
+                "{stages} stages cannot share the {} parts of a model (embedding, head, and the halves of its blocks); use at most {0} devices",
                 weights.len()
             ),
         )
@@ -61,24 +62,26 @@ pub fn balanced_where(
     Some(ranges)
 }
 
-/// Stages cut by hand: `cuts` are the layers at which a new stage starts.
-pub fn from_cuts(cuts: &[usize], layers: usize, stages: usize) -> Result<Vec<Range<usize>>> {
-    let bounds: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
-    let rising = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-    if cuts.len() + 1 != stages || !rising {
-        let message = format!(
-            "{cuts:?} does not cut {layers} layers (embedding and head count as one each) into {stages} stages; give {} rising layer numbers between 1 and {}",
-            stages - 1,
-            layers - 1
-        );
-        return Err(Error::config("pipeline.cuts", message));
+/// Stages cut by hand: `cuts` are where a new stage starts, of layers that begin at `starts`, the last of which is the end.
+pub fn from_cuts(cuts: &[Layers], starts: &[Layers], stages: usize) -> Result<Vec<Range<usize>>> {
+    let refused = |message| Error::config("pipeline.cuts", message);
+    if cuts.len() + 1 != stages {
+        let message = format!("{} are not the {} cuts of {stages} stages", Layers::list(cuts), stages - 1);
+        return Err(refused(message));
     }
+    let inside = Layers::cut(cuts, starts).map_err(refused)?;
+    let bounds: Vec<usize> = [0].into_iter().chain(inside).chain([starts.len() - 1]).collect();
     Ok(bounds.windows(2).map(|pair| pair[0]..pair[1]).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::{balanced, balanced_where, from_cuts};
+    use crate::layers::Layers;
+
+    fn starts(layers: usize) -> Vec<Layers> {
+        (0..=layers).map(Layers::whole).collect()
+    }
 
     #[test]
     fn a_balanced_split_has_the_smallest_possible_largest_stage() {
@@ -92,8 +95,9 @@ mod tests {
             let mut least = f64::INFINITY;
             for mask in 0u32..64 {
                 if mask.count_ones() as usize == stages - 1 {
-                    let cuts: Vec<usize> = (0..6).filter(|i| mask >> i & 1 == 1).map(|i| i + 1).collect();
-                    least = least.min(worst(&from_cuts(&cuts, 7, stages).unwrap()));
+                    let cuts = (0..6).filter(|i| mask >> i & 1 == 1).map(|i| Layers::whole(i + 1));
+                    least =
+                        least.min(worst(&from_cuts(&cuts.collect::<Vec<_>>(), &starts(7), stages).unwrap()));
                 }
             }
             assert_eq!(worst(&ranges), least, "{stages} stages: {ranges:?}");
@@ -113,8 +117,11 @@ mod tests {
     #[test]
     fn impossible_splits_are_refused() {
         assert!(balanced(&[1.0, 1.0], 3).is_err());
-        assert!(from_cuts(&[2, 2], 5, 3).is_err());
-        assert!(from_cuts(&[5], 5, 2).is_err());
-        assert!(from_cuts(&[1, 2], 5, 2).is_err());
+        let cut = |cuts: &[usize], stages| {
+            from_cuts(&cuts.iter().map(|&cut| cut.into()).collect::<Vec<_>>(), &starts(5), stages)
+        };
+        assert!(cut(&[2, 2], 3).is_err());
+        assert!(cut(&[5], 2).is_err());
+        assert!(cut(&[1, 2], 2).is_err());
     }
 }

@@ -8,6 +8,7 @@ use super::{host, link, load, partition, store};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
+use crate::layers::Layers;
 use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
@@ -60,7 +61,7 @@ pub struct Setup {
     /// When each device computes what; says the number of stages, whose stages are where, and the microbatches of a step.
     pub schedule: Schedule,
     /// First layers of the stages after the first; balanced by floating-point operations if none.
-    pub cuts: Option<Vec<usize>>,
+    pub cuts: Option<Vec<Layers>>,
     /// Whether a sequence may hold several texts, which do not see one another ([`Batch`](super::Batch) says where each
     /// begins).
     pub shared: bool,
@@ -188,7 +189,7 @@ impl Plan {
         }
         let flops = model.layer_flops(setup.batch, setup.sequence)?;
         let stages = match &setup.cuts {
-            Some(cuts) => partition::from_cuts(cuts, model.layers(), schedule.stages)?,
+            Some(cuts) => partition::from_cuts(cuts, &model.layer_starts(), schedule.stages)?,
             None => partition::balanced(&flops, schedule.stages)?,
         };
         if let Some(stage) = setup.recompute.iter().find(|&&stage| stage >= schedule.stages) {

@@ -5,7 +5,7 @@ use super::{host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
-use crate::model::{Model, Parameter, Purpose};
+use crate::model::{KINDS, Model, Parameter, Purpose};
 use crate::ops::lower;
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
@@ -15,12 +15,9 @@ use crate::plan::{
     TiedLayers, Work, Workload,
 };
 
-/// The kinds of layers. All blocks are alike; where an adapter leaves out modules of some, those are taken for as much
-/// work as the others.
-pub const KINDS: [&str; 3] = ["embedding", "block", "head"];
-
 /// The workload of a training step of `batch` sequences of `sequence` tokens, divided into each of `microbatches`
-/// microbatches, which must divide the batch. Of each kind of devices that choose the same kernels it has a footprint:
+/// microbatches, which must divide the batch. All blocks are alike: where an adapter leaves out modules of some, those are taken
+/// for as much work as the others. Of each kind of devices that choose the same kernels it has a footprint:
 /// `kernels` are what [`kinds_of_kernels`] finds.
 pub fn workload(
     model: &Model,
@@ -50,7 +47,8 @@ pub fn sharded(
         let state = Layout::streaming(own.clone(), owned, streams).bytes(true);
         Layer {
             name: model.layer_name(layer),
-            kind: kind_of(model, layer),
+            size: model.layer_size(layer),
+            kind: model.layer_kind(layer),
             weights: trained().map(|p| 4 * p.len() as u64).sum(),
             sent: trained().map(|p| p.weight_bytes()).sum(),
             state,
@@ -94,14 +92,6 @@ pub fn kinds_of_kernels<'a>(
     };
     let of_each = devices.into_iter().map(&mut kind).collect();
     (kinds, of_each)
-}
-
-fn kind_of(model: &Model, layer: usize) -> usize {
-    match layer {
-        0 => 0,
-        layer if layer + 1 == model.layers() => 2,
-        _ => 1,
-    }
 }
 
 /// The key of measured times: everything that they depend on beside the device and the shaders.
@@ -183,6 +173,7 @@ fn batching(
     let graphs = Graphs::new(model, sequences, microbatches, sequence)?;
     let activation = graphs.activation;
     let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
+    let largest = |kind: &Option<StageGraph>| kind.as_ref().map_or(0, largest);
     Ok(Batching {
         sequences,
         microbatches,
@@ -196,54 +187,76 @@ fn batching(
 
 /// The stages from which it is seen what a layer holds.
 struct Graphs {
-    /// One layer of each kind, alone.
-    single: [StageGraph; 3],
-    /// Two blocks, if there are as many.
-    pair: Option<StageGraph>,
+    /// One layer of each of [`KINDS`], alone; none of a kind that the model does not have.
+    single: Vec<Option<StageGraph>>,
+    /// Of each kind beside the first and the last a layer with its neighbour, the one before if that is part of a block; and
+    /// the neighbour's kind. None if it has none.
+    pairs: Vec<Option<(usize, StageGraph)>>,
     /// Bytes of an activation.
     activation: u64,
     /// Bytes of the losses of the whole batch.
     losses: u64,
 }
 
+/// The first and the last of the kinds.
+const ENDS: [usize; 2] = [0, KINDS.len() - 1];
+
 impl Graphs {
     fn new(model: &Model, sequences: usize, microbatches: usize, sequence: usize) -> Result<Graphs> {
         let tokens = sequences * microbatches * sequence;
-        let last = model.layers() - 1;
         let graph = |range| model.stage_graph(range, sequences, sequence, Purpose::Training { tokens });
-        Ok(Graphs {
-            // The last block: the gradient of its input is wanted even where nothing is trained before the first.
-            single: [graph(0..1)?, graph(last - 1..last)?, graph(last..last + 1)?],
-            pair: (last > 2).then(|| graph(last - 2..last)).transpose()?,
+        let is_within = |layer: usize| !ENDS.contains(&model.layer_kind(layer));
+        let mut graphs = Graphs {
+            single: Vec::new(),
+            pairs: Vec::new(),
             activation: 4 * (sequences * sequence * model.config().width) as u64,
             losses: 4 * tokens as u64,
-        })
+        };
+        for kind in 0..KINDS.len() {
+            // The last one: the gradient of its input is wanted even where nothing is trained before the first.
+            let last = (0..model.layers()).rfind(|&layer| model.layer_kind(layer) == kind);
+            let pair = |layer: usize| {
+                let neighbour = [layer - 1, layer + 1].into_iter().find(|&beside| is_within(beside))?;
+                let range = layer.min(neighbour)..layer.max(neighbour) + 1;
+                Some(graph(range).map(|stage| (model.layer_kind(neighbour), stage)))
+            };
+            graphs.single.push(last.map(|layer| graph(layer..layer + 1)).transpose()?);
+            graphs.pairs.push(last.filter(|&layer| is_within(layer)).and_then(pair).transpose()?);
+        }
+        Ok(graphs)
     }
 
     fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Footprint {
         let activation = self.activation;
-        let mut memory = vec![FormMemory::default(); 3];
+        let mut memory = vec![FormMemory::default(); KINDS.len()];
         let mut ends = EndMemory::default();
         for form in StageForm::ALL {
             let held = |graph: &StageGraph| held(graph, form, capabilities, streams);
-            let [first, block, head] = [0, 1, 2].map(|kind| held(&self.single[kind]));
-            // What a second block adds is a block's own; the rest belongs to the stage's ends.
-            let pair = self.pair.as_ref().map(held);
-            let own = pair.map_or(block, |pair| difference(&pair, &block));
+            let single: Vec<LayerMemory> =
+                self.single.iter().map(|graph| graph.as_ref().map(held).unwrap_or_default()).collect();
             let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
             let before_last =
                 LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
             let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
-            let scratch = pair.map_or(block.scratch, |pair| block.scratch.max(pair.scratch));
-            memory[1][form] = LayerMemory { scratch, ..own };
-            memory[0][form] = difference(&first, &before_last);
-            memory[2][form] = difference(&head, &sum(&after_first, &last_end));
+            for (kind, pair) in self.pairs.iter().enumerate() {
+                // What it adds to its neighbour is its own; the rest belongs to the stage's ends.
+                let own = |(beside, pair): &(usize, StageGraph)| {
+                    let pair = held(pair);
+                    let scratch = pair.scratch.max(single[kind].scratch);
+                    LayerMemory { scratch, ..difference(&pair, &single[*beside]) }
+                };
+                memory[kind][form] = pair.as_ref().map_or(single[kind], own);
+            }
+            let [first, last] = ENDS;
+            memory[first][form] = difference(&single[first], &before_last);
+            memory[last][form] = difference(&single[last], &sum(&after_first, &last_end));
             ends.after_first[form] = after_first;
             ends.before_last[form] = before_last;
             // Losses of the whole batch, and their read-back.
             ends.last[form] = LayerMemory { fixed: last_end.fixed + 2 * self.losses, ..last_end };
         }
-        let work = self.single.iter().map(|stage| work(stage, capabilities)).collect();
+        let of_kind = |stage: &Option<StageGraph>| stage.as_ref().map(|stage| work(stage, capabilities));
+        let work = self.single.iter().map(|stage| of_kind(stage).unwrap_or_default()).collect();
         Footprint { work, memory, ends }
     }
 }
@@ -300,6 +313,7 @@ fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
 mod tests {
     use super::*;
     use crate::gpu::imagined;
+    use crate::layers::Layers;
     use crate::model::Weights;
     use crate::pipeline::{Plan, Setup, Use};
     use crate::plan::{Assignment, DeviceProfile, Link, Machine, Rates, costs};
@@ -317,13 +331,13 @@ mod tests {
         let (kernels, of_each) = kinds_of_kernels([&card, &software, &large]);
         assert_eq!((kernels.len(), of_each), (2, vec![0, 1, 0]));
         let schedule = generate("1f1b", 2, 2).unwrap();
-        let counted = |of_each: [usize; 2]| {
+        let counted = |of_each: [usize; 2], end: usize| {
             let work = workload(&model, 4, 64, &[2], &kernels).unwrap();
             let device = |kernels| DeviceProfile { kernels, ..DeviceProfile::default() };
             let machine = Machine { devices: of_each.map(device).to_vec(), ..Machine::default() };
             let assignment = Assignment {
                 devices: &[0, 1],
-                stages: &[0..3, 3..6],
+                stages: &[0..end, end..10],
                 placement: &schedule.placement().unwrap(),
                 recompute: &[false; 2],
                 split: &[false; 2],
@@ -337,14 +351,14 @@ mod tests {
             };
             [0, 1].map(stage)
         };
-        let setup = || Setup {
+        let setup = |cut: Layers| Setup {
             model: config.clone(),
             adapter: None,
             weights: Weights::F32,
             batch: 2,
             sequence: 64,
             schedule: schedule.clone(),
-            cuts: Some(vec![3]),
+            cuts: Some(vec![cut]),
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
@@ -352,8 +366,8 @@ mod tests {
             purpose: Use::Training,
             budgets: vec![None; 2],
         };
-        let needed = |of_each: [usize; 2]| {
-            let setup = setup();
+        let needed = |of_each: [usize; 2], cut: Layers| {
+            let setup = setup(cut);
             let devices = of_each.map(|kind| (info.clone(), kernels[kind]));
             let plan = Plan::new(setup, &devices).unwrap();
             [0, 1].map(|rank: usize| plan.ranks[rank].bytes)
@@ -369,7 +383,7 @@ mod tests {
         let machine = Machine { devices: kinds.map(device).to_vec(), link, ..Machine::default() };
         let assignment = Assignment {
             devices: &[0, 1, 2, 3],
-            stages: &[0..3, 3..6],
+            stages: &[0..5, 5..10],
             placement: &layout,
             recompute: &[false; 2],
             split: &[false; 2],
@@ -377,7 +391,7 @@ mod tests {
         };
         let costs = costs(&work, &work.batchings[0], &machine, &assignment);
         let simulation = simulate(&schedule, &costs).unwrap();
-        let setup = Setup { schedule, budgets: vec![None; 4], ..setup() };
+        let setup = Setup { schedule, budgets: vec![None; 4], ..setup(Layers::whole(3)) };
         let devices = kinds.map(|kind| (info.clone(), kernels[kind]));
         let plan = Plan::new(setup, &devices).unwrap();
         for rank in 0..4 {
@@ -386,10 +400,14 @@ mod tests {
             // What travels between replicas is counted by shares of bytes, and allocated by buckets.
             assert!(off.abs() < 0.04, "rank {rank} of replicas: {counted} counted, {needed} needed");
         }
-        for of_each in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-            for (counted, needed) in counted(of_each).into_iter().zip(needed(of_each)) {
-                let off = counted as f64 / needed as f64 - 1.0;
-                assert!((0.0..0.02).contains(&off), "{of_each:?}: {counted} counted, {needed} needed");
+        // Before a block, and between its attention and its MLP.
+        for (cut, end) in [(Layers::whole(3), 5), (Layers::whole(3) + Layers::HALF, 6)] {
+            for of_each in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+                for (counted, needed) in counted(of_each, end).into_iter().zip(needed(of_each, cut)) {
+                    let off = counted as f64 / needed as f64 - 1.0;
+                    let what = format!("{of_each:?} cut at {cut}");
+                    assert!((0.0..0.02).contains(&off), "{what}: {counted} counted, {needed} needed");
+                }
             }
         }
     }

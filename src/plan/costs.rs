@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::machine::{DeviceProfile, Machine, Rates, ShapeProfile};
 use super::workload::{Batching, Footprint, LayerMemory, StageForm, StageNeed, Work, Workload};
+use crate::layers::Layers;
 use crate::schedule::{Costs, Exchange, Hop, Hops, Placement, RankCost, StageCost};
 
 const MICRO: f64 = 1e-6;
@@ -500,11 +501,26 @@ fn kind_seconds(
         let whole = measured.backward.unwrap_or(measured.input + measured.weight);
         return [measured.forward, measured.input, measured.weight, whole];
     }
-    let work = &batching.footprints[device.kernels].work[kind];
-    let [forward, input, weight] =
-        [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
-    [forward, input, weight, input + weight]
+    let estimated = |kind: usize| {
+        let work = &batching.footprints[device.kernels].work[kind];
+        let [forward, input, weight] =
+            [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
+        [forward, input, weight, input + weight]
+    };
+    let is_half = |kind: usize| workload.layers.iter().any(|of| of.kind == kind && of.size == Layers::HALF);
+    let Some(block) = shape.and_then(|shape| shape.layers.get(BLOCK)).filter(|_| is_half(kind)) else {
+        return estimated(kind);
+    };
+    // Measured as a whole: each half has the part that it would have by rates.
+    let halves = (0..workload.kinds.len()).filter(|&kind| is_half(kind)).map(estimated);
+    let whole = halves.fold([0.0; 4], |sum, half| std::array::from_fn(|at| sum[at] + half[at]));
+    let backward = block.backward.unwrap_or(block.input + block.weight);
+    let (block, half) = ([block.forward, block.input, block.weight, backward], estimated(kind));
+    std::array::from_fn(|at| if whole[at] > 0.0 { block[at] * half[at] / whole[at] } else { block[at] / 2.0 })
 }
+
+/// What machine files call a block that was measured whole.
+const BLOCK: &str = "block";
 
 fn roofline(work: &Work, rates: &Rates) -> f64 {
     let compute = work.flops / (rates.matmul_gflops * GIGA);

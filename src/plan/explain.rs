@@ -1,14 +1,16 @@
 //! A plan in words: what each device gets and why, what it waits for, what else there was.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use serde::Serialize;
 
 use super::costs::{Prices, part};
 use super::machine::Machine;
-use super::text::{counted, percent};
+use super::text::percent;
 use super::workload::{Layer, Workload};
 use super::{Candidate, Planned, Without};
+use crate::layers::Layers;
 use crate::schedule::Idle;
 
 /// Devices that differ less in speed count as equally fast.
@@ -83,7 +85,7 @@ pub struct DeviceShare {
     /// Its name.
     pub name: String,
     /// How many layers it gets.
-    pub layers: usize,
+    pub layers: Layers,
     /// Its stages.
     pub stages: Vec<StageShare>,
     /// Its part of the work of all layers, as seconds on one and the same device: 0 to 1.
@@ -132,7 +134,7 @@ pub struct SharedBy {
     /// The machine's devices.
     pub devices: Vec<usize>,
     /// First layers of their stages, and the layers after their last.
-    pub layers: Vec<(usize, usize)>,
+    pub layers: Vec<(Layers, Layers)>,
     /// Bytes of gradients that all of them together send to those of them that own the weights, each step.
     pub gradients: u64,
     /// Bytes of new weights that come back.
@@ -156,9 +158,9 @@ pub struct StageShare {
     /// Which.
     pub stage: usize,
     /// Its first layer.
-    pub first: usize,
+    pub first: Layers,
     /// The layer after its last.
-    pub end: usize,
+    pub end: Layers,
     /// Whether it repeats F before its backward pass.
     pub recompute: bool,
 }
@@ -201,7 +203,7 @@ pub struct Alternative {
     /// The machine's devices in the order of the pipeline.
     pub devices: Vec<usize>,
     /// Layers of each of them.
-    pub layers: Vec<usize>,
+    pub layers: Vec<Layers>,
     /// The microbatches of each of several pipelines; one share where there is one.
     pub shares: Vec<usize>,
     /// Stages that repeat F.
@@ -275,19 +277,19 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
         let nothing = prices.stage(device, &(range.start..range.start), false);
         cost.forward + cost.backward - nothing.forward - nothing.backward
     };
-    let usual = usual_layer(workload);
+    let usual = usual_block(workload);
     let slowest = best
         .devices
         .iter()
         .copied()
-        .max_by(|&a, &b| work(a, usual..usual + 1).total_cmp(&work(b, usual..usual + 1)))
+        .max_by(|&a, &b| work(a, usual.clone()).total_cmp(&work(b, usual.clone())))
         .unwrap_or_default();
     let all = work(slowest, 0..workload.layers.len());
     let share = |(rank, &device): (usize, &usize)| {
         let stages = best.stages_of(rank).map(|stage| StageShare {
             stage,
-            first: best.stages[stage].start,
-            end: best.stages[stage].end,
+            first: best.places[stage].start,
+            end: best.places[stage].end,
             recompute: best.recompute[stage],
         });
         let cells = best.simulation.cells.iter();
@@ -301,14 +303,15 @@ fn devices(planned: &Planned, workload: &Workload, machine: &Machine) -> Vec<Dev
             layers: best.layers_of(rank),
             stages: stages.collect(),
             work: own_work(best, rank, |range| work(slowest, range)) / all.max(f64::MIN_POSITIVE),
-            speed: ratio(work(slowest, usual..usual + 1), work(device, usual..usual + 1)),
+            speed: ratio(work(slowest, usual.clone()), work(device, usual.clone())),
             why: Vec::new(),
             busy_seconds: own.map(|cell| cell.end - cell.start).sum(),
             idle_seconds: Waiting { warm_up, drain, imbalance, link, host },
             peak_bytes: best.simulation.slot_bytes[rank],
             budget: best.costs.ranks[rank].budget,
         };
-        share.why.extend(why_ends(&share, workload, usual, |layer| work(device, layer..layer + 1)));
+        let own: Vec<usize> = best.stages_of(rank).flat_map(|stage| best.stages[stage].clone()).collect();
+        share.why.extend(why_ends(&own, workload, |layers| work(device, layers)));
         share.why.extend(why_memory(planned, &share));
         share.why.extend(why_idle(&share, best.simulation.makespan));
         share
@@ -331,13 +334,15 @@ fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 1.0 }
 }
 
-/// A layer of the kind of which there are most.
-fn usual_layer(workload: &Workload) -> usize {
-    let count = |kind: usize| workload.layers.iter().filter(|layer| layer.kind == kind).count();
-    (0..workload.layers.len())
-        .rev()
-        .max_by_key(|&layer| count(workload.layers[layer].kind))
-        .unwrap_or_default()
+/// The layers of a block: from one of the kind of which there are most to the last one before the next of that kind.
+fn usual_block(workload: &Workload) -> Range<usize> {
+    let layers = &workload.layers;
+    let count = |kind: usize| layers.iter().filter(|layer| layer.kind == kind).count();
+    let most = |&layer: &usize| Reverse(count(layers[layer].kind));
+    let first = (0..layers.len()).min_by_key(most).unwrap_or_default();
+    let whole =
+        |end: &usize| layers[first..*end].iter().map(|layer| layer.size).sum::<Layers>() >= Layers::ONE;
+    first..(first + 1..=layers.len()).find(whole).unwrap_or(layers.len())
 }
 
 /// How fast each of several devices is beside the slowest.
@@ -364,21 +369,19 @@ fn why_speed(shares: &[DeviceShare], slowest: usize) -> Vec<Option<String>> {
     shares.iter().map(why).collect()
 }
 
-/// Layers of which there are few, and how much work they are.
-fn why_ends(
-    share: &DeviceShare,
-    workload: &Workload,
-    usual: usize,
-    work: impl Fn(usize) -> f64,
-) -> Vec<String> {
-    let own = share.stages.iter().flat_map(|stage| stage.first..stage.end);
-    let rare = own.filter(|&layer| workload.layers[layer].kind != workload.layers[usual].kind);
+/// Layers of which there is one of a kind, and how much work they are.
+fn why_ends(own: &[usize], workload: &Workload, work: impl Fn(Range<usize>) -> f64) -> Vec<String> {
+    let usual = usual_block(workload);
+    let is_rare = |&layer: &usize| {
+        let kind = workload.layers[layer].kind;
+        workload.layers.iter().filter(|other| other.kind == kind).count() == 1 && !usual.contains(&layer)
+    };
+    let rare = own.iter().copied().filter(is_rare);
     rare.map(|layer| {
         let name = &workload.layers[layer].name;
-        let kind = &workload.kinds[workload.layers[usual].kind];
-        match ratio(work(layer), work(usual)) {
+        match ratio(work(layer..layer + 1), work(usual.clone())) {
             much if much < 0.05 => format!("has the {name}, hardly any work"),
-            much => format!("has the {name}, as much work as {much:.1} {kind}s"),
+            much => format!("has the {name}, as much work as {much:.1} blocks"),
         }
     })
     .collect()
@@ -387,15 +390,14 @@ fn why_ends(
 fn why_memory(planned: &Planned, share: &DeviceShare) -> Vec<String> {
     let mut why = Vec::new();
     if let Some(unlimited) = &planned.unlimited {
-        let without: usize = planned.best.stages_of(share.rank).map(|stage| unlimited[stage].len()).sum();
+        let stages = planned.best.stages_of(share.rank).map(|stage| &unlimited[stage]);
+        let without: Layers = stages.map(|places| places.end - places.start).sum();
         if without > share.layers {
-            why.push(format!("limited by memory to {} fewer", counted(without - share.layers, "layer")));
+            why.push(format!("limited by memory to {} fewer", (without - share.layers).counted()));
         }
         if without < share.layers {
-            why.push(format!(
-                "{} more because of the memory of others",
-                counted(share.layers - without, "layer")
-            ));
+            let more = (share.layers - without).counted();
+            why.push(format!("{more} more because of the memory of others"));
         }
     }
     let repeated = share.stages.iter().filter(|stage| stage.recompute).count();
@@ -478,7 +480,7 @@ fn host(best: &Candidate, workload: &Workload, machine: &Machine) -> Vec<HostSha
 
 fn shared(best: &Candidate) -> Vec<SharedBy> {
     let mut found: Vec<SharedBy> = Vec::new();
-    for (stage, range) in best.stages.iter().enumerate() {
+    for (stage, range) in best.places.iter().enumerate() {
         let devices: Vec<usize> = best.placement.holders(stage).map(|rank| best.devices[rank]).collect();
         if devices.len() < 2 {
             continue;

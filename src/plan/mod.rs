@@ -52,6 +52,7 @@ pub use workload::{
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::schedule::{Costs, Placement, Schedule, Simulation};
 
 /// What may be decided by hand; what is left open the planner chooses.
@@ -61,8 +62,8 @@ pub struct Options {
     pub devices: Option<Vec<usize>>,
     /// The schedule.
     pub schedule: ScheduleChoice,
-    /// First layers of the stages after the first.
-    pub cuts: Option<Vec<usize>>,
+    /// Where the stages after the first begin.
+    pub cuts: Option<Vec<Layers>>,
     /// Microbatches of a step.
     pub microbatches: Option<usize>,
     /// Which stages repeat F.
@@ -159,8 +160,10 @@ impl DataChoice {
 pub struct Candidate {
     /// The machine's device of each rank.
     pub devices: Vec<usize>,
-    /// Layers of each stage.
+    /// Layers of each stage, by their numbers in the workload.
     pub stages: Vec<Range<usize>>,
+    /// The same as people count them.
+    pub places: Vec<Range<Layers>>,
     /// Which rank does which stage of which microbatch.
     pub placement: Placement,
     /// Computation only; [`Schedule::lowered`] adds the transfers.
@@ -182,9 +185,9 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// First layers of the stages after the first.
-    pub fn cuts(&self) -> Vec<usize> {
-        self.stages[1..].iter().map(|range| range.start).collect()
+    /// Where the stages after the first begin.
+    pub fn cuts(&self) -> Vec<Layers> {
+        self.places[1..].iter().map(|range| range.start).collect()
     }
 
     /// The microbatches of each pipeline where there are several; one share where there is one, or where stages are not all
@@ -199,8 +202,8 @@ impl Candidate {
     }
 
     /// How many layers a rank has.
-    pub fn layers_of(&self, rank: usize) -> usize {
-        self.stages_of(rank).map(|stage| self.stages[stage].len()).sum()
+    pub fn layers_of(&self, rank: usize) -> Layers {
+        self.stages_of(rank).map(|stage| self.places[stage].end - self.places[stage].start).sum()
     }
 
     /// The stages that repeat F.
@@ -222,7 +225,7 @@ pub struct Planned {
     /// What each device of `best` is worth, if that was asked for: see [`without`](without()).
     pub without: Vec<Without>,
     /// The stages that the devices of `best` would have in its schedule if memory were no limit, if that were faster.
-    pub unlimited: Option<Vec<Range<usize>>>,
+    pub unlimited: Option<Vec<Range<Layers>>>,
     /// Plans looked at.
     pub considered: u64,
     /// Of these, plans simulated; a bound excluded the others.

@@ -14,6 +14,7 @@ use super::text::bytes;
 use super::workload::Workload;
 use super::{Candidate, DataChoice, LeftOut, Options, Planned, ScheduleChoice};
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::schedule::{Costs, simulate};
 
 /// How many other plans are shown.
@@ -170,6 +171,12 @@ fn pipeline(workload: &Workload, machine: &Machine, options: &Options) -> Result
     })
 }
 
+/// Stages as people count their layers.
+fn places(stages: &[Range<usize>], workload: &Workload) -> Vec<Range<Layers>> {
+    let starts = workload.starts();
+    stages.iter().map(|stage| starts[stage.start]..starts[stage.end]).collect()
+}
+
 pub(super) fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     let Timed { point, recompute, .. } = timed;
     let (form, prices) = (judge.form_of(timed), judge.prices(point));
@@ -178,6 +185,7 @@ pub(super) fn candidate(judge: &Judge, timed: &Timed) -> Result<Candidate> {
     let simulation = simulate(&form.schedule, &costs)?;
     Ok(Candidate {
         devices: point.devices.clone(),
+        places: places(&point.stages, prices.workload),
         stages: point.stages.clone(),
         placement: form.layout.placement.clone(),
         schedule: form.schedule.clone(),
@@ -264,7 +272,7 @@ fn unlimited(
     options: &Options,
     best: &Timed,
     judge: &Judge,
-) -> Result<Option<Vec<Range<usize>>>> {
+) -> Result<Option<Vec<Range<Layers>>>> {
     let form = judge.form_of(best);
     if best.point.devices.iter().all(|&device| machine.devices[device].memory.is_none()) {
         return Ok(None);
@@ -282,5 +290,5 @@ fn unlimited(
     let point = Point { form: 0, ..best.point.clone() };
     let found = improve(&mut judge, point, f64::INFINITY, WORK_OF_UNLIMITED)?;
     let found = found.filter(|found| found.step < best.step * (1.0 - WORTH_SAYING));
-    Ok(found.map(|found| found.point.stages))
+    Ok(found.map(|found| places(&found.point.stages, workload)))
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::explain::{Explanation, SharedBy, Waiting};
 use super::text::{bytes, counted, grouped, layers_of, microbatches, percent, ranges, seconds, table};
+use crate::layers::Layers;
 
 /// A smaller part of a step is not worth a line.
 const WORTH_SAYING: f64 = 0.005;
@@ -108,7 +109,8 @@ impl Explanation {
         for share in &self.devices {
             let part = |seconds: f64| percent(seconds / makespan);
             let Waiting { warm_up, drain, imbalance, link, .. } = share.idle_seconds;
-            let stages: Vec<Range<usize>> = share.stages.iter().map(|stage| stage.first..stage.end).collect();
+            let stages: Vec<Range<Layers>> =
+                share.stages.iter().map(|stage| stage.first..stage.end).collect();
             rows.push(vec![
                 share.device.to_string(),
                 title(share.adapter, &share.name),
@@ -124,9 +126,14 @@ impl Explanation {
             ]);
         }
         write!(f, "{}", table(rows, &[3, 4, 5, 6, 7, 8, 9, 10]))?;
+        let places = || self.devices.iter().flat_map(|share| &share.stages).map(|stage| stage.end);
+        let halves = match places().any(|place| !place.is_whole()) {
+            true => "; of a block that is cut, a is the attention and m the MLP",
+            false => "",
+        };
         writeln!(
             f,
-            "layers: the first is the embedding, the last the head, and blocks lie between\ncompute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
+            "layers: the first is the embedding, the last the head, and blocks lie between{halves}\ncompute, and idle at the start, at the end, waiting for others and for links: parts of the time to the last action\n"
         )?;
         for share in self.devices.iter().filter(|share| !share.why.is_empty()) {
             writeln!(f, "{} {}: {}", share.device, share.name, share.why.join("; "))?;
@@ -157,7 +164,7 @@ impl Explanation {
             writeln!(f, "\nbetween devices with the same layers, each step:")?;
             for SharedBy { devices, layers, gradients, weights } in &self.shared {
                 let devices: Vec<String> = devices.iter().map(usize::to_string).collect();
-                let layers: Vec<Range<usize>> = layers.iter().map(|&(first, end)| first..end).collect();
+                let layers: Vec<Range<Layers>> = layers.iter().map(|&(first, end)| first..end).collect();
                 writeln!(
                     f,
                     "  {} (layers {}): {} of gradients to who owns the weights, {} of new weights back",

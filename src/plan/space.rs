@@ -6,6 +6,7 @@ use super::machine::{DeviceProfile, Machine};
 use super::workload::Workload;
 use super::{Options, RecomputeChoice, ScheduleChoice};
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::schedule::{AUTO, Schedule};
 
 /// More sets of devices than this are not looked at: the slowest devices are left out first.
@@ -123,9 +124,9 @@ pub(super) fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
 
 /// Where a model of so many layers may be cut: at the cuts that are fixed, or anywhere. Of very many layers only every
 /// so many; small changes of a plan then find the exact place.
-fn marks(layers: usize, cuts: Option<&[usize]>, pool: &Pool) -> Vec<usize> {
+fn marks(layers: usize, cuts: Option<Vec<usize>>, pool: &Pool) -> Vec<usize> {
     if let Some(cuts) = cuts {
-        return [0].into_iter().chain(cuts.iter().copied()).chain([layers]).collect();
+        return [0].into_iter().chain(cuts).chain([layers]).collect();
     }
     let few = (2 * MOST_RANGES / (pool.sets() * pool.classes.len())).isqrt();
     // Every rank needs a part, several if it has several stages.
@@ -147,12 +148,13 @@ impl<'a> Space<'a> {
     /// Checks the options. `machine` has the budgets that apply.
     pub fn new(workload: &'a Workload, machine: &'a Machine, options: &Options) -> Result<Space<'a>> {
         check(workload, machine, options)?;
+        let cuts = options.cuts.as_ref().map(|cuts| cut(workload, cuts)).transpose()?;
         let pool = Pool::new(machine, options.devices.as_deref());
         let mut space = Space {
             prices: Vec::new(),
             batchings: Vec::new(),
             forms: Vec::new(),
-            marks: marks(workload.layers.len(), options.cuts.as_deref(), &pool),
+            marks: marks(workload.layers.len(), cuts, &pool),
             is_cut: options.cuts.is_some(),
             pool,
             recompute: options.recompute.clone(),
@@ -189,11 +191,11 @@ impl<'a> Space<'a> {
                 format!("{wanted} microbatches do not divide the batch; use one of {}", known.join(", "));
             return Err(Error::config("microbatches", message));
         }
-        space.add_forms(name, given)?;
+        space.add_forms(name, given, &workload.starts())?;
         Ok(space)
     }
 
-    fn add_forms(&mut self, name: Option<&str>, given: Option<&Schedule>) -> Result<()> {
+    fn add_forms(&mut self, name: Option<&str>, given: Option<&Schedule>, starts: &[Layers]) -> Result<()> {
         let layers = self.layers();
         let most = self.pool.len().min(layers);
         let least = if self.pool.order.is_some() { self.pool.len() } else { 1 };
@@ -228,7 +230,8 @@ impl<'a> Space<'a> {
         if self.forms.is_empty() {
             let ranks = given.map_or(most, |given| given.ranks.len());
             let message = format!(
-                "{what} can divide {layers} layers (embedding and head count as one each) over {ranks} of {} devices",
+                "{what} can divide {} over {ranks} of {} devices",
+                Layers::of_model(starts),
                 self.pool.len()
             );
             return Err(refused.unwrap_or_else(|| Error::config("schedule", message)));
@@ -279,20 +282,15 @@ fn check(workload: &Workload, machine: &Machine, options: &Options) -> Result<()
             return Err(Error::config("devices", message));
         }
         if order.len() > layers {
-            let message = format!("{layers} layers cannot be divided over {} devices", order.len());
+            let all: Layers = workload.layers.iter().map(|layer| layer.size).sum();
+            let message = format!("{} cannot be divided over {} devices", all.counted(), order.len());
             return Err(Error::config("devices", message));
         }
     }
-    if let Some(cuts) = &options.cuts {
-        let rising = cuts.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = cuts.iter().all(|&cut| (1..layers).contains(&cut));
-        if !rising || !inside {
-            let message = format!(
-                "{cuts:?} does not cut {layers} layers (embedding and head count as one each); give rising layer numbers between 1 and {}",
-                layers.saturating_sub(1)
-            );
-            return Err(Error::config("cuts", message));
-        }
-    }
     Ok(())
+}
+
+/// The layers at which these cuts are.
+fn cut(workload: &Workload, cuts: &[Layers]) -> Result<Vec<usize>> {
+    Layers::cut(cuts, &workload.starts()).map_err(|message| Error::config("cuts", message))
 }

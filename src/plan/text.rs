@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::layers::Layers;
+
 /// `1.50 GiB`, `412 MiB`, `12 KiB`, `9 B`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let of = |unit: u64| bytes as f64 / unit as f64;
@@ -41,24 +43,20 @@ pub(super) fn grouped(number: f64) -> String {
 }
 
 /// Of several ranges that follow one another, one.
-pub fn merged(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
-    let mut merged: Vec<Range<usize>> = Vec::new();
+pub fn merged<T: PartialEq + Clone>(ranges: &[Range<T>]) -> Vec<Range<T>> {
+    let mut merged: Vec<Range<T>> = Vec::new();
     for range in ranges {
         match merged.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
+            Some(last) if last.end == range.start => last.end = range.end.clone(),
             _ => merged.push(range.clone()),
         }
     }
     merged
 }
 
-/// `0-4, 9-11`: the ranges, [`merged`].
-pub fn ranges(ranges: &[Range<usize>]) -> String {
-    let text = |range: &Range<usize>| match range.len() {
-        1 => range.start.to_string(),
-        _ => format!("{}-{}", range.start, range.end - 1),
-    };
-    merged(ranges).iter().map(text).collect::<Vec<_>>().join(", ")
+/// `0-4, 9-11a`: the layers of these ranges, [`merged`].
+pub fn ranges(ranges: &[Range<Layers>]) -> String {
+    merged(ranges).iter().map(Layers::between).collect::<Vec<_>>().join(", ")
 }
 
 /// Columns as wide as their widest cell, two spaces apart; those named are flush right.
@@ -79,8 +77,8 @@ pub(super) fn table(rows: Vec<Vec<String>>, right: &[usize]) -> String {
     text
 }
 
-/// Devices with their numbers of layers: `layers 0:4 1:8`.
-pub fn layers_of(devices: impl IntoIterator<Item = (usize, usize)>) -> String {
+/// Devices with their numbers of layers: `layers 0:4 1:8.5`.
+pub fn layers_of(devices: impl IntoIterator<Item = (usize, Layers)>) -> String {
     let each = devices.into_iter().map(|(device, layers)| format!(" {device}:{layers}"));
     format!("layers{}", each.collect::<String>())
 }

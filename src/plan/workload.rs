@@ -5,13 +5,14 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::sharding::Sharding;
+use crate::layers::Layers;
 
 /// A model and a batch, in the numbers that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Workload {
     /// The layers in order; no layer is ever cut.
     pub layers: Vec<Layer>,
-    /// Names of the kinds of layers: `embedding`, `block`, `head`. Layers of one kind cost the same.
+    /// Names of the kinds of layers: `embedding`, `attention`, `mlp`, `head`. Layers of one kind cost the same.
     pub kinds: Vec<String>,
     /// A parameter that two layers use.
     pub tie: Option<TiedLayers>,
@@ -28,11 +29,24 @@ pub struct Workload {
     pub batchings: Vec<Batching>,
 }
 
+impl Workload {
+    /// Where each layer begins, and where the last one ends.
+    pub fn starts(&self) -> Vec<Layers> {
+        let ends = self.layers.iter().scan(Layers::default(), |end, layer| {
+            *end = *end + layer.size;
+            Some(*end)
+        });
+        [Layers::default()].into_iter().chain(ends).collect()
+    }
+}
+
 /// One layer.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Layer {
-    /// For people: `block 3`.
+    /// For people: `attention of block 3`.
     pub name: String,
+    /// How much of a layer it is among people, who count blocks.
+    pub size: Layers,
     /// Position in [`Workload::kinds`].
     pub kind: usize,
     /// Bytes of the weights that it owns and the optimizer updates, so none of a frozen one. A tied weight counts for its

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::noise::beside;
-use crate::pipeline::workload::KINDS;
+use crate::model::KINDS;
 use crate::plan::{Evidence, LayerProfile, ShapeProfile};
 
 /// How far off the points a law may be, as a part of a step: about what two measurements of the same differ by.
@@ -120,11 +120,12 @@ fn between(points: &[Point], known: &[Vec<f64>], steps: &[f64], wanted: Extents)
 /// Times of one kind of layer.
 const TIMES: usize = 4;
 
-/// All times of a shape: F, I, W, B of each kind, then what an action costs beside them. None if a kind is missing.
+/// All times of a shape: F, I, W, B of each of [`KINDS`], nothing for one that the model does not have, then what an action
+/// costs beside them.
 fn values(shape: &ShapeProfile) -> Option<Vec<f64>> {
     let mut values = Vec::new();
     for kind in KINDS {
-        let layer = shape.layers.get(kind)?;
+        let layer = shape.layers.get(kind).copied().unwrap_or_default();
         let whole = layer.backward.unwrap_or(layer.input + layer.weight);
         values.extend([layer.forward, layer.input, layer.weight, whole]);
     }
@@ -150,7 +151,7 @@ fn shape(values: &[f64], measured: Evidence) -> ShapeProfile {
 
 /// F, I and W of all layers of a model of so many blocks.
 fn step(values: &[f64], blocks: usize, of: &dyn Fn(f64) -> f64) -> f64 {
-    let count = |kind: usize| if KINDS[kind] == "block" { blocks as f64 } else { 1.0 };
+    let count = |kind: usize| if (1..KINDS.len() - 1).contains(&kind) { blocks as f64 } else { 1.0 };
     let kinds = values.chunks_exact(TIMES).enumerate();
     kinds.map(|(kind, times)| count(kind) * times[..3].iter().map(|&time| of(time)).sum::<f64>()).sum()
 }
@@ -217,7 +218,8 @@ mod tests {
             weight: 0.9 * part * seconds,
             backward: Some(2.0 * part * seconds),
         };
-        let layers = KINDS.iter().zip([0.01, 1.0, 2.0]).map(|(kind, part)| (kind.to_string(), layer(part)));
+        let layers =
+            KINDS.iter().zip([0.01, 0.6, 0.4, 2.0]).map(|(kind, part)| (kind.to_string(), layer(part)));
         let measured = Evidence { unix_seconds: 7, steps: 20, others: Some(0.01), ..Evidence::default() };
         let shape = ShapeProfile {
             shape: "known".into(),
@@ -233,7 +235,7 @@ mod tests {
     }
 
     fn forward(shape: &ShapeProfile) -> f64 {
-        1e6 * shape.layers["block"].forward
+        1e6 * (shape.layers["attention"].forward + shape.layers["mlp"].forward)
     }
 
     #[test]
@@ -244,7 +246,7 @@ mod tests {
             let priced = priced(&known, wanted, 4).unwrap();
             let want = law(wanted.tokens(), wanted.sequence as f64);
             assert!((forward(&priced) / want - 1.0).abs() < 1e-6, "{wanted:?}: {} {want}", forward(&priced));
-            let block = priced.layers["block"];
+            let block = priced.layers["mlp"];
             assert!((block.backward.unwrap() / block.forward - 2.0).abs() < 1e-6);
             assert!((priced.submit_us.unwrap() - 100.0).abs() < 1e-3, "{priced:?}");
         }

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use super::agenda::{Agenda, Task};
 use super::noise::{beside, is_as_good};
-use super::probe::{Beat, LAYERS, Probe, Times, layers_schedule};
+use super::probe::{Beat, Probe, Stages, Times};
 use super::{GIGA, MICRO, Profiler, Progress, SECONDS, begin, is_too_long, short, unix_seconds};
 use crate::error::Result;
 use crate::gpu::{Device, now};
 use crate::graph::Phase;
-use crate::model::Purpose;
-use crate::pipeline::workload::KINDS;
+use crate::model::{KINDS, Purpose};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};
 
@@ -28,9 +27,9 @@ impl Profiler<'_> {
         let mut by_split: Vec<Times> = Vec::new();
         let mut weights = 0;
         // About the part of a step that one block is.
-        let flops =
-            self.model.with_blocks(LAYERS[1].len() + LAYERS[2].len())?.layer_flops(size, self.sequence)?;
-        let block = flops[1] / flops.iter().sum::<f64>().max(1.0);
+        let stages = Stages::of(self.model);
+        let flops = self.model.with_blocks(stages.blocks())?.layer_flops(size, self.sequence)?;
+        let block = flops[1..][..stages.parts].iter().sum::<f64>() / flops.iter().sum::<f64>().max(1.0);
         for split in [true, false] {
             // What is beside the same kernels is nothing in so long a time: B takes I and W together.
             if by_split.iter().any(|apart| is_too_long(apart.step())) {
@@ -57,22 +56,45 @@ impl Profiler<'_> {
             let times = probe.measure(SECONDS, self.patience, go_on)?;
             weights = probe.weights;
             probe.stop()?;
-            agenda.hear(index, times.step() / size as f64, times.stage(1) / size as f64);
+            agenda.hear(index, times.step() / size as f64, times.stage(Stages::BLOCK) / size as f64);
             agenda.end(now() - started);
             by_split.push(times);
         }
         let (apart, joined) = (&by_split[0], by_split.get(1));
         let last = joined.unwrap_or(apart);
         let mean = |of: &dyn Fn(&Times) -> f64| by_split.iter().map(of).sum::<f64>() / by_split.len() as f64;
-        let (part, submit) = (mean(&|times| times.jitter.part), mean(&|times| times.submit));
+        let (wandering, submit) = (mean(&|times| times.jitter.part), mean(&|times| times.submit));
         let adapted = self.model.adapter().is_some();
+        let own = |times: &Times, stage: usize, action: Kind| (times.of(stage, action) - submit).max(0.0);
+        // With an adapter nobody wants the gradient of the first block's input.
+        let block = |times: &Times, action: Kind| {
+            let is_whole = !adapted || action == Kind::F;
+            let first = if is_whole { own(times, Stages::BLOCK, action) } else { 0.0 };
+            let apart: f64 = stages.apart().map(|stage| own(times, stage, action)).sum();
+            let all = first + apart + own(times, stages.together(), action);
+            all / (f64::from(u8::from(is_whole)) + 1.0 + stages.together as f64)
+        };
+        let part = |times: &Times, stage: usize, action: Kind| {
+            let apart: f64 = stages.apart().map(|stage| own(times, stage, action)).sum();
+            block(times, action) * own(times, stage, action) / apart.max(f64::MIN_POSITIVE)
+        };
         let mut layers = BTreeMap::new();
+        let stage_of = |kind: usize| {
+            let is_own = |&stage: &usize| self.model.layer_kind(1 + stage - stages.apart().start) == kind;
+            stages.apart().find(is_own)
+        };
         for (kind, name) in KINDS.iter().enumerate() {
-            let seconds = |times: &Times, action: Kind| match kind {
-                0 => (times.of(0, action) - submit).max(0.0),
-                1 if adapted && action != Kind::F => ((times.of(2, action) - submit) / 2.0).max(0.0),
-                1 => ((times.of(1, action) + times.of(2, action) - 2.0 * submit) / 3.0).max(0.0),
-                _ => (times.of(3, action) - submit).max(0.0),
+            let stage = match kind {
+                0 => Stages::EMBEDDING,
+                kind if kind == KINDS.len() - 1 => stages.head(),
+                kind => match stage_of(kind) {
+                    Some(stage) => stage,
+                    None => continue,
+                },
+            };
+            let seconds = |times: &Times, action: Kind| match stages.apart().contains(&stage) {
+                true => part(times, stage, action),
+                false => own(times, stage, action),
             };
             let profile = LayerProfile {
                 forward: mean(&|times| seconds(times, Kind::F)),
@@ -82,10 +104,12 @@ impl Profiler<'_> {
             };
             layers.insert(name.to_string(), profile);
         }
+        let whole: f64 =
+            ["attention", "mlp"].iter().filter_map(|kind| layers.get(*kind)).map(LayerProfile::sum).sum();
         let software = device.capabilities().software;
         let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
         let rates = Rates {
-            matmul_gflops: self.block_flops(size)? / GIGA / layers["block"].sum().max(1e-9),
+            matmul_gflops: self.block_flops(size)? / GIGA / whole.max(1e-9),
             memory_gb_s: rate(7 * weights, last.update),
             launch_us: 0.0,
             submit_us: submit / MICRO,
@@ -97,7 +121,7 @@ impl Profiler<'_> {
         let evidence = Evidence {
             unix_seconds: unix_seconds(),
             steps: by_split.iter().map(|times| times.steps as u64).sum(),
-            spread: part,
+            spread: wandering,
             ..Evidence::default()
         };
         Ok(Some(Sample {
@@ -109,7 +133,7 @@ impl Profiler<'_> {
             },
             // A software adapter's demand is its number of threads; what goes beyond is this program's own.
             cores: if software { last.cores.round().max(1.0) } else { last.cores.min(1.0) },
-            jitter: Jitter { part, ..last.jitter },
+            jitter: Jitter { part: wandering, ..last.jitter },
             rates,
             adapted,
         }))
@@ -118,14 +142,16 @@ impl Profiler<'_> {
     fn block_flops(&self, size: usize) -> Result<f64> {
         let purpose = Purpose::Training { tokens: size * self.sequence };
         let model = self.model.with_blocks(2)?;
-        let graph = model.stage_graph(2..3, size, self.sequence, purpose)?.graph;
+        let parts = model.layers_of_block();
+        let graph = model.stage_graph(1 + parts..1 + 2 * parts, size, self.sequence, purpose)?.graph;
         Ok([Phase::Forward, Phase::Input, Phase::Weight].iter().map(|&p| graph.phase_flops(p)).sum())
     }
 
-    /// A probe of three blocks between embedding and head; none if it does not fit.
+    /// A probe of some blocks between embedding and head; none if it does not fit.
     fn probe(&self, device: &Device, size: usize, split: bool) -> Result<Option<Probe>> {
-        let (schedule, cuts) = layers_schedule(split);
-        let model = self.model.with_blocks(LAYERS[1].len() + LAYERS[2].len())?;
+        let stages = Stages::of(self.model);
+        let (schedule, cuts) = stages.schedule(split);
+        let model = self.model.with_blocks(stages.blocks())?;
         Probe::new_if_it_fits(&model, schedule, cuts, (size, self.sequence), device)
     }
 }

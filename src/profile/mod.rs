@@ -21,12 +21,12 @@ use law::{Extents, Point, priced};
 pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
 use noise::{Quiet, beside, limit};
 use pair::Pair;
-use probe::{LAYERS, MICROBATCHES};
+use probe::{MICROBATCHES, Stages};
 
 use crate::error::Result;
 use crate::gpu::Device;
-use crate::model::Model;
-use crate::pipeline::workload::{KINDS, extents, kernels, shape_key};
+use crate::model::{KINDS, Model};
+use crate::pipeline::workload::{extents, kernels, shape_key};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 
 const GIGA: f64 = 1e9;
@@ -219,7 +219,7 @@ impl Profiler<'_> {
                 None => self.by_law(device, &profile, size, quiet)?,
             };
             if let Some(good) = good {
-                seconds_per_sequence = step_seconds(&good) / size as f64;
+                seconds_per_sequence = self.step_seconds(&good) / size as f64;
                 profile.put(good.clone());
                 samples.insert(size, good);
                 agenda.leave_out(is_own);
@@ -236,7 +236,7 @@ impl Profiler<'_> {
             sample.put(&mut profile, limit);
             // The one before, if noise has come back.
             let Some(best) = profile.shape(&sample.shape.shape) else { break };
-            seconds_per_sequence = step_seconds(best) / size as f64;
+            seconds_per_sequence = self.step_seconds(best) / size as f64;
             samples.insert(size, best.clone());
             measured.push(sample);
         }
@@ -270,6 +270,16 @@ impl Profiler<'_> {
             }
         }
         Ok(profile)
+    }
+
+    /// About how long a probe's step takes with this shape.
+    fn step_seconds(&self, shape: &ShapeProfile) -> f64 {
+        let blocks = Stages::of(self.model).blocks();
+        let seconds = |(kind, name): (usize, &&str)| {
+            let count = if [0, KINDS.len() - 1].contains(&kind) { 1 } else { blocks };
+            shape.layers.get(*name).map_or(0.0, |layer| count as f64 * layer.sum())
+        };
+        MICROBATCHES as f64 * KINDS.iter().enumerate().map(seconds).sum::<f64>()
     }
 
     /// Times for microbatches of `size` sequences by those that are known of this model in the same kernels, if they
@@ -329,15 +339,6 @@ fn short(device: &Device) -> &str {
 /// Seconds since the beginning of 1970; 0 on a machine whose clock stands before it.
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// About how long a probe's step takes with this shape.
-fn step_seconds(shape: &ShapeProfile) -> f64 {
-    let seconds = |(kind, name): (usize, &&str)| {
-        let count = if kind == 1 { LAYERS[1].len() + LAYERS[2].len() } else { 1 };
-        shape.layers.get(*name).map_or(0.0, |layer| count as f64 * layer.sum())
-    };
-    MICROBATCHES as f64 * KINDS.iter().enumerate().map(seconds).sum::<f64>()
 }
 
 /// The sizes that are measured: the smallest, the largest and one between.

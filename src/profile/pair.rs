@@ -9,6 +9,7 @@ use super::probe::{MICROBATCHES, Probe};
 use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result, said};
 use crate::gpu::{Device, now};
+use crate::layers::Layers;
 use crate::model::{Model, ModelConfig};
 use crate::pipeline::workload::family_key;
 use crate::plan::{DeviceProfile, Evidence, Link, LinkProfile, Machine, Rates};
@@ -139,7 +140,7 @@ impl Profiler<'_> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
         let model = self.small()?;
-        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![1], shape, &pair, None)?;
+        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![Layers::ONE], shape, &pair, None)?;
         let times = probe.measure(SECONDS, 0.0, |beat| !beat.is_enough())?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::noise::cpu_seconds;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
+use crate::layers::Layers;
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
@@ -40,8 +41,8 @@ pub(super) struct Probe {
     batch: Batch,
     /// Bytes of the weights that are trained, each counted once.
     pub(super) weights: u64,
-    /// Whether an adapter is trained.
-    adapted: bool,
+    /// How its layers are cut if it is one of a device's layers.
+    stages: Stages,
     /// Whether it has run a step.
     warm: bool,
 }
@@ -113,7 +114,7 @@ impl Probe {
     pub(super) fn new(
         model: &Model,
         schedule: Schedule,
-        cuts: Vec<usize>,
+        cuts: Vec<Layers>,
         (sequences, sequence): (usize, usize),
         devices: &[Device],
         budget: Option<u64>,
@@ -150,15 +151,14 @@ impl Probe {
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2), ..Batch::default() };
-        let adapted = model.adapter().is_some();
-        Ok(Probe { executor, batch, weights, adapted, warm: false })
+        Ok(Probe { executor, batch, weights, stages: Stages::of(model), warm: false })
     }
 
     /// On one device, within its memory; none if it does not fit.
     pub(super) fn new_if_it_fits(
         model: &Model,
         schedule: Schedule,
-        cuts: Vec<usize>,
+        cuts: Vec<Layers>,
         shape: (usize, usize),
         device: &Device,
     ) -> Result<Option<Probe>> {
@@ -214,7 +214,7 @@ impl Probe {
             }
             step += 1;
         }
-        let mut times = Times { submit: submit(&taken, self.adapted), steps: step - 1, ..Times::default() };
+        let mut times = Times { submit: submit(&taken, self.stages), steps: step - 1, ..Times::default() };
         for (key, seconds) in taken {
             let (seconds, part) = match key {
                 // Whatever delays a hop beside the hop itself, it is not there in every step.
@@ -325,34 +325,79 @@ fn note(events: &[Event], (start, middle): (f64, f64), cpu: f64, taken: &mut Has
     }
 }
 
-/// One rank with a stage for the embedding, one of one block, one of two, one for the head; I and W apart or together.
-pub(super) fn layers_schedule(split: bool) -> (Schedule, Vec<usize>) {
-    let stages = LAYERS.len();
-    let pass = |kind: Kind, backward: bool| {
-        (0..MICROBATCHES).flat_map(move |m| {
-            (0..stages).map(move |s| Action::new(if backward { stages - 1 - s } else { s }, kind, m))
-        })
-    };
-    let kinds: &[Kind] = if split { &[Kind::I, Kind::W] } else { &[Kind::B] };
-    let list = pass(Kind::F, false).chain(kinds.iter().flat_map(|&kind| pass(kind, true))).collect();
-    let name = "probe".to_string();
-    let cuts = LAYERS[1..].iter().map(|layers| layers.start).collect();
-    (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, cuts)
+/// How the layers of a probe on one device are cut: a stage for the embedding, one of a block, one for each part of the next
+/// block, one of as many layers together, one for the head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stages {
+    /// Layers of a block.
+    pub(super) parts: usize,
+    /// Blocks of the stage that has its layers together: as many layers as two parts.
+    pub(super) together: usize,
 }
 
-/// Layers of each stage of [`layers_schedule`].
-pub(super) const LAYERS: [Range<usize>; 4] = [0..1, 1..2, 2..4, 4..5];
+impl Stages {
+    pub(super) const EMBEDDING: usize = 0;
+    pub(super) const BLOCK: usize = 1;
 
-/// Two blocks against one: what is left of the one is what an action costs beside its layers. Neighbouring stages of one
+    pub(super) fn of(model: &Model) -> Stages {
+        let parts = model.layers_of_block();
+        Stages { parts, together: if parts == 1 { 2 } else { 1 } }
+    }
+
+    /// The stages that have one part each.
+    pub(super) fn apart(&self) -> Range<usize> {
+        Self::BLOCK + 1..Self::BLOCK + 1 + self.parts
+    }
+
+    pub(super) fn together(&self) -> usize {
+        self.apart().end
+    }
+
+    pub(super) fn head(&self) -> usize {
+        self.together() + 1
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        2 + self.together
+    }
+
+    /// One rank with all of them, and where they are cut; I and W apart or together.
+    pub(super) fn schedule(&self, split: bool) -> (Schedule, Vec<Layers>) {
+        let stages = self.head() + 1;
+        let pass = |kind: Kind, backward: bool| {
+            (0..MICROBATCHES).flat_map(move |m| {
+                (0..stages).map(move |s| Action::new(if backward { stages - 1 - s } else { s }, kind, m))
+            })
+        };
+        let kinds: &[Kind] = if split { &[Kind::I, Kind::W] } else { &[Kind::B] };
+        let list = pass(Kind::F, false).chain(kinds.iter().flat_map(|&kind| pass(kind, true))).collect();
+        let part = if self.parts == 1 { Layers::ONE } else { Layers::HALF };
+        let sizes = [Layers::ONE, Layers::ONE]
+            .into_iter()
+            .chain(std::iter::repeat_n(part, self.parts))
+            .chain([Layers::whole(self.together)]);
+        let cuts = sizes.scan(Layers::default(), |end, size| {
+            *end = *end + size;
+            Some(*end)
+        });
+        let name = "probe".to_string();
+        (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, cuts.collect())
+    }
+}
+
+/// The same layers apart and together: what is left is what an action costs beside its layers. Neighbouring stages of one
 /// microbatch run right after one another, and so at about the same speed of the machine.
-fn submit(taken: &HashMap<Key, Vec<f64>>, adapted: bool) -> f64 {
-    let of = |stage, kind| taken.get(&Key::Action(stage, kind)).into_iter().flatten();
-    // With an adapter nobody wants the gradient of the first block's input.
-    let kinds = if adapted { &[Kind::F][..] } else { &[Kind::F, Kind::I, Kind::W, Kind::B] };
-    let pairs = kinds.iter().flat_map(|&kind| of(1, kind).zip(of(2, kind)));
-    let mut beside: Vec<f64> = pairs.map(|(one, two)| 2.0 * one - two).collect();
+fn submit(taken: &HashMap<Key, Vec<f64>>, stages: Stages) -> f64 {
+    let of = |stage, kind| taken.get(&Key::Action(stage, kind)).map_or(&[][..], Vec::as_slice);
+    let mut beside = Vec::new();
+    for kind in [Kind::F, Kind::I, Kind::W, Kind::B] {
+        for (at, together) in of(stages.together(), kind).iter().enumerate() {
+            let apart: Option<f64> = stages.apart().map(|stage| of(stage, kind).get(at)).sum();
+            beside.extend(apart.map(|apart| stages.together as f64 * apart - together));
+        }
+    }
     beside.sort_by(f64::total_cmp);
-    beside.get(beside.len() / 2).map_or(0.0, |middle| middle.max(0.0))
+    beside.get(beside.len() / 2).map_or(0.0, |middle: &f64| middle.max(0.0))
 }
 
 /// The mean without the longest one of every [`PER_ACCIDENT`] values, and the standard deviation as a part of it. A plan's

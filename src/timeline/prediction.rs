@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeviceName, Timeline};
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::plan::Candidate;
 use crate::schedule::{self, Costs, Schedule, Simulation};
 
@@ -16,8 +17,8 @@ pub struct Prediction {
     pub left_out: Vec<DeviceName>,
     /// The schedule, computation only, in its text form.
     pub schedule: String,
-    /// First layers of the stages after the first.
-    pub cuts: Vec<usize>,
+    /// Where the stages after the first begin.
+    pub cuts: Vec<Layers>,
     /// Stages that compute activations again in the backward pass.
     pub recompute: Vec<usize>,
     /// What the simulator was given, in seconds and bytes.

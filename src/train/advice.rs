@@ -15,7 +15,7 @@ use super::run::{CONFIG, MACHINE};
 use super::trainer::Row;
 use crate::error::Result;
 use crate::folder::files::read_text;
-use crate::plan::text::counted;
+use crate::layers::Layers;
 use crate::plan::{Candidate, Machine};
 use crate::schedule::ALL_NAMES;
 use crate::timeline::{Event, Prediction, Timeline, duration};
@@ -273,7 +273,10 @@ fn settings(
     settings.push(format!("pipeline.microbatches={}", plan.microbatches));
     let shares = plan.shares();
     settings.extend((shares.len() > 1).then(|| format!("mesh.data={}", list(&shares))));
-    settings.extend((plan.stages.len() > 1).then(|| format!("pipeline.cuts={}", list(&plan.cuts()))));
+    settings.extend(
+        (plan.stages.len() > 1)
+            .then(|| format!("pipeline.cuts={}", Layers::list(&plan.cuts()).replace(' ', ""))),
+    );
     settings.push(match repeated.is_empty() {
         true => "pipeline.recompute=false".into(),
         false => format!("pipeline.recompute={}", list(&repeated)),
@@ -283,9 +286,9 @@ fn settings(
 
 /// How a plan differs from another.
 fn changes(from: &Candidate, to: &Candidate) -> String {
-    let layers = |plan: &Candidate, device: usize| -> usize {
+    let layers = |plan: &Candidate, device: usize| -> Layers {
         let rank = plan.devices.iter().position(|&used| used == device);
-        rank.map_or(0, |rank| plan.layers_of(rank))
+        rank.map_or(Layers::default(), |rank| plan.layers_of(rank))
     };
     let mut changes = Vec::new();
     if from.devices != to.devices {
@@ -298,7 +301,7 @@ fn changes(from: &Candidate, to: &Candidate) -> String {
     if from.stages != to.stages {
         let moved = to.devices.iter().filter_map(|&device| {
             let [new, old] = [to, from].map(|plan| layers(plan, device));
-            (new != old).then(|| format!("{} instead of {old} on device {device}", counted(new, "layer")))
+            (new != old).then(|| format!("{} instead of {old} on device {device}", new.counted()))
         });
         let moved: Vec<String> = moved.collect();
         // Stages may change and each device have as many layers as before.

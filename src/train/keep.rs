@@ -12,6 +12,7 @@ use super::planning::Planning;
 use super::run::PREDICTION;
 use crate::error::Result;
 use crate::folder::files::read_text;
+use crate::layers::Layers;
 use crate::plan::text::microbatches;
 use crate::plan::{Candidate, Options, Planned, RecomputeChoice, ScheduleChoice};
 use crate::timeline::{DeviceName, Prediction, duration};
@@ -145,7 +146,11 @@ fn words(plan: &Prediction) -> String {
     });
     let microbatches = microbatches(&shares);
     let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    let cuts = if plan.cuts.is_empty() { String::new() } else { format!(" cut at {}", list(&plan.cuts)) };
+    let cuts = if plan.cuts.is_empty() {
+        String::new()
+    } else {
+        format!(" cut at {}", plan.cuts.iter().map(Layers::to_string).collect::<Vec<_>>().join(", "))
+    };
     let repeats = match plan.recompute.is_empty() {
         true => String::new(),
         false => format!(" recomputing in stages {}", list(&plan.recompute)),

@@ -8,6 +8,7 @@ use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
+use crate::layers::Layers;
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
@@ -468,7 +469,7 @@ impl Planning {
         &self,
         devices: Vec<usize>,
         schedule: Schedule,
-        cuts: Vec<usize>,
+        cuts: Vec<Layers>,
         recompute: Vec<bool>,
     ) -> Result<Planned> {
         let options = Options {

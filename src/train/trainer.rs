@@ -10,6 +10,7 @@ use super::evaluate::{Evaluation, evaluate};
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
+use crate::layers::Layers;
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::plan::text::{counted, layers_of};
 use crate::schedule::{self, Schedule};
@@ -63,12 +64,13 @@ pub(super) struct Shape {
     schedule: String,
     microbatches: usize,
     /// Of each rank.
-    layers: Vec<usize>,
+    layers: Vec<Layers>,
 }
 
 impl Shape {
     pub(super) fn of(plan: &Plan) -> Shape {
-        let layers = plan.ranks.iter().map(|rank| rank.layers.iter().map(Range::len).sum());
+        let size = |layers: &Range<usize>| layers.clone().map(|layer| plan.model.layer_size(layer)).sum();
+        let layers = plan.ranks.iter().map(|rank| rank.layers.iter().map(size).sum());
         let Schedule { name, microbatches, .. } = &plan.schedule;
         Shape { schedule: name.clone(), microbatches: *microbatches, layers: layers.collect() }
     }

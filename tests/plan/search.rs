@@ -10,6 +10,7 @@ use polystage::schedule::{
 };
 
 use super::workloads::{Gpt, Random, any_machine, any_workload, gpu, machine};
+use crate::common::cut_at;
 
 /// Relative difference that two ways to add up the same seconds may have.
 const ROUNDING: f64 = 1e-9;
@@ -378,7 +379,7 @@ fn a_full_device_gets_fewer_layers_and_says_so() {
 fn recompute_is_used_only_where_it_is_needed() {
     let workload = Gpt { blocks: 8, width: 512, vocabulary: 256, sequence: 512, batch: 16 }.workload();
     let mut devices = machine(vec![gpu("card", 2000.0, None), gpu("card", 2000.0, None)]);
-    let options = Options { devices: Some(vec![0, 1]), cuts: Some(vec![5]), ..named("1f1b") };
+    let options = Options { devices: Some(vec![0, 1]), cuts: Some(cut_at(&[5])), ..named("1f1b") };
     let options = Options { microbatches: Some(16), ..options };
     let free = plan(&workload, &devices, &options).unwrap().best;
     assert_eq!(free.recompute, [false, false]);

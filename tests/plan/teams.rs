@@ -87,7 +87,7 @@ fn a_schedule_with_replicas_by_hand_is_planned_and_its_traffic_is_part_of_the_st
 }
 
 #[test]
-fn twelve_blocks_over_eight_cards_are_trained_a_fifth_faster_than_by_one_pipeline() {
+fn twelve_blocks_over_eight_cards_are_cut_within_blocks_or_in_pipelines_beside_each_other() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let text = |name: &str| std::fs::read_to_string(configs.join(name)).unwrap();
     let config = Config::parse(&text("gpt2.toml"), &[], "gpt2.toml").unwrap();
@@ -97,6 +97,11 @@ fn twelve_blocks_over_eight_cards_are_trained_a_fifth_faster_than_by_one_pipelin
     let mut alone = planning.clone();
     alone.options.data = DataChoice::Count(1);
     let one = alone.search().unwrap().best;
-    let gain = best.tokens_per_second / one.tokens_per_second;
-    assert!(gain > 1.2, "{gain} times as fast with shares {:?}", best.shares());
+    // Of whole blocks alone four of eight cards have two and four have one: 71,047 tokens a second.
+    let whole = 71_047.0;
+    assert!(one.cuts().iter().any(|cut| !cut.is_whole()), "{:?}", one.cuts());
+    for (plan, gain) in [(one, 1.05), (best, 1.2)] {
+        let times = plan.tokens_per_second / whole;
+        assert!(times > gain, "{times} times as fast with shares {:?}", plan.shares());
+    }
 }

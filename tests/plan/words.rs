@@ -1,9 +1,11 @@
 //! What is fixed by hand, what is refused, what does not fit, and what is said about a plan.
 
+use polystage::layers::Layers;
 use polystage::plan::{Machine, Options, RecomputeChoice, ScheduleChoice, Workload, plan, without};
 use polystage::schedule::{AUTO, NAMES, Schedule, generate};
 
 use super::workloads::{Gpt, gpu, machine};
+use crate::common::cut_at;
 
 const MIB: u64 = 1 << 20;
 
@@ -35,9 +37,9 @@ fn what_is_fixed_by_hand_is_kept() {
         let best = plan(&workload, &machine, &options).unwrap().best;
         assert_eq!((best.microbatches, best.batch), (microbatches, 16 / microbatches));
     }
-    let options = Options { cuts: Some(vec![9]), ..Options::default() };
+    let options = Options { cuts: Some(cut_at(&[9])), ..Options::default() };
     assert_eq!(plan(&workload, &machine, &options).unwrap().best.stages, [0..9, 9..12]);
-    let options = Options { cuts: Some(vec![3, 6, 9]), ..Options::default() };
+    let options = Options { cuts: Some(cut_at(&[3, 6, 9])), ..Options::default() };
     let best = plan(&workload, &machine, &options).unwrap().best;
     assert_eq!((best.stages.len(), best.devices.len()), (4, 2), "two stages a device");
     for (recompute, expected) in [
@@ -65,7 +67,7 @@ fn a_schedule_by_hand_is_followed_to_the_letter() {
     // The same plan again, with everything fixed: what replanning does.
     let again = Options {
         devices: Some(best.devices.clone()),
-        cuts: Some(best.stages[1..].iter().map(|range| range.start).collect()),
+        cuts: Some(best.cuts()),
         recompute: RecomputeChoice::Stages(best.recompute.clone()),
         microbatches: Some(2),
         ..options
@@ -93,15 +95,15 @@ fn what_cannot_be_is_refused_with_the_reason() {
         (Options { devices: Some(vec![]), ..base() }, "the list is empty"),
         (Options { devices: Some(vec![0, 2]), ..base() }, "device 2 does not exist: test has 2 (0 to 1)"),
         (Options { devices: Some(vec![1, 1]), ..base() }, "device 1 is named twice"),
-        (Options { cuts: Some(vec![4, 4]), ..base() }, "[4, 4] does not cut 12 layers"),
-        (Options { cuts: Some(vec![12]), ..base() }, "between 1 and 11"),
-        (Options { cuts: Some(vec![0]), ..base() }, "between 1 and 11"),
+        (Options { cuts: Some(cut_at(&[4, 4])), ..base() }, "[4, 4] does not cut 12 layers"),
+        (Options { cuts: Some(cut_at(&[12])), ..base() }, "between 1 and 11"),
+        (Options { cuts: Some(cut_at(&[0])), ..base() }, "between 1 and 11"),
         (
-            Options { cuts: Some(vec![2, 4]), ..base() },
+            Options { cuts: Some(cut_at(&[2, 4])), ..base() },
             "no schedule has the 3 stages of `cuts` on 1 to 2 devices",
         ),
         (
-            Options { cuts: Some(vec![2, 4]), schedule: named("1f1b"), ..base() },
+            Options { cuts: Some(cut_at(&[2, 4])), schedule: named("1f1b"), ..base() },
             "1f1b is not a schedule that has the 3 stages",
         ),
         (
@@ -270,7 +272,7 @@ fn infeasible_cuts_are_refused_and_others_suggested() {
     let machine = two_cards([Some(1500 * MIB), Some(250 * MIB)]);
     let free = plan(&workload, &machine, &Options::default()).unwrap();
     assert!(free.best.stages.len() > 1 || free.best.devices == [0]);
-    let options = Options { cuts: Some(vec![2]), devices: Some(vec![0, 1]), ..Options::default() };
+    let options = Options { cuts: Some(cut_at(&[2])), devices: Some(vec![0, 1]), ..Options::default() };
     let message = plan(&workload, &machine, &options).unwrap_err().to_string();
     assert!(message.contains("device 1 (slow card) lacks "), "{message}");
     assert!(suggestions(&message).contains(&"other cuts".to_string()), "{message}");
@@ -316,7 +318,10 @@ fn an_explanation_adds_up() {
     let planned = plan(&workload, &machine, &Options::default()).unwrap();
     let explained = planned.explain(&workload, &machine);
     let best = &planned.best;
-    assert_eq!(explained.devices.iter().map(|share| share.layers).sum::<usize>(), workload.layers.len());
+    assert_eq!(
+        explained.devices.iter().map(|share| share.layers).sum::<Layers>(),
+        Layers::whole(workload.layers.len())
+    );
     let work: f64 = explained.devices.iter().map(|share| share.work).sum();
     assert!((work - 1.0).abs() < 1e-9, "{work}");
     for (rank, share) in explained.devices.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Workloads and machines for the planner's tests.
 
+use polystage::layers::Layers;
 use polystage::plan::{
     Batching, DeviceProfile, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Link,
     LinkProfile, Machine, Rates, TiedLayers, Work, Workload,
@@ -20,6 +21,7 @@ impl Gpt {
         let Gpt { width: c, vocabulary: v, sequence: t, batch, .. } = *self;
         let layer = |name: String, kind, weights: u64| Layer {
             name,
+            size: Layers::ONE,
             kind,
             weights,
             sent: weights,
@@ -167,6 +169,7 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
         };
         Layer {
             name: format!("layer {i}"),
+            size: Layers::ONE,
             kind,
             weights,
             sent: weights,

@@ -7,6 +7,8 @@ use super::progress::evaluation_in_steps;
 use crate::cli::records::{Evaluated, left_out};
 use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
+use crate::layers::Layers;
+use crate::model::Model;
 use crate::plan::text::{counted, microbatches, ranges};
 use crate::timeline::duration;
 use crate::train::data::Corpus;
@@ -46,7 +48,7 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     describe_state(job)?;
     let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {
-        let layers = pieces(&rank.layers, plan.model.layers());
+        let layers = pieces(&rank.layers, &plan.model);
         let budget =
             plan.setup.budgets[rank.rank].map_or(String::new(), |b| format!(" of {}", show_bytes(b)));
         say(format!(
@@ -73,22 +75,26 @@ fn describe_state(job: &Job) -> Result<()> {
     }
 }
 
-/// The layers of some stages of a model of so many: how many, and which.
-fn pieces(stages: &[Range<usize>], layers: usize) -> String {
-    let own: Vec<usize> = stages.iter().cloned().flatten().collect();
-    let (embedding, head) = (0, layers - 1);
-    let blocks = own.iter().filter(|&&layer| layer != embedding && layer != head);
-    // Blocks are counted from the embedding on.
-    let blocks: Vec<Range<usize>> = blocks.map(|&layer| layer - 1..layer).collect();
+/// The layers of some stages: how many, and which.
+fn pieces(stages: &[Range<usize>], model: &Model) -> String {
+    let starts = model.layer_starts();
+    let has = |layer: usize| stages.iter().any(|stage| stage.contains(&layer));
+    let (embedding, head) = (0, model.layers() - 1);
+    let within = |stage: &Range<usize>| {
+        let (start, end) = (stage.start.max(embedding + 1), stage.end.min(head));
+        // Blocks are counted from the embedding on.
+        (start < end).then(|| starts[start] - Layers::ONE..starts[end] - Layers::ONE)
+    };
+    let blocks = ranges(&stages.iter().filter_map(within).collect::<Vec<_>>());
     let mut parts = Vec::new();
-    parts.extend(own.contains(&embedding).then(|| "embedding".to_string()));
-    match blocks.len() {
-        0 => {}
-        1 => parts.push(format!("block {}", ranges(&blocks))),
-        _ => parts.push(format!("blocks {}", ranges(&blocks))),
+    parts.extend(has(embedding).then(|| "embedding".to_string()));
+    if !blocks.is_empty() {
+        let many = if blocks.contains(['-', ',']) { "s" } else { "" };
+        parts.push(format!("block{many} {blocks}"));
     }
-    parts.extend(own.contains(&head).then(|| "head".to_string()));
-    format!("{} ({})", counted(own.len(), "layer"), parts.join(", "))
+    parts.extend(has(head).then(|| "head".to_string()));
+    let count: Layers = stages.iter().cloned().flatten().map(|layer| model.layer_size(layer)).sum();
+    format!("{} ({})", count.counted(), parts.join(", "))
 }
 
 /// A device with a smaller part of the work may as well be left out.
@@ -208,9 +214,8 @@ fn describe_time(job: &Job) -> Result<()> {
         about(steps as f64 * step + evaluating)
     ))?;
     for other in planned.alternatives.iter().take(ALTERNATIVES) {
-        let layers = (0..other.devices.len()).map(|rank| {
-            format!("device {}: {}", other.devices[rank], counted(other.layers_of(rank), "layer"))
-        });
+        let layers = (0..other.devices.len())
+            .map(|rank| format!("device {}: {}", other.devices[rank], other.layers_of(rank).counted()));
         say(format!(
             "         next: {} ({}), {}, {}, {}",
             duration(other.simulation.expected),
@@ -246,14 +251,18 @@ mod tests {
 
     #[test]
     fn the_layers_of_a_device_are_counted_and_named_piece_by_piece() {
+        let config = "kind = 'gpt2'\nlayers = 8\nwidth = 8\nheads = 1\ncontext = 8\nvocabulary = 16";
+        let model = Model::new(&toml::from_str(config).unwrap()).unwrap();
         let said = |stages: &[(usize, usize)]| {
             let stages: Vec<Range<usize>> = stages.iter().map(|&(first, end)| first..end).collect();
-            pieces(&stages, 10)
+            pieces(&stages, &model)
         };
-        assert_eq!(said(&[(0, 10)]), "10 layers (embedding, blocks 0-7, head)");
+        assert_eq!(said(&[(0, 18)]), "10 layers (embedding, blocks 0-7, head)");
         assert_eq!(said(&[(0, 1)]), "1 layer (embedding)");
-        assert_eq!(said(&[(3, 4)]), "1 layer (block 2)");
-        assert_eq!(said(&[(0, 2), (4, 5), (5, 7), (9, 10)]), "6 layers (embedding, blocks 0, 3-5, head)");
+        assert_eq!(said(&[(5, 7)]), "1 layer (block 2)");
+        assert_eq!(said(&[(0, 3), (7, 9), (9, 13), (17, 18)]), "6 layers (embedding, blocks 0, 3-5, head)");
+        assert_eq!(said(&[(5, 6)]), "0.5 layers (block 2a)");
+        assert_eq!(said(&[(0, 6), (6, 8)]), "4.5 layers (embedding, blocks 0-3a)");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cli::records::Evaluated;
 use crate::cli::{leave, note, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::layers::Layers;
 use crate::timeline::Prediction;
 use crate::train::checkpoint;
 use crate::train::config::Config;
@@ -239,9 +240,9 @@ fn compare(
                 run.move_to(trainer, planning.plan(&to)?, &pick(all, &to.devices))?;
                 trainer.call(planning.called(&to));
             }
-            let cuts = to.cuts();
+            let cuts = Layers::list(&to.cuts());
             bar.note(format!(
-                "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts:?}, {}: {:.1} ms predicted instead of {:.1} ms",
+                "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts}, {}: {:.1} ms predicted instead of {:.1} ms",
                 100.0 * off,
                 to.devices,
                 to.schedule.name,

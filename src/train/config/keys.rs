@@ -264,7 +264,7 @@ pub const TABLES: &[Table] = &[
                 "cuts",
                 "",
                 or("the planner's choice", "[3]"),
-                "First layers of the stages after the first; 0 is the embedding.",
+                "Layers before each stage after the first; embedding: 1, block: 1, or 0.5 + 0.5.",
             ),
             key(
                 "recompute",

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
+use crate::layers::Layers;
 use crate::model::{Model, ModelConfig, Weights};
 use crate::plan::{DataChoice, Optimizer, Sharding, Sum};
 use crate::schedule::ALL_NAMES;
@@ -212,9 +213,10 @@ pub struct PipelineConfig {
     /// Microbatches of a step; they divide `train.batch`, and are at most 4096. The planner chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub microbatches: Option<usize>,
-    /// First layers of the stages after the first. The planner chooses by default.
+    /// Where the stages after the first begin: how many layers are before, 3.5 for the middle of block 2. The planner
+    /// chooses by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cuts: Option<Vec<usize>>,
+    pub cuts: Option<Vec<Layers>>,
     /// Which stages compute activations again in the backward pass: all, none, or these. The planner chooses by default
     /// those that would not fit otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
