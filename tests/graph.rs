@@ -202,7 +202,7 @@ fn any_stage() -> impl Strategy<Value = StageSetup> {
                 kv_heads: grouped.then_some(if heads % 2 == 1 { 1 } else { heads }),
                 ..Default::default()
             };
-            let count = layers + 2;
+            let count = 2 + layers * if kind == Kind::Mlp { 1 } else { 2 };
             let start = from as usize % count;
             let end = start + 1 + to as usize % (count - start);
             StageSetup { config, range: start..end, batch, sequence, training, cached }

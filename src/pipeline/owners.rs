@@ -1,4 +1,5 @@
-//! Who owns what of the weights that several ranks have: of each stage every rank that has it a part, in chunks.
+//! Who owns what of the weights that several ranks have: of each layer every rank that has it a part, in chunks. Layer by layer,
+//! so that gradients travel both ways during the whole of a backward pass, which comes to the layers one after another.
 //!
 //! The owner of an element adds up its gradient, has its optimizer state and sends its new weight to the others. Which rank
 //! that is changes no result: sums are taken in an order that depends on the replicas alone. A replica adds what its stages
@@ -36,28 +37,22 @@ pub(super) fn holders(plan: &Plan) -> Holders {
     let mut all = Holders::new();
     let owned_by_all = |p: &Parameter| p.tied_to.is_none() && !p.frozen && !plan.setup.sharding.by_host();
     for (stage, layers) in plan.stages.iter().enumerate() {
-        let list: Vec<Parameter> = layers.clone().flat_map(|l| plan.model.layer_parameters(l)).collect();
-        let chunks = |p: &Parameter| p.len().div_ceil(CHUNK);
-        let total: usize = list.iter().filter(|p| owned_by_all(p)).map(chunks).sum();
-        let weights = memory_of_each(plan, stage);
-        let sum: u128 = weights.iter().sum();
-        let end = |replicas: usize| {
-            let before: u128 = weights[..replicas].iter().sum();
-            (total as u128 * before / sum) as usize
-        };
-        for (replica, rank) in plan.placement.holders(stage).enumerate() {
-            let part = end(replica)..end(replica + 1);
-            let mut before = 0;
-            for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
-                let mut owned = 0..0;
-                if owned_by_all(parameter) {
-                    let within = |chunk: usize| chunk.clamp(before, before + chunks(parameter)) - before;
-                    owned = CHUNK * within(part.start)..parameter.len().min(CHUNK * within(part.end));
-                    before += chunks(parameter);
+        let chunks = |p: &Parameter| if owned_by_all(p) { p.len().div_ceil(CHUNK) } else { 0 };
+        let mut shares = Shares::new(memory_of_each(plan, stage));
+        for layer in layers.clone() {
+            let list = plan.model.layer_parameters(layer);
+            let parts = shares.take(list.iter().map(chunks).sum());
+            for (replica, (rank, part)) in plan.placement.holders(stage).zip(parts).enumerate() {
+                let mut before = 0;
+                for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
+                    let end = before + chunks(parameter);
+                    let within = |chunk: usize| CHUNK * (chunk.clamp(before, end) - before);
+                    let owned = within(part.start)..parameter.len().min(within(part.end));
+                    let owned = if owned.is_empty() { 0..0 } else { owned };
+                    let holder = Holder { rank, name: parameter.name.clone(), owned, replica };
+                    all.entry(parameter.name.clone()).or_default().push(holder);
+                    before = end;
                 }
-                let owned = if owned.is_empty() { 0..0 } else { owned };
-                let holder = Holder { rank, name: parameter.name.clone(), owned, replica };
-                all.entry(parameter.name.clone()).or_default().push(holder);
             }
         }
     }
@@ -75,6 +70,40 @@ pub(super) fn holders(plan: &Plan) -> Holders {
         }
     }
     all
+}
+
+/// Shares things out one by one in fixed proportions: each taker has at any moment what is due to it within one.
+struct Shares {
+    weights: Vec<u128>,
+    taken: Vec<u128>,
+}
+
+impl Shares {
+    fn new(weights: Vec<u128>) -> Shares {
+        Shares { taken: vec![0; weights.len()], weights }
+    }
+
+    /// The next so many: each taker's range of them.
+    fn take(&mut self, count: usize) -> Vec<Range<usize>> {
+        let (sum, mut mine) = (self.weights.iter().sum::<u128>(), vec![0; self.weights.len()]);
+        for _ in 0..count {
+            let due = self.taken.iter().sum::<u128>() + 1;
+            let lacking = |&taker: &usize| {
+                let (owed, has) = (due * self.weights[taker], self.taken[taker] * sum);
+                // The first of those that lack most.
+                (owed as i128 - has as i128, std::cmp::Reverse(taker))
+            };
+            let Some(next) = (0..mine.len()).max_by_key(lacking) else { break };
+            self.taken[next] += 1;
+            mine[next] += 1;
+        }
+        let mut end = 0;
+        let range = |own: usize| {
+            end += own;
+            end - own..end
+        };
+        mine.into_iter().map(range).collect()
+    }
 }
 
 /// In what proportion the ranks that have a stage own its weights: that of their memory, or equal where one is not known.
