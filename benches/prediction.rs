@@ -29,8 +29,8 @@ struct Case {
     adapters: &'static [usize],
     schedule: &'static str,
     microbatches: usize,
-    /// First layers of the stages after the first; the planner's if empty.
-    cuts: &'static [usize],
+    /// Layers before each stage after the first; the planner's if empty.
+    cuts: &'static [f64],
     /// What is set of the mesh.
     mesh: &'static [&'static str],
 }
@@ -76,27 +76,27 @@ const CASES: &[Case] = &[
     Case { name: "deep 2 equal gpipe", model: DEEP, adapters: &[0, 0], schedule: "gpipe", microbatches: 4, cuts: &[], mesh: &[] },
     Case { name: "deep 2 equal zb-v", model: DEEP, adapters: &[0, 0], schedule: "zb-v", microbatches: 8, cuts: &[], mesh: &[] },
     Case { name: "deep 2 equal interleaved", model: DEEP, adapters: &[0, 0], schedule: "interleaved-1f1b", microbatches: 8, cuts: &[], mesh: &[] },
-    Case { name: "deep 2 equal uneven cut", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 8, cuts: &[6], mesh: &[] },
+    Case { name: "deep 2 equal cut within a block", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 8, cuts: &[5.5], mesh: &[] },
     Case { name: "wide 2 equal eager-1f1b", model: WIDE, adapters: &[0, 0], schedule: "eager-1f1b", microbatches: 8, cuts: &[], mesh: &[] },
     Case { name: "wide 2 equal zb-h2", model: WIDE, adapters: &[0, 0], schedule: "zb-h2", microbatches: 16, cuts: &[], mesh: &[] },
     Case { name: "deep 3 equal 1f1b", model: DEEP, adapters: &[0, 0, 0], schedule: "1f1b", microbatches: 8, cuts: &[], mesh: &[] },
     Case { name: "wide 3 equal zb-h1", model: WIDE, adapters: &[0, 0, 0], schedule: "zb-h1", microbatches: 8, cuts: &[], mesh: &[] },
-    Case { name: "deep 2 unequal 1f1b", model: DEEP, adapters: &[0, 1], schedule: "1f1b", microbatches: 8, cuts: &[5], mesh: &[] },
-    Case { name: "deep 2 unequal zb-h1", model: DEEP, adapters: &[1, 0], schedule: "zb-h1", microbatches: 8, cuts: &[3], mesh: &[] },
-    Case { name: "wide 2 unequal gpipe", model: WIDE, adapters: &[1, 0], schedule: "gpipe", microbatches: 8, cuts: &[2], mesh: &[] },
-    Case { name: "wide 3 unequal 1f1b", model: WIDE, adapters: &[0, 0, 1], schedule: "1f1b", microbatches: 8, cuts: &[2, 4], mesh: &[] },
+    Case { name: "deep 2 unequal 1f1b", model: DEEP, adapters: &[0, 1], schedule: "1f1b", microbatches: 8, cuts: &[5.0], mesh: &[] },
+    Case { name: "deep 2 unequal zb-h1", model: DEEP, adapters: &[1, 0], schedule: "zb-h1", microbatches: 8, cuts: &[3.0], mesh: &[] },
+    Case { name: "wide 2 unequal cut within a block", model: WIDE, adapters: &[1, 0], schedule: "gpipe", microbatches: 8, cuts: &[2.5], mesh: &[] },
+    Case { name: "wide 3 unequal 1f1b", model: WIDE, adapters: &[0, 0, 1], schedule: "1f1b", microbatches: 8, cuts: &[2.0, 4.0], mesh: &[] },
     Case { name: "data wide 2 devices 2+2", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=2"] },
     Case { name: "data wide 2 devices 3+1", model: WIDE, adapters: &[0, 0], schedule: "gpipe", microbatches: 4, cuts: &[], mesh: &["data=[3, 1]"] },
     Case { name: "data deep 2 devices 5+3", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 8, cuts: &[], mesh: &["data=[5, 3]"] },
     Case { name: "data deep 3 devices 2+1+1", model: DEEP, adapters: &[0, 0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=[2, 1, 1]"] },
-    Case { name: "data wide 4 devices zb-h1", model: WIDE, adapters: &[0, 0, 0, 0], schedule: "zb-h1", microbatches: 8, cuts: &[3], mesh: &["data=2"] },
-    Case { name: "data deep 4 devices 5+3", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "1f1b", microbatches: 8, cuts: &[4], mesh: &["data=[5, 3]"] },
+    Case { name: "data wide 4 devices zb-h1", model: WIDE, adapters: &[0, 0, 0, 0], schedule: "zb-h1", microbatches: 8, cuts: &[2.5], mesh: &["data=2"] },
+    Case { name: "data deep 4 devices 5+3", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "1f1b", microbatches: 8, cuts: &[4.0], mesh: &["data=[5, 3]"] },
     Case { name: "data wide 2 devices host", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=2", "optimizer=host"] },
-    Case { name: "data deep 4 devices host", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "gpipe", microbatches: 8, cuts: &[4], mesh: &["data=2", "optimizer=host"] },
+    Case { name: "data deep 4 devices host", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "gpipe", microbatches: 8, cuts: &[4.0], mesh: &["data=2", "optimizer=host"] },
     Case { name: "data deep 2 devices zero 2", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=2", "zero=2"] },
     Case { name: "data wide 2 devices zero 3", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=2", "zero=3"] },
     Case { name: "data wide 2 unequal 3+1", model: WIDE, adapters: &[0, 1], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=[3, 1]"] },
-    Case { name: "data wide 2 zero 3 host", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[2], mesh: &["data=1", "zero=3", "optimizer=host"] },
+    Case { name: "data wide 2 zero 3 host", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[2.0], mesh: &["data=1", "zero=3", "optimizer=host"] },
 ];
 
 pub fn table() {

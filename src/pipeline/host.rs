@@ -318,15 +318,8 @@ impl Rank {
         }
         let own: HashMap<BlockId, Span<usize>> = host.own.iter().cloned().collect();
         for _ in 0..own.len() {
-            let (block, sum) = match host.inbox.sums.try_recv() {
-                Ok(ready) => ready,
-                Err(_) => {
-                    host.hand_over(self, &mut recording).await;
-                    self.log.state(State::Waiting(What::NORM));
-                    host.inbox.sums.next().await.ok_or_else(gone)?
-                }
-            };
-            self.log.state(State::Working(What::NORM));
+            let (block, sum) =
+                self.next_of(&mut host, |inbox| &mut inbox.sums, &mut recording, What::NORM).await?;
             let home = self.parameters.part(host.store.name(block), Part::Gradient)?;
             let (to, held) = home.held_as(DType::F32)?;
             let offset = 4 * (own.get(&block).map_or(0, |of| of.start) - held.start) as u64;
@@ -352,15 +345,8 @@ impl Rank {
         }
         let others: HashMap<BlockId, Span<usize>> = host.others.iter().cloned().collect();
         for _ in 0..others.len() {
-            let (block, weights) = match host.inbox.weights.try_recv() {
-                Ok(ready) => ready,
-                Err(_) => {
-                    host.hand_over(self, &mut recording).await;
-                    self.log.state(State::Waiting(What::UPDATE));
-                    host.inbox.weights.next().await.ok_or_else(gone)?
-                }
-            };
-            self.log.state(State::Working(What::UPDATE));
+            let (block, weights) =
+                self.next_of(&mut host, |inbox| &mut inbox.weights, &mut recording, What::UPDATE).await?;
             let dtype = host.store.dtype(block);
             let to = self.weight_here(host.store.name(block))?;
             let offset = dtype.bytes(others.get(&block).map_or(0, |of| of.start));
@@ -370,6 +356,27 @@ impl Rank {
         self.submit_last(recording).await;
         self.host = Some(host);
         Ok(())
+    }
+
+    /// The next of what is ready for the rank. What has been recorded is handed over before it has to wait.
+    async fn next_of<T>(
+        &self,
+        host: &mut HostLink,
+        of: impl Fn(&mut Inbox) -> &mut mpsc::UnboundedReceiver<T>,
+        recording: &mut Recording<'_>,
+        what: What,
+    ) -> Result<T> {
+        let ready = of(&mut host.inbox).try_recv().ok();
+        let ready = match ready {
+            Some(ready) => ready,
+            None => {
+                host.hand_over(self, recording).await;
+                self.log.state(State::Waiting(what));
+                of(&mut host.inbox).next().await.ok_or_else(gone)?
+            }
+        };
+        self.log.state(State::Working(what));
+        Ok(ready)
     }
 
     /// Where a weight lies that the rank keeps, by its own name or that of one which is tied to it here.

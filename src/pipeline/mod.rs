@@ -23,7 +23,7 @@ mod partition;
 mod plan;
 mod rank;
 mod store;
-mod update;
+pub(crate) mod update;
 mod watch;
 pub mod workload;
 

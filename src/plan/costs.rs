@@ -27,8 +27,8 @@ pub struct Assignment<'a> {
     pub in_flight: &'a [usize],
 }
 
-/// Weights that the host updates a second, with their gradients and moments: its memory is read and written seven times as
-/// much.
+/// Weights that a host updates a second whose speed nobody measured, with their gradients and moments: its memory is read and
+/// written seven times as much.
 const HOST_UPDATE_GB_S: f64 = 1.5;
 
 /// Buckets that are on their way at once between devices that have the same layers.
@@ -55,6 +55,19 @@ impl Part {
     fn arrivals(&self) -> usize {
         usize::from(self.number > 0) + self.of - 1 - self.number
     }
+}
+
+/// Bytes that pass between a rank and the host's memory at the end of a step, where anything passes through that.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Passing {
+    /// Gradients that go there whole.
+    pub gradients: u64,
+    /// Sums of gradients that come back to who owns the weights.
+    pub sums: u64,
+    /// New weights that go there.
+    pub sent: u64,
+    /// New weights that come from there and stay.
+    pub kept: u64,
 }
 
 /// How often what a rank sends arrives: the host adds up what several send before it goes on.
@@ -403,30 +416,24 @@ impl<'a> Prices<'a> {
         let mut update = submit + owned / rates.optimizer_gb_s.unwrap_or(memory / 7.0);
         let sharding = &self.workload.sharding;
         let at = plan.devices[rank];
-        let of = |sums: &[u64], range: &Range<usize>| sums[range.end] - sums[range.start];
         if sharding.streams_gradients() {
             begin = submit;
         }
         if sharding.through_host() {
-            let owned = |sums: &[u64]| {
-                let own = own().map(|(stage, range)| part(stage).of_bytes(of(sums, range)));
-                if sharding.by_host() { 0 } else { own.sum::<u64>() }
-            };
-            let (gradients, sent) = (owned(&self.weights), owned(&self.sent));
-            let all = |sums: &[u64]| own().map(|(_, range)| of(sums, range)).sum::<u64>();
-            let whole = if sharding.streams_gradients() { 0 } else { all(&self.weights) };
+            let passing = self.passing(plan.placement, plan.devices, plan.stages, rank);
+            let summed = passing.sums as f64 / GIGA;
             end = rates.barrier_us * MICRO
-                + self.to_host(at, whole)
-                + self.out_of_host(at, gradients)
-                + gradients as f64 / GIGA / rates.norm_gb_s.unwrap_or(memory);
-            let kept = if sharding.streams_weights() { 0 } else { all(&self.sent) - sent };
+                + self.to_host(at, passing.gradients)
+                + self.out_of_host(at, passing.sums)
+                + summed / rates.norm_gb_s.unwrap_or(memory);
             update = submit
-                + gradients as f64 / GIGA / rates.optimizer_gb_s.unwrap_or(memory / 7.0)
-                + self.to_host(at, sent)
-                + self.out_of_host(at, kept);
+                + summed / rates.optimizer_gb_s.unwrap_or(memory / 7.0)
+                + self.to_host(at, passing.sent)
+                + self.out_of_host(at, passing.kept);
             if sharding.by_host() {
                 let layers = self.workload.layers.len();
-                update += of(&self.weights, &(0..layers)) as f64 / GIGA / HOST_UPDATE_GB_S;
+                let rate = self.machine.host_update_gb_s.unwrap_or(HOST_UPDATE_GB_S);
+                update += self.weights[layers] as f64 / GIGA / rate;
             }
         }
         RankCost {
@@ -439,6 +446,29 @@ impl<'a> Prices<'a> {
             fixed: self.state(own().map(|(stage, range)| (range, part(stage)))),
             budget: device.memory,
         }
+    }
+
+    /// What passes between a rank and the host's memory at the end of a step.
+    pub(super) fn passing(
+        &self,
+        placement: &Placement,
+        devices: &[usize],
+        stages: &[Range<usize>],
+        rank: usize,
+    ) -> Passing {
+        let sharding = &self.workload.sharding;
+        let mut passing = Passing::default();
+        for (stage, range) in stages.iter().enumerate().filter(|(stage, _)| placement.holds(rank, *stage)) {
+            let of = |sums: &[u64]| sums[range.end] - sums[range.start];
+            let part = part(placement, rank, stage, self.machine, devices);
+            let owned = |bytes: u64| if sharding.by_host() { 0 } else { part.of_bytes(bytes) };
+            let (gradients, sent) = (of(&self.weights), of(&self.sent));
+            passing.gradients += if sharding.streams_gradients() { 0 } else { gradients };
+            passing.sums += owned(gradients);
+            passing.sent += owned(sent);
+            passing.kept += if sharding.streams_weights() { 0 } else { sent - owned(sent) };
+        }
+        passing
     }
 
     fn slowdown(&self, devices: &[usize], matrix: &mut Vec<Vec<f64>>) {

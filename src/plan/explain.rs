@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::costs::{Prices, part};
+use super::costs::Prices;
 use super::machine::Machine;
 use super::text::percent;
 use super::workload::{Layer, Workload};
@@ -447,8 +447,8 @@ fn links(best: &Candidate) -> Vec<LinkShare> {
 
 fn one_pipeline(planned: &Planned) -> Option<OnePipeline> {
     let best = &planned.best;
-    let one = planned.alternatives.iter().find(|other| other.shares().len() == 1);
-    one.filter(|_| best.shares().len() > 1).map(|one| OnePipeline {
+    let one = planned.alternatives.iter().find(|other| other.placement.is_single());
+    one.filter(|_| !best.placement.is_single()).map(|one| OnePipeline {
         slower: one.simulation.expected / best.simulation.expected - 1.0,
         bubble: one.simulation.bubble,
     })
@@ -459,19 +459,19 @@ fn host(best: &Candidate, workload: &Workload, machine: &Machine) -> Vec<HostSha
     if !sharding.through_host() {
         return Vec::new();
     }
+    let prices = Prices::new(workload, &workload.batchings[best.batching], machine);
     let of_rank = |rank: usize| {
-        let (mut down, mut up) = (0, 0);
+        let passing = prices.passing(&best.placement, &best.devices, &best.stages, rank);
+        let (mut down, mut up) = (passing.gradients + passing.sent, passing.sums + passing.kept);
         for (replica, of) in best.placement.replicas().iter().enumerate().filter(|(_, of)| of.rank == rank) {
             let layers = &workload.layers[best.stages[of.stage].clone()];
-            let bytes = |of: fn(&Layer) -> u64| layers.iter().map(of).sum::<u64>();
-            let (gradient, weight, read) = (bytes(|l| l.weights), bytes(|l| l.sent), bytes(|l| l.read));
             let times = best.placement.microbatches(replica).count() as u64;
-            let part = part(&best.placement, rank, of.stage, machine, &best.devices);
-            let owned = |bytes: u64| if sharding.by_host() { 0 } else { part.of_bytes(bytes) };
-            down += owned(weight) + if sharding.streams_gradients() { times * gradient } else { gradient };
+            let bytes = |of: fn(&Layer) -> u64, does: bool| {
+                if does { times * layers.iter().map(of).sum::<u64>() } else { 0 }
+            };
+            down += bytes(|layer| layer.weights, sharding.streams_gradients());
             // Once for F, and once for the backward pass.
-            let kept = if sharding.streams_weights() { 2 * times * read } else { weight - owned(weight) };
-            up += owned(gradient) + kept;
+            up += 2 * bytes(|layer| layer.read, sharding.streams_weights());
         }
         HostShare { device: best.devices[rank], down, up }
     };

@@ -30,6 +30,7 @@ mod start;
 mod table;
 mod teams;
 pub(crate) mod text;
+mod uneven;
 mod without;
 mod workload;
 

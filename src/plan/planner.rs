@@ -11,6 +11,7 @@ use super::search::{Board, allowance, search};
 use super::space::Space;
 use super::teams::teams;
 use super::text::bytes;
+use super::uneven::uneven;
 use super::workload::Workload;
 use super::{Candidate, DataChoice, LeftOut, Options, Planned, ScheduleChoice};
 use crate::error::{Error, Result};
@@ -47,7 +48,9 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         one => one,
     };
     let limited = machine.within(&options.budgets);
-    let several = teams(workload, &limited, options)?;
+    let mut several = teams(workload, &limited, options)?;
+    several.extend(uneven(workload, &limited, options)?);
+    several.sort_by(|a, b| a.simulation.expected.total_cmp(&b.simulation.expected));
     match one {
         Some(Ok(one)) => Ok(beside(one, several, &limited)),
         Some(Err(error)) if several.is_empty() => Err(error),
@@ -66,9 +69,10 @@ fn beside(mut one: Planned, several: Vec<Candidate>, machine: &Machine) -> Plann
         (one.unlimited, one.complete) = (None, false);
         one.left_out = unused(&one, machine);
     }
-    // One of each number of pipelines.
+    // One of each number of pipelines, and one of which the stages have unequal numbers of replicas.
     for other in several {
-        let is_new = |known: &Candidate| known.shares().len() != other.shares().len();
+        let kind = |plan: &Candidate| (plan.shares().len(), plan.placement.is_single());
+        let is_new = |known: &Candidate| kind(known) != kind(&other);
         if is_new(&one.best) && one.alternatives.iter().all(is_new) {
             one.alternatives.push(other);
         }

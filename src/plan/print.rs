@@ -35,13 +35,16 @@ impl fmt::Display for Explanation {
             counted(self.sequences, "sequence"),
             self.machine
         )?;
-        if self.shares.len() > 1 {
-            write!(
-                f,
-                "{} beside each other, of {}",
-                counted(self.shares.len(), "pipeline"),
-                microbatches(&self.shares)
-            )?;
+        let several = match self.shares.len() {
+            1 if self.one_pipeline.is_none() => None,
+            1 => Some("devices with the same layers take turns".to_string()),
+            many => {
+                let all = microbatches(&self.shares);
+                Some(format!("{} beside each other, of {all}", counted(many, "pipeline")))
+            }
+        };
+        if let Some(several) = several {
+            write!(f, "{several}")?;
             match self.one_pipeline {
                 Some(one) => writeln!(
                     f,

@@ -23,11 +23,11 @@ use crate::error::Result;
 use crate::schedule::{Schedule, generate_chunked};
 
 /// Pipelines over the same teams that are taken apart.
-const MOST_PIPELINES: usize = 8;
+pub(super) const MOST_PIPELINES: usize = 8;
 /// Units of work (about 10 ns) for small changes of one plan, and for changes of its shares.
-const WORK_OF_CHANGES: u64 = 3_000_000;
+pub(super) const WORK_OF_CHANGES: u64 = 3_000_000;
 /// Of the work of the whole search, the part that one over teams takes.
-const PART: u64 = 6;
+pub(super) const PART: u64 = 6;
 
 /// What each replica does, for its share of the microbatches.
 #[derive(Debug, Clone)]
@@ -79,7 +79,6 @@ pub(super) fn teams(workload: &Workload, machine: &Machine, options: &Options) -
             }
         }
     }
-    found.sort_by(|a, b| a.simulation.expected.total_cmp(&b.simulation.expected));
     Ok(found)
 }
 
@@ -294,18 +293,30 @@ fn fixed(
     // Some schedules want a number of microbatches that a share is not.
     let Some(replicas) = replicas.collect::<Option<Vec<_>>>() else { return Ok(None) };
     let given = workload.sharding.replicate(&replicas)?;
-    let devices: Vec<usize> = mesh.replicas.concat();
+    improved(workload, machine, options, given, mesh.replicas.concat(), mesh.stages.clone(), work)
+}
+
+/// The plan with this schedule, and with such other cuts and devices as so much work finds better; none if it does not fit.
+pub(super) fn improved(
+    workload: &Workload,
+    machine: &Machine,
+    options: &Options,
+    schedule: Schedule,
+    devices: Vec<usize>,
+    stages: Vec<Range<usize>>,
+    work: u64,
+) -> Result<Option<Candidate>> {
     let given = Options {
         devices: options.devices.as_ref().map(|_| devices.clone()),
         microbatches: None,
-        schedule: ScheduleChoice::Given(given),
+        schedule: ScheduleChoice::Given(schedule),
         budgets: Vec::new(),
         data: DataChoice::Count(1),
         ..options.clone()
     };
     let space = Space::new(workload, machine, &given)?;
     let mut judge = Judge::new(&space)?;
-    let point = Point { form: 0, devices, stages: mesh.stages.clone() };
+    let point = Point { form: 0, devices, stages };
     let timed = match work {
         0 => match judge.judge(&point, f64::INFINITY)? {
             Verdict::Fits(timed) => Some(timed),
@@ -317,12 +328,15 @@ fn fixed(
 }
 
 /// A machine of which each device is a team.
-fn of_teams(machine: &Machine, teams: &[Vec<usize>]) -> Machine {
+pub(super) fn of_teams(machine: &Machine, teams: &[Vec<usize>]) -> Machine {
     let mut links = Vec::new();
     for (from, senders) in teams.iter().enumerate() {
         for (to, receivers) in teams.iter().enumerate().filter(|(to, _)| *to != from) {
-            let all: Vec<Link> =
-                senders.iter().zip(receivers).map(|(&from, &to)| machine.link(from, to)).collect();
+            // Members of teams of equal sizes are those of one replica; else each may send to each.
+            let is_even = senders.len() == receivers.len();
+            let pairs = (0..senders.len()).flat_map(|from| (0..receivers.len()).map(move |to| (from, to)));
+            let pairs = pairs.filter(|(from, to)| !is_even || from == to);
+            let all: Vec<Link> = pairs.map(|(from, to)| machine.link(senders[from], receivers[to])).collect();
             let slowest = |of: fn(&Link) -> Option<f64>| all.iter().filter_map(of).reduce(f64::min);
             let link = Link {
                 latency_us: all.iter().map(|link| link.latency_us).fold(0.0, f64::max),

@@ -133,7 +133,13 @@ impl Profiler<'_> {
                 }
             }
         }
-        let mut machine = Machine { name: "this machine".into(), cores: Some(cores), ..Machine::default() };
+        let host_update_gb_s = Some(crate::pipeline::update::speed());
+        let mut machine = Machine {
+            name: "this machine".into(),
+            cores: Some(cores),
+            host_update_gb_s,
+            ..Machine::default()
+        };
         machine.slowdown = vec![vec![1.0; count]; count];
         for i in 0..count {
             let profile = profiles[&first(i)].clone();

@@ -271,7 +271,8 @@ fn settings(
     let mut settings = vec![format!("pipeline.devices={}", list(&adapters))];
     settings.extend(schedule.map(|schedule| format!("pipeline.schedule={schedule}")));
     settings.push(format!("pipeline.microbatches={}", plan.microbatches));
-    let shares = plan.shares();
+    // Stages with unequal numbers of replicas are said in a schedule alone.
+    let shares = plan.placement.shares().or_else(|| as_before.map(|_| Vec::new()))?;
     settings.extend((shares.len() > 1).then(|| format!("mesh.data={}", list(&shares))));
     settings.extend(
         (plan.stages.len() > 1)

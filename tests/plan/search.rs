@@ -223,7 +223,7 @@ pub fn check(planned: &Planned, workload: &Workload, machine: &Machine) {
             assert!(bytes <= budget, "rank {rank}: {bytes} of {budget} bytes in {}", candidate.schedule.name);
         }
         // Several pipelines must be faster by a hundredth to be preferred to one.
-        let worth = if candidate.shares().len() > 1 { 0.01 } else { 0.0 };
+        let worth = if candidate.placement.is_single() { 0.0 } else { 0.01 };
         assert!(candidate.simulation.step >= planned.best.simulation.step * (1.0 - worth - ROUNDING));
         let rate = workload.tokens as f64 / candidate.simulation.step;
         assert_eq!(candidate.tokens_per_second, rate);
