@@ -11,6 +11,8 @@ use crate::schedule::{AUTO, Schedule};
 
 /// More sets of devices than this are not looked at: the slowest devices are left out first.
 const MOST_SETS: usize = 1 << 10;
+/// Of more layers than these it is sought between blocks alone where to cut.
+const MOST_HALVES: usize = 14;
 /// A model of more layers is cut only between so many groups of them, or fewer where there are many sets of devices.
 const MOST_PARTS: usize = 160;
 /// Cells (stages × microbatches) of all forms together: they are kept, and each takes about two kilobytes. Divisions into
@@ -122,16 +124,23 @@ pub(super) fn interchangeable(machine: &Machine, a: usize, b: usize) -> bool {
     profile(a) == profile(b) && (0..machine.devices.len()).filter(|&i| i != a).all(alike)
 }
 
-/// Where a model of so many layers may be cut: at the cuts that are fixed, or anywhere. Of very many layers only every
-/// so many; small changes of a plan then find the exact place.
-fn marks(layers: usize, cuts: Option<Vec<usize>>, pool: &Pool) -> Vec<usize> {
+/// Where a model may be cut: at the cuts that are fixed, or anywhere. Of many layers only between blocks, and of very many only
+/// every so many; small changes of a plan then find the exact place.
+fn marks(starts: &[Layers], cuts: Option<Vec<usize>>, pool: &Pool) -> Vec<usize> {
+    let layers = starts.len() - 1;
     if let Some(cuts) = cuts {
         return [0].into_iter().chain(cuts).chain([layers]).collect();
     }
+    let mut places: Vec<usize> = (0..=layers).filter(|&at| starts[at].is_whole()).collect();
+    // There must be one for each stage that a schedule may have.
+    if layers <= MOST_HALVES || places.len() <= layers.min(MOST_CHUNKS * pool.len()) {
+        places = (0..=layers).collect();
+    }
+    let layers = places.len() - 1;
     let few = (2 * MOST_RANGES / (pool.sets() * pool.classes.len())).isqrt();
     // Every rank needs a part, several if it has several stages.
     let parts = layers.min(MOST_PARTS).min(few.max(MOST_CHUNKS * pool.len()));
-    (0..=parts).map(|part| part * layers / parts).collect()
+    (0..=parts).map(|part| places[part * layers / parts]).collect()
 }
 
 impl<'a> Space<'a> {
@@ -154,7 +163,7 @@ impl<'a> Space<'a> {
             prices: Vec::new(),
             batchings: Vec::new(),
             forms: Vec::new(),
-            marks: marks(workload.layers.len(), cuts, &pool),
+            marks: marks(&workload.starts(), cuts, &pool),
             is_cut: options.cuts.is_some(),
             pool,
             recompute: options.recompute.clone(),
