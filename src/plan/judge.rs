@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use super::RecomputeChoice;
 use super::bound::lower_bound;
-use super::costs::{Assignment, Part, Prices, part};
+use super::costs::{Assignment, Prices};
 use super::form::{Form, Layout, MOST_CHUNKS};
 use super::space::Space;
+use super::traffic::{Part, part};
 use super::workload::StageForm;
 use crate::error::Result;
 use crate::schedule::{Costs, Simulator};

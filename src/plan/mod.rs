@@ -30,11 +30,11 @@ mod start;
 mod table;
 mod teams;
 pub(crate) mod text;
+mod traffic;
 mod uneven;
 mod without;
 mod workload;
 
-pub(crate) use costs::EXCHANGE_SLOTS;
 pub use costs::{Assignment, costs};
 pub use explain::{
     Alternative, DeviceShare, Explanation, LinkShare, OnePipeline, SharedBy, StageShare, Unused, Waiting,
@@ -44,6 +44,7 @@ pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
 pub use sharding::{Optimizer, Sharding, Sum};
+pub(crate) use traffic::EXCHANGE_SLOTS;
 pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed,
