@@ -386,7 +386,8 @@ impl Stages {
 }
 
 /// The same layers apart and together: what is left is what an action costs beside its layers. Neighbouring stages of one
-/// microbatch run right after one another, and so at about the same speed of the machine.
+/// microbatch run right after one another, and so at about the same speed of the machine. It is at most what the shortest
+/// action takes: where layers take long, the difference of two of them is noise.
 fn submit(taken: &HashMap<Key, Vec<f64>>, stages: Stages) -> f64 {
     let of = |stage, kind| taken.get(&Key::Action(stage, kind)).map_or(&[][..], Vec::as_slice);
     let mut beside = Vec::new();
@@ -396,8 +397,15 @@ fn submit(taken: &HashMap<Key, Vec<f64>>, stages: Stages) -> f64 {
             beside.extend(apart.map(|apart| stages.together as f64 * apart - together));
         }
     }
-    beside.sort_by(f64::total_cmp);
-    beside.get(beside.len() / 2).map_or(0.0, |middle: &f64| middle.max(0.0))
+    let actions = taken.iter().filter(|(key, _)| matches!(key, Key::Action(..)));
+    let shortest = actions.map(|(_, seconds)| middle(seconds.clone())).fold(f64::INFINITY, f64::min);
+    middle(beside).clamp(0.0, shortest.max(0.0))
+}
+
+/// The median; 0 of nothing.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// The mean without the longest one of every [`PER_ACCIDENT`] values, and the standard deviation as a part of it. A plan's

@@ -489,11 +489,15 @@ impl Planning {
     /// depends. Of plans that are about as fast the one that changes least: another schedule, else other cuts, else both,
     /// else other devices. Everything that decides whether a running plan is to be left for another asks here.
     pub fn search_again(&self, candidate: &Candidate) -> Result<Candidate> {
-        let open = Options {
+        let mut open = Options {
             microbatches: Some(candidate.microbatches),
             data: DataChoice::Shares(candidate.shares()),
             ..self.options.clone()
         };
+        // Where stages have unequal numbers of replicas the schedule alone says who adds up what.
+        if candidate.placement.shares().is_none() {
+            open.schedule = ScheduleChoice::Given(candidate.schedule.clone());
+        }
         let devices = Options { devices: Some(candidate.devices.clone()), ..open.clone() };
         let schedule = ScheduleChoice::Given(candidate.schedule.clone());
         let narrow = [
