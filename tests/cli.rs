@@ -515,6 +515,32 @@ fn a_machine_file_that_is_wrong_is_noticed_and_replanning_changes_no_loss() {
     assert_eq!(place.losses("moved"), place.losses("plain"));
 }
 
+#[test]
+fn two_small_devices_take_turns_behind_a_large_one_and_a_run_on_them_goes_on_bit_for_bit() {
+    let place = Place::new();
+    let device = |name: &str, memory: &str, gflops: f64| {
+        format!(
+            "[[devices]]\nname = '{name}'\nadapter = 0\nmemory = '{memory}'\n[devices.rates]\nmatmul_gflops = {gflops}\n\
+             memory_gb_s = 25\nlaunch_us = 1\nsubmit_us = 5\nbarrier_us = 20\n"
+        )
+    };
+    let [large, small] = [device("large", "64MiB", 8.0), device("small", "6MiB", 4.0)];
+    let machine = format!("link = {{ latency_us = 50, gb_s = 8 }}\n{large}{small}{small}");
+    std::fs::write(place.path("three.toml"), machine).unwrap();
+    let text = "[model]\nkind = 'gpt2'\nlayers = 2\nwidth = 128\nheads = 4\ncontext = 32\nvocabulary = 256\n\
+        [data]\ntrain = ['text.txt']\n[train]\nsteps = 4\nbatch = 8\nsequence = 32\n[output]\ncheckpoint_every = 2\n";
+    std::fs::write(place.path("three.config.toml"), text).unwrap();
+    let config = ["three.config.toml", "--machine", "three.toml"];
+    let said = place.succeed(&[&["plan"], &config[..]].concat());
+    assert!(said.contains("devices with the same layers take turns"), "{said}");
+    let run = |more: &[&str]| place.succeed(&[&["train"], &config[..], &["--out", "run"], more].concat());
+    run(&[]);
+    let whole = place.losses("run");
+    std::fs::remove_dir_all(place.path("run/checkpoints/000004")).unwrap();
+    run(&["--resume"]);
+    assert_eq!((place.losses("run"), whole.len()), (whole, 4));
+}
+
 /// What a run with this standard output says, and its status.
 #[cfg(target_os = "linux")]
 fn with_output(place: &Place, arguments: &[&str], output: &str) -> (Option<i32>, String) {

@@ -142,7 +142,7 @@ pub(super) struct Threads {
 #[cfg(not(target_arch = "wasm32"))]
 impl Threads {
     /// How long ranks may take to notice that nobody wants anything of them.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
     /// Gives a rank a thread.
     pub(super) fn start(
