@@ -123,14 +123,16 @@ impl Serialize for Layers {
 
 impl<'de> Deserialize<'de> for Layers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Layers, D::Error> {
-        let number = f64::deserialize(deserializer)?;
+        let refuse = |what: &str| {
+            let help = "write a whole one such as 3, or 3.5 for the middle of block 2";
+            serde::de::Error::custom(format!("{what} is no number of layers; {help}"))
+        };
+        let number = f64::deserialize(deserializer).map_err(|_| refuse("what stands here"))?;
         let halves = 2.0 * number;
-        if halves.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&halves) {
-            return Ok(Layers(halves as usize));
+        match halves.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&halves) {
+            true => Ok(Layers(halves as usize)),
+            false => Err(refuse(&number.to_string())),
         }
-        Err(serde::de::Error::custom(format!(
-            "{number} is no number of layers; write a whole one such as 3, or 3.5 for the middle of block 2"
-        )))
     }
 }
 
