@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 
 use super::batch::Batch;
 use super::launch::{Threads, build};
-use super::log::Log;
+use super::log::{Log, State};
 use super::owners::{Holder, Holders};
 use super::plan::Plan;
 use super::rank::{Command, Rank, Reply};
@@ -66,12 +66,17 @@ pub struct Executor {
 
 impl Drop for Executor {
     /// Waits for the ranks' threads: a process that ends while one of them still gives back its device takes the
-    /// driver down under it. Not for ever: a driver that never returns must not keep what is wrong from being said.
+    /// driver down under it. Not for one that has stalled: a driver that never returns must not keep that from being said.
     fn drop(&mut self) {
         self.commands.clear();
         self.replies.close();
         self.store.iter().for_each(|store| store.close());
-        self.threads.join();
+        let asked = now();
+        let last_sign = |rank: usize| match self.logs[rank].standing() {
+            (State::Idle, _) => asked,
+            (_, sign) => sign,
+        };
+        self.threads.join(|rank| now() - last_sign(rank));
     }
 }
 

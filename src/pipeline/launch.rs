@@ -141,8 +141,8 @@ pub(super) struct Threads {
 
 #[cfg(not(target_arch = "wasm32"))]
 impl Threads {
-    /// How long ranks may take to notice that nobody wants anything of them.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    /// For how many seconds ranks may do nothing until they have noticed that nobody wants anything of them.
+    const PATIENCE: f64 = 3.0;
 
     /// Gives a rank a thread.
     pub(super) fn start(
@@ -160,11 +160,10 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits for those that come to their end in time.
-    pub(super) fn join(&mut self) {
-        let asked = std::time::Instant::now();
-        for thread in self.started.drain(..) {
-            while !thread.is_finished() && asked.elapsed() < Self::PATIENCE {
+    /// Waits for those that come to their end in time, given for how many seconds each has done nothing.
+    pub(super) fn join(&mut self, idle: impl Fn(usize) -> f64) {
+        for (rank, thread) in self.started.drain(..).enumerate() {
+            while !thread.is_finished() && idle(rank) < Self::PATIENCE {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
             // Why a thread died has been told by the rank itself.
@@ -186,5 +185,5 @@ impl Threads {
         Ok(())
     }
 
-    pub(super) fn join(&mut self) {}
+    pub(super) fn join(&mut self, _: impl Fn(usize) -> f64) {}
 }

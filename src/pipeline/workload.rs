@@ -192,6 +192,8 @@ struct Graphs {
     /// Of each kind beside the first and the last a layer with its neighbour, the one before if that is part of a block; and
     /// the neighbour's kind. None if it has none.
     pairs: Vec<Option<(usize, StageGraph)>>,
+    /// The last two blocks, or the one that there is: many layers need more scratch than two.
+    blocks: StageGraph,
     /// Bytes of an activation.
     activation: u64,
     /// Bytes of the losses of the whole batch.
@@ -206,7 +208,9 @@ impl Graphs {
         let tokens = sequences * microbatches * sequence;
         let graph = |range| model.stage_graph(range, sequences, sequence, Purpose::Training { tokens });
         let is_within = |layer: usize| !ENDS.contains(&model.layer_kind(layer));
+        let last = model.layers() - 1;
         let mut graphs = Graphs {
+            blocks: graph(last - model.layers_of_block() * model.config().layers.min(2)..last)?,
             single: Vec::new(),
             pairs: Vec::new(),
             activation: 4 * (sequences * sequence * model.config().width) as u64,
@@ -238,11 +242,11 @@ impl Graphs {
             let before_last =
                 LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
             let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
+            let scratch = held(&self.blocks).scratch;
             for (kind, pair) in self.pairs.iter().enumerate() {
                 // What it adds to its neighbour is its own; the rest belongs to the stage's ends.
                 let own = |(beside, pair): &(usize, StageGraph)| {
                     let pair = held(pair);
-                    let scratch = pair.scratch.max(single[kind].scratch);
                     LayerMemory { scratch, ..difference(&pair, &single[*beside]) }
                 };
                 memory[kind][form] = pair.as_ref().map_or(single[kind], own);
