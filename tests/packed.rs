@@ -314,9 +314,9 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
         let work = workload(&model, 2, 19, &[2], &[capabilities]).unwrap();
         let counted = work.layers.iter().map(|l| l.state).sum::<u64>() + work.tie.unwrap().together;
         let exact = Layout::new(model.parameters()).bytes(true);
-        // A layer counts uniforms of pools that it shares with others in the end, 16 bytes each.
+        // A layer, which is half a block, counts uniforms of pools that it shares with others in the end, 16 bytes each.
         let off = counted as i64 - exact as i64;
-        assert!((0..400).contains(&off), "{weights:?}: {counted} counted, {exact} needed");
+        assert!((0..800).contains(&off), "{weights:?}: {counted} counted, {exact} needed");
         keys.push(shape_key(&model, 1, 19));
         totals.push(exact);
     }
