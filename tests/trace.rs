@@ -268,7 +268,7 @@ fn a_plan_for_a_machine_file_names_devices_by_their_position_in_it_everywhere() 
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let path = |name: &str| repository.join(name).to_string_lossy().into_owned();
     let (config, machine) = (path("gpt2.toml"), path("machines/three-vendors.toml"));
-    let arguments = ["plan", &config, "--machine", &machine, "--svg", "plan.svg"];
+    let arguments = ["plan", &config, "--machine", &machine, "--devices", "2,0,1", "--svg", "plan.svg"];
     let shown = succeed(place.path(), &arguments);
     let json: Value =
         serde_json::from_str(&succeed(place.path(), &[&arguments[..], &["--json"]].concat())).unwrap();
