@@ -23,6 +23,15 @@ impl Layers {
         Layers(2 * layers)
     }
 
+    /// Where layers of these sizes begin, one after another, and where the last one ends.
+    pub fn starts(sizes: impl IntoIterator<Item = Layers>) -> Vec<Layers> {
+        let mut starts = vec![Layers::default()];
+        for size in sizes {
+            starts.push(starts[starts.len() - 1] + size);
+        }
+        starts
+    }
+
     /// Whether no half is left over.
     pub fn is_whole(self) -> bool {
         self.0.is_multiple_of(2)
@@ -80,12 +89,6 @@ impl Layers {
 impl fmt::Display for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.0 / 2, if self.0 % 2 == 1 { ".5" } else { "" })
-    }
-}
-
-impl From<usize> for Layers {
-    fn from(layers: usize) -> Layers {
-        Layers::whole(layers)
     }
 }
 

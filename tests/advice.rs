@@ -11,6 +11,8 @@ use polystage::train::config::Config;
 use polystage::train::planning::Planning;
 use serde_json::{Value, json};
 
+use crate::common::cut_at;
+
 const CONFIG: &str = "
 [model]
 kind = 'gpt2'
@@ -285,7 +287,7 @@ fn damaged_numbers_are_a_reason_for_no_advice_and_end_nothing() {
     let changes: [fn(&mut Prediction); 5] = [
         |prediction| prediction.devices[1].number = 9,
         |prediction| prediction.devices[1].number = 0,
-        |prediction| prediction.cuts = vec![99.into()],
+        |prediction| prediction.cuts = cut_at(&[99]),
         |prediction| prediction.cuts = Vec::new(),
         |prediction| prediction.schedule = "0F0".into(),
     ];

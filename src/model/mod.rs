@@ -71,6 +71,9 @@ enum Layer {
 /// The kinds of layers: all of a kind are alike, but for what an adapter leaves out.
 pub const KINDS: [&str; 4] = ["embedding", "attention", "mlp", "head"];
 
+/// Those of [`KINDS`] that blocks are made of.
+pub const OF_BLOCK: std::ops::Range<usize> = 1..3;
+
 /// A model: its layers in order, each with parameters and a way to append itself to a graph.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -176,11 +179,7 @@ impl Model {
 
     /// Where each layer begins, and where the last one ends.
     pub fn layer_starts(&self) -> Vec<Layers> {
-        let ends = (0..self.layers()).scan(Layers::default(), |end, layer| {
-            *end = *end + self.layer_size(layer);
-            Some(*end)
-        });
-        [Layers::default()].into_iter().chain(ends).collect()
+        Layers::starts((0..self.layers()).map(|layer| self.layer_size(layer)))
     }
 
     /// A layer's name for people: `embedding`, `attention of block 3`, `mlp of block 3`, `head`; `block 3` where it is whole.

@@ -139,28 +139,34 @@ pub(super) struct Threads {
     started: Vec<std::thread::JoinHandle<()>>,
 }
 
-#[cfg(not(target_arch = "wasm32"))]
 impl Threads {
     /// For how many seconds ranks may do nothing until they have noticed that nobody wants anything of them.
+    #[cfg(not(target_arch = "wasm32"))]
     const PATIENCE: f64 = 3.0;
 
-    /// Gives a rank a thread.
+    /// Gives a rank a thread; in a browser, a task of the page's one thread.
     pub(super) fn start(
         &mut self,
         rank: Rank,
         inbox: mpsc::UnboundedReceiver<Command>,
         reply: Replies,
     ) -> Result<()> {
-        let device = rank.device.clone();
-        let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
-        let name = format!("rank {} ({})", rank.index, device.info().name);
-        let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
-        self.started
-            .push(spawned.map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))?);
+        #[cfg(target_arch = "wasm32")]
+        wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let device = rank.device.clone();
+            let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
+            let name = format!("rank {} ({})", rank.index, device.info().name);
+            let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
+            let refused = |e| Error::failed(name, format!("there is no thread for it: {e}"));
+            self.started.push(spawned.map_err(refused)?);
+        }
         Ok(())
     }
 
     /// Waits for those that come to their end in time, given for how many seconds each has done nothing.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn join(&mut self, idle: impl Fn(usize) -> f64) {
         for (rank, thread) in self.started.drain(..).enumerate() {
             while !thread.is_finished() && idle(rank) < Self::PATIENCE {
@@ -170,20 +176,7 @@ impl Threads {
             let _ = thread.is_finished().then(|| thread.join());
         }
     }
-}
 
-#[cfg(target_arch = "wasm32")]
-impl Threads {
-    /// Gives a rank a task of the page's one thread.
-    pub(super) fn start(
-        &mut self,
-        rank: Rank,
-        inbox: mpsc::UnboundedReceiver<Command>,
-        reply: Replies,
-    ) -> Result<()> {
-        wasm_bindgen_futures::spawn_local(rank.serve(inbox, reply));
-        Ok(())
-    }
-
+    #[cfg(target_arch = "wasm32")]
     pub(super) fn join(&mut self, _: impl Fn(usize) -> f64) {}
 }

@@ -118,7 +118,7 @@ mod tests {
     fn impossible_splits_are_refused() {
         assert!(balanced(&[1.0, 1.0], 3).is_err());
         let cut = |cuts: &[usize], stages| {
-            from_cuts(&cuts.iter().map(|&cut| cut.into()).collect::<Vec<_>>(), &starts(5), stages)
+            from_cuts(&cuts.iter().copied().map(Layers::whole).collect::<Vec<_>>(), &starts(5), stages)
         };
         assert!(cut(&[2, 2], 3).is_err());
         assert!(cut(&[5], 2).is_err());

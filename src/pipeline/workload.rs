@@ -5,7 +5,7 @@ use super::{host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
-use crate::model::{KINDS, Model, Parameter, Purpose};
+use crate::model::{KINDS, Model, OF_BLOCK, Parameter, Purpose};
 use crate::ops::lower;
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
@@ -200,14 +200,11 @@ struct Graphs {
     losses: u64,
 }
 
-/// The first and the last of the kinds.
-const ENDS: [usize; 2] = [0, KINDS.len() - 1];
-
 impl Graphs {
     fn new(model: &Model, sequences: usize, microbatches: usize, sequence: usize) -> Result<Graphs> {
         let tokens = sequences * microbatches * sequence;
         let graph = |range| model.stage_graph(range, sequences, sequence, Purpose::Training { tokens });
-        let is_within = |layer: usize| !ENDS.contains(&model.layer_kind(layer));
+        let is_within = |layer: usize| OF_BLOCK.contains(&model.layer_kind(layer));
         let last = model.layers() - 1;
         let mut graphs = Graphs {
             blocks: graph(last - model.layers_of_block() * model.config().layers.min(2)..last)?,
@@ -251,7 +248,7 @@ impl Graphs {
                 };
                 memory[kind][form] = pair.as_ref().map_or(single[kind], own);
             }
-            let [first, last] = ENDS;
+            let (first, last) = (0, KINDS.len() - 1);
             memory[first][form] = difference(&single[first], &before_last);
             memory[last][form] = difference(&single[last], &sum(&after_first, &last_end));
             ends.after_first[form] = after_first;

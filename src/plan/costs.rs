@@ -325,8 +325,7 @@ fn kind_seconds(
     kind: usize,
 ) -> [f64; 4] {
     if let Some(measured) = shape.and_then(|shape| shape.layers.get(&workload.kinds[kind])) {
-        let whole = measured.backward.unwrap_or(measured.input + measured.weight);
-        return [measured.forward, measured.input, measured.weight, whole];
+        return measured.times();
     }
     let estimated = |kind: usize| {
         let work = &batching.footprints[device.kernels].work[kind];
@@ -341,8 +340,7 @@ fn kind_seconds(
     // Measured as a whole: each half has the part that it would have by rates.
     let halves = (0..workload.kinds.len()).filter(|&kind| is_half(kind)).map(estimated);
     let whole = halves.fold([0.0; 4], |sum, half| std::array::from_fn(|at| sum[at] + half[at]));
-    let backward = block.backward.unwrap_or(block.input + block.weight);
-    let (block, half) = ([block.forward, block.input, block.weight, backward], estimated(kind));
+    let (block, half) = (block.times(), estimated(kind));
     std::array::from_fn(|at| if whole[at] > 0.0 { block[at] * half[at] / whole[at] } else { block[at] / 2.0 })
 }
 

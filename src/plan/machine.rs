@@ -293,6 +293,12 @@ impl Machine {
 }
 
 impl LayerProfile {
+    /// F, I, W and B.
+    pub fn times(&self) -> [f64; 4] {
+        let backward = self.backward.unwrap_or(self.input + self.weight);
+        [self.forward, self.input, self.weight, backward]
+    }
+
     /// F, I and W together.
     pub fn sum(&self) -> f64 {
         self.forward + self.input + self.weight

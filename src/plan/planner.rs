@@ -136,9 +136,7 @@ fn pipeline(workload: &Workload, machine: &Machine, options: &Options) -> Result
     if space.auto {
         make_schedules(&mut judge, &mut board, allowance(&space) / 2)?;
     }
-    let mut all: Vec<Timed> = board.kinds.into_values().collect();
-    all.retain(|timed| space.named || timed.made.is_some());
-    all.sort_by(Timed::order);
+    let all = board.ranked(&space);
     let mut best = match board.best.filter(|best| space.named || best.made.is_some()) {
         Some(best) => best,
         None => match all.first() {

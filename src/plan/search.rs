@@ -43,6 +43,14 @@ impl Board {
         self.best.as_ref().map_or(f64::INFINITY, |best| best.step * (1.0 - GAIN))
     }
 
+    /// The best of each kind that the options allow, the fastest first.
+    pub fn ranked(&self, space: &Space) -> Vec<Timed> {
+        let allowed = |timed: &&Timed| space.named || timed.made.is_some();
+        let mut all: Vec<Timed> = self.kinds.values().filter(allowed).cloned().collect();
+        all.sort_by(Timed::order);
+        all
+    }
+
     /// Judges a plan, and keeps it if it is the best of all or of its kind.
     pub fn consider(&mut self, judge: &mut Judge, point: &Point, cutoff: f64) -> Result<()> {
         if let Verdict::Fits(timed) = judge.judge(point, cutoff)? {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::auto::make_schedules;
 use super::costs::Prices;
 use super::improve::improve;
-use super::judge::{Judge, Point, Timed, Verdict};
+use super::judge::{Judge, Point, Verdict};
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, ShapeProfile};
 use super::planner::candidate;
 use super::search::{Board, allowance, search};
@@ -158,9 +158,7 @@ fn pipelines(
     if space.auto {
         make_schedules(&mut judge, &mut board, work)?;
     }
-    let mut all: Vec<Timed> = board.kinds.into_values().collect();
-    all.retain(|timed| space.named || timed.made.is_some());
-    all.sort_by(Timed::order);
+    let all = board.ranked(&space);
     let prices: Vec<Prices> =
         of_step.iter().map(|batching| Prices::new(&workload, batching, machine)).collect();
     let mut meshes = Vec::new();
@@ -401,7 +399,7 @@ fn of_shapes(all: &[&ShapeProfile]) -> ShapeProfile {
                 forward: together(&|layer| layer.forward, kind),
                 input: together(&|layer| layer.input, kind),
                 weight: together(&|layer| layer.weight, kind),
-                backward: Some(together(&|layer| layer.backward.unwrap_or(layer.input + layer.weight), kind)),
+                backward: Some(together(&|layer| layer.times()[3], kind)),
             };
             (kind.clone(), layer)
         })

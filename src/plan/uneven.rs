@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::costs::Prices;
-use super::judge::{Judge, Timed};
+use super::judge::Judge;
 use super::machine::Machine;
 use super::search::{Board, allowance, search};
 use super::space::{Pool, Space};
@@ -74,11 +74,8 @@ fn over(
     let mut judge = Judge::new(&space)?;
     let mut board = Board::default();
     search(&mut judge, &mut board, allowance(&space) / part)?;
-    let mut all: Vec<Timed> = board.kinds.into_values().collect();
-    all.retain(|timed| space.named || timed.made.is_some());
-    all.sort_by(Timed::order);
     let mut found = Vec::new();
-    for timed in all.iter().take(MOST_PIPELINES) {
+    for timed in board.ranked(&space).iter().take(MOST_PIPELINES) {
         let form = judge.form_of(timed);
         let batching = &workload.batchings[space.batchings[form.batching]];
         let prices = Prices::new(workload, batching, machine);

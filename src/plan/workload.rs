@@ -32,11 +32,7 @@ pub struct Workload {
 impl Workload {
     /// Where each layer begins, and where the last one ends.
     pub fn starts(&self) -> Vec<Layers> {
-        let ends = self.layers.iter().scan(Layers::default(), |end, layer| {
-            *end = *end + layer.size;
-            Some(*end)
-        });
-        [Layers::default()].into_iter().chain(ends).collect()
+        Layers::starts(self.layers.iter().map(|layer| layer.size))
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::noise::beside;
-use crate::model::KINDS;
+use crate::model::{KINDS, OF_BLOCK};
 use crate::plan::{Evidence, LayerProfile, ShapeProfile};
 
 /// How far off the points a law may be, as a part of a step: about what two measurements of the same differ by.
@@ -125,9 +125,7 @@ const TIMES: usize = 4;
 fn values(shape: &ShapeProfile) -> Option<Vec<f64>> {
     let mut values = Vec::new();
     for kind in KINDS {
-        let layer = shape.layers.get(kind).copied().unwrap_or_default();
-        let whole = layer.backward.unwrap_or(layer.input + layer.weight);
-        values.extend([layer.forward, layer.input, layer.weight, whole]);
+        values.extend(shape.layers.get(kind).copied().unwrap_or_default().times());
     }
     values.push(shape.submit_us?);
     Some(values)
@@ -151,7 +149,7 @@ fn shape(values: &[f64], measured: Evidence) -> ShapeProfile {
 
 /// F, I and W of all layers of a model of so many blocks.
 fn step(values: &[f64], blocks: usize, of: &dyn Fn(f64) -> f64) -> f64 {
-    let count = |kind: usize| if (1..KINDS.len() - 1).contains(&kind) { blocks as f64 } else { 1.0 };
+    let count = |kind: usize| if OF_BLOCK.contains(&kind) { blocks as f64 } else { 1.0 };
     let kinds = values.chunks_exact(TIMES).enumerate();
     kinds.map(|(kind, times)| count(kind) * times[..3].iter().map(|&time| of(time)).sum::<f64>()).sum()
 }

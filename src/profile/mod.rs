@@ -25,7 +25,7 @@ use probe::{MICROBATCHES, Stages};
 
 use crate::error::Result;
 use crate::gpu::Device;
-use crate::model::{KINDS, Model};
+use crate::model::{KINDS, Model, OF_BLOCK};
 use crate::pipeline::workload::{extents, kernels, shape_key};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 
@@ -282,7 +282,7 @@ impl Profiler<'_> {
     fn step_seconds(&self, shape: &ShapeProfile) -> f64 {
         let blocks = Stages::of(self.model).blocks();
         let seconds = |(kind, name): (usize, &&str)| {
-            let count = if [0, KINDS.len() - 1].contains(&kind) { 1 } else { blocks };
+            let count = if OF_BLOCK.contains(&kind) { blocks } else { 1 };
             shape.layers.get(*name).map_or(0.0, |layer| count as f64 * layer.sum())
         };
         MICROBATCHES as f64 * KINDS.iter().enumerate().map(seconds).sum::<f64>()

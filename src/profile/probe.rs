@@ -376,12 +376,9 @@ impl Stages {
             .into_iter()
             .chain(std::iter::repeat_n(part, self.parts))
             .chain([Layers::whole(self.together)]);
-        let cuts = sizes.scan(Layers::default(), |end, size| {
-            *end = *end + size;
-            Some(*end)
-        });
+        let cuts = Layers::starts(sizes).split_off(1);
         let name = "probe".to_string();
-        (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, cuts.collect())
+        (Schedule { name, stages, microbatches: MICROBATCHES, ranks: vec![list] }, cuts)
     }
 }
 
