@@ -190,7 +190,7 @@ mod tests {
             ..RankCost::default()
         };
         let ranks = (0..ranks).map(rank).collect();
-        Costs { stages, hops, ranks, exchanges, cores: shared, slowdown: Vec::new() }
+        Costs { stages, hops, ranks, exchanges, cores: shared, ..Costs::default() }
     }
 
     #[test]

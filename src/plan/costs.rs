@@ -125,8 +125,8 @@ impl<'a> Prices<'a> {
         let again = if recompute { forward } else { 0.0 };
         let sharding = &self.workload.sharding;
         let bytes = |sums: &[u64], passes: bool| if passes { sums[range.end] - sums[range.start] } else { 0 };
-        let weights = self.out_of_host(device, bytes(&self.read, sharding.streams_weights()));
-        let gradients = self.to_host(device, bytes(&self.weights, sharding.streams_gradients()));
+        let weights = self.out_of_host(device, bytes(&self.read, sharding.streams_weights()), 1);
+        let gradients = self.to_host(device, bytes(&self.weights, sharding.streams_gradients()), 1);
         StageCost {
             forward: times.submit + forward + weights,
             input: times.submit + of(&times.input) + again + weights,
@@ -205,6 +205,7 @@ impl<'a> Prices<'a> {
         costs.ranks.clear();
         costs.exchanges.clear();
         costs.cores = self.machine.cores.unwrap_or(0.0);
+        costs.host_gb_s = self.machine.host_memory_gb_s.unwrap_or(0.0);
         self.slowdown(devices, &mut costs.slowdown);
         costs.ranks.extend((0..devices.len()).map(|rank| self.rank(plan, rank)));
         for of in placement.replicas() {
@@ -256,16 +257,17 @@ impl<'a> Prices<'a> {
             begin = submit;
         }
         if sharding.through_host() {
+            let all = plan.devices.len();
             let passing = self.passing(plan.placement, plan.devices, plan.stages, rank);
             let summed = passing.sums as f64 / GIGA;
             end = rates.barrier_us * MICRO
-                + self.to_host(at, passing.gradients)
-                + self.out_of_host(at, passing.sums)
+                + self.to_host(at, passing.gradients, all)
+                + self.out_of_host(at, passing.sums, all)
                 + summed / rates.norm_gb_s.unwrap_or(memory);
             update = submit
                 + summed / rates.optimizer_gb_s.unwrap_or(memory / 7.0)
-                + self.to_host(at, passing.sent)
-                + self.out_of_host(at, passing.kept);
+                + self.to_host(at, passing.sent, all)
+                + self.out_of_host(at, passing.kept, all);
             if sharding.by_host() {
                 let layers = self.workload.layers.len();
                 let rate = self.machine.host_update_gb_s.unwrap_or(HOST_UPDATE_GB_S);

@@ -15,8 +15,17 @@ pub const MACHINE_KEYS: &[(&str, &[&str])] = &[
     ("devices.shapes.layers", LAYER),
 ];
 
-const ROOT: &[&str] =
-    &["name", "cores", "host_update_gb_s", "slowdown", "measured", "link", "devices", "links"];
+const ROOT: &[&str] = &[
+    "name",
+    "cores",
+    "host_update_gb_s",
+    "host_memory_gb_s",
+    "slowdown",
+    "measured",
+    "link",
+    "devices",
+    "links",
+];
 const WAY: &[&str] = &["latency_us", "gb_s", "out_gb_s", "into_gb_s"];
 const LINKS: &[&str] = &["from", "to", "latency_us", "gb_s", "out_gb_s", "into_gb_s"];
 const DEVICE: &[&str] = &[

@@ -23,6 +23,9 @@ pub struct Machine {
     /// 10⁹ bytes of weights a second that the host updates where the optimizer's state is in its memory; 1.5 if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_update_gb_s: Option<f64>,
+    /// 10⁹ bytes a second that the host's memory reads and writes for all copies together; none if that limits nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_memory_gb_s: Option<f64>,
     /// `slowdown[i][j]`: how many times longer device `i` takes while device `j` is busy too, beyond what sharing
     /// `cores` explains. Empty for 1 throughout.
     #[serde(skip_serializing_if = "Vec::is_empty")]

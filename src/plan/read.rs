@@ -94,6 +94,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
         name: root.optional("name", |v, path| file.text(v, path))?.unwrap_or_else(names),
         cores,
         host_update_gb_s: root.optional("host_update_gb_s", |v, path| file.number(v, path, RATE))?,
+        host_memory_gb_s: root.optional("host_memory_gb_s", |v, path| file.number(v, path, RATE))?,
         slowdown: root.optional("slowdown", |v, path| file.matrix(v, path, count))?.unwrap_or_default(),
         measured: evidence(&root)?,
         link: root.has("link").then(|| link(&root.table("link")?)).transpose()?.unwrap_or(LINK),

@@ -10,6 +10,9 @@ use crate::schedule::{Costs, Exchange, Hop, Placement};
 /// Buckets that are on their way at once between devices that have the same layers.
 pub(crate) const EXCHANGE_SLOTS: usize = 4;
 
+/// How often what goes to the host's memory or comes from it is read or written there: by the device, and twice by the host.
+const HOST_PASSES: f64 = 3.0;
+
 /// One of the ranks that have a stage, counted from 0, how many there are, and what part of the stage's weights it owns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
@@ -79,16 +82,22 @@ pub(super) fn part(
 }
 
 impl Prices<'_> {
-    /// Seconds in which a device sends bytes to the host's memory, where they are added.
-    pub(super) fn to_host(&self, device: usize, bytes: u64) -> f64 {
+    /// Seconds in which a device sends bytes to the host's memory, where they are added, while so many do.
+    pub(super) fn to_host(&self, device: usize, bytes: u64, together: usize) -> f64 {
         let (way, _) = self.host_way(device, bytes);
-        way.out + way.copy
+        (way.out + way.copy).max(self.in_memory(bytes, together))
     }
 
-    /// Seconds in which a device gets bytes from the host's memory.
-    pub(super) fn out_of_host(&self, device: usize, bytes: u64) -> f64 {
+    /// Seconds in which a device gets bytes from the host's memory, while so many do.
+    pub(super) fn out_of_host(&self, device: usize, bytes: u64, together: usize) -> f64 {
         let (_, way) = self.host_way(device, bytes);
-        way.copy + way.into
+        (way.copy + way.into).max(self.in_memory(bytes, together))
+    }
+
+    /// Seconds that the host's memory takes for what so many devices send to it or get from it at once.
+    fn in_memory(&self, bytes: u64, together: usize) -> f64 {
+        let rate = self.machine.host_memory_gb_s.filter(|_| together > 1);
+        rate.map_or(0.0, |rate| HOST_PASSES * (together as f64 * bytes as f64) / GIGA / rate)
     }
 
     /// The ways of bytes from a device to another and back, as far as the host's memory is half of them. Alone in its

@@ -4,6 +4,7 @@
 
 mod agenda;
 mod cache;
+mod host;
 mod law;
 mod layers;
 mod learn;
@@ -123,7 +124,8 @@ impl Profiler<'_> {
         for &device in &adapters {
             profiles.insert(device, self.device(device, sizes, quiet, agenda)?);
         }
-        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cores = threads as f64;
         for i in 0..count {
             for j in i + 1..count {
                 let key = (first(i), first(j));
@@ -138,6 +140,7 @@ impl Profiler<'_> {
             name: "this machine".into(),
             cores: Some(cores),
             host_update_gb_s,
+            host_memory_gb_s: (count > 1).then(|| host::memory_gb_s(threads)),
             ..Machine::default()
         };
         machine.slowdown = vec![vec![1.0; count]; count];

@@ -31,8 +31,12 @@ pub(super) struct Join {
     pub way: u32,
 }
 
+/// How often a tensor on its way between two ranks goes into the host's memory or out of it, in each part of the way: the
+/// sender writes it there, the host reads it and writes it again, the receiver reads it.
+const PASSES: [f64; 3] = [1.0, 2.0, 1.0];
+
 /// The way from one rank to another. The parts follow one another, and each carries one tensor at a time, in the order
-/// of sending; nothing limits `latency`.
+/// of sending; nothing limits `latency`. All ways share the host's memory, which serves them in the order of their times.
 #[derive(Clone, Copy)]
 pub(super) struct Way {
     /// Seconds on the sender's copy engine.
@@ -41,6 +45,8 @@ pub(super) struct Way {
     pub copy: f64,
     /// Seconds on the receiver's copy engine.
     pub into: f64,
+    /// Seconds for which it would have the host's memory to itself: never more than its parts take.
+    pub memory: f64,
     /// Which of the links: one for each ordered pair of ranks.
     pub link: usize,
 }
@@ -56,19 +62,28 @@ pub(super) struct Link {
 impl Way {
     pub fn new(hop: &Hop, costs: &Costs, from: usize, to: usize) -> Way {
         let beside = |rank: usize, seconds| if costs.ranks[rank].copy_engine { seconds } else { 0.0 };
-        Way {
-            out: beside(from, hop.out),
-            latency: hop.latency,
-            copy: hop.copy,
-            into: beside(to, hop.into),
-            link: from * costs.ranks.len() + to,
-        }
+        let (out, into) = (beside(from, hop.out), beside(to, hop.into));
+        let parts = PASSES.iter().zip([out, hop.copy, into]);
+        let memory = match costs.host_gb_s > 0.0 {
+            true => parts
+                .map(|(passes, part)| part.min(passes * hop.bytes as f64 / (costs.host_gb_s * 1e9)))
+                .sum(),
+            false => 0.0,
+        };
+        let link = from * costs.ranks.len() + to;
+        Way { out, latency: hop.latency, copy: hop.copy, into, memory, link }
     }
 
-    /// When a tensor arrives that leaves at `time`.
-    fn carry(&self, time: f64, links: &mut [Link]) -> f64 {
+    /// The most of the host's memory that it takes on average while one tensor follows another.
+    pub fn demand(&self) -> f64 {
+        let narrowest = self.out.max(self.copy).max(self.into);
+        if narrowest > 0.0 { self.memory / narrowest } else { 0.0 }
+    }
+
+    /// When a tensor arrives that leaves at `time`; `memory` is when the host's has served all that left before.
+    fn carry(&self, time: f64, links: &mut [Link], memory: &mut f64) -> f64 {
         let link = &mut links[self.link];
-        let mut time = time;
+        let (left, mut time) = (time, time);
         for (seconds, delay, free) in [
             (self.out, 0.0, &mut link.out),
             (self.copy, self.latency, &mut link.copy),
@@ -79,6 +94,10 @@ impl Way {
                 time = time.max(*free) + seconds;
                 *free = time;
             }
+        }
+        if self.memory > 0.0 {
+            *memory = memory.max(left) + self.memory;
+            time = time.max(*memory);
         }
         time
     }
@@ -91,6 +110,8 @@ pub(super) struct Clock<'a> {
     pub ways: &'a [Way],
     pub joins: &'a [Vec<Join>],
     pub links: Vec<Link>,
+    /// When the host's memory has served all copies so far.
+    pub memory: f64,
     /// How the ranks' speeds wander; none for mean speeds.
     pub course: Option<Course>,
     /// When each rank has ended the tasks done so far.
@@ -121,6 +142,7 @@ impl Clock<'_> {
     /// Back to time 0.
     pub fn restart(&mut self) {
         self.links.fill(Link::default());
+        self.memory = 0.0;
         self.course.iter_mut().for_each(|course| course.worked.fill(0.0));
         self.free.fill(0.0);
     }
@@ -155,7 +177,7 @@ impl Clock<'_> {
                 let ready = if join.way == NONE {
                     end
                 } else {
-                    self.ways[join.way as usize].carry(end, &mut self.links)
+                    self.ways[join.way as usize].carry(end, &mut self.links, &mut self.memory)
                 };
                 input = input.max(ready);
             }
@@ -170,8 +192,11 @@ impl Clock<'_> {
         let work = self.work(task);
         let end = start + work;
         self.free[task.rank as usize] = end;
-        let ready =
-            if task.way == NONE { end } else { self.ways[task.way as usize].carry(end, &mut self.links) };
+        let ready = if task.way == NONE {
+            end
+        } else {
+            self.ways[task.way as usize].carry(end, &mut self.links, &mut self.memory)
+        };
         spans[id] = Span { start, end, ready };
     }
 
@@ -200,7 +225,7 @@ impl Clock<'_> {
                     let ready = if task.way == NONE {
                         at.finish
                     } else {
-                        self.ways[task.way as usize].carry(at.finish, &mut self.links)
+                        self.ways[task.way as usize].carry(at.finish, &mut self.links, &mut self.memory)
                     };
                     spans[at.id] = Span { start: at.start, end: at.finish, ready };
                     // A rank before this one may wait for the result.

@@ -30,6 +30,9 @@ pub struct Costs {
     /// explains (memory bandwidth, caches, the bus). Empty for 1 throughout.
     #[serde(default)]
     pub slowdown: Vec<Vec<f64>>,
+    /// 10⁹ bytes a second that the host's memory gives to all copies between ranks together; 0 if that limits nothing.
+    #[serde(default)]
+    pub host_gb_s: f64,
 }
 
 /// What a stage costs per microbatch on its device.
@@ -258,6 +261,7 @@ impl Costs {
             weight.check(place)?;
         }
         check_times(&[self.cores], || "costs.cores".into())?;
+        check_times(&[self.host_gb_s], || "costs.host_gb_s".into())?;
         if !self.slowdown.is_empty() {
             count("slowdown", self.slowdown.len(), ranks)?;
         }

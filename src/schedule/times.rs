@@ -53,7 +53,7 @@ pub(super) fn whole_way(hops: usize, moves: Moves) -> u32 {
 pub(super) struct Times {
     pub works: Vec<f64>,
     pub ways: Vec<Way>,
-    /// Whether busy ranks slow each other down.
+    /// Whether busy ranks slow each other down, or the copies between them.
     pub is_shared: bool,
 }
 
@@ -90,7 +90,8 @@ impl Times {
             ways.push(Way::new(gradient, costs, of.from, of.to));
             ways.push(Way::new(weight, costs, of.to, of.from));
         }
-        Times { works, ways, is_shared: is_shared(costs) }
+        let is_shared = is_shared(costs) || ways.iter().map(Way::demand).sum::<f64>() > 1.0;
+        Times { works, ways, is_shared }
     }
 
     /// A clock at 0.
@@ -98,7 +99,7 @@ impl Times {
         let ranks = costs.ranks.len();
         let links = vec![Link::default(); ranks * ranks];
         let free = vec![0.0; ranks];
-        Clock { costs, works: &self.works, ways: &self.ways, joins, links, course: None, free }
+        Clock { costs, works: &self.works, ways: &self.ways, joins, links, memory: 0.0, course: None, free }
     }
 }
 

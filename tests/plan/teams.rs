@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use polystage::plan::{DataChoice, Machine, Options, ScheduleChoice, plan};
+use polystage::plan::{
+    DataChoice, Machine, Optimizer, Options, ScheduleChoice, Sharding, Sum, Workload, plan,
+};
 use polystage::schedule::{generate, replicate};
 use polystage::train::config::Config;
 use polystage::train::planning::Planning;
@@ -84,6 +86,23 @@ fn a_schedule_with_replicas_by_hand_is_planned_and_its_traffic_is_part_of_the_st
         assert!(bytes.abs_diff(weights / 2) < 8, "{bytes} of {weights}");
     }
     assert!(best.simulation.step > best.simulation.makespan);
+}
+
+#[test]
+fn what_the_hosts_memory_gives_to_all_copies_bounds_replicas_and_who_sends_to_the_host() {
+    let gpt = Gpt { blocks: 4, width: 512, vocabulary: 256, sequence: 512, batch: 8 };
+    let four = machine((0..4).map(|_| gpu("card", 10_000.0, None)).collect());
+    let workload = gpt.workload();
+    let step = |workload: &Workload, host_memory_gb_s: Option<f64>| {
+        let machine = Machine { host_memory_gb_s, ..four.clone() };
+        plan(workload, &machine, &with(DataChoice::Count(4))).unwrap().best.simulation.step
+    };
+    let through_host = Sharding::new(1, Sum::Share, Optimizer::Host).unwrap();
+    for workload in [workload.clone(), Workload { sharding: through_host, ..workload }] {
+        let [unlimited, plenty, little] = [None, Some(1e4), Some(10.0)].map(|rate| step(&workload, rate));
+        assert_eq!(unlimited, plenty);
+        assert!(little > 1.1 * unlimited, "{little} s where little is given, {unlimited} s without a limit");
+    }
 }
 
 #[test]

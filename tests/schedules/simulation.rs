@@ -2,7 +2,7 @@
 
 use polystage::schedule::{
     Action, Cell, Costs, Exchange, Hop, Hops, Idle, Jitter, Kind, NAMES, RankCost, Schedule, Simulator,
-    StageCost, attribute, default_chunks, generate, simulate, stage_ranks,
+    StageCost, attribute, default_chunks, generate, replicate, simulate, stage_ranks,
 };
 
 use super::machines::{Random, machine};
@@ -76,6 +76,28 @@ fn all_stages_of_two_ranks_share_their_link() {
         (cell.start, cell.end)
     };
     assert_eq!(["0SEND_F1", "0SEND_F2", "3SEND_B0"].map(sent), [(2.0, 21.0), (3.0, 31.0), (16.0, 33.0)]);
+}
+
+#[test]
+fn copies_over_all_links_share_the_hosts_memory() {
+    let pipeline = generate("gpipe", 2, 1).unwrap();
+    let schedule = replicate(&[pipeline.clone(), pipeline]).unwrap();
+    let mut costs = Costs::uniform(&schedule, 1.0, 1.0, 1.0, 0.0);
+    for hops in &mut costs.hops {
+        hops.forward = Hop { copy: 4.0, bytes: 1_000_000_000, ..Hop::default() };
+    }
+    // Both leave at 1; a copy reads and writes what it carries.
+    let arrived = |host_gb_s: f64| {
+        let costs = Costs { host_gb_s, ..costs.clone() };
+        let cells = simulate(&schedule, &costs).unwrap().cells;
+        let second = cells.iter().filter(|cell| cell.action.kind == Kind::F && cell.action.stage == 1);
+        second.map(|cell| cell.start).collect::<Vec<_>>()
+    };
+    assert_eq!(arrived(0.0), [5.0, 5.0]);
+    assert_eq!(arrived(1.0), [5.0, 5.0]);
+    assert_eq!(arrived(0.8), [5.0, 6.0]);
+    // One alone takes as long as was measured, whatever the memory is said to give.
+    assert_eq!(arrived(0.1), [5.0, 9.0]);
 }
 
 #[test]
