@@ -42,6 +42,8 @@ pub mod train;
 
 pub mod generate;
 
+pub mod demo;
+
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(target_arch = "wasm32")]

@@ -1,61 +1,119 @@
-//! Training in a web page or a worker: what JavaScript calls. The same pipeline as on a desktop, every rank a task of
-//! the event loop.
+//! The engine in a web page's worker: what JavaScript calls. Values pass as JSON, as `web/src/protocol.ts` has them.
 
-use js_sys::{Float64Array, Function, JSON};
 use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
 
-use crate::error::{Error, Result};
-use crate::gpu::{self, Device, OpenOptions};
-use crate::pipeline::Plan;
-use crate::train::config::Config;
-use crate::train::data::{Batches, Corpus};
-use crate::train::trainer::Trainer;
+use crate::demo::{self, Failure, Settings};
+use crate::error::Error;
+use crate::gpu::{Device, OpenOptions};
+use crate::ops::verify;
 
-/// Trains the model of a config file on `text` and resolves to the loss of every step. `on_step` is called after each
-/// step with its row of metrics. The paths of `data.train` are not read: a page has no files.
+type Thrown<T> = std::result::Result<T, JsValue>;
+
+/// What there is to choose from.
+#[wasm_bindgen]
+pub fn catalog() -> String {
+    json(&demo::catalog())
+}
+
+/// Every kernel on the first adapter against the reference in f64: how many kernels and cases there were, and which failed.
 ///
 /// # Errors
-/// An `Error` of JavaScript whose message is one line; or whatever `on_step` throws, which stops the run.
+/// An `Error` of JavaScript whose message is a `Failure`, as that of everything here.
 #[wasm_bindgen]
-pub async fn train(
-    config_toml: String,
-    text: Vec<u8>,
-    on_step: Function,
-) -> std::result::Result<Float64Array, JsValue> {
-    console_error_panic_hook::set_once();
-    let config = Config::parse(&config_toml, &[], "config").map_err(thrown)?;
-    let mut trainer = launch(&config, text).await.map_err(thrown)?;
-    let mut losses = Vec::new();
-    for _ in 0..config.train.steps {
-        let row = trainer.step().await.map_err(thrown)?;
-        losses.push(row.loss);
-        let row = serde_json::to_string(&row).map_err(|e| js_sys::Error::new(&e.to_string()))?;
-        on_step.call1(&JsValue::NULL, &JSON::parse(&row)?)?;
-    }
-    Ok(Float64Array::from(losses.as_slice()))
+pub async fn verify_kernels() -> Thrown<String> {
+    let outcomes = async {
+        let device = Device::open(0, OpenOptions::default()).await?;
+        verify::verify(&device, |_, _| ()).await
+    };
+    let outcomes = outcomes.await.map_err(|error| thrown(&error, None))?;
+    let mut kernels: Vec<&str> = outcomes.iter().map(|outcome| outcome.variant.as_str()).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    let failed = outcomes.iter().filter(|outcome| !outcome.passed);
+    let failures: Vec<String> =
+        failed.map(|outcome| format!("{}, {}: {}", outcome.op, outcome.case, outcome.variant)).collect();
+    let (kernels, cases) = (kernels.len(), outcomes.len());
+    Ok(serde_json::json!({ "kernels": kernels, "cases": cases, "failures": failures }).to_string())
 }
 
-/// Opens the devices that the config asks for and starts a trainer on them, with weights from the seed.
-async fn launch(config: &Config, text: Vec<u8>) -> Result<Trainer> {
-    let software: Vec<bool> = gpu::list(false).await.iter().map(|adapter| adapter.software).collect();
-    if software.is_empty() {
-        return Err(gpu::none_found());
+/// A run: [`demo::Session`].
+#[wasm_bindgen]
+pub struct Session(demo::Session);
+
+#[wasm_bindgen]
+impl Session {
+    /// Opens a run with these settings, which takes over what the one before has.
+    ///
+    /// # Errors
+    /// As those of all functions here.
+    pub async fn open(settings: String, earlier: Option<Session>) -> Thrown<Session> {
+        console_error_panic_hook::set_once();
+        let opened = async {
+            let settings = Settings::parse(&settings)?;
+            demo::Session::open(settings, earlier.map(|session| session.0)).await
+        };
+        opened.await.map(Session).map_err(|error| thrown(&error, None))
     }
-    let mut devices = Vec::new();
-    for index in config.pipeline.devices.resolve(&software)? {
-        devices.push(Device::open(index, OpenOptions::default()).await?);
+
+    /// What the page draws of it.
+    pub fn run(&self) -> String {
+        json(&self.0.run())
     }
-    // A browser does not say how much memory there is.
-    let plan = Plan::for_devices(Trainer::setup(config, vec![None; devices.len()])?, &devices)?;
-    let train = &config.train;
-    let corpus = Corpus::from_bytes(text);
-    let batches = Batches::new(corpus, train.batch, train.sequence, config.data.order, train.seed)?;
-    let mut trainer = Trainer::launch(config, plan, &devices, batches)?;
-    trainer.initialise().await?;
-    Ok(trainer)
+
+    /// One step.
+    pub async fn step(&mut self) -> Thrown<String> {
+        let stepped = self.0.step().await;
+        self.told(stepped)
+    }
+
+    /// What the model can do by now.
+    pub async fn show(&mut self) -> Thrown<String> {
+        let shown = self.0.show().await;
+        self.told(shown)
+    }
+
+    /// Makes devices take so many times as long: a list of numbers.
+    pub fn slow(&mut self, slow: String) -> Thrown<()> {
+        let slow = serde_json::from_str(&slow).map_err(|error| Error::config("slow", error.to_string()));
+        let done = slow.and_then(|slow| self.0.slow(slow));
+        done.map_err(|error| thrown(&error, self.0.failed()))
+    }
+
+    /// What the planner would do.
+    pub fn advise(&self) -> Thrown<String> {
+        self.told(self.0.advise())
+    }
+
+    /// Gives a device up.
+    pub fn lose(&mut self, device: usize) {
+        self.0.lose(device);
+    }
+
+    /// The last step for Perfetto.
+    pub fn trace(&self) -> String {
+        self.0.trace()
+    }
+
+    /// The model as a Hugging Face folder in a zip file.
+    pub async fn model(&mut self) -> Thrown<Vec<u8>> {
+        self.0.export().await.map_err(|error| thrown(&error, self.0.failed()))
+    }
+
+    /// Stops it; resolves once its memory is free.
+    pub async fn close(self) {
+        self.0.close().await;
+    }
+
+    fn told<T: serde::Serialize>(&self, outcome: crate::Result<T>) -> Thrown<String> {
+        outcome.map(|value| json(&value)).map_err(|error| thrown(&error, self.0.failed()))
+    }
 }
 
-/// The error as JavaScript throws it. Of a schedule that draws its grid below the message only the message is kept.
-fn thrown(error: Error) -> JsValue {
-    js_sys::Error::new(error.to_string().lines().next().unwrap_or_default()).into()
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// The error as JavaScript throws it.
+fn thrown(error: &Error, device: Option<usize>) -> JsValue {
+    js_sys::Error::new(&json(&Failure::new(error, device))).into()
 }

@@ -7,6 +7,8 @@ mod common;
 mod oracle;
 // Ten steps in headless Chromium against the same steps here.
 mod browser;
+// What the page does with the engine, without a browser.
+mod demo;
 // Checkpoints: complete or absent, damage named.
 mod checkpoint;
 // Files that change while they are in use.

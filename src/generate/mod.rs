@@ -143,6 +143,11 @@ impl Generator {
         &mut self.executor
     }
 
+    /// Forgets the texts before: what is kept of them belongs to other weights, where these have changed.
+    pub fn forget(&mut self) {
+        self.kept.iter_mut().for_each(Vec::clear);
+    }
+
     /// For blocking on this generator's futures.
     pub fn watch(&self) -> Watch {
         self.executor.watch()

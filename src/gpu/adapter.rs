@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-#[cfg(not(target_arch = "wasm32"))]
 use super::Capabilities;
 use crate::error::Error;
 
@@ -83,8 +82,17 @@ pub(super) async fn found(gl: bool) -> Vec<(wgpu::Adapter, AdapterInfo)> {
     #[cfg(target_arch = "wasm32")]
     let adapters: Vec<wgpu::Adapter> = {
         let _ = gl;
-        let options = wgpu::RequestAdapterOptions::default();
-        instance(wgpu::Backends::BROWSER_WEBGPU).request_adapter(&options).await.ok().into_iter().collect()
+        let instance = instance(wgpu::Backends::BROWSER_WEBGPU);
+        let mut adapters: Vec<wgpu::Adapter> = Vec::new();
+        // A browser lists no adapters, but where a machine has two it may answer these two wishes with one each.
+        for power_preference in [wgpu::PowerPreference::HighPerformance, wgpu::PowerPreference::LowPower] {
+            let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+            let Ok(adapter) = instance.request_adapter(&options).await else { continue };
+            if adapters.iter().all(|other| other.get_info() != adapter.get_info()) {
+                adapters.push(adapter);
+            }
+        }
+        adapters
     };
     #[cfg(not(target_arch = "wasm32"))]
     let adapters = {
@@ -223,7 +231,6 @@ fn free_host_memory() -> Option<u64> {
 }
 
 /// A GPU without subgroups that is not there, which binds so many bytes at once; nothing limits it unless that is known.
-#[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (AdapterInfo, Capabilities) {
     let max_binding = max_binding.unwrap_or(u64::MAX);
     let capabilities = Capabilities {

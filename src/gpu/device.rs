@@ -148,10 +148,30 @@ impl Device {
     }
 
     /// Takes the device away, as when its card is unplugged; it should have nothing to do.
-    #[cfg(test)]
-    pub(crate) fn lose(&self) {
+    pub fn lose(&self) {
         self.0.device.destroy();
+        #[cfg(not(target_arch = "wasm32"))]
         self.poll(std::time::Duration::ZERO);
+    }
+
+    /// Resolves after so many seconds, in which the device goes on.
+    pub async fn pause(&self, seconds: f64) {
+        #[cfg(target_arch = "wasm32")]
+        timer(seconds).await;
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let end = super::now() + seconds;
+            std::future::poll_fn(|context| {
+                if super::now() >= end {
+                    return std::task::Poll::Ready(());
+                }
+                // Short, so that the thread still hears of what its device has done.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                context.waker().wake_by_ref();
+                std::task::Poll::Pending
+            })
+            .await;
+        }
     }
 
     pub(super) fn trusted(&self) -> bool {
@@ -396,4 +416,21 @@ impl Device {
             }
         }
     }
+}
+
+/// Resolves after so many seconds, by the timer of pages and workers.
+#[cfg(target_arch = "wasm32")]
+async fn timer(seconds: f64) {
+    use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
+
+    #[wasm_bindgen]
+    extern "C" {
+        #[wasm_bindgen(js_name = setTimeout)]
+        fn set_timeout(then: &js_sys::Function, milliseconds: f64) -> JsValue;
+    }
+    let promise = js_sys::Promise::new(&mut |resolve, _| {
+        set_timeout(&resolve, 1000.0 * seconds);
+    });
+    // It never rejects.
+    let _ = wasm_bindgen_futures::JsFuture::from(promise).await;
 }

@@ -11,7 +11,6 @@ mod kernel;
 mod recorder;
 mod state;
 
-#[cfg(not(target_arch = "wasm32"))]
 pub(crate) use adapter::imagined;
 pub use adapter::{AdapterInfo, list, none_found};
 pub use buffer::{BindGroup, Buffer, Mapping, Range};

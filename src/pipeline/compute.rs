@@ -119,7 +119,8 @@ impl Rank {
         let mut recording = Recording::new(&device, What::Action(action));
         let received = self.receive(action, &mut recording.recorder).await?;
         recording.copies.extend(received);
-        recording.started = now();
+        let begun = now();
+        recording.started = begun;
         self.log.state(State::Working(recording.what));
         if action.kind == Kind::F {
             self.feed(action, batch)?;
@@ -167,11 +168,24 @@ impl Rank {
             }
             before += flops.len();
         }
+        if self.slow > 1.0 {
+            self.linger(&mut recording, begun).await;
+        }
         let sent = self.send(action, &mut recording.recorder, slots).await?;
         recording.copies.extend(sent);
         self.host.iter_mut().for_each(|host| host.flush(&mut recording));
         self.submit_last(recording).await;
         device.check(&format!("rank {} ran {action}", self.index))
+    }
+
+    /// Waits until what has begun then has taken as many times as long as it is to, before anything of it leaves.
+    async fn linger(&self, recording: &mut Recording<'_>, begun: f64) {
+        let device = recording.device;
+        self.submit_part(recording).await;
+        device.below(1).await;
+        device.pause((self.slow - 1.0) * (now() - begun)).await;
+        self.log.lingered(recording.what);
+        recording.started = now();
     }
 
     /// Where the launches of an action's program stop.

@@ -271,6 +271,15 @@ impl Executor {
         Ok(())
     }
 
+    /// Makes a rank's device wait after each action until that has taken so many times as long: 1 to let it be.
+    ///
+    /// # Errors
+    ///
+    /// Those of a rank that has stopped.
+    pub fn slow(&mut self, rank: usize, times: f64) -> Result<()> {
+        self.tell(rank, Command::Slow(times))
+    }
+
     /// Waits until every device has done all that it was given: an update returns before its end.
     pub async fn settle(&mut self) -> Result<()> {
         self.tell_all(|| Command::Settle).await

@@ -115,6 +115,7 @@ pub(super) fn build(
             sums,
             log: logs[index].clone(),
             steps: 0,
+            slow: 1.0,
         });
     }
     for Hop { number, kind, from, to, out, inward } in links {

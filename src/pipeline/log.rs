@@ -114,6 +114,17 @@ impl Log {
         });
     }
 
+    /// Notes that what has finished is taken for unfinished until now.
+    pub(super) fn lingered(&self, what: What) {
+        let mut inner = self.lock();
+        (inner.beat, inner.last_end) = (now(), now());
+        let end = inner.last_end;
+        let last = inner.events.iter_mut().rev().find(|event| event.track == Track::Compute);
+        if let Some(event) = last.filter(|event| event.what == what) {
+            event.end = end;
+        }
+    }
+
     /// Notes what the host did for something from `start` until now.
     pub(super) fn host(&self, what: What, start: f64) {
         let (rank, track, end) = (self.rank, Track::Host, now());

@@ -31,6 +31,8 @@ pub(super) enum Command {
     Update(AdamStep),
     /// Wait until the device has done all that it was given.
     Settle,
+    /// Make each action take so many times as long.
+    Slow(f64),
     /// Logits of these rows of one microbatch, from the last stage.
     Infer(Arc<Batch>, Vec<usize>),
     /// New tokens of a group of texts; only the last stage answers, logits.
@@ -119,6 +121,8 @@ pub(super) struct Rank {
     pub(super) sums: Buffer,
     pub(super) log: Arc<Log>,
     pub(super) steps: usize,
+    /// How many times as long each action is to take.
+    pub(super) slow: f64,
 }
 
 impl Rank {
@@ -154,6 +158,10 @@ impl Rank {
                 Command::Update(step) => self.update(step).await.map(|()| Reply::Done)?,
                 Command::Settle => self.settle().await.map(|()| Reply::Done)?,
                 Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values)?,
+                Command::Slow(times) => {
+                    self.slow = times;
+                    continue;
+                }
                 // The device answers these two, when it has done them.
                 Command::Decode(grow) => {
                     self.decode(&grow, replies).await?;

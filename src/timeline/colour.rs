@@ -30,7 +30,7 @@ impl fmt::Display for Colour {
 
 impl EventKind {
     /// Its name in the legend and in a trace.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Forward => "forward",
             Backward => "backward",

@@ -17,7 +17,6 @@ pub mod lessons;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod metrics;
 pub mod optimizer;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod planning;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod prove;
@@ -27,6 +26,7 @@ pub mod replan;
 pub mod resume;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod run;
+pub mod snapshot;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]

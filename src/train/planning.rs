@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::layers::Layers;
@@ -61,6 +62,7 @@ const ALIKE: f64 = 0.01;
 ///
 /// [`Error::Config`] for a file that cannot be read or is for another number of microbatches than the config asks for,
 /// [`Error::Schedule`] for one that holds no schedule that can run.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn given_schedule(config: &Config, bases: &[std::path::PathBuf]) -> Result<Option<Schedule>> {
     let Some(name) = config.pipeline.schedule_file() else { return Ok(None) };
     let place = "pipeline.schedule";
@@ -312,7 +314,11 @@ impl Planning {
     }
 
     /// The same for another config.
-    fn with(&self, config: &Config) -> Result<Planning> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Planning::for_machine`].
+    pub fn with(&self, config: &Config) -> Result<Planning> {
         let given = match &self.options.schedule {
             ScheduleChoice::Given(schedule) => Some(schedule.clone()),
             _ => None,

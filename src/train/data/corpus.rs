@@ -154,6 +154,21 @@ impl Corpus {
         corpus
     }
 
+    /// Records in memory: of each a question, and an answer, which alone counts; a token a byte.
+    pub fn from_answers(records: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Corpus {
+        let (mut bytes, mut documents, mut trained) = (Vec::new(), Vec::new(), Vec::new());
+        for (question, answer) in records {
+            documents.push(bytes.len());
+            bytes.extend(question);
+            let start = bytes.len();
+            bytes.extend(answer);
+            trained.push(start..bytes.len());
+        }
+        let mut corpus = Corpus::from_bytes(bytes);
+        (corpus.documents, corpus.trained) = (documents, Some(trained));
+        corpus
+    }
+
     pub(super) fn empty() -> Corpus {
         Corpus {
             starts: Vec::new(),
