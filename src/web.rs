@@ -19,7 +19,7 @@ pub fn catalog() -> String {
 ///
 /// # Errors
 /// An `Error` of JavaScript whose message is a `Failure`, as that of everything here.
-#[wasm_bindgen]
+#[wasm_bindgen(js_name = verify)]
 pub async fn verify_kernels() -> Thrown<String> {
     let outcomes = async {
         let device = Device::open(0, OpenOptions::default()).await?;

@@ -88,12 +88,12 @@ impl Device {
         let (adapter, info) = found.swap_remove(index);
         drop(found);
         let wanted = wgpu::Features::SUBGROUP;
-        // The browser wants `enable subgroups;`, which naga does not accept, so the variant is for native only.
-        let features = if cfg!(target_arch = "wasm32") { wgpu::Features::empty() } else { wanted };
+        #[cfg(target_arch = "wasm32")]
+        super::browser::ask_for_subgroups();
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("polystage"),
-            required_features: adapter.features() & features,
+            required_features: adapter.features() & wanted,
             required_limits: limits.clone(),
             ..Default::default()
         });
@@ -109,10 +109,14 @@ impl Device {
             let words = if words.is_empty() { format!("{reason:?}") } else { words };
             lost.fail(Failure::worded(words, Failure::Lost));
         });
+        #[cfg(target_arch = "wasm32")]
+        let subgroups = super::browser::subgroups_granted();
+        #[cfg(not(target_arch = "wasm32"))]
+        let subgroups = device.features().contains(wanted);
         let fixed = info.subgroup_size[0] == info.subgroup_size[1] && info.subgroup_size[0] >= 4;
         let capabilities = Capabilities {
             software: info.software,
-            subgroup: (device.features().contains(wanted) && fixed).then_some(info.subgroup_size[0]),
+            subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             max_groups: limits.max_compute_workgroups_per_dimension,
@@ -157,7 +161,7 @@ impl Device {
     /// Resolves after so many seconds, in which the device goes on.
     pub async fn pause(&self, seconds: f64) {
         #[cfg(target_arch = "wasm32")]
-        timer(seconds).await;
+        super::browser::timer(seconds).await;
         #[cfg(not(target_arch = "wasm32"))]
         {
             let end = super::now() + seconds;
@@ -416,21 +420,4 @@ impl Device {
             }
         }
     }
-}
-
-/// Resolves after so many seconds, by the timer of pages and workers.
-#[cfg(target_arch = "wasm32")]
-async fn timer(seconds: f64) {
-    use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
-
-    #[wasm_bindgen]
-    extern "C" {
-        #[wasm_bindgen(js_name = setTimeout)]
-        fn set_timeout(then: &js_sys::Function, milliseconds: f64) -> JsValue;
-    }
-    let promise = js_sys::Promise::new(&mut |resolve, _| {
-        set_timeout(&resolve, 1000.0 * seconds);
-    });
-    // It never rejects.
-    let _ = wasm_bindgen_futures::JsFuture::from(promise).await;
 }

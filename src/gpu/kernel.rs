@@ -112,6 +112,9 @@ fn bindings(text: &str) -> Vec<wgpu::BindGroupLayoutEntry> {
 impl Kernel {
     pub(super) fn compile(device: &Device, key: &KernelKey) -> Result<Kernel> {
         let text = source(key.name, key.specialisation.header);
+        #[cfg(target_arch = "wasm32")]
+        let text =
+            if text.contains("subgroup") { super::browser::SUBGROUPS.to_string() + &text } else { text };
         let raw = device.raw();
         let label = Some(key.name);
         let descriptor =

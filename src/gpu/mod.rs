@@ -5,6 +5,8 @@
 //! submission. Nothing here knows ops or schedules.
 
 mod adapter;
+#[cfg(target_arch = "wasm32")]
+mod browser;
 mod buffer;
 mod device;
 mod kernel;
