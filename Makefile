@@ -1,5 +1,5 @@
-# Two commands do everything on a fresh Debian or Ubuntu machine: `make train` and `make test`.
-.PHONY: train test fuzz bench setup-train setup-test
+# Three commands do everything on a fresh Debian or Ubuntu machine: `make train`, `make serve` and `make test`.
+.PHONY: train web serve test fuzz bench setup-train setup-web setup-test
 
 SHELL := /bin/bash
 # rustup puts cargo there; a shell that was open before does not know it yet.
@@ -13,12 +13,21 @@ SEED ?= $(shell date +%s)
 train: setup-train
 	cargo run --release --locked -- train $(CONFIG)
 
-# Every Vulkan driver of the machine, and SwiftShader (Chromium's) as a second vendor.
+# The page, into web/dist: files that any server can hand out, from any path.
+web: setup-web
+	scripts/web.sh
+
+serve: web
+	node web/serve.mjs
+
+# Every Vulkan driver of the machine, and SwiftShader (Chromium's) as a second vendor. Clippy is the compiler here, so that
+# nothing is compiled twice: what the tests build it lints, the library for the browser too.
+test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
+test: export CLIPPY_ARGS := -Dwarnings
 test: setup-test
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --lib --no-default-features --target wasm32-unknown-unknown -- -D warnings
 	cargo clippy --locked --bin polystage --target x86_64-pc-windows-gnu --target aarch64-apple-darwin -- -D warnings
+	cargo test --locked --benches --no-run
 	VK_ICD_FILENAMES="$$(scripts/drivers.sh)" cargo test --locked
 
 # `make test` does less than a minute of this, always with the same seed.
@@ -28,8 +37,5 @@ fuzz: setup-train
 bench: setup-train
 	VK_ICD_FILENAMES="$$(scripts/drivers.sh)" cargo bench --locked
 
-setup-train:
-	scripts/setup.sh train
-
-setup-test:
-	scripts/setup.sh test
+setup-%:
+	scripts/setup.sh $*

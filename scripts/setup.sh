@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make train` or `make test` needs and the machine lacks. Debian and Ubuntu; elsewhere it says what to
-# install. Argument: train or test.
+# Installs what `make train`, `make web` or `make test` needs and the machine lacks. Debian and Ubuntu; elsewhere it says what to
+# install. Argument: train, web or test.
 set -euo pipefail
 
 missing=()
@@ -18,6 +18,12 @@ has_driver() {
         compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
 }
 has_driver || missing+=(mesa-vulkan-drivers)
+
+if [ "$1" != train ]; then
+    # The page is built with the npm registry's tools, which ask for Node.js 18 or later.
+    want node nodejs
+    want npm npm
+fi
 
 if [ "$1" = test ]; then
     # Tests always need the software adapter, and Chromium: a browser, and SwiftShader as a second vendor.
@@ -57,6 +63,14 @@ fi
 
 if ! command -v cargo >/dev/null 2>&1; then
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --component clippy,rustfmt
+fi
+
+if [ "$1" = web ]; then
+    rustup target add wasm32-unknown-unknown
+fi
+if [ "$1" != train ] && ! node --version | grep -qE '^v(1[89]|[2-9][0-9])'; then
+    echo "please install Node.js 18 or later (here it is $(node --version)); nodejs.org has packages for every system" >&2
+    exit 1
 fi
 
 if [ "$1" = test ]; then

@@ -5,10 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${1:-web}
 
-# A target folder of its own: cargo locks the usual one while another cargo builds, and tests are such builds.
-cargo build --locked --lib --profile "$profile" --no-default-features --target wasm32-unknown-unknown --target-dir target/browser
-cargo run --locked --quiet --package bindings --target-dir target/browser -- \
-    "target/browser/wasm32-unknown-unknown/$profile/polystage.wasm" web/pkg
+cargo build --locked --lib --profile "$profile" --no-default-features --target wasm32-unknown-unknown
+cargo run --locked --quiet --package bindings -- "target/wasm32-unknown-unknown/$profile/polystage.wasm" web/pkg
 cd web
 [ -d node_modules ] && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --no-audit --no-fund
 npm run --silent build

@@ -71,10 +71,12 @@ impl Session {
                 }
             });
         }
-        let layers = plan.devices.iter().enumerate();
-        let layers =
-            layers.map(|(rank, device)| format!("device {device} {}", plan.layers_of(rank).counted()));
-        words.push(format!("Then {} (counted in blocks).", layers.collect::<Vec<_>>().join(", ")));
+        // The page counts devices from 1.
+        let has = |(rank, device): (usize, &usize)| {
+            format!("device {} has {}", device + 1, plan.layers_of(rank).counted())
+        };
+        let layers: Vec<String> = plan.devices.iter().enumerate().map(has).collect();
+        words.push(format!("Then {}.", layers.join(", ")));
         let milliseconds = |seconds: f64| (1e3 * seconds).round();
         words.push(format!(
             "A step is predicted to take {} ms instead of {} ms: {gain:.2} times as fast.",

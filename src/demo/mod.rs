@@ -156,6 +156,7 @@ impl Session {
             let layers: Vec<String> =
                 stages_of(rank).iter().map(|&stage| Layers::between(&self.plan.places[stage])).collect();
             report::Device {
+                index: at,
                 name: info.name.clone(),
                 adapter: format!("{}: {} {}", info.index, info.vendor, info.name),
                 bytes: self.bytes[rank],

@@ -36,6 +36,8 @@ pub struct Run {
 /// A device of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Device {
+    /// Its number: its place in [`Settings::slow`].
+    pub index: usize,
     /// Its adapter's name.
     pub name: String,
     /// What tells adapters apart.

@@ -1,4 +1,5 @@
-//! What WebGPU has in a browser and wgpu does not pass on there: subgroups, and a timer.
+//! What WebGPU has in a browser and wgpu does not pass on there: subgroups, pipelines that are compiled beside each other,
+//! and a timer.
 
 use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
 
@@ -18,17 +19,56 @@ export function ask_for_subgroups() {
 export function subgroups_granted() {
     return granted;
 }
+const compiling = new Set();
+let refused = "";
+export function compile_together() {
+    const prototype = globalThis.GPUDevice?.prototype;
+    if (prototype === undefined || "compilesTogether" in prototype) return;
+    prototype.compilesTogether = true;
+    // In its place stands an object that gets the pipeline when there is one.
+    prototype.createComputePipeline = function (descriptor) {
+        const kernel = {};
+        const made = this.createComputePipelineAsync(descriptor).then(
+            (pipeline) => { kernel.pipeline = pipeline; },
+            (reason) => { refused ||= `${descriptor.label}: ${reason.message}`; },
+        ).then(() => compiling.delete(made));
+        compiling.add(made);
+        return kernel;
+    };
+    const encoder = GPUComputePassEncoder.prototype;
+    const set = encoder.setPipeline;
+    encoder.setPipeline = function (kernel) {
+        set.call(this, kernel.pipeline);
+    };
+}
+export async function compiled() {
+    while (compiling.size > 0) await Promise.all(compiling);
+    const said = refused;
+    refused = "";
+    return said;
+}
 "#)]
 extern "C" {
     /// From now on every device has subgroups where its adapter has them: wgpu knows of no such feature here.
     pub(super) fn ask_for_subgroups();
     /// Whether the device that was asked for last has them.
     pub(super) fn subgroups_granted() -> bool;
+    /// From now on pipelines are compiled on all cores: wgpu asks for them in the way in which a browser compiles one after
+    /// another, which takes a software adapter most of the time until the first step.
+    pub(super) fn compile_together();
+    /// Resolves when none is being compiled any more, on any device, to why one could not be, or nothing.
+    #[wasm_bindgen(js_name = compiled)]
+    async fn all_compiled() -> JsValue;
 }
 
 /// What a shader must say in a browser before it may use subgroups. That all lanes of one take the same way, naga proves
 /// by other rules than a browser does: the kernels are held to naga's, and to the reference in the page too.
 pub(super) const SUBGROUPS: &str = "enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n";
+
+/// Resolves when all pipelines are there, to what was wrong with one if anything was.
+pub(super) async fn compiled() -> Option<String> {
+    all_compiled().await.as_string().filter(|refused| !refused.is_empty())
+}
 
 /// Resolves after so many seconds, by the timer of pages and workers.
 pub(super) async fn timer(seconds: f64) {

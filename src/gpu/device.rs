@@ -89,7 +89,10 @@ impl Device {
         drop(found);
         let wanted = wgpu::Features::SUBGROUP;
         #[cfg(target_arch = "wasm32")]
-        super::browser::ask_for_subgroups();
+        {
+            super::browser::ask_for_subgroups();
+            super::browser::compile_together();
+        }
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("polystage"),
@@ -156,6 +159,18 @@ impl Device {
         self.0.device.destroy();
         #[cfg(not(target_arch = "wasm32"))]
         self.poll(std::time::Duration::ZERO);
+    }
+
+    /// Resolves when every kernel that was asked for can be used: in a browser that is later.
+    ///
+    /// # Errors
+    /// Those of [`Device::check`].
+    pub async fn compiled(&self) -> Result<()> {
+        #[cfg(target_arch = "wasm32")]
+        if let Some(words) = super::browser::compiled().await {
+            self.0.state.fail(Failure::worded(words, Failure::Other));
+        }
+        self.check("compiling its kernels")
     }
 
     /// Resolves after so many seconds, in which the device goes on.

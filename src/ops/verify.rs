@@ -203,6 +203,7 @@ async fn run(
         device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&argument.words()));
     }
     let launches = program.launch_flops(Phase::Forward).len();
+    device.compiled().await?;
     let mut recorder = device.record();
     program.record(&mut recorder, &parameters, Phase::Forward, 0..launches, slots)?;
     recorder.submit(|| ());

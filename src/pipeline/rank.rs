@@ -152,6 +152,7 @@ impl Rank {
     ) -> Result<()> {
         while let Some(command) = commands.next().await {
             self.log.state(State::Starting);
+            self.device.compiled().await?;
             let reply = match command {
                 Command::Step(batch) => self.step(&batch).await.map(Reply::Step)?,
                 Command::Evaluate(batch) => self.evaluate(&batch).await.map(Reply::Values)?,
