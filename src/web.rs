@@ -42,15 +42,16 @@ pub struct Session(demo::Session);
 
 #[wasm_bindgen]
 impl Session {
-    /// Opens a run with these settings, which takes over what the one before has.
+    /// Opens a run with these settings, which takes over the devices of the one before, and its weights too if they are to be
+    /// kept.
     ///
     /// # Errors
     /// As those of all functions here.
-    pub async fn open(settings: String, earlier: Option<Session>) -> Thrown<Session> {
+    pub async fn open(settings: String, earlier: Option<Session>, keep: bool) -> Thrown<Session> {
         console_error_panic_hook::set_once();
         let opened = async {
             let settings = Settings::parse(&settings)?;
-            demo::Session::open(settings, earlier.map(|session| session.0)).await
+            demo::Session::open(settings, earlier.map(|session| session.0), keep).await
         };
         opened.await.map(Session).map_err(|error| thrown(&error, None))
     }
@@ -104,7 +105,7 @@ impl Session {
         self.0.close().await;
     }
 
-    fn told<T: serde::Serialize>(&self, outcome: crate::Result<T>) -> Thrown<String> {
+    fn told<T: serde::Serialize>(&self, outcome: crate::error::Result<T>) -> Thrown<String> {
         outcome.map(|value| json(&value)).map_err(|error| thrown(&error, self.0.failed()))
     }
 }

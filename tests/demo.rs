@@ -55,12 +55,12 @@ fn a_run_that_is_cut_elsewhere_or_gets_a_device_goes_on_with_the_same_losses() {
     let before = session.run();
     let elsewhere = cut_at(if before.settings.cuts == cut_at(&[2]) { &[1.5] } else { &[2.0] });
     let settings = Settings { cuts: elsewhere.clone(), ..before.settings };
-    let mut session = block_on(Session::open(settings, Some(session))).expect("opens again");
+    let mut session = block_on(Session::open(settings, Some(session), true)).expect("opens again");
     assert_eq!((session.run().settings.cuts, session.run().step), (elsewhere, 2));
     seen.extend(losses(&steps(&mut session, 2)));
     let first = adapters()[0].index;
     let settings = Settings { devices: 1, cuts: Vec::new(), ..session.run().settings };
-    let mut session = block_on(Session::open(settings, Some(session))).expect("opens with one device");
+    let mut session = block_on(Session::open(settings, Some(session), true)).expect("opens with one device");
     assert!(session.run().devices[0].adapter.starts_with(&format!("{first}:")));
     seen.extend(losses(&steps(&mut session, 2)));
     assert_eq!(seen, whole);
@@ -71,7 +71,7 @@ fn another_task_begins_anew() {
     let mut session = begin(&small());
     steps(&mut session, 1);
     let settings = Settings { task: Task::Addition, ..session.run().settings };
-    let session = block_on(Session::open(settings, Some(session))).expect("opens");
+    let session = block_on(Session::open(settings, Some(session), true)).expect("opens");
     assert_eq!(session.run().step, 0);
 }
 
@@ -133,12 +133,12 @@ fn a_device_that_is_made_slower_waits_and_the_planner_gives_it_less() {
     assert!(working(&slow[1]) > 2.5 * usual, "{} s instead of {usual} s", working(&slow[1]));
     let Advice { settings, gain, words, .. } = slowed.advise().expect("advice");
     assert!(gain > 1.02 && settings.cuts > slowed.run().settings.cuts, "{settings:?}: {words:?}");
-    let taken = block_on(Session::open(settings.clone(), Some(slowed))).expect("can be taken over");
+    let taken = block_on(Session::open(settings.clone(), Some(slowed), true)).expect("can be taken over");
     assert_eq!(taken.run().settings, settings);
 }
 
 #[test]
-fn a_run_that_loses_a_device_goes_on_with_the_others_from_its_last_snapshot() {
+fn a_run_that_loses_a_device_goes_on_with_the_others_from_where_it_last_was_whole() {
     let first = adapters()[0].index;
     // Devices of its own: no other test is to have the lost one.
     let device = || block_on(polystage::gpu::Device::open(first, Default::default())).expect("opens");
@@ -149,10 +149,21 @@ fn a_run_that_loses_a_device_goes_on_with_the_others_from_its_last_snapshot() {
     let failure = Failure::new(&error, session.failed());
     assert_eq!((failure.kind, failure.device), ("lost", 1), "{}", failure.message);
     let settings = Settings { devices: 1, cuts: Vec::new(), ..session.run().settings };
-    let mut session = block_on(Session::open(settings, Some(session))).expect("goes on");
-    // The first step was copied; the second is done again.
-    assert_eq!(session.run().step, 1);
-    assert_eq!(losses(&steps(&mut session, 1)), before[1..]);
+    let mut session = block_on(Session::open(settings, Some(session), true)).expect("goes on");
+    // No snapshot is so young, but the beginning is known.
+    assert_eq!(session.run().step, 0);
+    assert_eq!(losses(&steps(&mut session, 2)), before);
+    // One that was opened with another's weights has theirs.
+    let again = |session: Session| {
+        block_on(Session::open(session.run().settings, Some(session), true)).expect("goes on")
+    };
+    let mut session = again(session);
+    let next = losses(&steps(&mut session, 1));
+    session.lose(0);
+    block_on(session.step()).expect_err("a lost device");
+    let mut session = again(session);
+    assert_eq!(session.run().step, 2);
+    assert_eq!(losses(&steps(&mut session, 1)), next);
 }
 
 #[test]

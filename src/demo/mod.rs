@@ -64,8 +64,10 @@ pub struct Session {
     reference: Option<Trainer>,
     lesson: Lesson,
     generator: Option<Generator>,
-    /// The state some seconds ago, and when that was.
-    snapshot: Option<(Snapshot, f64)>,
+    /// The state some seconds ago; none while there is nothing but the beginning to go back to.
+    snapshot: Option<Snapshot>,
+    /// When that was, or the run was opened.
+    taken: f64,
     /// Steps since it was opened.
     steps: u64,
 }
@@ -80,13 +82,14 @@ struct Left {
 }
 
 impl Session {
-    /// Opens a run. Goes on with the devices of the one before, and if the model is the same, with its weights and step.
+    /// Opens a run. Goes on with the devices of the one before, whose kernels are compiled, and where the model is the same and
+    /// to be kept, with its weights and step.
     ///
     /// # Errors
     /// What the settings contradict, and what devices refuse.
-    pub async fn open(settings: Settings, earlier: Option<Session>) -> Result<Session> {
+    pub async fn open(settings: Settings, earlier: Option<Session>, keep: bool) -> Result<Session> {
         let mut left = match earlier {
-            Some(earlier) => earlier.leave(&settings).await,
+            Some(earlier) => earlier.leave(&settings, keep).await,
             None => Left::default(),
         };
         left.devices = devices(settings.devices, left.devices).await?;
@@ -142,7 +145,8 @@ impl Session {
             reference,
             lesson,
             generator: None,
-            snapshot: snapshot.map(|snapshot| (snapshot, now())),
+            snapshot,
+            taken: now(),
             steps: 0,
         })
     }
@@ -205,8 +209,9 @@ impl Session {
         let measured = Step::new(&timeline::Step::measured(&self.trainer.timeline())?);
         self.steps += 1;
         self.learn()?;
-        if self.snapshot.as_ref().is_none_or(|(_, taken)| now() - taken > SNAPSHOT) {
-            self.snapshot = Some((self.trainer.snapshot().await?, now()));
+        if now() - self.taken > SNAPSHOT {
+            self.snapshot = Some(self.trainer.snapshot().await?);
+            self.taken = now();
         }
         Ok(Stepped {
             step: row.step,
@@ -274,16 +279,17 @@ impl Session {
     }
 
     /// Stops, and leaves what a run with these settings can use.
-    async fn leave(mut self, settings: &Settings) -> Left {
-        let model = |of: &Settings| (of.task, of.size, of.seed, of.text.clone());
-        let mut snapshot = self.snapshot.take().map(|(snapshot, _)| snapshot);
-        if self.failed().is_none()
+    async fn leave(mut self, settings: &Settings, keep: bool) -> Left {
+        let is_alike = (settings.task, settings.size) == (self.settings.task, self.settings.size);
+        let is_same =
+            is_alike && (settings.seed, &settings.text) == (self.settings.seed, &self.settings.text);
+        let mut snapshot = self.snapshot.take();
+        if !keep || !is_same {
+            snapshot = None;
+        } else if self.failed().is_none()
             && let Ok(newest) = self.trainer.snapshot().await
         {
             snapshot = Some(newest);
-        }
-        if model(settings) != model(&self.settings) {
-            snapshot = None;
         }
         self.stop().await;
         let mut machine = self.planning.machine;
@@ -298,7 +304,7 @@ impl Session {
         }
         machine.devices = profiles;
         // What was measured of another model says nothing of this one.
-        let machine = Some(machine).filter(|_| snapshot.is_some());
+        let machine = Some(machine).filter(|_| is_alike);
         Left { devices, machine, snapshot }
     }
 

@@ -38,7 +38,9 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         Layout::NT => 1,
         Layout::TN => 2,
     };
-    let mut constants = vec![("LAYOUT", layout), ("EPILOGUE", code), ("ACCUMULATE", l.accumulate as u32)];
+    let mut constants = vec![("LAYOUT", layout)];
+    let accumulate = u32::from(l.accumulate);
+    let fixed = [("EPILOGUE", code), ("ACCUMULATE", accumulate)];
     // Of A and B only the transposed A is loaded along M.
     let aligned = n.is_multiple_of(4) && k.is_multiple_of(4) && (layout != 2 || m.is_multiple_of(4));
     let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
@@ -51,6 +53,7 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
             constants.push(("LANES", lanes));
             let header = (!aligned).then(|| ANY_SHAPE.as_str());
             if few {
+                constants.extend(fixed);
                 constants.push(rows);
                 ("matmul_rows_subgroup", header, l.spread(n.div_ceil(4 * lanes as usize)))
             } else {
@@ -60,17 +63,25 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         }
         _ if few => {
             let [quads, slices] = if layout == 1 { [1, 64] } else { [8, 8] };
+            constants.extend(fixed);
             constants.extend([rows, ("QUADS", quads), ("SLICES", slices)]);
             let groups = l.spread(n.div_ceil(4 * quads as usize));
             ("matmul_rows", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
         }
         _ => {
+            constants.extend(fixed);
             let groups = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
             ("matmul", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
         }
     };
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
-    let mut launch = l.launch(name, constants, operands, vec![m as u32, n as u32, k as u32, 0], groups);
+    let mut launch = l.launch(
+        name,
+        constants,
+        operands,
+        vec![m as u32, n as u32, k as u32, code + 8 * accumulate],
+        groups,
+    );
     launch.key.specialisation.header = packed.or(header);
     Lowered::one(launch)
 }

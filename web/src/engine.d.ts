@@ -6,7 +6,7 @@ declare module "engine" {
   export function verify(): Promise<string>;
   export class Session {
     private constructor();
-    static open(settings: string, earlier: Session | undefined): Promise<Session>;
+    static open(settings: string, earlier: Session | undefined, keep: boolean): Promise<Session>;
     run(): string;
     step(): Promise<string>;
     show(): Promise<string>;

@@ -49,13 +49,9 @@ function opened(): Session {
 
 async function open(settings: Settings, keep: boolean): Promise<Answer & { run: unknown }> {
   running = false;
-  let earlier = session;
+  const earlier = session;
   session = undefined;
-  if (!keep && earlier !== undefined) {
-    await earlier.close();
-    earlier = undefined;
-  }
-  session = await Session.open(JSON.stringify(settings), earlier);
+  session = await Session.open(JSON.stringify(settings), earlier, keep);
   return { id: 0, run: JSON.parse(session.run()) };
 }
 
