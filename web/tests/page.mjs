@@ -409,26 +409,30 @@ test("the page", async (t) => {
 
   await t.test("stands still where motion is reduced, and fits every width", async () => {
     if (process.env.SHOTS) mkdirSync(process.env.SHOTS, { recursive: true });
+    const shot = (name, options) =>
+      process.env.SHOTS && page.screenshot({ path: join(process.env.SHOTS, `${name}.png`), ...options });
+    const { page, wrong } = await visit(browser, address, { reducedMotion: "reduce" });
+    await page.goto(`${address}#devices=3`);
+    await ready(page);
+    await page.click("#train");
+    await reach(page, 4);
+    await pause(page);
     for (const colorScheme of ["light", "dark"]) {
-      const { page, wrong } = await visit(browser, address, { colorScheme, reducedMotion: "reduce" });
-      await page.goto(`${address}#devices=3`);
-      await ready(page);
-      await page.click("#train");
-      await reach(page, 12);
-      await pause(page);
+      await page.emulateMedia({ colorScheme });
       for (const width of WIDTHS) {
         await page.setViewportSize({ width, height: 900 });
         await page.waitForTimeout(400);
         const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
         assert.ok(over <= 0, `${over} px too wide at ${width}`);
-        if (process.env.SHOTS)
-          await page.screenshot({ path: join(process.env.SHOTS, `${colorScheme}-${width}.png`), fullPage: true });
+        await shot(`${colorScheme}-${width}`, { fullPage: true });
       }
-      await page.click("#replay");
-      await page.waitForTimeout(700);
-      assert.equal(await page.locator("#scrub").inputValue(), "0");
-      assert.deepEqual(wrong, []);
-      await page.close();
+      // The picture of the README.
+      await shot(`page-${colorScheme}`, { clip: { x: 100, y: 0, width: 1200, height: 1060 }, fullPage: true });
     }
+    await page.click("#replay");
+    await page.waitForTimeout(700);
+    assert.equal(await page.locator("#scrub").inputValue(), "0");
+    assert.deepEqual(wrong, []);
+    await page.close();
   });
 });
