@@ -56,6 +56,12 @@ impl Session {
         opened.await.map(Session).map_err(|error| thrown(&error, None))
     }
 
+    /// Whether a run with these settings can be opened in this one's place, which [`Session::open`] ends.
+    pub fn check(&self, settings: String) -> Thrown<()> {
+        let checked = Settings::parse(&settings).and_then(|settings| self.0.check(&settings));
+        checked.map_err(|error| thrown(&error, None))
+    }
+
     /// What the page draws of it.
     pub fn run(&self) -> String {
         json(&self.0.run())

@@ -233,11 +233,15 @@ fn settings_that_no_run_can_have_are_refused_in_a_line_that_names_them() {
         let line = refused(json);
         assert!(line.starts_with(&format!("{what}: ")) && !line.contains('\n'), "{json}: {line}");
     }
-    let first = adapters()[0].index;
+    // Three stages on two devices; a run that goes on is asked first.
     let settings = Settings { cuts: cut_at(&[1, 2]), ..small() };
-    let error =
-        block_on(Session::on(settings, open(&[first; 2]))).err().expect("three stages on two devices");
+    let mut session = begin(&small());
+    let error = session.check(&settings).expect_err("refused");
     assert!(matches!(error, Error::Config { .. }), "{error}");
+    assert_eq!(steps(&mut session, 1)[0].step, 1);
+    let first = adapters()[0].index;
+    let same = block_on(Session::on(settings, open(&[first; 2]))).err().expect("refused");
+    assert_eq!(same.to_string(), error.to_string());
 }
 
 #[test]

@@ -96,6 +96,17 @@ impl Session {
         Session::launch(settings, left).await
     }
 
+    /// Whether there is a plan for these settings on devices like this run's: asked before this run is given up for another.
+    ///
+    /// # Errors
+    /// Those of [`Session::open`] that need no device.
+    pub fn check(&self, settings: &Settings) -> Result<()> {
+        settings.check()?;
+        let mut devices = self.devices.clone();
+        devices.resize(settings.devices, self.devices[0].clone());
+        planning(settings, &devices, None)?.search().map(drop)
+    }
+
     /// Opens a run on these devices.
     ///
     /// # Errors
@@ -108,9 +119,7 @@ impl Session {
         settings.check()?;
         let config = settings.config()?;
         let Left { devices, machine: known, snapshot } = left;
-        let machine = machine(&devices, known, &settings);
-        let opened: BTreeMap<usize, Device> = devices.iter().cloned().enumerate().collect();
-        let planning = Planning::for_devices(&config, machine, &opened, None)?;
+        let planning = planning(&settings, &devices, known)?;
         let best = planning.search()?.best;
         settings.cuts = best.cuts();
         let plan = planning.plan(&best)?;
@@ -340,6 +349,12 @@ async fn devices(count: usize, before: Vec<Device>) -> Result<Vec<Device>> {
         devices.push(Device::open(at % adapters, OpenOptions::default()).await?);
     }
     Ok(devices)
+}
+
+/// Plans for settings on devices of which so much is known.
+fn planning(settings: &Settings, devices: &[Device], known: Option<Machine>) -> Result<Planning> {
+    let opened: BTreeMap<usize, Device> = devices.iter().cloned().enumerate().collect();
+    Planning::for_devices(&settings.config()?, machine(devices, known, settings), &opened, None)
 }
 
 /// What is known of the devices, as slow as they are to be.

@@ -169,8 +169,9 @@ impl Device {
         #[cfg(target_arch = "wasm32")]
         if let Some(words) = super::browser::compiled().await {
             self.0.state.fail(Failure::worded(words, Failure::Other));
+            return self.check("compiling its kernels");
         }
-        self.check("compiling its kernels")
+        Ok(())
     }
 
     /// Resolves after so many seconds, in which the device goes on.

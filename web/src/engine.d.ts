@@ -7,6 +7,7 @@ declare module "engine" {
   export class Session {
     private constructor();
     static open(settings: string, earlier: Session | undefined, keep: boolean): Promise<Session>;
+    check(settings: string): void;
     run(): string;
     step(): Promise<string>;
     show(): Promise<string>;

@@ -49,9 +49,12 @@ function opened(): Session {
 
 async function open(settings: Settings, keep: boolean): Promise<Answer & { run: unknown }> {
   running = false;
+  const wanted = JSON.stringify(settings);
+  // What cannot be opened does not end what is open.
+  session?.check(wanted);
   const earlier = session;
   session = undefined;
-  session = await Session.open(JSON.stringify(settings), earlier, keep);
+  session = await Session.open(wanted, earlier, keep);
   return { id: 0, run: JSON.parse(session.run()) };
 }
 
