@@ -129,7 +129,8 @@ fn a_device_that_is_made_slower_waits_and_the_planner_gives_it_less() {
         own.map(seconds).sum::<f64>()
     };
     let mut slowed = begin(&small());
-    let usual = working(&steps(&mut slowed, 3)[2]);
+    // The shortest: in any of them other tests may have had the cores.
+    let usual = steps(&mut slowed, 3)[1..].iter().map(working).fold(f64::INFINITY, f64::min);
     slowed.slow(vec![1.0, 5.0]).expect("is slowed");
     let slow = steps(&mut slowed, 2);
     assert_eq!(losses(&slow), bits, "a device that waits computes the same");
