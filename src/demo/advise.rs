@@ -17,7 +17,7 @@ impl Session {
     /// # Errors
     /// Those of the planner.
     pub fn advise(&self) -> Result<Advice> {
-        let mut config = self.config.clone();
+        let mut config = self.planning.config.clone();
         (config.pipeline.cuts, config.pipeline.microbatches) = (None, None);
         let open = self.planning.with(&config)?;
         let mut best: Option<(Candidate, Settings)> = None;

@@ -20,7 +20,7 @@ use crate::generate::Generator;
 use crate::gpu::{self, Device, OpenOptions, now};
 use crate::layers::Layers;
 use crate::model::{KINDS, Model};
-use crate::pipeline::Watch;
+use crate::pipeline::Plan;
 use crate::plan::{Candidate, DeviceProfile, Link, Machine, Rates};
 use crate::timeline::{self, Prediction};
 use crate::train::config::Config;
@@ -52,7 +52,6 @@ const LINK: Link = Link { latency_us: 500.0, gb_s: 1.0, out_gb_s: None, into_gb_
 /// A run.
 pub struct Session {
     settings: Settings,
-    config: Config,
     devices: Vec<Device>,
     planning: Planning,
     model: Model,
@@ -117,16 +116,16 @@ impl Session {
 
     async fn launch(mut settings: Settings, left: Left) -> Result<Session> {
         settings.check()?;
-        let config = settings.config()?;
         let Left { devices, machine: known, snapshot } = left;
         let planning = planning(&settings, &devices, known)?;
+        let config = &planning.config;
         let best = planning.search()?.best;
         settings.cuts = best.cuts();
         let plan = planning.plan(&best)?;
         let model = plan.model.clone();
         let bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
         let lesson = settings.task.lesson(&settings.text, settings.seed);
-        let mut trainer = Trainer::launch(&config, plan, &devices, batches(&config, &lesson)?)?;
+        let mut trainer = Trainer::launch(config, plan, &devices, batches(config, &lesson)?)?;
         let mut reference = match settings.reference && settings.devices > 1 {
             true => Some(alone(&settings, &devices[0], &lesson)?),
             false => None,
@@ -143,7 +142,6 @@ impl Session {
         let predicted = predicted(&planning, &best)?;
         Ok(Session {
             settings,
-            config,
             devices,
             planning,
             model,
@@ -200,7 +198,7 @@ impl Session {
             schedule: self.plan.schedule.to_string(),
             parameters: model.parameter_count(),
             predicted: self.predicted.clone(),
-            tokens: self.config.train.batch * self.config.train.sequence,
+            tokens: self.planning.config.train.batch * self.planning.config.train.sequence,
             step: self.trainer.step_number(),
         }
     }
@@ -271,11 +269,6 @@ impl Session {
     /// Stops everything; resolves once the memory is free.
     pub async fn close(mut self) {
         self.stop().await;
-    }
-
-    /// For blocking on this run's futures.
-    pub fn watch(&self) -> Watch {
-        self.trainer.watch()
     }
 
     async fn stop(&mut self) {
@@ -389,7 +382,7 @@ fn alone(settings: &Settings, device: &Device, lesson: &Lesson) -> Result<Traine
     let one = Settings { devices: 1, replicas: 1, cuts: Vec::new(), schedule, ..settings.clone() };
     let config = one.config()?;
     let devices = std::slice::from_ref(device);
-    let plan = crate::pipeline::Plan::for_devices(Trainer::setup(&config, vec![None])?, devices)?;
+    let plan = Plan::for_devices(Trainer::setup(&config, vec![None])?, devices)?;
     Trainer::launch(&config, plan, devices, batches(&config, lesson)?)
 }
 

@@ -5,6 +5,7 @@ use super::{Session, Task};
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Sampling};
 use crate::ops::parameters::Part;
+use crate::pipeline::Executor;
 
 /// Questions that the page shows.
 const EXAMPLES: usize = 8;
@@ -23,11 +24,19 @@ impl Session {
             true => BEGUN.iter().map(|text| bytes(text)).collect(),
             false => self.lesson.held_out.iter().map(|record| bytes(&record.question)).collect(),
         };
-        let longest = self.config.model.context;
+        let longest = self.planning.config.model.context;
         let answer = self.lesson.held_out.iter().map(|record| record.answer.len()).max();
         let count = answer.unwrap_or(longest);
-        self.renew(&prompts, count).await?;
-        let Some(generator) = &mut self.generator else { return Ok(Shown::nothing(0)) };
+        let generator = match &mut self.generator {
+            Some(generator) => generator,
+            none => {
+                let prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
+                let extent = Extent { texts: prompts.len(), prompt, tokens: prompt + count };
+                let budgets = vec![None; self.devices.len()];
+                none.insert(Generator::launch(&self.model, extent, &self.devices, budgets)?)
+            }
+        };
+        renew(generator, self.trainer.executor()).await?;
         let temperature = if writes { 0.7 } else { 0.0 };
         let sampling = Sampling { temperature, top_k: 0, top_p: 1.0, seed: self.settings.seed.into() };
         let texts = generator.run(&prompts, count, sampling, 256, |_, _| true).await?;
@@ -53,26 +62,18 @@ impl Session {
         let examples = held_out.iter().zip(&said).take(EXAMPLES).map(example).collect();
         Ok(Shown { examples, accuracy, asked, ..shown })
     }
+}
 
-    /// Gives the generator the weights of now.
-    async fn renew(&mut self, prompts: &[Vec<u32>], count: usize) -> Result<()> {
-        if self.generator.is_none() {
-            let prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
-            let extent = Extent { texts: prompts.len(), prompt, tokens: prompt + count };
-            let budgets = vec![None; self.devices.len()];
-            self.generator = Some(Generator::launch(&self.model, extent, &self.devices, budgets)?);
-        }
-        let Some(generator) = &mut self.generator else { return Ok(()) };
-        generator.forget();
-        let trained = self.trainer.executor();
-        let names: Vec<String> =
-            trained.parameters().iter().filter(|p| p.tied_to.is_none()).map(|p| p.name.clone()).collect();
-        for name in names {
-            let values = trained.read(&name, Part::Weight).await?;
-            generator.executor().write(&name, Part::Weight, &values).await?;
-        }
-        Ok(())
+/// Gives a generator the weights that the model has now.
+async fn renew(generator: &mut Generator, trained: &mut Executor) -> Result<()> {
+    generator.forget();
+    let names: Vec<String> =
+        trained.parameters().iter().filter(|p| p.tied_to.is_none()).map(|p| p.name.clone()).collect();
+    for name in names {
+        let values = trained.read(&name, Part::Weight).await?;
+        generator.executor().write(&name, Part::Weight, &values).await?;
     }
+    Ok(())
 }
 
 impl Shown {

@@ -136,11 +136,7 @@ impl Task {
     /// An answer as people write it.
     pub(super) fn readable(self, answer: &str) -> String {
         match self {
-            Task::Addition => {
-                let digits: String = answer.chars().rev().collect();
-                let short = digits.trim_start_matches('0');
-                if short.is_empty() && !digits.is_empty() { "0".into() } else { short.into() }
-            }
+            Task::Addition => number(&answer.chars().rev().collect::<String>()).into(),
             Task::Text | Task::Sorting => answer.into(),
         }
     }
@@ -149,14 +145,14 @@ impl Task {
     pub(super) fn asked(self, question: &str) -> String {
         let question = question.trim_end_matches('=');
         match self {
-            Task::Addition => {
-                let number = |digits: &str| {
-                    let short = digits.trim_start_matches('0');
-                    if short.is_empty() { "0".to_string() } else { short.to_string() }
-                };
-                question.split('+').map(number).collect::<Vec<_>>().join(" + ")
-            }
+            Task::Addition => question.split('+').map(number).collect::<Vec<_>>().join(" + "),
             Task::Text | Task::Sorting => question.into(),
         }
     }
+}
+
+/// A number without the zeros before it.
+fn number(digits: &str) -> &str {
+    let short = digits.trim_start_matches('0');
+    if short.is_empty() && !digits.is_empty() { "0" } else { short }
 }

@@ -2,7 +2,6 @@
 
 use super::trainer::Trainer;
 use crate::error::Result;
-use crate::model::Parameter;
 use crate::ops::parameters::Part;
 
 /// What the state consists of.
@@ -16,24 +15,14 @@ pub struct Snapshot {
     tensors: Vec<(String, [Vec<f32>; 3])>,
 }
 
-impl Snapshot {
-    /// Steps done.
-    pub fn step(&self) -> u64 {
-        self.step
-    }
-}
-
 impl Trainer {
     /// Copies the state.
     ///
     /// # Errors
     /// Those of a device.
     pub async fn snapshot(&mut self) -> Result<Snapshot> {
-        let trained = |p: &&Parameter| p.tied_to.is_none() && !p.frozen;
-        let names: Vec<String> =
-            self.executor.parameters().iter().filter(trained).map(|p| p.name.clone()).collect();
         let mut tensors = Vec::new();
-        for name in names {
+        for name in self.trained().into_iter().map(|p| p.name) {
             let mut parts: [Vec<f32>; 3] = Default::default();
             for (of, part) in parts.iter_mut().zip(PARTS) {
                 *of = self.executor.read(&name, part).await?;

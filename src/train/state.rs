@@ -7,7 +7,7 @@ use serde_json::json;
 use super::checkpoint::{Checkpoint, Writer};
 use super::config::Config;
 use super::source::Origin;
-use super::trainer::{Shape, Trainer, names};
+use super::trainer::{Shape, Trainer, names, trained};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{self, stored_name};
 use crate::folder::{Dtype, Kind, Layout};
@@ -110,16 +110,6 @@ impl Trainer {
         self.timeline.clear();
         Ok(())
     }
-
-    /// The parameters that are trained, in model order.
-    fn trained(&self) -> Vec<Parameter> {
-        trained(self.executor.parameters())
-    }
-}
-
-/// Of all parameters those that are trained, in their order.
-fn trained(parameters: &[Parameter]) -> Vec<Parameter> {
-    parameters.iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
 }
 
 /// Refuses a checkpoint that does not hold what a config trains.

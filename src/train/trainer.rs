@@ -11,6 +11,7 @@ use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::layers::Layers;
+use crate::model::Parameter;
 use crate::pipeline::{Executor, Plan, Setup, Use, Watch};
 use crate::plan::text::{counted, layers_of};
 use crate::schedule::{self, Schedule};
@@ -219,6 +220,11 @@ impl Trainer {
         &mut self.executor
     }
 
+    /// The parameters that are trained, in model order.
+    pub(super) fn trained(&self) -> Vec<Parameter> {
+        trained(self.executor.parameters())
+    }
+
     /// Sets the initial weights from the seed.
     pub async fn initialise(&mut self) -> Result<()> {
         self.executor.initialise(self.config.train.seed).await
@@ -293,6 +299,11 @@ impl Trainer {
         let train = &self.config.train;
         evaluate(&mut self.executor, valid, train.batch, train.sequence, each).await.map(Some)
     }
+}
+
+/// Of all parameters those that are trained, in their order.
+pub(super) fn trained(parameters: &[Parameter]) -> Vec<Parameter> {
+    parameters.iter().filter(|p| p.tied_to.is_none() && !p.frozen).cloned().collect()
 }
 
 /// Opened devices with their positions as numbers.

@@ -2,13 +2,10 @@
 // page throws, if it is stuck at the end, or if the browser's memory grows from the middle third of the time to the last.
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
 import { serve } from "../serve.mjs";
+import { DIST, launch, reach, ready } from "./browser.mjs";
 
 const minutes = Number(process.env.MINUTES ?? 10);
-const ARGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
-ARGS.push("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader");
 /** The driver's own memory wanders by as much while kernels are compiled. */
 const GROWTH = 1.25;
 
@@ -35,8 +32,8 @@ function memory() {
   return bytes;
 }
 
-const { server, address } = await serve(process.env.DIST ?? fileURLToPath(new URL("../dist", import.meta.url)));
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ARGS });
+const { server, address } = await serve(DIST);
+const browser = await launch();
 const page = await browser.newPage({ viewport: { width: 1400, height: 900 }, acceptDownloads: true });
 const thrown = [];
 page.on("pageerror", (error) => thrown.push(error.message));
@@ -78,15 +75,10 @@ assert.deepEqual(thrown, []);
 // Whatever state that left: from the beginning, it trains.
 await page.goto("about:blank");
 await page.goto(address);
-const reach = (n) =>
-  page.waitForFunction(
-    (least) => Number(document.querySelector("#figure-step").textContent.replace(/\D/g, "")) >= least,
-    n,
-    { timeout: 120_000 },
-  );
-await page.waitForFunction(() => !document.querySelector("#advise").disabled, null, { timeout: 120_000 });
+page.setDefaultTimeout(120_000);
+await ready(page);
 await page.click("#train");
-await reach(3);
+await reach(page, 3);
 assert.deepEqual(thrown, []);
 const third = Math.floor(samples.length / 3);
 const mean = (list) => list.reduce((sum, x) => sum + x, 0) / list.length / 2 ** 20;

@@ -5,20 +5,9 @@ import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import test from "node:test";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
 import { serve } from "../serve.mjs";
+import { ARGS, DIST, launch, reach, ready, step } from "./browser.mjs";
 
-const DIST = process.env.DIST ?? fileURLToPath(new URL("../dist", import.meta.url));
-const BROWSER = process.env.CHROMIUM ?? "/usr/bin/chromium";
-const ARGS = [
-  "--headless=new",
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-background-networking",
-  "--enable-unsafe-webgpu",
-  "--use-webgpu-adapter=swiftshader",
-];
 /** In the first step of all SwiftShader compiles every kernel, on a machine that may have other work. */
 const PATIENCE = 180_000;
 const WIDTHS = [360, 820, 1400];
@@ -53,17 +42,7 @@ async function visit(browser, address, options = {}) {
 
 const words = (page, id) => page.locator(`#${id}`).innerText();
 const number = async (page, id) => Number((await words(page, id)).replace(/[^\d.]/g, ""));
-const step = (page) => number(page, "figure-step");
 const fragment = (page) => new URLSearchParams(new URL(page.url()).hash.slice(1));
-
-/** Waits until the page says so many steps. */
-const reach = (page, least) =>
-  page.waitForFunction(
-    (n) => Number(document.querySelector("#figure-step").textContent.replace(/\D/g, "")) >= n,
-    least,
-  );
-
-const ready = (page) => page.waitForFunction(() => !document.querySelector("#advise").disabled);
 
 const training = (page) => page.locator("#train").getAttribute("data-state");
 
@@ -78,7 +57,7 @@ const loss = (page) => number(page, "figure-loss");
 
 test("the page", async (t) => {
   const { server, address } = await serve(DIST, { path: "/some/path/" });
-  const browser = await chromium.launch({ executablePath: BROWSER, args: ARGS });
+  const browser = await launch();
   t.after(async () => {
     await browser.close();
     server.close();
@@ -395,10 +374,8 @@ test("the page", async (t) => {
   });
 
   await t.test("without WebGPU it says what to do, and does not get stuck", async () => {
-    const plain = await chromium.launch({
-      executablePath: BROWSER,
-      args: ARGS.filter((arg) => !/webgpu/.test(arg)).concat("--disable-features=WebGPU,WebGPUService"),
-    });
+    const without = ARGS.filter((arg) => !/webgpu/.test(arg)).concat("--disable-features=WebGPU,WebGPUService");
+    const plain = await launch(without);
     t.after(() => plain.close());
     const page = await plain.newPage();
     page.setDefaultTimeout(PATIENCE);
