@@ -67,7 +67,9 @@ impl Session {
             words.push(match settings.replicas {
                 1 => "Put all devices into one pipeline.".to_string(),
                 count => {
-                    format!("Train {count} pipelines beside each other, each with its share of the batch.")
+                    let shares: Vec<String> = plan.shares().iter().map(usize::to_string).collect();
+                    let shares = shares.join(" and ");
+                    format!("Train {count} pipelines beside each other, with {shares} microbatches.")
                 }
             });
         }
