@@ -145,8 +145,9 @@ fn first_key(batch: u32, row: u32) -> u32 {
     return bounds[batch * p.tokens + min(row, p.tokens - 1u)];
 }
 
-var<workgroup> weights: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
-var<workgroup> partial: array<f32, 256>;       // 8 queries x LANES
+// Of no more elements than are used: a browser clears them, and some drivers spell that out, one by one.
+var<workgroup> weights: array<vec4<f32>, 8u * LANES>; // (4*LANES keys) x 8 queries as two vectors
+var<workgroup> partial: array<f32, 8u * LANES>;       // 8 queries x LANES
 var<workgroup> reduced: array<f32, 8>;
 
 // The largest of every lane's value, for each of the 8 queries.

@@ -114,8 +114,8 @@ fn plain(batch: u32, head: u32, token: u32) -> u32 {
     return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
 }
 
-var<workgroup> weights: array<vec4<f32>, 256>;  // (4*LANES queries) x 8 keys as two vectors
-var<workgroup> d_scores: array<vec4<f32>, 256>; // the same for the gradients of the scores
+var<workgroup> weights: array<vec4<f32>, 8u * LANES>;  // (4*LANES queries) x 8 keys as two vectors
+var<workgroup> d_scores: array<vec4<f32>, 8u * LANES>; // the same for the gradients of the scores
 
 // The first keys that four queries see.
 fn first_keys(batch: u32, query: u32) -> vec4<u32> {

@@ -113,7 +113,7 @@ fn plain(batch: u32, head: u32, token: u32) -> u32 {
     return (batch * p.tokens + min(token, p.tokens - 1u)) * p.width + head * p.size;
 }
 
-var<workgroup> d_scores: array<vec4<f32>, 256>; // (4*LANES keys) x 8 queries as two vectors
+var<workgroup> d_scores: array<vec4<f32>, 8u * LANES>; // (4*LANES keys) x 8 queries as two vectors
 
 // The first key that a query sees; it does not fall from query to query.
 fn first_key(batch: u32, query: u32) -> u32 {

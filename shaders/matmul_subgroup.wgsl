@@ -88,8 +88,6 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
 
 override LANES: u32 = 8u;
 
-var<workgroup> tile: array<vec4<f32>, LANES * 16u>; // each invocation's 8x8 sums
-
 @compute @workgroup_size(LANES, 1, 1)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -365,27 +363,27 @@ fn main(
             sum7r = fma(a37, b3r, sum7r);
         }
     }
-    // Through memory of its own, so that the epilogue is one piece of code in a loop: unrolled, it takes drivers longer to
+    // Through an array, so that the epilogue is one piece of code in a loop: unrolled, it takes drivers longer to
     // compile than all the rest.
-    let mine_at = local.x * 16u;
-    tile[mine_at + 0u] = sum0l;
-    tile[mine_at + 1u] = sum0r;
-    tile[mine_at + 2u] = sum1l;
-    tile[mine_at + 3u] = sum1r;
-    tile[mine_at + 4u] = sum2l;
-    tile[mine_at + 5u] = sum2r;
-    tile[mine_at + 6u] = sum3l;
-    tile[mine_at + 7u] = sum3r;
-    tile[mine_at + 8u] = sum4l;
-    tile[mine_at + 9u] = sum4r;
-    tile[mine_at + 10u] = sum5l;
-    tile[mine_at + 11u] = sum5r;
-    tile[mine_at + 12u] = sum6l;
-    tile[mine_at + 13u] = sum6r;
-    tile[mine_at + 14u] = sum7l;
-    tile[mine_at + 15u] = sum7r;
+    var tile: array<vec4<f32>, 16>;
+    tile[0] = sum0l;
+    tile[1] = sum0r;
+    tile[2] = sum1l;
+    tile[3] = sum1r;
+    tile[4] = sum2l;
+    tile[5] = sum2r;
+    tile[6] = sum3l;
+    tile[7] = sum3r;
+    tile[8] = sum4l;
+    tile[9] = sum4r;
+    tile[10] = sum5l;
+    tile[11] = sum5r;
+    tile[12] = sum6l;
+    tile[13] = sum6r;
+    tile[14] = sum7l;
+    tile[15] = sum7r;
     let count = 2u * min(8u, p.m - row);
     for (var i = 0u; i < count; i++) {
-        finish(row + i / 2u, column + (i % 2u) * 4u, tile[mine_at + i]);
+        finish(row + i / 2u, column + (i % 2u) * 4u, tile[i]);
     }
 }

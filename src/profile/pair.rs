@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
-use super::probe::{MICROBATCHES, Probe};
+use super::probe::{MICROBATCHES, Probe, spread};
 use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result, said};
 use crate::gpu::{Device, now};
@@ -19,8 +19,10 @@ use crate::schedule::generate;
 pub(super) const TURNS: usize = 4;
 /// … in the seconds of such a turn is not taken for an effect of one on the other. …
 pub(super) const TURN: f64 = 0.4;
-/// … Two turns that take so long together are enough.
+/// … More of them follow while they differ, but not when all have taken so long together.
 pub(super) const LONG_TURNS: f64 = 8.0;
+/// Standard error of the effect, as a part, with which turns end.
+const STEADY: f64 = 0.03;
 /// Tokens that a pair's models know at most: what crosses a boundary does not depend on them, and a head is a matrix product
 /// like those of blocks.
 const VOCABULARY: usize = 256;
@@ -171,34 +173,53 @@ impl Profiler<'_> {
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else {
             return Ok(((1.0, 1.0), measured));
         };
-        let (mut alone, mut beside) = ([0.0; 2], [0.0; 2]);
+        // Two devices of one adapter are alike.
+        let alike = a.info().index == b.info().index;
+        let mut factors = [Vec::new(), Vec::new()];
         let mut spreads = Vec::new();
         let started = now();
-        for turn in 0..TURNS {
-            if turn >= 2 && now() - started > LONG_TURNS {
+        loop {
+            let turns = factors[0].len();
+            let steady = factors.iter().all(|turns| is_steady(turns));
+            let long = now() - started > LONG_TURNS;
+            if turns >= 2 && long || turns >= TURNS && steady {
                 break;
             }
-            for (sum, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
+            let mut alone = [0.0; 2];
+            for (seconds, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
                 let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
-                *sum += times.busy;
+                *seconds = times.busy;
                 measured.steps += times.steps as u64;
                 spreads.push(times.jitter.part);
             }
             say(Progress::Step);
-            let seconds = together(&mut first, &mut second)?;
+            let mut beside = together(&mut first, &mut second)?;
             say(Progress::Step);
-            beside.iter_mut().zip(seconds).for_each(|(sum, seconds)| *sum += seconds);
+            if alike {
+                (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
+            }
+            for (device, turns) in factors.iter_mut().enumerate() {
+                turns.push(beside[device] / alone[device].max(1e-9) / shared);
+            }
         }
         first.stop()?;
         second.stop()?;
-        // Two devices of one adapter are alike.
-        if a.info().index == b.info().index {
-            (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
-        }
-        let factor = |i: usize| (beside[i] / alone[i].max(1e-9) / shared).clamp(1.0, 100.0);
+        let [first, second] = factors.map(|turns| median(turns).clamp(1.0, 100.0));
         measured.spread = spreads.iter().sum::<f64>() / spreads.len() as f64;
-        Ok(((factor(0), factor(1)), measured))
+        Ok(((first, second), measured))
     }
+}
+
+/// Whether more turns would hardly change what these say.
+fn is_steady(turns: &[f64]) -> bool {
+    turns.len() >= 2 && spread(turns).1 <= STEADY * (turns.len() as f64).sqrt()
+}
+
+/// Of turns of which one or two met with what other programs do: those say nothing of the devices.
+fn median(mut turns: Vec<f64>) -> f64 {
+    turns.sort_by(f64::total_cmp);
+    let half = turns.len() / 2;
+    (turns[half] + turns[turns.len() - 1 - half]) / 2.0
 }
 
 /// The size with which pairs are measured.

@@ -414,7 +414,7 @@ fn typical(mut values: Vec<f64>) -> (f64, f64) {
 }
 
 /// Mean, and standard deviation as a part of it.
-fn spread(values: &[f64]) -> (f64, f64) {
+pub(super) fn spread(values: &[f64]) -> (f64, f64) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count.max(1.0);
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
