@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::task::Task;
+use super::task::{Rates, Task};
 use crate::error::{Error, Result};
 use crate::layers::Layers;
 use crate::schedule::NAMES;
@@ -76,12 +76,12 @@ pub enum Size {
 impl Size {
     const ALL: [Size; 3] = [Size::Small, Size::Medium, Size::Large];
 
-    /// Blocks, width and heads.
+    /// Blocks, width and heads: many small heads, because what sums and sorting need is many places looked at at once.
     fn extents(self) -> [usize; 3] {
         match self {
-            Size::Small => [2, 64, 2],
-            Size::Medium => [4, 64, 2],
-            Size::Large => [6, 128, 4],
+            Size::Small => [2, 64, 8],
+            Size::Medium => [4, 64, 8],
+            Size::Large => [6, 128, 8],
         }
     }
 
@@ -211,17 +211,16 @@ impl Settings {
     pub fn config(&self) -> Result<Config> {
         let [blocks, width, heads] = self.size.extents();
         let [batch, sequence] = self.task.extents();
+        let Rates { steps, highest, spread } = self.task.rates();
         let devices: Vec<usize> = (0..self.devices).collect();
-        // A learning rate that falls over so many steps hardly does while somebody watches.
         let text = format!(
             "[model]\nkind = \"gpt2\"\nlayers = {blocks}\nwidth = {width}\nheads = {heads}\n\
-             context = {sequence}\nvocabulary = 256\n\
+             context = {sequence}\nvocabulary = 256\ninitializer_range = {spread}\n\
              [data]\ntrain = [\"the task\"]\n\
-             [train]\nsteps = 1000000\nbatch = {batch}\nsequence = {sequence}\nlearning_rate = {rate}\n\
+             [train]\nsteps = {steps}\nbatch = {batch}\nsequence = {sequence}\nlearning_rate = {highest}\n\
              warmup = 20\nseed = {seed}\n\
              [pipeline]\ndevices = {devices:?}\nschedule = \"{schedule}\"\nmicrobatches = {microbatches}\n\
              [mesh]\ndata = {replicas}\n",
-            rate = self.task.learning_rate(),
             seed = self.seed,
             schedule = self.schedule,
             microbatches = self.microbatches,

@@ -37,6 +37,16 @@ pub enum Task {
     Sorting,
 }
 
+/// How fast a model learns.
+pub(super) struct Rates {
+    /// Steps over which the learning rate falls to a tenth, where it stays.
+    pub(super) steps: u64,
+    /// The highest learning rate.
+    pub(super) highest: f64,
+    /// Standard deviation of the first weights.
+    pub(super) spread: f64,
+}
+
 /// A question and its answer, as the model reads and writes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
@@ -78,10 +88,12 @@ impl Task {
         }
     }
 
-    pub(super) fn learning_rate(self) -> f64 {
+    /// With these, sums are 95 % right after 500 to 750 steps, whichever of four seeds it was; with the spread of GPT-2,
+    /// 0.02, a model of this width learns nothing in the first few hundred.
+    pub(super) fn rates(self) -> Rates {
         match self {
-            Task::Text => 0.002,
-            Task::Addition | Task::Sorting => 0.003,
+            Task::Text => Rates { steps: 10_000, highest: 0.002, spread: 0.02 },
+            Task::Addition | Task::Sorting => Rates { steps: 1200, highest: 0.006, spread: 0.08 },
         }
     }
 

@@ -177,23 +177,27 @@ impl Profiler<'_> {
         let alike = a.info().index == b.info().index;
         let mut factors = [Vec::new(), Vec::new()];
         let mut spreads = Vec::new();
-        let started = now();
+        // Without what whoever hears of it does meanwhile.
+        let mut taken = 0.0;
         loop {
             let turns = factors[0].len();
-            let steady = factors.iter().all(|turns| is_steady(turns));
-            let long = now() - started > LONG_TURNS;
-            if turns >= 2 && long || turns >= TURNS && steady {
+            let steady = factors.iter().all(|turns| error(turns) <= STEADY);
+            if turns >= 2 && taken > LONG_TURNS || turns >= TURNS && steady {
                 break;
             }
             let mut alone = [0.0; 2];
+            let mut started = now();
             for (seconds, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
                 let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
                 *seconds = times.busy;
                 measured.steps += times.steps as u64;
                 spreads.push(times.jitter.part);
             }
+            taken += now() - started;
             say(Progress::Step);
+            started = now();
             let mut beside = together(&mut first, &mut second)?;
+            taken += now() - started;
             say(Progress::Step);
             if alike {
                 (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
@@ -204,15 +208,19 @@ impl Profiler<'_> {
         }
         first.stop()?;
         second.stop()?;
-        let [first, second] = factors.map(|turns| median(turns).clamp(1.0, 100.0));
+        // What the turns differ by themselves is no effect of one device on the other.
+        let [first, second] = factors.map(|turns| {
+            let error = error(&turns);
+            (median(turns) * (1.0 - error)).clamp(1.0, 100.0)
+        });
         measured.spread = spreads.iter().sum::<f64>() / spreads.len() as f64;
         Ok(((first, second), measured))
     }
 }
 
-/// Whether more turns would hardly change what these say.
-fn is_steady(turns: &[f64]) -> bool {
-    turns.len() >= 2 && spread(turns).1 <= STEADY * (turns.len() as f64).sqrt()
+/// The standard error of their mean, as a part of it.
+fn error(turns: &[f64]) -> f64 {
+    spread(turns).1 / (turns.len() as f64).sqrt()
 }
 
 /// Of turns of which one or two met with what other programs do: those say nothing of the devices.

@@ -52,9 +52,9 @@ export class Explanations {
         : `The model has ${about(parameters)} numbers to learn, in layers that follow each other. The row is cut into ${count(stages.length, "stage")}: no device holds the whole model.${several} Only what goes over a cut is sent from device to device. Each block is attention, which looks at what came before, and an MLP, which works on each place alone.`,
     );
     this.offer("microbatches", settings, [
-      { words: "One piece", change: { microbatches: this.catalog.microbatches[0] } },
+      { words: "1 microbatch", change: { microbatches: this.catalog.microbatches[0] } },
       {
-        words: `${this.catalog.microbatches[this.catalog.microbatches.length - 1]} pieces`,
+        words: `${this.catalog.microbatches[this.catalog.microbatches.length - 1]} microbatches`,
         change: { microbatches: this.catalog.microbatches[this.catalog.microbatches.length - 1] },
       },
     ]);
@@ -96,8 +96,8 @@ export class Explanations {
   bubble(step: Step, measured: boolean): void {
     const words =
       step.busy.length === 1
-        ? "One device waits for nobody, so there are no empty cells. With two or more, the later ones have nothing to do until the first microbatch reaches them."
-        : `At the start the later devices wait for the first microbatch; at the end those that are done wait for the others. These empty cells are called the bubble: ${percent(step.bubble)} of all devices' time ${measured ? "in this step" : "as simulated"}. More microbatches make it smaller, a slow device makes it larger.`;
+        ? "One device waits for nobody, so nothing is hatched. With two or more, the later ones have nothing to do until the first microbatch reaches them."
+        : `A device cannot begin before the one before it hands on its first result, so the later ones wait at the start. What to change comes back the other way, so the last ones are done first and wait at the end. In between, a device with less to do waits for a slower neighbour. All this waiting is called the bubble: ${percent(step.bubble)} of all devices' time ${measured ? "in this step" : "as simulated"}. More microbatches make it smaller, a slow device makes it larger.`;
     say(need("explain-bubble"), words);
   }
 }

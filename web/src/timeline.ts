@@ -269,9 +269,10 @@ export class TimelineView {
       need("measured-step"),
       stepped === null ? "" : frozen ? `frozen at step ${stepped.step}` : `step ${stepped.step}`,
     );
-    const guess = stepped === null && this.run?.step === 0 ? "a guess, before anything was measured: " : "";
+    const isGuess = stepped === null && this.run?.step === 0;
+    const from = isGuess ? "a guess, before anything was measured: " : "from how long each action took: ";
     say(need("measured-words"), measured === null ? "" : bubble(measured, "stood idle"));
-    say(need("simulated-words"), predicted === null ? "" : guess + bubble(predicted, "would stand idle"));
+    say(need("simulated-words"), predicted === null ? "" : from + bubble(predicted, "would stand idle"));
     const step = this.shown();
     this.scrub.disabled = step === null;
     const at = step === null || this.cursor === null ? 0 : Math.round((this.cursor / step.seconds) * 1000);
