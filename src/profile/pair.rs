@@ -208,10 +208,10 @@ impl Profiler<'_> {
         }
         first.stop()?;
         second.stop()?;
-        // What the turns differ by themselves is no effect of one device on the other.
         let [first, second] = factors.map(|turns| {
-            let error = error(&turns);
-            (median(turns) * (1.0 - error)).clamp(1.0, 100.0)
+            // What the turns differ by themselves is no effect of one device on the other.
+            let doubt = 2.0 * error(&turns);
+            (median(turns) * (1.0 - doubt)).clamp(1.0, 100.0)
         });
         measured.spread = spreads.iter().sum::<f64>() / spreads.len() as f64;
         Ok(((first, second), measured))
