@@ -5,8 +5,8 @@
 // among all tokens of the heads that share a key-value head, and lse is not written.
 // If STARTS, a query sees no key before the first of its own text, and whole blocks before that are passed over.
 // Bounds (B,T) of each token: if CACHED the last key that it sees, if STARTS the first.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))); if CACHED, (ceil(T·H/K/8), B·K, same). Variants: headers "multiples of 4"
-// and, for software adapters, "multiples of 4, subgroups".
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))); if CACHED, (ceil(T·H/K/8), B·K, same). Variants: header "multiples of
+// 4"; software adapters with subgroups have `attention_subgroup`.
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32, capacity: u32 }

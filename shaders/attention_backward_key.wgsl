@@ -1,8 +1,8 @@
 // attention_backward_key: the gradients of k and v. A workgroup owns 8 keys and walks over the queries that see them, 4 a
 // lane and head after head of those that share the key, recomputing the weights from lse: dv = Σ w do and dk = Σ ds q,
 // with w and ds as in attention_backward_query.
-// Grid: (ceil(T/8), B·K, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
-// adapters, "multiples of 4, subgroups".
+// Grid: (ceil(T/8), B·K, ceil(size/(8*LANES))). Variants: header "multiples of 4"; software
+// adapters with subgroups have `attention_backward_key_subgroup`.
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32 }

@@ -1,7 +1,7 @@
 // attention_backward_query: the gradient of q. A workgroup owns 8 queries and walks over the keys in blocks of 4 a lane,
 // recomputing the weights from lse: w = exp(q·k scale − lse), ds = w (do·v − delta) scale, dq = Σ ds k.
-// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: headers "multiples of 4" and, for software
-// adapters, "multiples of 4, subgroups".
+// Grid: (ceil(T/8), B·H, ceil(size/(8*LANES))). Variants: header "multiples of 4"; software
+// adapters with subgroups have `attention_backward_query_subgroup`.
 // Header "any head size": scalar elements; what lies past the head's last element is 0.
 
 struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scale: f32, kv_heads: u32, stride: u32 }

@@ -3,16 +3,18 @@
 use super::elementwise::vectorised;
 use super::{Launch, Lowered, Lowering, Operand};
 
-/// Headers "multiples of 4", and "multiples of 4, subgroups".
-type Headers = [&'static str; 2];
-const FORWARD: Headers = [
-    include_str!("../../shaders/headers/attention_vec4.wgsl"),
-    include_str!("../../shaders/headers/attention_subgroup.wgsl"),
-];
-const BACKWARD: Headers = [
-    include_str!("../../shaders/headers/attention_backward_vec4.wgsl"),
-    include_str!("../../shaders/headers/attention_backward_subgroup.wgsl"),
-];
+/// A kernel's header "multiples of 4", and the kernel that does its work in a subgroup.
+struct Variants {
+    header: &'static str,
+    subgroup: &'static str,
+}
+const FORWARD: Variants = Variants {
+    header: include_str!("../../shaders/headers/attention_vec4.wgsl"),
+    subgroup: "attention_subgroup",
+};
+const BACKWARD: &str = include_str!("../../shaders/headers/attention_backward_vec4.wgsl");
+const QUERY: Variants = Variants { header: BACKWARD, subgroup: "attention_backward_query_subgroup" };
+const KEY: Variants = Variants { header: BACKWARD, subgroup: "attention_backward_key_subgroup" };
 
 struct Extents {
     batch: usize,
@@ -40,18 +42,23 @@ fn tiled(
     l: &Lowering,
     e: &Extents,
     mut launch: Launch,
-    headers: Headers,
+    variants: Variants,
     [rows, heads]: [usize; 2],
     share: f64,
 ) -> Launch {
-    // On a CPU a load is a gather, so lanes share what they load; a GPU's caches do that.
-    let (lanes, header) = match (l.capabilities.software, l.capabilities.subgroup) {
-        (true, Some(size)) if size <= 32 => (size.max(8), headers[1]),
-        (true, _) => (8, headers[0]),
-        (false, _) => (32, headers[0]),
+    let aligned = e.size.is_multiple_of(4);
+    // On a CPU a load is a gather, and a barrier a context switch, so there lanes share what they load, within a subgroup.
+    let lanes = match (l.capabilities.software, l.capabilities.subgroup) {
+        (true, Some(size)) if aligned => {
+            launch.key.name = variants.subgroup;
+            size
+        }
+        (software, _) => {
+            launch.key.specialisation.header = aligned.then_some(variants.header);
+            if software { 8 } else { 32 }
+        }
     };
     launch.key.specialisation.constants.push(("LANES", lanes));
-    launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(header);
     launch.flops *= share;
     launch.groups =
         [rows.div_ceil(8) as u32, (e.batch * heads) as u32, e.size.div_ceil(8 * lanes as usize) as u32];
@@ -102,7 +109,7 @@ pub(super) fn backward(l: &Lowering, heads: [usize; 2], starts: bool) -> Lowered
     let operands = vec![qkv, d_o, lse, delta, first, dqkv];
     let each = |name| l.launch(name, restricted(starts), operands.clone(), e.parameters.clone(), [1; 3]);
     let (query, key) = (each("attention_backward_query"), each("attention_backward_key"));
-    let query = tiled(l, &e, query, BACKWARD, [e.tokens, e.heads], 0.4);
-    let key = tiled(l, &e, key, BACKWARD, [e.tokens, e.kv_heads], 0.6);
+    let query = tiled(l, &e, query, QUERY, [e.tokens, e.heads], 0.4);
+    let key = tiled(l, &e, key, KEY, [e.tokens, e.kv_heads], 0.6);
     Lowered { launches: vec![sums, query, key], scratch: Vec::new() }
 }
