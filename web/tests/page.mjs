@@ -309,15 +309,6 @@ test("the page", async (t) => {
     clean();
   });
 
-  await t.test("every kernel agrees with the reference", async () => {
-    await page.click("#verify");
-    const said = await page.waitForFunction(
-      () => document.querySelector("#keep-words").textContent.match(/[\d,]+ kernels in .*|did not work.*/)?.[0],
-    );
-    assert.match(await said.jsonValue(), /^\d+ kernels in [\d,]{3,} cases: all within their tolerance/);
-    clean();
-  });
-
   await page.close();
 
   await t.test("one, two and three devices agree bit for bit, step by step", async () => {
