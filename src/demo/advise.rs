@@ -4,6 +4,7 @@ use super::report::Advice;
 use super::settings::MICROBATCHES;
 use super::{Session, Settings, predicted};
 use crate::error::Result;
+use crate::plan::text::microbatches;
 use crate::plan::{Candidate, DataChoice, Options, ScheduleChoice};
 use crate::schedule::NAMES;
 use crate::train::planning::Planning;
@@ -67,9 +68,8 @@ impl Session {
             words.push(match settings.replicas {
                 1 => "Put all devices into one pipeline.".to_string(),
                 count => {
-                    let shares: Vec<String> = plan.shares().iter().map(usize::to_string).collect();
-                    let shares = shares.join(" and ");
-                    format!("Train {count} pipelines beside each other, with {shares} microbatches.")
+                    let shares = microbatches(&plan.shares());
+                    format!("Train {count} pipelines beside each other, with {shares}.")
                 }
             });
         }

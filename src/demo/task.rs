@@ -88,8 +88,8 @@ impl Task {
         }
     }
 
-    /// With these, sums are 95 % right after 500 to 750 steps, whichever of four seeds it was; with the spread of GPT-2,
-    /// 0.02, a model of this width learns nothing in the first few hundred.
+    /// With these, sums are 95 % right after fewer than a thousand steps; with the spread of GPT-2, 0.02, a model of this
+    /// width learns nothing in the first few hundred.
     pub(super) fn rates(self) -> Rates {
         match self {
             Task::Text => Rates { steps: 10_000, highest: 0.002, spread: 0.02 },
