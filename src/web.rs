@@ -1,11 +1,14 @@
 //! The engine in a web page's worker: what JavaScript calls. Values pass as JSON, as `web/src/protocol.ts` has them.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
 use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
 
 use crate::demo::{self, Failure, Settings};
 use crate::error::Error;
 use crate::gpu::{Device, OpenOptions};
-use crate::ops::verify;
+use crate::ops::verify::{self, Case};
 
 type Thrown<T> = std::result::Result<T, JsValue>;
 
@@ -16,14 +19,22 @@ pub fn catalog() -> String {
 }
 
 /// Every kernel on the first adapter against the reference in f64: how many kernels and cases there were, and which failed.
+/// `each` is told how many inputs of how many are done, and answers whether to go on.
 ///
 /// # Errors
 /// An `Error` of JavaScript whose message is a `Failure`, as that of everything here.
 #[wasm_bindgen(js_name = verify)]
-pub async fn verify_kernels() -> Thrown<String> {
+pub async fn verify_kernels(each: js_sys::Function) -> Thrown<String> {
+    let cases = in_turns(verify::cases());
     let outcomes = async {
         let device = Device::open(0, OpenOptions::default()).await?;
-        verify::verify(&device, |_, _| ()).await
+        let outcomes = verify::verify(&device, &cases, |done, _| {
+            match each.call2(&JsValue::NULL, &done.into(), &cases.len().into()) {
+                Ok(on) if on.is_falsy() => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        outcomes.await
     };
     let outcomes = outcomes.await.map_err(|error| thrown(&error, None))?;
     let mut kernels: Vec<&str> = outcomes.iter().map(|outcome| outcome.variant.as_str()).collect();
@@ -34,6 +45,19 @@ pub async fn verify_kernels() -> Thrown<String> {
         failed.map(|outcome| format!("{}, {}: {}", outcome.op, outcome.case, outcome.variant)).collect();
     let (kernels, cases) = (kernels.len(), outcomes.len());
     Ok(serde_json::json!({ "kernels": kernels, "cases": cases, "failures": failures }).to_string())
+}
+
+/// A case of every op, then another of every op, and so on, so that whoever stops early has seen something of all.
+fn in_turns(cases: Vec<Case>) -> Vec<Case> {
+    let mut seen = BTreeMap::new();
+    let turn = |case: Case| {
+        let seen: &mut usize = seen.entry(case.op.name()).or_default();
+        *seen += 1;
+        (*seen, case)
+    };
+    let mut cases: Vec<(usize, Case)> = cases.into_iter().map(turn).collect();
+    cases.sort_by_key(|&(turn, _)| turn);
+    cases.into_iter().map(|(_, case)| case).collect()
 }
 
 /// A run: [`demo::Session`].

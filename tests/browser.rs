@@ -1,5 +1,5 @@
 //! The page in headless Chromium: `web/tests/page.mjs` does with it what people do, on the engine built for the browser, and
-//! keeps the losses of a run, which must be those of the same run here.
+//! keeps the losses of a run, which must be those of the same run here. Firefox trains too where it is there.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,7 +30,9 @@ fn the_page_does_what_it_says_in_chromium_and_its_losses_are_those_of_the_same_r
     let folder = tempfile::tempdir().expect("a folder");
     let losses = folder.path().join("losses.json");
     run(Command::new("scripts/web.sh").arg("quick"));
-    run(Command::new("node").args(["--test", "web/tests/page.mjs"]).env("LOSSES", &losses));
+    for test in ["web/tests/page.mjs", "web/tests/firefox.mjs"] {
+        run(Command::new("node").args(["--test", test]).env("LOSSES", &losses));
+    }
 
     let text = std::fs::read_to_string(&losses).expect("the losses that the page had");
     let kept: serde_json::Value = serde_json::from_str(&text).expect("JSON");

@@ -68,16 +68,17 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
             let model = Model::from_hugging_face(folder.config()).unwrap();
             let v = model.config().vocabulary as u32;
             let longest = model.config().longest_sequence();
-            let lengths = [1, longest / 2, 3, longest / 3 + 1, 2];
+            let count = 8;
+            // The longest ends where the model's context does.
+            let most = longest - count - 1;
+            let lengths = [1, most, 3, longest / 3 + 1, 2];
             let prompt = |(p, &n): (usize, &usize)| -> Vec<u32> {
                 (0..n as u32).map(|t| (t * 17 + p as u32 * 5 + 1) % v).collect()
             };
             let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(prompt).collect();
-            let count = longest - longest / 2 - 1;
             let want = without_caches(&folder, &prompts, count, i);
             for devices in [vec![i], vec![i, i], vec![i, i, i]] {
-                let extent =
-                    Extent { texts: prompts.len(), prompt: longest / 2, tokens: longest / 2 + count };
+                let extent = Extent { texts: prompts.len(), prompt: most, tokens: most + count };
                 let budgets = vec![None; devices.len()];
                 let mut generator = Generator::launch(&model, extent, &open(&devices), budgets).unwrap();
                 let watch = generator.watch();

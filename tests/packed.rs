@@ -122,11 +122,11 @@ fn packed_weights_change_no_bit_over_two_and_three_devices_with_the_tied_head_on
 #[test]
 fn a_model_learns_with_packed_weights_and_without_masters_too() {
     let i = adapters()[0].index;
-    let losses = |weights: &str| run(&config(&[weights]), &[i], 50).0;
+    let losses = |weights: &str| run(&config(&[weights]), &[i], 30).0;
     let full = losses("train.weights=f32");
     for weights in ["train.weights=bf16", "train.weights=bf16-only"] {
         let packed = losses(weights);
-        assert!(packed[49] < 0.8 * packed[0], "{weights}: {} to {}", packed[0], packed[49]);
+        assert!(packed[29] < 0.8 * packed[0], "{weights}: {} to {}", packed[0], packed[29]);
         // Weights are off by up to 2^-9 of themselves, and so is what the first step computes, on the average less.
         assert!((packed[0] - full[0]).abs() < full[0] / 512.0, "{weights}: {} and {}", packed[0], full[0]);
         assert_ne!(packed, full, "{weights}");

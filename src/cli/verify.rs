@@ -1,6 +1,7 @@
 //! `polystage verify`.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use serde_json::json;
 
@@ -49,8 +50,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
             ))?;
         }
         let name = device.info().name.clone();
-        let bar = Counter::new(cases().len() as u64, move |done, all| format!("{name}: case {done}/{all}"));
-        let outcomes = device.block_on(verify::verify(device, |case, _| bar.done(case as u64)))?;
+        let cases = cases();
+        let bar = Counter::new(cases.len() as u64, move |done, all| format!("{name}: case {done}/{all}"));
+        let outcomes = device.block_on(verify::verify(device, &cases, |case, _| {
+            bar.done(case as u64);
+            ControlFlow::Continue(())
+        }))?;
         drop(bar);
         passed &= outcomes.iter().all(|o| o.passed);
         if !arguments.json {

@@ -1,6 +1,8 @@
 //! Is this card's arithmetic right? Every op and every kernel variant that an adapter can run, on odd and on usual
 //! shapes, against the [`crate::reference`] in f64: what `polystage verify` runs on a user's own cards.
 
+use std::ops::ControlFlow;
+
 use serde::Serialize;
 
 use super::arguments::{Argument, arguments, gradient_start};
@@ -76,14 +78,18 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
     }
 }
 
-/// Runs every case with every set of launches that the device can run; `each` sees the outcomes as they come, with the number
-/// of their case from 1 on.
-pub async fn verify(device: &Device, mut each: impl FnMut(usize, &Outcome)) -> Result<Vec<Outcome>> {
+/// Runs cases with every set of launches that the device can run; `each` sees the outcomes as they come, with the number of
+/// their case from 1 on, and says whether to go on.
+pub async fn verify(
+    device: &Device,
+    cases: &[Case],
+    mut each: impl FnMut(usize, &Outcome) -> ControlFlow<()>,
+) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    for (number, case) in (1..).zip(cases()) {
-        let arguments = arguments(&case);
-        let wanted = wanted(&case, &arguments);
-        let node = single_node(&case)?;
+    for (number, case) in (1..).zip(cases) {
+        let arguments = arguments(case);
+        let wanted = wanted(case, &arguments);
+        let node = single_node(case)?;
         let mut seen: Vec<Vec<Lowered>> = Vec::new();
         for (choice, capabilities) in variants(device.capabilities()) {
             let plan = MemoryPlan::new(&node.0, &capabilities);
@@ -92,11 +98,14 @@ pub async fn verify(device: &Device, mut each: impl FnMut(usize, &Outcome)) -> R
             }
             seen.push(plan.lowered.clone());
             let variant = describe(&plan.lowered[0]);
-            let got = run(device, &case, &arguments, node.clone(), plan).await?;
+            let got = run(device, case, &arguments, node.clone(), plan).await?;
             device.check(&format!("{}, {choice}", case.label))?;
-            let outcome = judge(&case, variant, &got, &wanted);
-            each(number, &outcome);
+            let outcome = judge(case, variant, &got, &wanted);
+            let on = each(number, &outcome);
             outcomes.push(outcome);
+            if on.is_break() {
+                return Ok(outcomes);
+            }
         }
     }
     Ok(outcomes)

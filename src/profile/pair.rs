@@ -20,7 +20,7 @@ pub(super) const TURNS: usize = 4;
 /// … in the seconds of such a turn is not taken for an effect of one on the other. …
 pub(super) const TURN: f64 = 0.4;
 /// … More of them follow while they differ, but not when all have taken so long together.
-pub(super) const LONG_TURNS: f64 = 8.0;
+pub(super) const LONG_TURNS: f64 = 16.0;
 /// Standard error of the effect, as a part, with which turns end.
 const STEADY: f64 = 0.03;
 /// Tokens that a pair's models know at most: what crosses a boundary does not depend on them, and a head is a matrix product
@@ -185,18 +185,17 @@ impl Profiler<'_> {
             if turns >= 2 && taken > LONG_TURNS || turns >= TURNS && steady {
                 break;
             }
-            let mut alone = [0.0; 2];
-            let mut started = now();
-            for (seconds, probe) in alone.iter_mut().zip([&mut first, &mut second]) {
+            let started = now();
+            let mut by_itself = |probe: &mut Probe| -> Result<f64> {
                 let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
-                *seconds = times.busy;
                 measured.steps += times.steps as u64;
                 spreads.push(times.jitter.part);
-            }
-            taken += now() - started;
-            say(Progress::Step);
-            started = now();
+                Ok(times.busy)
+            };
+            // Both in the middle, so that a machine that gets slower or faster all the while does not count.
+            let one = by_itself(&mut first)?;
             let mut beside = together(&mut first, &mut second)?;
+            let mut alone = [one, by_itself(&mut second)?];
             taken += now() - started;
             say(Progress::Step);
             if alike {
@@ -208,11 +207,7 @@ impl Profiler<'_> {
         }
         first.stop()?;
         second.stop()?;
-        let [first, second] = factors.map(|turns| {
-            // What the turns differ by themselves is no effect of one device on the other.
-            let doubt = 2.0 * error(&turns);
-            (median(turns) * (1.0 - doubt)).clamp(1.0, 100.0)
-        });
+        let [first, second] = factors.map(|turns| middle(turns).clamp(1.0, 100.0));
         measured.spread = spreads.iter().sum::<f64>() / spreads.len() as f64;
         Ok(((first, second), measured))
     }
@@ -223,11 +218,12 @@ fn error(turns: &[f64]) -> f64 {
     spread(turns).1 / (turns.len() as f64).sqrt()
 }
 
-/// Of turns of which one or two met with what other programs do: those say nothing of the devices.
-fn median(mut turns: Vec<f64>) -> f64 {
+/// The mean of turns without the largest and the smallest, which may have met with what other programs do.
+fn middle(mut turns: Vec<f64>) -> f64 {
     turns.sort_by(f64::total_cmp);
-    let half = turns.len() / 2;
-    (turns[half] + turns[turns.len() - 1 - half]) / 2.0
+    let most = turns.len() - usize::from(turns.len() > 2);
+    let middle = &turns[turns.len() - most..most];
+    middle.iter().sum::<f64>() / middle.len() as f64
 }
 
 /// The size with which pairs are measured.

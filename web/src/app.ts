@@ -7,7 +7,7 @@ import { Controls } from "./controls";
 import { Devices } from "./devices";
 import { need, onFrame, say } from "./dom";
 import { Explanations } from "./explain";
-import { wireExtras } from "./extras";
+import { drawChecked, wireExtras } from "./extras";
 import { EngineFailure, failureOf, headline } from "./failures";
 import { Figures } from "./figures";
 import { makeLegend, paintLegend } from "./legend";
@@ -19,7 +19,7 @@ import { ShownView } from "./shown";
 import { startTheme } from "./theme";
 import { TimelineView } from "./timeline";
 import { offerWithout, tellFailure, tellSilence, type Ways } from "./trouble";
-import { count, numberDevices } from "./words";
+import { count, FIRST, numberDevices, planChange } from "./words";
 
 /** So long without a word from the engine, in seconds, before the page offers to start it anew. */
 const SILENT = 90;
@@ -30,6 +30,7 @@ class App {
   private wanted: Settings | null = null;
   private good: Settings | null = null; // what the newest run was opened with
   private run: Run | null = null;
+  private shownRun: Run | null = null; // the newest that was opened, whether or not it is there still
   private training = false; // what the person wants; the worker follows
   private pending: { keep: boolean } | null = null;
   private opening = false;
@@ -150,6 +151,11 @@ class App {
   private slow(settings: Settings, slow: number[], run: Run): void {
     this.want(settings);
     void this.attempt(() => this.client.slow(slow));
+    slow.forEach((factor, index) => {
+      if (factor === (run.settings.slow[index] ?? 1)) return;
+      const words = factor === 1 ? "at full speed" : `${factor} times as long`;
+      this.charts.mark(this.step, `device ${index + FIRST} ${words}`);
+    });
     run.settings.slow = [...slow];
     run.devices.forEach((one) => (one.slow = slow[one.index]));
     this.devices.open(run);
@@ -187,7 +193,8 @@ class App {
   }
 
   private opened(run: Run, settings: Settings): void {
-    this.run = run;
+    const before = this.shownRun;
+    this.run = this.shownRun = run;
     numberDevices(run);
     this.good = settings;
     this.unplugged = -1;
@@ -197,7 +204,10 @@ class App {
       this.planner.clear();
       this.charts.clear();
       this.shownView.open(run.settings.task);
-    } else this.charts.goOn(run.step);
+    } else {
+      this.charts.goOn(run.step);
+      if (before !== null) this.charts.mark(run.step, planChange(before, run));
+    }
     this.step = run.step;
     this.timeline.open(run);
     this.blocks.open(run);
@@ -290,6 +300,8 @@ class App {
         return this.stepped(event.stepped);
       case "shown":
         return this.shown(event.shown);
+      case "checked":
+        return drawChecked(event.done, event.all);
       case "paused":
         return;
       case "failure":

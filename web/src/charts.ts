@@ -13,8 +13,13 @@ type Line = { label: string; colour: () => string; width: number; dash?: number[
 /** How far apart the labels of steps may be: there is no half a step. */
 const STEPS = [1, 10, 100, 1e3, 1e4, 1e5, 1e6].flatMap((power) => [power, 2 * power, 5 * power]);
 
+/** Of the changes of a plan, so many are told below the chart. */
+const MARKS_TOLD = 3;
+
 class Chart {
   readonly history: History;
+  /** Steps at which a line is drawn from top to bottom. */
+  marks: number[] = [];
   private plot: uPlot | null = null;
   readonly draw = onFrame(() => this.render());
 
@@ -70,6 +75,7 @@ class Chart {
         { ...axis, size: 24, gap: 4, space: 60, incrs: STEPS },
         { ...axis, size: 42, gap: 6, space: 36, values: (_, all) => all.map((value) => this.words(value, all)) },
       ],
+      hooks: { draw: [(plot) => this.drawMarks(plot)] },
       series: [
         {},
         ...this.lines.map((one) => ({
@@ -82,6 +88,22 @@ class Chart {
         })),
       ],
     };
+  }
+
+  private drawMarks({ ctx, bbox, scales, valToPos }: uPlot): void {
+    ctx.save();
+    ctx.strokeStyle = palette().soft;
+    ctx.lineWidth = devicePixelRatio;
+    ctx.setLineDash([2 * devicePixelRatio, 3 * devicePixelRatio]);
+    for (const step of this.marks) {
+      if (step < (scales.x.min ?? 0) || step > (scales.x.max ?? 0)) continue;
+      const x = Math.round(valToPos(step, "x", true)) + 0.5;
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+    }
+    ctx.restore();
   }
 }
 
@@ -104,6 +126,8 @@ export class Charts {
     percent,
     130,
   );
+  /** What was changed, by the step after which it was. */
+  private changes = new Map<number, string>();
   private fewest = 17;
   private compared = 0;
 
@@ -114,14 +138,34 @@ export class Charts {
   clear(): void {
     this.loss.history.clear();
     this.accuracy.history.clear();
+    this.changes.clear();
+    this.tellChanges();
     this.fewest = 17;
     this.compared = 0;
     say(need("agreement"), "");
     this.redraw();
   }
 
+  /** The plan is another one from here on. */
+  mark(step: number, change: string): void {
+    if (step === 0 || change === "") return;
+    // Of changes at the same step only the last one was trained with.
+    this.changes.set(step, change);
+    this.tellChanges();
+    this.redraw();
+  }
+
+  private tellChanges(): void {
+    this.loss.marks = [...this.changes.keys()];
+    const told = [...this.changes].slice(-MARKS_TOLD).map(([step, change]) => `step ${step}, ${change}`);
+    const more = this.changes.size > MARKS_TOLD ? "The last changes" : "Changed";
+    say(need("changes"), told.length === 0 ? "" : `${more} (dotted): ${told.join("; ")}.`);
+  }
+
   /** A run that goes on from an earlier step takes the place of what came after it. */
   goOn(step: number): void {
+    for (const at of this.changes.keys()) if (at > step) this.changes.delete(at);
+    this.tellChanges();
     this.loss.history.since(step);
     this.accuracy.history.since(step);
     this.redraw();

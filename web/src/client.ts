@@ -1,7 +1,7 @@
 // The page's end of the worker: promises for requests, a callback for what the worker says unasked. When the worker dies
 // everything that waits is refused, and the next request starts another one, so that the page goes on.
 import { EngineFailure, failureOf } from "./failures";
-import type { Advice, Answer, Catalog, Event, Request, Run, Settings, Shown, Stepped } from "./protocol";
+import type { Advice, Answer, Catalog, Event, Request, Run, Settings, Shown, Stepped, Verified } from "./protocol";
 
 type Unnumbered<T> = T extends { id: number } ? Omit<T, "id"> : never;
 type Waiting = { resolve: (answer: Answer) => void; reject: (failure: EngineFailure) => void };
@@ -68,8 +68,13 @@ export class Client {
     return (await this.ask({ ask: "model" }, "model")).model;
   }
 
-  async verify() {
+  async verify(): Promise<Verified> {
     return (await this.ask({ ask: "verify" }, "verified")).verified;
+  }
+
+  /** Ends `verify` early, with what it has found so far. */
+  async stop(): Promise<void> {
+    await this.ask({ ask: "stop" }, "done");
   }
 
   /** Seconds since the worker last said something, if it owes the page something. */

@@ -15,6 +15,14 @@ export interface Extra {
   attempt(act: () => Promise<void>): Promise<boolean>;
 }
 
+/** Of the check of the kernels, while it is under way. */
+export function drawChecked(done: number, all: number): void {
+  const bar = need<HTMLProgressElement>("checked");
+  bar.max = all;
+  bar.value = done;
+  say(need("checked-words"), `${whole(done)} of ${whole(all)} kinds of input`);
+}
+
 export function wireExtras(extra: Extra): void {
   const words = need("keep-words");
 
@@ -38,20 +46,27 @@ export function wireExtras(extra: Extra): void {
       "Saved: it opens at ui.perfetto.dev.",
     );
 
-  const button = need<HTMLButtonElement>("verify");
-  button.onclick = async () => {
-    button.disabled = true;
+  let checking = false;
+  const check = (on: boolean) => {
+    checking = on;
+    need("checking").hidden = !on;
+    say(need("verify"), on ? "Stop checking" : "Check every kernel here");
+  };
+  need("verify").onclick = async () => {
+    if (checking) return void extra.attempt(() => extra.client.stop());
+    check(true);
+    say(need("checked-words"), "");
     say(words, "Every kernel runs on every kind of input, and is compared with a reference in 64-bit floats.");
     const good = await extra.attempt(async () => {
-      const { kernels, cases, failures } = await extra.client.verify();
+      const { kernels, cases, failures, stopped } = await extra.client.verify();
       const outcome =
         failures.length === 0
           ? "all within their tolerance"
           : `${failures.length} outside their tolerance: ${failures.slice(0, 3).join("; ")}`;
-      say(words, `${whole(kernels)} kernels in ${whole(cases)} cases: ${outcome}.`);
+      say(words, `${stopped ? "Stopped. " : ""}${whole(kernels)} kernels in ${whole(cases)} cases: ${outcome}.`);
     });
     if (!good) say(words, "That did not work; the message at the top says why.");
-    button.disabled = false;
+    check(false);
   };
 
   need("copy-link").onclick = async () => {

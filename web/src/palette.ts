@@ -30,12 +30,16 @@ const VARIABLES: Record<Span["kind"], string> = {
 
 /** The colours of the style sheet in force. */
 export function palette(): Palette {
-  const style = getComputedStyle(document.documentElement);
-  const value = (name: string) => style.getPropertyValue(`--${name}`).trim();
+  // A property alone is text ("light-dark(...)"); as somebody's colour it is the one in force.
+  const probe = document.body.appendChild(document.createElement("i"));
+  const value = (name: string) => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
   const kinds = Object.fromEntries(
     Object.entries(VARIABLES).map(([kind, name]) => [kind, { fill: value(name), ink: value(`${name}-ink`) }]),
   ) as Palette["kinds"];
-  return {
+  const colours = {
     kinds,
     ink: value("ink"),
     soft: value("soft"),
@@ -45,6 +49,8 @@ export function palette(): Palette {
     focus: value("focus"),
     surface: value("surface"),
   };
+  probe.remove();
+  return colours;
 }
 
 const TILE = 8;
@@ -64,8 +70,11 @@ function strokes(cause: Gap["cause"]): [number, number, number, number][] {
         [TILE - 1, -1, TILE + 1, 1],
         [-1, TILE - 1, 1, TILE + 1],
       ];
-    case "imbalance":
-      return [...strokes("warm-up"), ...strokes("drain")];
+    case "imbalance": // dots
+      return [
+        [1, 2, 3, 2],
+        [TILE / 2 + 1, TILE / 2 + 2, TILE / 2 + 3, TILE / 2 + 2],
+      ];
     case "link":
       return [[TILE / 2, 0, TILE / 2, TILE]];
     case "host":
@@ -86,7 +95,7 @@ export function hatching(
   if (inner === null) return colour;
   inner.scale(tile.width / TILE, tile.height / TILE);
   inner.strokeStyle = colour;
-  inner.lineWidth = 1;
+  inner.lineWidth = cause === "imbalance" ? 2 : 1;
   inner.beginPath();
   for (const [x0, y0, x1, y1] of strokes(cause)) {
     inner.moveTo(x0, y0);

@@ -132,6 +132,14 @@ export interface Failure {
   device: number; // -1: none in particular
 }
 
+/** How the check of the kernels went. */
+export interface Verified {
+  kernels: number;
+  cases: number; // of these kernels, each with one kind of input
+  failures: string[];
+  stopped: boolean; // early, because something else was asked for
+}
+
 /** To the worker. Each is answered by one of Answer with the same id. */
 export type Request =
   | { id: number; ask: "catalog" }
@@ -145,7 +153,8 @@ export type Request =
   | { id: number; ask: "lose"; device: number } // gives a device up, as a driver that crashes would
   | { id: number; ask: "trace" } // of the last step, for Perfetto
   | { id: number; ask: "model" } // a Hugging Face folder as a zip file
-  | { id: number; ask: "verify" }; // every kernel against the reference in f64
+  | { id: number; ask: "verify" } // every kernel against the reference in f64
+  | { id: number; ask: "stop" }; // the check of the kernels, early
 
 export type Answer =
   | { id: number; catalog: Catalog }
@@ -155,7 +164,7 @@ export type Answer =
   | { id: number; advice: Advice }
   | { id: number; trace: string }
   | { id: number; model: Uint8Array }
-  | { id: number; verified: { kernels: number; cases: number; failures: string[] } }
+  | { id: number; verified: Verified }
   | { id: number; done: true }
   | { id: number; failure: Failure };
 
@@ -164,4 +173,5 @@ export type Event =
   | { event: "stepped"; stepped: Stepped }
   | { event: "shown"; shown: Shown }
   | { event: "paused" }
+  | { event: "checked"; done: number; all: number } // kinds of input, of the check of the kernels
   | { event: "failure"; failure: Failure };

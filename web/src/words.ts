@@ -166,6 +166,19 @@ export function blockNumbers(run: Run): number[] {
   });
 }
 
+/** What a run does in another way than the one before it, with the same weights; empty if nothing that matters to it. */
+export function planChange(before: Run, after: Run): string {
+  const [was, is] = [before.settings, after.settings];
+  const changes: string[] = [];
+  if (is.devices !== was.devices) changes.push(count(is.devices, "device"));
+  if (is.replicas !== was.replicas)
+    changes.push(is.replicas === 1 ? "one pipeline" : `${is.replicas} pipelines beside each other`);
+  if (is.schedule !== was.schedule) changes.push(is.schedule);
+  if (is.microbatches !== was.microbatches) changes.push(count(is.microbatches, "microbatch", "microbatches"));
+  if (changes.length === 0 && String(is.cuts) !== String(was.cuts)) changes.push("another cut");
+  return list(changes);
+}
+
 /** How far two losses agree. */
 export function agreement(digits: number): string {
   if (digits >= 17) return "bit for bit";

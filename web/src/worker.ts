@@ -5,7 +5,7 @@ import { failureOf } from "./failures";
 import type { Answer, Event, Request, Settings, Stepped } from "./protocol";
 
 /** Of the time of training, at most this part goes into asking the model what it can do. */
-const SHOWING = 0.1;
+const SHOWING = 0.05;
 const FIRST_SHOW = 1200;
 const BETWEEN_SHOWS = 2500;
 
@@ -14,13 +14,17 @@ let wake: (() => void) | null = null;
 let session: Session | undefined;
 let running = false;
 let showAt = Infinity;
+let checking = false; // the check of the kernels goes on
 
 const loaded = init();
 
 const post = (message: Answer | Event, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
 
 self.onmessage = (message: MessageEvent<Request>) => {
-  requests.push(message.data);
+  const { data } = message;
+  // Whatever is asked next does not wait for a check that takes minutes.
+  checking = data.ask === "verify";
+  requests.push(data);
   wake?.();
 };
 
@@ -91,8 +95,15 @@ async function answer(request: Request): Promise<Answer> {
     case "model":
       return { id, model: await opened().model() };
     case "verify":
-      return { id, verified: JSON.parse(await verify()) };
+      return { id, verified: { ...JSON.parse(await verify(checked)), stopped: !checking } };
+    case "stop":
+      return { id, done: true };
   }
+}
+
+function checked(done: number, all: number): boolean {
+  post({ event: "checked", done, all });
+  return checking;
 }
 
 async function train(): Promise<void> {

@@ -10,6 +10,8 @@ import { ARGS, DIST, launch, reach, ready, step } from "./browser.mjs";
 
 /** In the first step of all SwiftShader compiles every kernel, on a machine that may have other work. */
 const PATIENCE = 180_000;
+/** Kinds of input for which kernels are checked: the first has every op once. */
+const CHECKED = 30;
 const WIDTHS = [360, 820, 1400];
 
 /** A page that reports whatever it should not do. */
@@ -177,6 +179,7 @@ test("the page", async (t) => {
     await page.click("#one");
     await reach(page, at + 1);
     assert.ok(Math.abs((await loss(page)) - was) < 0.5, `${await loss(page)} after ${was}`);
+    assert.equal(await words(page, "changes"), `Changed (dotted): step ${at}, another cut.`);
     clean();
   });
 
@@ -309,6 +312,17 @@ test("the page", async (t) => {
     clean();
   });
 
+  await t.test("checks kernels against the reference in 64-bit floats, until it is stopped", async (own) => {
+    await page.click("#verify");
+    await page.waitForFunction((enough) => document.querySelector("#checked").value >= enough, CHECKED);
+    await page.click("#verify");
+    await page.waitForFunction(() => document.querySelector("#checking").hidden);
+    const outcome = await words(page, "keep-words");
+    assert.match(outcome, /^Stopped\. \d+ kernels in \d+ cases: all within their tolerance\.$/);
+    own.diagnostic(outcome);
+    clean();
+  });
+
   await page.close();
 
   await t.test("one, two and three devices agree bit for bit, step by step", async () => {
@@ -404,8 +418,9 @@ test("the page", async (t) => {
         assert.ok(over <= 0, `${over} px too wide at ${width}`);
         await shot(`${colorScheme}-${width}`, { fullPage: true });
       }
-      // The picture of the README.
-      await shot(`page-${colorScheme}`, { clip: { x: 100, y: 0, width: 1200, height: 1060 }, fullPage: true });
+      // The picture of the README: down to the end of the simulated step.
+      const { y, height } = await page.locator("#simulated").boundingBox();
+      await shot(`page-${colorScheme}`, { clip: { x: 100, y: 0, width: 1200, height: y + height }, fullPage: true });
     }
     await page.click("#replay");
     await page.waitForTimeout(700);
