@@ -1,5 +1,7 @@
 //! Every kernel variant against the reference in f64, on every adapter of the machine, and the measurements of speed.
 
+use std::ops::ControlFlow;
+
 use polystage::ops::bench;
 use polystage::ops::verify::{Case, Outcome, cases, results, variants, verify};
 
@@ -9,7 +11,8 @@ use crate::common::{adapters, open};
 fn every_op_with_every_kernel_variant_matches_the_reference_on_every_adapter() {
     for adapter in adapters() {
         let device = &open(&[adapter.index])[0];
-        let outcomes = device.block_on(verify(device, |_, _| ())).expect("runs");
+        let outcomes =
+            device.block_on(verify(device, &cases(), |_, _| ControlFlow::Continue(()))).expect("runs");
         let failed: Vec<&Outcome> = outcomes.iter().filter(|o| !o.passed).collect();
         let counts = format!("{}: {} of {} failed", adapter.name, failed.len(), outcomes.len());
         assert!(failed.is_empty(), "{counts}\n{failed:#?}");

@@ -1,5 +1,5 @@
 //! What WebGPU has in a browser and wgpu does not pass on there: subgroups, pipelines that are compiled beside each other,
-//! and a timer.
+//! work whose end is noticed at once, and a timer.
 
 use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
 
@@ -18,6 +18,41 @@ export function ask_for_subgroups() {
 }
 export function subgroups_granted() {
     return granted;
+}
+let waiting = 0;
+let nudges = false;
+const queues = new Set();
+function nudge() {
+    nudges = waiting > 0;
+    if (!nudges) return;
+    for (const queue of queues) queue.submit([]);
+    setTimeout(nudge, 1);
+}
+function nudged(prototype, name) {
+    const begin = prototype[name];
+    prototype[name] = function (...values) {
+        const end = begin.apply(this, values);
+        waiting += 1;
+        if (!nudges) setTimeout(nudge, 1);
+        nudges = true;
+        const ended = () => { waiting -= 1; };
+        end.then(ended, ended);
+        return end;
+    };
+}
+export function notice_ends() {
+    const prototype = globalThis.GPUAdapter?.prototype;
+    if (prototype === undefined || "noticesEnds" in prototype || !/Firefox\//.test(navigator.userAgent)) return;
+    const request = prototype.requestDevice;
+    prototype.noticesEnds = true;
+    prototype.requestDevice = async function (wanted) {
+        const device = await request.call(this, wanted);
+        queues.add(device.queue);
+        device.lost.then(() => queues.delete(device.queue));
+        return device;
+    };
+    nudged(GPUBuffer.prototype, "mapAsync");
+    nudged(GPUQueue.prototype, "onSubmittedWorkDone");
 }
 const compiling = new Set();
 let refused = "";
@@ -56,6 +91,9 @@ extern "C" {
     /// From now on pipelines are compiled on all cores: wgpu asks for them in the way in which a browser compiles one after
     /// another, which takes a software adapter most of the time until the first step.
     pub(super) fn compile_together();
+    /// From now on Firefox looks for ended work whenever somebody waits for some. By itself it does so ten times a second and
+    /// whenever work is submitted, be it none (https://bugzilla.mozilla.org/show_bug.cgi?id=1870699).
+    pub(super) fn notice_ends();
     /// Resolves when none is being compiled any more, on any device, to why one could not be, or nothing.
     #[wasm_bindgen(js_name = compiled)]
     async fn all_compiled() -> JsValue;

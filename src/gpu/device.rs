@@ -91,6 +91,7 @@ impl Device {
         #[cfg(target_arch = "wasm32")]
         {
             super::browser::ask_for_subgroups();
+            super::browser::notice_ends();
             super::browser::compile_together();
         }
         let limits = adapter.limits();

@@ -116,8 +116,11 @@ impl Kernel {
     pub(super) fn compile(device: &Device, key: &KernelKey) -> Result<Kernel> {
         let text = source(key.name, key.specialisation.header);
         #[cfg(target_arch = "wasm32")]
-        let text =
-            if text.contains("subgroup") { super::browser::SUBGROUPS.to_string() + &text } else { text };
+        let text = match text.contains("@builtin(subgroup") {
+            // Browsers that know nothing of them refuse a shader that asks.
+            true => super::browser::SUBGROUPS.to_string() + &text,
+            false => text,
+        };
         let raw = device.raw();
         let label = Some(key.name);
         let descriptor =
