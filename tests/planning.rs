@@ -34,7 +34,7 @@ fn place() -> Place {
     let place = Place::new();
     std::fs::write(place.path("cards.toml"), CARDS).unwrap();
     let config = std::fs::read_to_string(place.path("tiny.toml")).unwrap();
-    let config = config.replace("layers = 2", "layers = 6").replace("width = 32", "width = 512");
+    let config = config.replace("layers = 2", "layers = 8").replace("width = 32", "width = 512");
     let config = config.replace("context = 32", "context = 512").replace("sequence = 32", "sequence = 512");
     std::fs::write(place.path("gpt.toml"), config.replace("devices = [0, 0]\nmicrobatches = 2\n", ""))
         .unwrap();

