@@ -138,7 +138,8 @@ impl Agenda {
                 let step = slowest * size as f64;
                 // Each alone, then both, which takes twice as long where they share something.
                 let turn = 2.0 * TURN.max(step) + TURN.max(2.0 * step);
-                2.0 * step + turn * if turn > LONG_TURNS / TURNS as f64 { 2.0 } else { TURNS as f64 }
+                let turns = ((LONG_TURNS / turn).floor() + 1.0).clamp(2.0, TURNS as f64);
+                2.0 * step + turn * turns
             }
         })
     }

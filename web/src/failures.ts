@@ -56,7 +56,7 @@ export function withoutWebGpu(agent: string, secure: boolean): { title: string; 
   const firefox = {
     title: "Firefox",
     steps:
-      "WebGPU is on from version 141 on Windows and 145 on Macs with Apple's chips. Elsewhere open about:config and set dom.webgpu.enabled to true (Firefox Nightly on Linux).",
+      "WebGPU is on from version 141 on Windows and 145 on Macs with Apple's chips. Elsewhere open about:config and set dom.webgpu.enabled and dom.webgpu.workers.enabled to true.",
   };
   const safari = {
     title: "Safari",
