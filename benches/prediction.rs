@@ -184,17 +184,12 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     // The machine's speed changes by a third within seconds, because others use it too. So it is measured once more, in
     // turns with the steps that are to be predicted, and for half as long as they take.
     profiler.patience = PATIENCE;
-    let (mut seconds, mut probed_since, mut is_pair) = (Vec::new(), Instant::now(), false);
+    let (mut seconds, mut probed_since) = (Vec::new(), Instant::now());
     let machine = profiler.machine(&sizes, &mut |progress| {
         let last = seconds.last().copied().unwrap_or(0.0);
-        match progress {
-            // How two devices slow each other down is a ratio; what is to be predicted then would be another speed's.
-            Progress::Measuring { what, .. } => is_pair = what.contains(" beside "),
-            Progress::Step if !is_pair && probed_since.elapsed().as_secs_f64() >= 0.5 * last => {
-                seconds.push(step());
-                probed_since = Instant::now();
-            }
-            _ => (),
+        if progress == Progress::Step && probed_since.elapsed().as_secs_f64() >= 0.5 * last {
+            seconds.push(step());
+            probed_since = Instant::now();
         }
     });
     planning.machine = machine.expect("measures");

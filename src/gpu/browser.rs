@@ -4,24 +4,48 @@
 use wasm_bindgen::prelude::{JsValue, wasm_bindgen};
 
 #[wasm_bindgen(inline_js = r#"
+let prepared = false;
 let granted = false;
-export function ask_for_subgroups() {
-    const prototype = globalThis.GPUAdapter?.prototype;
-    if (prototype === undefined || "asksForSubgroups" in prototype) return;
-    const request = prototype.requestDevice;
-    prototype.asksForSubgroups = true;
-    prototype.requestDevice = function (wanted = {}) {
+const compiling = new Set();
+let refused = "";
+let waiting = 0;
+let nudges = false;
+const queues = new Set();
+
+export function prepare() {
+    if (prepared || globalThis.GPUAdapter === undefined) return;
+    prepared = true;
+    const request = GPUAdapter.prototype.requestDevice;
+    GPUAdapter.prototype.requestDevice = async function (wanted = {}) {
         granted = this.features.has("subgroups");
         const features = [...(wanted.requiredFeatures ?? []), ...(granted ? ["subgroups"] : [])];
-        return request.call(this, { ...wanted, requiredFeatures: features });
+        const device = await request.call(this, { ...wanted, requiredFeatures: features });
+        queues.add(device.queue);
+        device.lost.then(() => queues.delete(device.queue));
+        return device;
     };
+    // In its place stands an object that gets the pipeline when there is one.
+    GPUDevice.prototype.createComputePipeline = function (descriptor) {
+        const kernel = {};
+        const made = this.createComputePipelineAsync(descriptor).then(
+            (pipeline) => { kernel.pipeline = pipeline; },
+            (reason) => { refused ||= `${descriptor.label}: ${reason.message}`; },
+        ).then(() => compiling.delete(made));
+        compiling.add(made);
+        return kernel;
+    };
+    const set = GPUComputePassEncoder.prototype.setPipeline;
+    GPUComputePassEncoder.prototype.setPipeline = function (kernel) {
+        set.call(this, kernel.pipeline);
+    };
+    if (/Firefox\//.test(navigator.userAgent)) {
+        nudged(GPUBuffer.prototype, "mapAsync");
+        nudged(GPUQueue.prototype, "onSubmittedWorkDone");
+    }
 }
 export function subgroups_granted() {
     return granted;
 }
-let waiting = 0;
-let nudges = false;
-const queues = new Set();
 function nudge() {
     nudges = waiting > 0;
     if (!nudges) return;
@@ -40,42 +64,6 @@ function nudged(prototype, name) {
         return end;
     };
 }
-export function notice_ends() {
-    const prototype = globalThis.GPUAdapter?.prototype;
-    if (prototype === undefined || "noticesEnds" in prototype || !/Firefox\//.test(navigator.userAgent)) return;
-    const request = prototype.requestDevice;
-    prototype.noticesEnds = true;
-    prototype.requestDevice = async function (wanted) {
-        const device = await request.call(this, wanted);
-        queues.add(device.queue);
-        device.lost.then(() => queues.delete(device.queue));
-        return device;
-    };
-    nudged(GPUBuffer.prototype, "mapAsync");
-    nudged(GPUQueue.prototype, "onSubmittedWorkDone");
-}
-const compiling = new Set();
-let refused = "";
-export function compile_together() {
-    const prototype = globalThis.GPUDevice?.prototype;
-    if (prototype === undefined || "compilesTogether" in prototype) return;
-    prototype.compilesTogether = true;
-    // In its place stands an object that gets the pipeline when there is one.
-    prototype.createComputePipeline = function (descriptor) {
-        const kernel = {};
-        const made = this.createComputePipelineAsync(descriptor).then(
-            (pipeline) => { kernel.pipeline = pipeline; },
-            (reason) => { refused ||= `${descriptor.label}: ${reason.message}`; },
-        ).then(() => compiling.delete(made));
-        compiling.add(made);
-        return kernel;
-    };
-    const encoder = GPUComputePassEncoder.prototype;
-    const set = encoder.setPipeline;
-    encoder.setPipeline = function (kernel) {
-        set.call(this, kernel.pipeline);
-    };
-}
 export async function compiled() {
     while (compiling.size > 0) await Promise.all(compiling);
     const said = refused;
@@ -84,16 +72,14 @@ export async function compiled() {
 }
 "#)]
 extern "C" {
-    /// From now on every device has subgroups where its adapter has them: wgpu knows of no such feature here.
-    pub(super) fn ask_for_subgroups();
-    /// Whether the device that was asked for last has them.
+    /// Mends what wgpu does not do here, for all that follows; once is enough. Devices have subgroups where their adapter has
+    /// them: wgpu knows of no such feature. Pipelines are compiled on all cores: wgpu asks for them in the way in which a
+    /// browser compiles one after another, which takes a software adapter most of the time until the first step. Firefox
+    /// looks for ended work whenever somebody waits for some: by itself it does so ten times a second and whenever work is
+    /// submitted, be it none (https://bugzilla.mozilla.org/show_bug.cgi?id=1870699).
+    pub(super) fn prepare();
+    /// Whether the device that was asked for last has subgroups.
     pub(super) fn subgroups_granted() -> bool;
-    /// From now on pipelines are compiled on all cores: wgpu asks for them in the way in which a browser compiles one after
-    /// another, which takes a software adapter most of the time until the first step.
-    pub(super) fn compile_together();
-    /// From now on Firefox looks for ended work whenever somebody waits for some. By itself it does so ten times a second and
-    /// whenever work is submitted, be it none (https://bugzilla.mozilla.org/show_bug.cgi?id=1870699).
-    pub(super) fn notice_ends();
     /// Resolves when none is being compiled any more, on any device, to why one could not be, or nothing.
     #[wasm_bindgen(js_name = compiled)]
     async fn all_compiled() -> JsValue;

@@ -89,11 +89,7 @@ impl Device {
         drop(found);
         let wanted = wgpu::Features::SUBGROUP;
         #[cfg(target_arch = "wasm32")]
-        {
-            super::browser::ask_for_subgroups();
-            super::browser::notice_ends();
-            super::browser::compile_together();
-        }
+        super::browser::prepare();
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("polystage"),

@@ -75,7 +75,8 @@ pub enum Progress<'a> {
     },
     /// It waits, because other programs take this part of the cores.
     Waiting(f64),
-    /// One or more steps of a probe have ended; nothing runs at the moment.
+    /// A step of a probe has ended, and nothing runs at the moment. Not said of two devices side by side: what they give is
+    /// a ratio, which does not depend on how fast the machine is just then.
     Step,
 }
 

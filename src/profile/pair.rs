@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
 use super::probe::{MICROBATCHES, Probe, spread};
-use super::{Cache, GIGA, MICRO, Profiler, Progress, SECONDS, begin, first_of_adapter, short, unix_seconds};
+use super::{Cache, GIGA, MICRO, Profiler, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result, said};
 use crate::gpu::{Device, now};
 use crate::layers::Layers;
@@ -71,7 +71,7 @@ impl Profiler<'_> {
             agenda.end(now() - started);
             let started = now();
             begin(tasks[1], &what, agenda, say);
-            let (slowdown, measured) = self.disturbance(a, b, size, shared, say)?;
+            let (slowdown, measured) = self.disturbance(a, b, size, shared)?;
             agenda.end(now() - started);
             Ok(Pair { there, back, slowdown, measured: Some(measured) })
         })?;
@@ -162,7 +162,6 @@ impl Profiler<'_> {
         b: &Device,
         size: usize,
         shared: f64,
-        say: &mut dyn FnMut(Progress),
     ) -> Result<((f64, f64), Evidence)> {
         let model = self.small()?;
         let probe = |device: &Device| {
@@ -177,15 +176,13 @@ impl Profiler<'_> {
         let alike = a.info().index == b.info().index;
         let mut factors = [Vec::new(), Vec::new()];
         let mut spreads = Vec::new();
-        // Without what whoever hears of it does meanwhile.
-        let mut taken = 0.0;
+        let started = now();
         loop {
             let turns = factors[0].len();
             let steady = factors.iter().all(|turns| error(turns) <= STEADY);
-            if turns >= 2 && taken > LONG_TURNS || turns >= TURNS && steady {
+            if turns >= 2 && now() - started > LONG_TURNS || turns >= TURNS && steady {
                 break;
             }
-            let started = now();
             let mut by_itself = |probe: &mut Probe| -> Result<f64> {
                 let times = probe.measure(TURN, 0.0, |beat| !beat.is_enough())?;
                 measured.steps += times.steps as u64;
@@ -196,8 +193,6 @@ impl Profiler<'_> {
             let one = by_itself(&mut first)?;
             let mut beside = together(&mut first, &mut second)?;
             let mut alone = [one, by_itself(&mut second)?];
-            taken += now() - started;
-            say(Progress::Step);
             if alike {
                 (alone, beside) = ([alone[0] + alone[1]; 2], [beside[0] + beside[1]; 2]);
             }

@@ -19,7 +19,7 @@ fn with(data: DataChoice) -> Options {
 #[test]
 fn a_plan_with_replicas_fits_is_what_it_says_and_is_never_slower_than_one_pipeline() {
     let mut several = 0;
-    for seed in 500..524 {
+    for seed in 500..540 {
         let mut random = Random(seed);
         let (layers, devices) = (3 + random.below(12) as usize, 2 + random.below(5) as usize);
         let workload = any_workload(&mut random, layers);
@@ -40,7 +40,7 @@ fn a_plan_with_replicas_fits_is_what_it_says_and_is_never_slower_than_one_pipeli
         assert_eq!(shares.iter().sum::<usize>(), planned.best.microbatches);
         several += usize::from(shares.len() > 1);
     }
-    assert!(several > 2, "only {several} of 24 machines are better off with replicas");
+    assert!(several > 5, "only {several} of 40 machines are better off with replicas");
 }
 
 #[test]

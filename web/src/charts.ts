@@ -75,7 +75,7 @@ class Chart {
         { ...axis, size: 24, gap: 4, space: 60, incrs: STEPS },
         { ...axis, size: 42, gap: 6, space: 36, values: (_, all) => all.map((value) => this.words(value, all)) },
       ],
-      hooks: { draw: [(plot) => this.drawMarks(plot)] },
+      hooks: { draw: [(plot) => this.drawMarks(plot, soft)] },
       series: [
         {},
         ...this.lines.map((one) => ({
@@ -90,9 +90,9 @@ class Chart {
     };
   }
 
-  private drawMarks({ ctx, bbox, scales, valToPos }: uPlot): void {
+  private drawMarks({ ctx, bbox, scales, valToPos }: uPlot, colour: string): void {
     ctx.save();
-    ctx.strokeStyle = palette().soft;
+    ctx.strokeStyle = colour;
     ctx.lineWidth = devicePixelRatio;
     ctx.setLineDash([2 * devicePixelRatio, 3 * devicePixelRatio]);
     for (const step of this.marks) {
