@@ -23,7 +23,7 @@ const SOFTWARE_DEPTH: usize = 1;
 const SUBMISSION_SECONDS: f64 = 0.1;
 
 /// Submissions in which the backward pass goes that completes gradients which others wait for.
-const PARTS: f64 = 8.0;
+const PARTS: f64 = 16.0;
 
 /// A submission in the making.
 pub(super) struct Recording<'d> {

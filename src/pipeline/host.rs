@@ -22,9 +22,11 @@ use crate::gpu::{Buffer, Device, Mapping, Range, now};
 use crate::graph::{DType, Phase};
 use crate::model::Parameter;
 use crate::ops::parameters::Part;
-use crate::plan::EXCHANGE_SLOTS;
 use crate::schedule::{Action, Kind};
 use crate::timeline::What;
+
+/// Staging buffers of each way.
+const SLOTS: usize = 4;
 
 /// Bytes that offsets in a mapped buffer are multiples of.
 const ALIGNED: u64 = 8;
@@ -42,12 +44,12 @@ fn slot(elements: usize) -> u64 {
 
 /// Bytes of the staging buffers of a rank.
 pub(super) fn memory(plan: &Plan, rank: usize) -> u64 {
-    2 * link::memory(slot_bytes(plan, rank), EXCHANGE_SLOTS)
+    2 * link::memory(slot_bytes(plan, rank), SLOTS)
 }
 
 /// The same of a rank that has so many elements of parameters.
 pub(super) fn rings(elements: usize) -> u64 {
-    2 * link::memory(slot(elements), EXCHANGE_SLOTS)
+    2 * link::memory(slot(elements), SLOTS)
 }
 
 /// The ends of a rank.
@@ -117,7 +119,7 @@ impl HostLink {
         let slot = slot_bytes(plan, rank);
         let ring = |label: &str, mapping| -> Result<(mpsc::UnboundedSender<Buffer>, Ring)> {
             let (back, free) = mpsc::unbounded();
-            for _ in 0..EXCHANGE_SLOTS {
+            for _ in 0..SLOTS {
                 let _ = back.unbounded_send(device.staging(label, slot, mapping)?);
             }
             Ok((back, Ring::new(free)))
