@@ -1,14 +1,20 @@
 // cross_entropy: loss[row] = log Σ exp(logits) − logits[target]; the row of logits is replaced by its gradient,
-// scale · (softmax − onehot). A target beyond the vocabulary does not count: loss and gradient are 0. Grid: one workgroup a row, rows over x and y.
+// scale · (softmax − onehot). A target beyond the vocabulary does not count: loss and gradient are 0. Of a vocabulary in parts,
+// of which this has the columns from `first` on: with STATISTICS, the part's maximum, Σ exp(logits − maximum) and target's
+// logit go where the losses go, among zeros for the other parts; with GIVEN, those of all parts are there.
+// Grid: one workgroup a row, rows over x and y.
 
-struct Params { rows: u32, vocabulary: u32, scale: f32, unused: u32 }
+struct Params { rows: u32, columns: u32, scale: f32, first: u32, vocabulary: u32, part: u32, parts: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> targets: array<u32>;
 @group(0) @binding(2) var<storage, read_write> logits: array<f32>;
-@group(0) @binding(3) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(3) var<storage, read> given: array<f32>; // (parts, rows, 3)
+@group(0) @binding(4) var<storage, read_write> loss: array<f32>;
 
 override LANES: u32 = 64u; // a power of two
+override STATISTICS: bool = false;
+override GIVEN: bool = false;
 
 const PART = 64u;      // terms of a sum that is added to another
 const LOWEST = -3.0e38; // finite: shaders may assume that there are no infinities
@@ -26,18 +32,10 @@ fn logarithm(x: f32) -> f32 {
 
 var<workgroup> partial: array<f32, LANES>;
 
-@compute @workgroup_size(LANES, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let row = group.y * groups.x + group.x;
-    let lane = local.x;
-    if row >= p.rows {
-        return;
-    }
-    let base = row * p.vocabulary;
-    let goal = targets[row];
-    let counts = goal < p.vocabulary;
+// The largest logit of a row.
+fn maximum(lane: u32, base: u32) -> f32 {
     var top = LOWEST;
-    for (var i = lane; i < p.vocabulary; i += LANES) {
+    for (var i = lane; i < p.columns; i += LANES) {
         top = max(top, logits[base + i]);
     }
     partial[lane] = top;
@@ -50,10 +48,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     workgroupBarrier();
     top = partial[0];
     workgroupBarrier();
+    return top;
+}
+
+// Σ exp(logits − top) of a row.
+fn total(lane: u32, base: u32, top: f32) -> f32 {
     var sum = 0.0;
     // In parts: beside a probability near 1 each of many thousand small ones would be rounded away.
-    for (var part = lane; part < p.vocabulary; part += PART * LANES) {
-        let end = min(part + PART * LANES, p.vocabulary);
+    for (var part = lane; part < p.columns; part += PART * LANES) {
+        let end = min(part + PART * LANES, p.columns);
         var small = 0.0;
         for (var i = part; i < end; i += LANES) {
             small += exp(logits[base + i] - top);
@@ -68,14 +71,53 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     workgroupBarrier();
-    sum = partial[0];
+    return partial[0];
+}
+
+@compute @workgroup_size(LANES, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let row = group.y * groups.x + group.x;
+    let lane = local.x;
+    if row >= p.rows {
+        return;
+    }
+    let base = row * p.columns;
+    let counts = targets[row] < p.vocabulary;
+    // Far beyond the columns where the target is another part's.
+    let goal = targets[row] - p.first;
+    var top = LOWEST;
+    var sum = 0.0;
+    var reached = 0.0;
+    if GIVEN {
+        for (var part = 0u; part < p.parts; part++) {
+            top = max(top, given[(part * p.rows + row) * 3u]);
+        }
+        for (var part = 0u; part < p.parts; part++) {
+            let at = (part * p.rows + row) * 3u;
+            sum += given[at + 1u] * exp(given[at] - top);
+            reached += given[at + 2u];
+        }
+    } else {
+        top = maximum(lane, base);
+        sum = total(lane, base, top);
+        if goal < p.columns {
+            reached = logits[base + goal];
+        }
+    }
+    if STATISTICS {
+        for (var i = lane; i < 3u * p.parts; i += LANES) {
+            let own = select(select(reached, sum, i % 3u == 1u), top, i % 3u == 0u);
+            loss[(i / 3u * p.rows + row) * 3u + i % 3u] = select(0.0, own, i / 3u == p.part);
+        }
+        return;
+    }
     if lane == 0u {
-        loss[row] = select(0.0, top + logarithm(sum) - logits[base + min(goal, p.vocabulary - 1u)], counts);
+        loss[row] = select(0.0, top + logarithm(sum) - reached, counts);
     }
     workgroupBarrier();
     let scale = select(0.0, p.scale, counts);
     let factor = scale / sum;
-    for (var i = lane; i < p.vocabulary; i += LANES) {
+    for (var i = lane; i < p.columns; i += LANES) {
         logits[base + i] = factor * exp(logits[base + i] - top) - select(0.0, scale, i == goal);
     }
 }

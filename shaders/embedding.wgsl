@@ -1,4 +1,4 @@
-// embedding: x[row, c] = table[token[row], c], plus positions[row mod tokens, c] if POSITIONS, or
+// embedding: x[row, c] = table[token[row], c], or 0 for a token beyond the table, plus positions[row mod tokens, c] if POSITIONS, or
 // positions[place[row], c] if PLACES too. Either table may be packed as bf16, two elements in a word.
 // Grid: one invocation an element, workgroups of 64 over x and y.
 
@@ -42,8 +42,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     let row = i / p.columns;
     let column = i % p.columns;
-    let id = min(token[row], p.vocabulary - 1u);
-    var value = load_table(id * p.columns + column);
+    var value = 0.0;
+    if token[row] < p.vocabulary {
+        value = load_table(token[row] * p.columns + column);
+    }
     if POSITIONS {
         var at = row % p.tokens;
         if PLACES {

@@ -35,6 +35,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        tensor: vec![1],
         host: None,
         purpose: Use::Logits,
         budgets: vec![None],
@@ -77,10 +78,12 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
             };
             let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(prompt).collect();
             let want = without_caches(&folder, &prompts, count, i);
-            for devices in [vec![i], vec![i, i], vec![i, i, i]] {
+            let over = [(vec![i], vec![1]), (vec![i; 2], vec![1]), (vec![i; 3], vec![1]), (vec![i; 2], vec![1, 1])];
+            for (devices, tensor) in over {
                 let extent = Extent { texts: prompts.len(), prompt: most, tokens: most + count };
                 let budgets = vec![None; devices.len()];
-                let mut generator = Generator::launch(&model, extent, &open(&devices), budgets).unwrap();
+                let mut generator =
+                    Generator::launch_divided(&model, extent, &open(&devices), budgets, &tensor).unwrap();
                 let watch = generator.watch();
                 watch.block_on(generator.executor().load(folder.tensors())).unwrap();
                 for _ in 0..2 {
@@ -90,7 +93,7 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
                         true
                     });
                     let got = watch.block_on(run).unwrap();
-                    assert_eq!(got, want, "{name} over {} x {}", devices.len(), adapter.name);
+                    assert_eq!(got, want, "{name} over {tensor:?} {} x {}", devices.len(), adapter.name);
                     assert_eq!(heard, count * prompts.len());
                 }
             }

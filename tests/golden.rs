@@ -57,10 +57,11 @@ fn golden() -> Golden {
     }
 }
 
-/// Replicas with these shares of the microbatches, on as many devices each.
-fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> Setup {
+/// Replicas with these shares of the microbatches, on as many devices each, or gangs of members with these shares of layers.
+fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize, tensor: &[usize]) -> Setup {
     let microbatches: usize = shares.iter().sum();
-    let replica = |&share: &usize| generate(schedule, devices / shares.len(), share).unwrap();
+    let ranks = devices / (shares.len() * tensor.len());
+    let replica = |&share: &usize| generate(schedule, ranks, share).unwrap();
     Setup {
         model: golden.model.config().clone(),
         adapter: None,
@@ -72,6 +73,7 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize) -> S
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        tensor: tensor.to_vec(),
         host: None,
         purpose: Use::Training,
         budgets: vec![None; devices],
@@ -85,8 +87,20 @@ fn check(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize]) {
 
 /// The same with the state divided like this.
 fn check_sharded(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize], sharding: Sharding) {
-    let at = format!("{devices:?} {schedule} {shares:?} {sharding:?}");
-    let setup = Setup { sharding, ..setup(golden, schedule, shares, devices.len()) };
+    check_divided(golden, devices, schedule, shares, sharding, &[1]);
+}
+
+/// The same with layers divided like this.
+fn check_divided(
+    golden: &Golden,
+    devices: &[usize],
+    schedule: &str,
+    shares: &[usize],
+    sharding: Sharding,
+    tensor: &[usize],
+) {
+    let at = format!("{devices:?} {schedule} {shares:?} {sharding:?} {tensor:?}");
+    let setup = Setup { sharding, ..setup(golden, schedule, shares, devices.len(), tensor) };
     let mut executor = launch(&setup, devices);
     let watch = executor.watch();
     for (name, values) in &golden.weights {
@@ -161,4 +175,15 @@ fn ten_steps_with_the_hosts_optimizer_and_with_weights_that_come_and_go_match_py
     check_sharded(&golden, &[i, i], "1f1b", &[2, 2], of(1, Optimizer::Host));
     check_sharded(&golden, &[i, i], "1f1b", &[4], of(3, Optimizer::Host));
     check_sharded(&golden, &[all[0].index, i], "1f1b", &[3, 1], of(3, Optimizer::Device));
+}
+
+#[test]
+fn ten_steps_over_gangs_alone_and_with_replicas_and_levels_match_pytorch_in_float64() {
+    let (golden, all) = (golden(), adapters());
+    let i = all[all.len() - 1].index;
+    let of = |zero| Sharding::new(zero, Sum::Share, Optimizer::Device).unwrap();
+    check_divided(&golden, &[i, i], "1f1b", &[4], of(1), &[1, 1]);
+    check_divided(&golden, &[i; 8], "zb-h1", &[3, 1], of(3), &[2, 1]);
+    // Two vendors where there are two.
+    check_divided(&golden, &[all[0].index, i], "1f1b", &[2], of(1), &[1, 2]);
 }

@@ -150,7 +150,8 @@ const DEVICE: f64 = 1e-10;
 
 /// Losses and gradients of one step in microbatches of one sequence, and logits of each, against transformers. Returns
 /// losses, gradients and logits in a fixed order.
-fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f32>> {
+fn check(golden: &Golden, devices: &[Device], recompute: &[usize], tensor: &[usize]) -> Vec<Vec<f32>> {
+    let stages = devices.len() / tensor.len();
     let at = format!("{} on {} x {}", golden.name, devices.len(), devices[0].info().name);
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
@@ -158,11 +159,12 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize]) -> Vec<Vec<f3
         weights: golden.model.weights(),
         batch: 1,
         sequence: golden.sequence,
-        schedule: generate(if training { "1f1b" } else { "gpipe" }, devices.len(), microbatches).unwrap(),
+        schedule: generate(if training { "1f1b" } else { "gpipe" }, stages, microbatches).unwrap(),
         cuts: None,
         shared: false,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
         sharding: Sharding::default(),
+        tensor: tensor.to_vec(),
         host: None,
         purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],
@@ -210,10 +212,19 @@ fn every_architecture_matches_transformers_on_every_adapter_and_two_recomputing_
     for adapter in adapters() {
         let devices = open(&[adapter.index, adapter.index]);
         for golden in NAMES.map(golden) {
-            let one = check(&golden, &devices[..1], &[]);
-            let two = check(&golden, &devices, &[0, 1]);
+            let one = check(&golden, &devices[..1], &[], &[1]);
+            let two = check(&golden, &devices, &[0, 1], &[1]);
             assert!(one == two, "{}: two stages that recompute differ in some bit", golden.name);
         }
+    }
+}
+
+#[test]
+fn every_architecture_matches_transformers_over_a_gang_of_two() {
+    let i = adapters()[0].index;
+    let devices = open(&[i, i]);
+    for golden in NAMES.map(golden) {
+        check(&golden, &devices, &[0], &[2, 1]);
     }
 }
 

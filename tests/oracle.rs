@@ -12,21 +12,22 @@ pub fn run(graph: &Graph, phases: &[Phase], values: &mut [Option<Vec<f64>>]) {
         }
     }
     for node in graph.nodes.iter().filter(|n| phases.contains(&n.phase)) {
-        let results = run_node(graph, node, values);
-        for (&output, result) in node.outputs.iter().zip(results) {
-            values[output.0] = Some(result);
-        }
+        run_node(graph, node, values);
     }
 }
 
-fn run_node(graph: &Graph, node: &Node, values: &[Option<Vec<f64>>]) -> Vec<Vec<f64>> {
+/// Runs one node.
+pub fn run_node(graph: &Graph, node: &Node, values: &mut [Option<Vec<f64>>]) {
     let shapes: Vec<&[usize]> = node.inputs.iter().map(|&i| graph.shape(i)).collect();
     let inputs: Vec<&[f64]> = node
         .inputs
         .iter()
         .map(|i| values[i.0].as_deref().unwrap_or_else(|| panic!("{} was not fed", graph.value(*i).name)))
         .collect();
-    reference::apply(&node.op, &shapes, &inputs)
+    let results = reference::apply(&node.op, &shapes, &inputs);
+    for (&output, result) in node.outputs.iter().zip(results) {
+        values[output.0] = Some(result);
+    }
 }
 
 /// Values of a graph for [`run`]: what is fed, and weights by name; the rest is left empty.
@@ -38,7 +39,8 @@ pub fn feed(
     let of = |value: &Value| match value.source {
         Source::Fed(what) => fed.iter().find(|(listed, _)| *listed == what).map(|(_, values)| values.clone()),
         Source::Parameter | Source::Frozen => Some(weight(&value.name)),
-        Source::Constant | Source::Node { .. } | Source::Removed => None,
+        Source::Constant => value.constant.as_ref().map(|all| all.iter().map(|&x| x as f64).collect()),
+        Source::Node { .. } | Source::Removed => None,
     };
     graph.values.iter().map(of).collect()
 }

@@ -236,6 +236,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        tensor: vec![1],
         host: None,
         purpose: Use::Training,
         budgets: vec![None, Some(1000)],

@@ -17,6 +17,8 @@ mod changed;
 mod invariants;
 // Replicas of stages on several devices.
 mod replicas;
+// Devices that divide every layer.
+mod gang;
 // Levels of ZeRO, sums by microbatch, the host.s memory.
 mod sharding;
 // Whole checkpoints in memory.
@@ -43,6 +45,8 @@ mod golden;
 mod finetune;
 // Gradients against finite differences, no GPU.
 mod gradients;
+// Models divided among the members of a gang, no GPU.
+mod tensor;
 // Shapes, the split into I and W, memory plans: properties, no GPU.
 mod graph;
 // Plans of runs that go on, no GPU.

@@ -61,8 +61,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     }
     let extent = Extent { texts: 1, prompt: tokens - answer, tokens };
     let mut conversation = Conversation::new(&language, template, arguments.system.as_deref(), extent.prompt);
-    let (devices, budgets) = arguments.speaker.devices(&language)?;
-    let (mut generator, _) = language.launch(extent, &devices, budgets)?;
+    let (mut generator, _) = arguments.speaker.launch(&language, extent)?;
 
     let interrupts = Interrupts::watch()?;
     let input = std::io::stdin();

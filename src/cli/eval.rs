@@ -67,8 +67,9 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let usual = if corpus.has_records() { longest.max(TOKENS) } else { SEQUENCE };
     let sequence = arguments.sequence.unwrap_or(usual.min(context).min(SEQUENCE));
     left_out(&corpus, sequence, true).iter().for_each(|what| note(format!("note: {what}")));
-    let (devices, budgets) = arguments.placement.devices(pretrained.model.layers())?;
-    let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets)?, &devices)?;
+    let tensor = arguments.placement.tensor()?;
+    let (devices, budgets) = arguments.placement.devices(tensor.len() * pretrained.model.layers())?;
+    let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets, tensor)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
         print(serde_json::to_string(&found).unwrap_or_default())?;
@@ -87,21 +88,29 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     Ok(0)
 }
 
-/// One stage a device, and twice as many microbatches, so that all have work.
-fn setup(model: &Model, sequence: usize, corpus: &Corpus, budgets: Vec<Option<u64>>) -> Result<Setup> {
+/// One stage a device or gang, and twice as many microbatches, so that all have work.
+fn setup(
+    model: &Model,
+    sequence: usize,
+    corpus: &Corpus,
+    budgets: Vec<Option<u64>>,
+    tensor: Vec<usize>,
+) -> Result<Setup> {
+    let stages = (budgets.len() / tensor.len()).max(1);
     let windows = corpus.windows(sequence).len().max(1);
     let most = (LOGITS / (4 * sequence * model.config().vocabulary)).clamp(1, TOKENS.div_ceil(sequence));
-    let batch = most.min(windows.div_ceil(budgets.len()));
-    let microbatches = windows.div_ceil(batch).min(2 * budgets.len());
+    let batch = most.min(windows.div_ceil(stages));
+    let microbatches = windows.div_ceil(batch).min(2 * stages);
     Ok(Setup {
         model: model.config().clone(),
         batch,
         sequence,
-        schedule: schedule::generate("gpipe", budgets.len(), microbatches)?,
+        schedule: schedule::generate("gpipe", stages, microbatches)?,
         cuts: None,
         shared: corpus.has_records(),
         recompute: Vec::new(),
         sharding: Sharding::default(),
+        tensor,
         host: None,
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),

@@ -45,8 +45,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
         tokens: longest.saturating_add(arguments.max_tokens),
     };
     extent.check(language.config())?;
-    let (devices, budgets) = arguments.speaker.devices(&language)?;
-    let (mut generator, loading) = language.launch(extent, &devices, budgets)?;
+    let (mut generator, loading) = arguments.speaker.launch(&language, extent)?;
 
     let streams = prompts.len() == 1 && !arguments.json;
     // A closed pipe ends the text; there is nobody left to tell.

@@ -2,10 +2,13 @@
 
 use super::planning::device_budgets;
 use super::{adapters, open, parse_devices};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::model::{Model, Weights};
 use crate::train::config::Devices;
+
+/// Most devices that `--tensor` takes as a number.
+const MOST_MEMBERS: usize = 64;
 
 /// Devices, their memory, and how they store weights.
 #[derive(clap::Args)]
@@ -17,6 +20,9 @@ pub(super) struct Placement {
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers.
     #[arg(long)]
     memory: Option<String>,
+    /// Devices that divide every layer among them, neighbours in the list: how many, or the share of each, such as 5,3.
+    #[arg(long, value_name = "N")]
+    tensor: Option<String>,
     /// How matrices are stored: f32, or bf16, two in a word (default: bf16 where the model's files store that).
     #[arg(long, value_parser = ["f32", "bf16"])]
     weights: Option<String>,
@@ -28,6 +34,20 @@ impl Placement {
         match self.weights.as_deref().and_then(Weights::named) {
             Some(weights) => model.with_weights(weights),
             None => model,
+        }
+    }
+
+    /// The shares of the devices that divide every layer; one where a device has whole layers.
+    pub(super) fn tensor(&self) -> Result<Vec<usize>> {
+        let Some(text) = &self.tensor else { return Ok(vec![1]) };
+        let numbers: std::result::Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+        match numbers.as_deref() {
+            Ok([count @ 1..=MOST_MEMBERS]) => Ok(vec![1; *count]),
+            Ok(shares @ [_, _, ..]) => Ok(shares.to_vec()),
+            _ => {
+                let message = format!("{text:?} is neither a number of devices, 1 to {MOST_MEMBERS}, nor a list of shares such as 5,3");
+                Err(Error::config("--tensor", message))
+            }
         }
     }
 

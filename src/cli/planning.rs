@@ -247,4 +247,8 @@ pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan)
         None => Axis::default(),
     };
     config.mesh.settle(plan.setup.sharding);
+    config.mesh.tensor = match &plan.setup.tensor[..] {
+        [_] => None,
+        shares => Some(Axis::Shares(shares.to_vec())),
+    };
 }

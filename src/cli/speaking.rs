@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Environment;
 use super::placement::Placement;
 use crate::error::Result;
-use crate::generate::{Extent, Generator, Language, Sampling};
+use crate::generate::{Extent, Generator, Language, Loading, Sampling};
 use crate::gpu::Device;
 use crate::text::Stream;
 use crate::train::source::Pretrained;
@@ -47,9 +47,11 @@ impl Speaker {
         Language::new(pretrained, &environment.isolation)
     }
 
-    /// Opens the devices and says what each may use.
-    pub(super) fn devices(&self, language: &Language) -> Result<(Vec<Device>, Vec<Option<u64>>)> {
-        self.placement.devices(language.layers())
+    /// Puts the model on the devices that were asked for.
+    pub(super) fn launch(&self, language: &Language, extent: Extent) -> Result<(Generator, Loading)> {
+        let tensor = self.placement.tensor()?;
+        let (devices, budgets) = self.placement.devices(tensor.len() * language.layers())?;
+        language.launch(extent, &devices, budgets, &tensor)
     }
 }
 
@@ -131,7 +133,7 @@ pub(super) fn sample(
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
-    let (mut generator, _) = language.launch(extent, devices, budgets)?;
+    let (mut generator, _) = language.launch(extent, devices, budgets, &[1])?;
     let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
     Ok(said.into_iter().next().map_or(String::new(), |said| said.text))
 }

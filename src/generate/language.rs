@@ -66,19 +66,20 @@ impl Language {
         self.text.tokenizer.vocabulary()
     }
 
-    /// Puts the model on these devices, one stage each, within `budgets`, and blocks until its weights are there; also
+    /// Puts the model on these devices, one stage each or each gang of these shares, within `budgets`, and blocks until its weights are there; also
     /// says how long that took.
     ///
     /// # Errors
-    /// Those of [`Generator::launch`] and [`Pretrained::load`].
+    /// Those of [`Generator::launch_divided`] and [`Pretrained::load`].
     pub fn launch(
         &self,
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
+        tensor: &[usize],
     ) -> Result<(Generator, Loading)> {
-        let started = now();
-        let mut generator = Generator::launch(&self.pretrained.model, extent, devices, budgets)?;
+        let (started, model) = (now(), &self.pretrained.model);
+        let mut generator = Generator::launch_divided(model, extent, devices, budgets, tensor)?;
         let kernels = now() - started;
         let watch = generator.watch();
         watch.block_on(self.pretrained.load(generator.executor()))?;

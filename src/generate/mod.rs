@@ -109,6 +109,27 @@ impl Generator {
         devices: &[Device],
         budgets: Vec<Option<u64>>,
     ) -> Result<Generator> {
+        Generator::launch_divided(model, extent, devices, budgets, &[1])
+    }
+
+    /// As [`Generator::launch`] over gangs, the members of which have these shares of every layer: neighbours among the devices.
+    ///
+    /// # Errors
+    ///
+    /// Besides, [`Error::Config`] for a number of devices that does not make whole gangs.
+    pub fn launch_divided(
+        model: &Model,
+        extent: Extent,
+        devices: &[Device],
+        budgets: Vec<Option<u64>>,
+        tensor: &[usize],
+    ) -> Result<Generator> {
+        let stages = devices.len() / tensor.len().max(1);
+        if stages * tensor.len() != devices.len() {
+            let (count, members) = (devices.len(), tensor.len());
+            let message = format!("{count} devices do not make gangs of {members}; use a multiple of {members}");
+            return Err(Error::config("--tensor", message));
+        }
         let config = model.config();
         extent.check(config)?;
         let longest = config.longest_sequence();
@@ -116,7 +137,7 @@ impl Generator {
         let fits = |chunk: &usize| extent.prompt.next_multiple_of(*chunk) <= longest;
         let chunk = (1..=CHUNK.min(extent.prompt)).rev().find(fits).unwrap_or(1);
         let capacity = tokens.max(extent.prompt.next_multiple_of(chunk));
-        let groups = devices.len().min(extent.texts);
+        let groups = stages.min(extent.texts);
         let batch = extent.texts.div_ceil(groups);
         let setup = Setup {
             model: config.clone(),
@@ -124,11 +145,12 @@ impl Generator {
             weights: model.weights(),
             batch,
             sequence: chunk,
-            schedule: schedule::generate("gpipe", devices.len(), groups)?,
+            schedule: schedule::generate("gpipe", stages, groups)?,
             cuts: None,
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            tensor: tensor.to_vec(),
             host: None,
             purpose: Use::Decoding { capacity },
             budgets,

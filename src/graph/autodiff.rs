@@ -79,7 +79,7 @@ pub fn differentiate(
     let mut parameter_gradients = Vec::new();
     for index in (0..forward).rev() {
         let node = graph.nodes[index].clone();
-        if let Op::CrossEntropy { .. } = node.op {
+        if let Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. } = node.op {
             loss = Some(node.outputs[0]);
             if wanted.contains(&node.inputs[0]) {
                 gradients.add(node.inputs[0], node.outputs[1]);
@@ -224,6 +224,11 @@ fn backward(
             vec![(inputs[0], graph.push(Op::Scale { factor }, &[dy], i)?[0])]
         }
         Op::Add => vec![(inputs[0], dy), (inputs[1], dy)],
+        Op::Sum => vec![(inputs[0], dy)],
+        Op::Spread => match wants(inputs[0]) {
+            true => vec![(inputs[0], graph.push(Op::Sum, &[dy], i)?[0])],
+            false => Vec::new(),
+        },
         Op::Activate(f) => {
             vec![(inputs[0], graph.push(Op::ActivateBackward(f), &[dy, inputs[0]], i)?[0])]
         }
@@ -244,6 +249,8 @@ fn backward(
         }
         Op::Matmul { .. }
         | Op::CrossEntropy { .. }
+        | Op::LogitStatistics { .. }
+        | Op::CrossEntropyPart { .. }
         | Op::EmbeddingBackward { .. }
         | Op::PositionBackward { .. }
         | Op::LayerNormBackward { .. }

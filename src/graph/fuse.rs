@@ -7,6 +7,7 @@ use super::{Epilogue, Graph, Layout, Node, Op, Source, StageGraph, ValueId};
 
 /// Applies every rewrite until none applies.
 pub fn fuse(stage: &mut StageGraph) {
+    dissolve(&mut stage.graph);
     let mut uses: HashMap<ValueId, usize> = HashMap::new();
     for id in stage.graph.nodes.iter().flat_map(|n| n.inputs.clone()).chain(stage.results()) {
         *uses.entry(id).or_default() += 1;
@@ -29,6 +30,23 @@ pub fn fuse(stage: &mut StageGraph) {
         !dead[index - 1]
     });
     renumber(&mut stage.graph);
+}
+
+/// Lets those that read what is spread read it as it is: only differentiation tells the two apart.
+fn dissolve(graph: &mut Graph) {
+    let mut spread: HashMap<ValueId, ValueId> = HashMap::new();
+    graph.nodes.retain_mut(|node| {
+        for input in &mut node.inputs {
+            *input = spread.get(input).copied().unwrap_or(*input);
+        }
+        if node.op == Op::Spread {
+            spread.insert(node.outputs[0], node.inputs[0]);
+        }
+        node.op != Op::Spread
+    });
+    if !spread.is_empty() {
+        renumber(graph);
+    }
 }
 
 fn renumber(graph: &mut Graph) {

@@ -42,7 +42,7 @@ pub enum Activation {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// (tokens u32(B,T), table(V,C), positions(P,C)\[, places u32(B,T)\]) → (x(B,T,C)): x = table\[token\] +
-    /// positions\[place\].
+    /// positions\[place\], without the first for a token beyond the table.
     Embedding {
         /// Whether the fourth argument is there; without it a token's place is that in the sequence, t.
         places: bool,
@@ -53,7 +53,8 @@ pub enum Op {
         /// Rows of the table.
         vocabulary: usize,
     },
-    /// (rows u32(..), table(..,C)) → (x(..,C)): row number `rows` of the table, whose leading axes count as one.
+    /// (rows u32(..), table(..,C)) → (x(..,C)): row number `rows` of the table, whose leading axes count as one; zeros for a
+    /// row beyond it.
     Gather,
     /// (dx(B,T,C)) → (dpositions(P,C)): the sum over sequences.
     PositionBackward {
@@ -169,6 +170,33 @@ pub enum Op {
         /// 1 / (tokens of the whole batch), so that gradients are those of the batch's mean loss.
         scale: f32,
     },
+    /// (x) → (the sum of x over the members of a gang), in the place of x in memory. No kernel: it passes the host, which
+    /// adds in the order of the members. Its gradient is what comes (Shoeybi et al. 2019, arXiv 1909.08053: g).
+    Sum,
+    /// (x) → (x), which every member of a gang goes on with: the gradient is the sum of theirs (f, ibid.). Nothing but this
+    /// is left of it after differentiation.
+    Spread,
+    /// (logits(B,T,V), targets u32(B,T)) → (statistics(G,M,3)): of a member's part V of a vocabulary, for each row in the
+    /// member's own place m of G the maximum, Σ exp(logit − maximum) and the target's logit, 0 where that is another's; 0 in
+    /// the places of others, so that a [`Op::Sum`] gives all of them.
+    LogitStatistics {
+        /// m.
+        member: usize,
+        /// G.
+        members: usize,
+        /// The token that the first column is about.
+        first: usize,
+    },
+    /// (logits(B,T,V), targets u32(B,T), statistics(G,M,3)) → (loss(M), dlogits(B,T,V) = scale · (softmax − onehot)) of the
+    /// whole vocabulary, for the part of it that a member has; dlogits takes the place of the logits in memory.
+    CrossEntropyPart {
+        /// As that of [`Op::CrossEntropy`].
+        scale: f32,
+        /// The token that the first column is about.
+        first: usize,
+        /// Tokens of the whole vocabulary: a target beyond them does not count.
+        vocabulary: usize,
+    },
 }
 
 fn product(shape: &[usize]) -> usize {
@@ -235,6 +263,10 @@ impl Op {
             Op::AttentionBackward { .. } => "attention_backward",
             Op::AttentionCached { .. } => "attention_cached",
             Op::CrossEntropy { .. } => "cross_entropy",
+            Op::Sum => "sum",
+            Op::Spread => "spread",
+            Op::LogitStatistics { .. } => "logit_statistics",
+            Op::CrossEntropyPart { .. } => "cross_entropy_part",
         }
     }
 
@@ -249,17 +281,26 @@ impl Op {
     /// Number of arguments.
     pub fn arity(&self) -> usize {
         match self {
-            Op::PositionBackward { .. } | Op::Scale { .. } | Op::Activate(_) | Op::ColumnSum => 1,
+            Op::PositionBackward { .. }
+            | Op::Scale { .. }
+            | Op::Activate(_)
+            | Op::ColumnSum
+            | Op::Sum
+            | Op::Spread => 1,
             Op::Attention { starts, .. } => 1 + usize::from(*starts),
             Op::AddBias
             | Op::Add
             | Op::ActivateBackward(_)
             | Op::CrossEntropy { .. }
+            | Op::LogitStatistics { .. }
             | Op::Gather
             | Op::RmsNorm { .. }
             | Op::SwiGlu => 2,
             Op::RopeBackward { positions, .. } => 2 + usize::from(*positions),
-            Op::RmsNormWeightBackward | Op::SwiGluBackward | Op::AttentionCached { .. } => 3,
+            Op::RmsNormWeightBackward
+            | Op::SwiGluBackward
+            | Op::AttentionCached { .. }
+            | Op::CrossEntropyPart { .. } => 3,
             Op::Rope { positions, .. } => 4 + usize::from(*positions),
             Op::Embedding { places } => 3 + usize::from(*places),
             Op::EmbeddingBackward { .. } | Op::LayerNorm { .. } | Op::LayerNormWeightBackward => 3,
@@ -402,7 +443,7 @@ impl Op {
                 self.expect(shapes[0] == shapes[1], shapes)?;
                 Ok(vec![shapes[0].to_vec()])
             }
-            Op::Activate(_) | Op::Scale { .. } => Ok(vec![shapes[0].to_vec()]),
+            Op::Activate(_) | Op::Scale { .. } | Op::Sum | Op::Spread => Ok(vec![shapes[0].to_vec()]),
             Op::SwiGluBackward => {
                 self.expect(shapes[0] == shapes[1] && shapes[0] == shapes[2], shapes)?;
                 Ok(vec![shapes[0].to_vec(); 2])
@@ -464,6 +505,19 @@ impl Op {
                 self.expect(product(shapes[1]) == rows(shapes[0]), shapes)?;
                 Ok(vec![vec![rows(shapes[0])], shapes[0].to_vec()])
             }
+            Op::LogitStatistics { member, members, .. } => {
+                self.expect(product(shapes[1]) == rows(shapes[0]) && member < members, shapes)?;
+                Ok(vec![vec![members, rows(shapes[0]), 3]])
+            }
+            Op::CrossEntropyPart { first, vocabulary, .. } => {
+                let (logits, statistics) = (shapes[0], shapes[2]);
+                let ok = product(shapes[1]) == rows(logits)
+                    && first + last(logits) <= vocabulary
+                    && statistics.len() == 3
+                    && statistics[1..] == [rows(logits), 3];
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![rows(logits)], logits.to_vec()])
+            }
         }
     }
 
@@ -498,6 +552,8 @@ impl Op {
             Op::Activate(_) => 12.0 * size,
             Op::ActivateBackward(_) => 20.0 * size,
             Op::CrossEntropy { .. } => 12.0 * size,
+            Op::Sum | Op::Spread => size,
+            Op::LogitStatistics { .. } | Op::CrossEntropyPart { .. } => 6.0 * size,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! stored (out, in). Qwen2 adds biases to the projections of queries, keys and values; Qwen3 normalises each head of
 //! queries and keys.
 
+use super::tensor::{Extent, Split};
 use super::{Init, Kind, ModelConfig, Parameter, Run, attend, lora, rope};
 use crate::error::Result;
 use crate::graph::{Epilogue, Graph, Layout, Op, ValueId};
@@ -14,7 +15,7 @@ fn matrix(c: &ModelConfig, name: impl Into<String>, outputs: usize, inputs: usiz
 }
 
 pub(super) fn embedding_parameters(c: &ModelConfig) -> Vec<Parameter> {
-    vec![matrix(c, TABLE, c.vocabulary, c.width)]
+    vec![matrix(c, TABLE, c.vocabulary, c.width).along(0, Extent::Vocabulary)]
 }
 
 pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
@@ -22,17 +23,18 @@ pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> 
     let name = |rest: &str| weight(i, rest);
     let norm = |rest: &str, n: usize| Parameter::new(name(rest), &[n], Init::Ones);
     let mut list = vec![norm("input_layernorm", w)];
-    for (part, heads) in [("q", c.heads), ("k", c.kv_heads()), ("v", c.kv_heads())] {
-        list.push(matrix(c, name(&format!("self_attn.{part}_proj")), heads * d, w));
+    let (queries, keys) = ((c.heads, Extent::Heads), (c.kv_heads(), Extent::KvHeads));
+    for (part, (heads, extent)) in [("q", queries), ("k", keys), ("v", keys)] {
+        list.push(matrix(c, name(&format!("self_attn.{part}_proj")), heads * d, w).along(0, extent));
         if c.kind == Kind::Qwen2 {
             let bias = format!("model.layers.{i}.self_attn.{part}_proj.bias");
-            list.push(Parameter::new(bias, &[heads * d], Init::Zeros));
+            list.push(Parameter::new(bias, &[heads * d], Init::Zeros).along(0, extent));
         }
         if c.kind == Kind::Qwen3 && part != "v" {
-            list.push(norm(&format!("self_attn.{part}_norm"), d));
+            list.push(norm(&format!("self_attn.{part}_norm"), d).split(Split::Summed));
         }
     }
-    list.push(matrix(c, name("self_attn.o_proj"), w, c.heads * d));
+    list.push(matrix(c, name("self_attn.o_proj"), w, c.heads * d).along(1, Extent::Heads));
     list
 }
 
@@ -40,9 +42,9 @@ pub(super) fn mlp_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     let (w, inner) = (c.width, c.intermediate());
     vec![
         Parameter::new(weight(i, "post_attention_layernorm"), &[w], Init::Ones),
-        matrix(c, weight(i, "mlp.gate_proj"), inner, w),
-        matrix(c, weight(i, "mlp.up_proj"), inner, w),
-        matrix(c, weight(i, "mlp.down_proj"), w, inner),
+        matrix(c, weight(i, "mlp.gate_proj"), inner, w).along(0, Extent::Inner),
+        matrix(c, weight(i, "mlp.up_proj"), inner, w).along(0, Extent::Inner),
+        matrix(c, weight(i, "mlp.down_proj"), w, inner).along(1, Extent::Inner),
     ]
 }
 
@@ -54,7 +56,7 @@ fn weight(i: usize, rest: &str) -> String {
 pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
     let mut head = matrix(c, "lm_head.weight", c.vocabulary, c.width);
     head.tied_to = c.tied_head().then(|| TABLE.into());
-    vec![Parameter::new("model.norm.weight", &[c.width], Init::Ones), head]
+    vec![Parameter::new("model.norm.weight", &[c.width], Init::Ones), head.along(0, Extent::Vocabulary)]
 }
 
 fn linear(g: &mut Graph, x: ValueId, weight: ValueId, run: &Run) -> Result<ValueId> {
@@ -78,7 +80,8 @@ pub(super) fn attention(
     let mut w = w.iter().copied();
     let mut next = || w.next().expect("as many weights as attention_parameters lists");
     let y = norm(g, c, x, next())?;
-    let (heads, kv_heads) = (c.heads, c.kv_heads());
+    let y = run.spread(g, y)?;
+    let [heads, kv_heads] = run.heads(c);
     let mut parts = Vec::with_capacity(5);
     for part in ["q", "k", "v"] {
         let mut p = linear(g, y, next(), run)?;
@@ -99,21 +102,25 @@ pub(super) fn attention(
     let qkv = g.forward(Op::Rope { heads, kv_heads, positions }, &parts)?;
     let o = attend(g, c, i, qkv, run)?;
     let y = linear(g, o, next(), run)?;
+    let y = run.sum(g, y)?;
     g.forward(Op::Add, &[x, y])
 }
 
 /// x + down(silu(gate(norm(x))) · up(norm(x))); `w` in the order of [`mlp_parameters`].
 pub(super) fn mlp(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
     let y = norm(g, c, x, w[0])?;
+    let y = run.spread(g, y)?;
     let gate = linear(g, y, w[1], run)?;
     let up = linear(g, y, w[2], run)?;
     let a = g.forward(Op::SwiGlu, &[gate, up])?;
     let y = linear(g, a, w[3], run)?;
+    let y = run.sum(g, y)?;
     g.forward(Op::Add, &[x, y])
 }
 
 /// Logits (B,T,V).
 pub(super) fn head(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId], run: &Run) -> Result<ValueId> {
     let y = norm(g, c, x, w[0])?;
+    let y = run.spread(g, y)?;
     linear(g, y, w[1], run)
 }

@@ -1,6 +1,7 @@
 //! Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): beside the frozen weight of a linear layer, two small trained
 //! matrices A (r, inputs) and B (outputs, r), so that it computes x Wᵀ + scale · (x Aᵀ) Bᵀ.
 
+use super::tensor::{Split, whole};
 use super::{Init, Model, Parameter};
 use crate::error::{Error, Result};
 use crate::graph::{Epilogue, Graph, Layout, Op, ValueId};
@@ -75,10 +76,21 @@ impl Lora {
 
     /// Freezes the parameters of a layer and appends the matrices of its adapted modules.
     pub(super) fn extend(&self, parameters: &mut Vec<Parameter>) {
-        let layers: Vec<Linear> = parameters.iter().filter_map(Linear::of).collect();
         parameters.iter_mut().for_each(|p| p.frozen = true);
-        let adapted = layers.iter().filter(|layer| self.modules.contains(&layer.name));
-        parameters.extend(adapted.flat_map(|layer| layer.matrices(self.rank)));
+        let linear = |p: &Parameter| Linear::of(p).map(|layer| (layer, p.split));
+        let layers: Vec<(Linear, Split)> = parameters.iter().filter_map(linear).collect();
+        for (layer, split) in layers.iter().filter(|(layer, _)| self.modules.contains(&layer.name)) {
+            let [a, b] = layer.matrices(self.rank);
+            // Members of a gang have of the matrix on the divided side their part, and terms of the other's gradient.
+            let (of_a, of_b) = match *split {
+                Split::Along(axis, extent) if (axis == 0) == layer.inputs_first => {
+                    (Split::Along(1, extent), Split::Summed)
+                }
+                Split::Along(_, extent) => (Split::Summed, Split::Along(0, extent)),
+                Split::Same | Split::Summed | Split::First => (*split, *split),
+            };
+            parameters.extend([a.split(of_a), b.split(of_b)]);
+        }
     }
 }
 
@@ -104,10 +116,10 @@ pub(super) fn adapt(
     y: ValueId,
 ) -> Result<ValueId> {
     let Some(lora) = lora else { return Ok(y) };
-    let module = g.value(weight).name.strip_suffix(".weight").unwrap_or_default();
+    let module = whole(&g.value(weight).name).strip_suffix(".weight").unwrap_or_default();
     let find = |end: &str| {
         let name = format!("{module}{end}");
-        g.parameters().find(|&id| g.value(id).name == name)
+        g.parameters().find(|&id| whole(&g.value(id).name) == name)
     };
     let (Some(a), Some(b)) = (find(A), find(B)) else { return Ok(y) };
     let product = Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None };

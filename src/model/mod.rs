@@ -9,6 +9,7 @@ mod llama;
 pub mod lora;
 mod parameter;
 pub mod rope;
+pub mod tensor;
 mod weights;
 
 pub use config::{Kind, ModelConfig};
@@ -20,6 +21,7 @@ pub use weights::Weights;
 use crate::error::{Error, Result};
 use crate::graph::{Fed, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 use crate::layers::Layers;
+use tensor::Member;
 
 /// Most angles of rotary positions: a table that every stage has, of 64 MiB.
 const MOST_ANGLES: usize = 1 << 24;
@@ -56,6 +58,25 @@ struct Run<'a> {
     /// Fed places (B,T) in the sequence where the text of each token begins, if it may and there is attention.
     starts: Option<ValueId>,
     lora: Option<&'a Lora>,
+    /// Which part of each layer, where a gang divides them.
+    member: Option<&'a Member>,
+}
+
+impl Run<'_> {
+    /// H and K of what is computed.
+    fn heads(&self, c: &ModelConfig) -> [usize; 2] {
+        self.member.map_or([c.heads, c.kv_heads()], |member| [member.heads.len(), member.kv_heads.len()])
+    }
+
+    /// What all members of a gang compute something of.
+    fn spread(&self, g: &mut Graph, x: ValueId) -> Result<ValueId> {
+        if self.member.is_some() { g.forward(Op::Spread, &[x]) } else { Ok(x) }
+    }
+
+    /// The sum of what they compute.
+    fn sum(&self, g: &mut Graph, x: ValueId) -> Result<ValueId> {
+        if self.member.is_some() { g.forward(Op::Sum, &[x]) } else { Ok(x) }
+    }
 }
 
 /// The parts of a model that may not be cut.
@@ -231,6 +252,15 @@ impl Model {
         parameters
     }
 
+    /// What a member of a gang has of the parameters of one layer, in the same order.
+    pub fn parts(&self, layer: usize, member: Option<&Member>) -> Vec<Parameter> {
+        let all = self.layer_parameters(layer);
+        match member {
+            Some(member) => all.into_iter().filter_map(|p| member.part(&self.config, p)).collect(),
+            None => all,
+        }
+    }
+
     /// Whether a layer before this one has something to train.
     pub fn trains_before(&self, layer: usize) -> bool {
         (0..layer).any(|layer| self.layer_parameters(layer).iter().any(|p| !p.frozen))
@@ -270,6 +300,19 @@ impl Model {
         sequence: usize,
         purpose: Purpose,
     ) -> Result<StageGraph> {
+        self.part_of_stage(range, batch, sequence, purpose, None)
+    }
+
+    /// As [`Model::stage_graph`] what a member of a gang computes of it. Of `tokens` those of others are beyond its part of the
+    /// table; targets are those of the whole vocabulary; logits are of its tokens.
+    pub fn part_of_stage(
+        &self,
+        range: std::ops::Range<usize>,
+        batch: usize,
+        sequence: usize,
+        purpose: Purpose,
+        member: Option<&Member>,
+    ) -> Result<StageGraph> {
         let capacity = if let Purpose::Decode { capacity } = purpose { Some(capacity) } else { None };
         let (longest, most) = (capacity.unwrap_or(sequence).max(sequence), self.config.longest_sequence());
         if longest > most {
@@ -289,7 +332,7 @@ impl Model {
         let starts = (shared && range.clone().any(|layer| self.attends(layer)))
             .then(|| graph.input(Fed::Starts, &[batch, sequence]));
         let lora = self.adapter.as_ref();
-        let run = Run { batch, sequence, positions, capacity, shared, starts, lora };
+        let run = Run { batch, sequence, positions, capacity, shared, starts, lora, member };
         let input = (range.start > 0).then(|| graph.input(Fed::Input, &[batch, sequence, width]));
         let mut x = input;
         let mut boundaries = Vec::new();
@@ -305,8 +348,16 @@ impl Model {
         let cross_entropy = |graph: &mut Graph, tokens: usize| {
             let logits = x.ok_or_else(empty_stage)?;
             let targets = graph.input(Fed::Targets, &[batch, sequence]);
-            let op = Op::CrossEntropy { scale: 1.0 / tokens as f32 };
-            graph.forward(op, &[logits, targets])
+            let scale = 1.0 / tokens as f32;
+            let Some(Member { number, count, vocabulary, .. }) = member else {
+                return graph.forward(Op::CrossEntropy { scale }, &[logits, targets]);
+            };
+            let (first, vocabulary) = (vocabulary.start, self.config.vocabulary);
+            let op = Op::LogitStatistics { member: *number, members: *count, first };
+            let statistics = graph.forward(op, &[logits, targets])?;
+            let statistics = graph.forward(Op::Sum, &[statistics])?;
+            let op = Op::CrossEntropyPart { scale, first, vocabulary };
+            graph.forward(op, &[logits, targets, statistics])
         };
         let forward = |graph, output, loss| StageGraph {
             graph,
@@ -350,12 +401,13 @@ impl Model {
             }
             id
         };
-        let w: Vec<ValueId> = self.layer_parameters(layer).iter().map(weight).collect();
+        let w: Vec<ValueId> = self.parts(layer, run.member).iter().map(weight).collect();
         match (self.layers[layer], x) {
             (Layer::Embedding, _) => {
                 let tokens = graph.input(Fed::Tokens, &[run.batch, run.sequence]);
-                match run.positions {
-                    _ if c.kind.is_llama() => graph.forward(Op::Gather, &[tokens, w[0]]),
+                let x = match run.positions {
+                    // Positions are the first member's alone.
+                    _ if w.len() == 1 => graph.forward(Op::Gather, &[tokens, w[0]]),
                     None if run.shared => {
                         let places = graph.input(Fed::Places, &[run.batch, run.sequence]);
                         graph.forward(Op::Embedding { places: true }, &[tokens, w[0], w[1], places])
@@ -366,7 +418,8 @@ impl Model {
                         let positions = graph.forward(Op::Gather, &[positions, w[1]])?;
                         graph.forward(Op::Add, &[tokens, positions])
                     }
-                }
+                }?;
+                run.sum(graph, x)
             }
             (Layer::Attention(i), Some(x)) if c.kind.is_llama() => llama::attention(graph, c, i, x, &w, run),
             (Layer::Attention(i), Some(x)) => gpt2::attention(graph, c, i, x, &w, run),
@@ -417,7 +470,7 @@ impl Model {
 
 /// Attention of block `i` on packed queries, keys and values: over the sequence, or over the block's cache.
 fn attend(g: &mut Graph, c: &ModelConfig, i: usize, qkv: ValueId, run: &Run) -> Result<ValueId> {
-    let (heads, kv_heads) = (c.heads, c.kv_heads());
+    let [heads, kv_heads] = run.heads(c);
     let (Some(positions), Some(capacity)) = (run.positions, run.capacity) else {
         let op = Op::Attention { heads, kv_heads, starts: run.starts.is_some() };
         return g.forward(op, &[&[qkv], run.starts.as_slice()].concat());

@@ -1,5 +1,6 @@
 //! Persistent tensors of a model.
 
+use super::tensor::{Extent, Piece, Split, whole};
 use super::{Weights, lora};
 use crate::graph::DType;
 
@@ -31,6 +32,10 @@ pub struct Parameter {
     pub frozen: bool,
     /// How devices store it.
     pub weights: Weights,
+    /// How the members of a gang share it.
+    pub split: Split,
+    /// Of what it is a part, if it is one.
+    pub piece: Option<Piece>,
 }
 
 impl Parameter {
@@ -42,7 +47,18 @@ impl Parameter {
             tied_to: None,
             frozen: false,
             weights: Weights::F32,
+            split: Split::Same,
+            piece: None,
         }
+    }
+
+    /// The same, divided among the members of a gang along an axis.
+    pub(super) fn along(self, axis: usize, extent: Extent) -> Self {
+        self.split(Split::Along(axis, extent))
+    }
+
+    pub(super) fn split(self, split: Split) -> Self {
+        Parameter { split, ..self }
     }
 
     /// What the device that it is at home on holds of its weight.
@@ -67,7 +83,8 @@ impl Parameter {
 
     /// Whether it is one of an adapter's matrices, and not the base model's.
     pub fn is_lora(&self) -> bool {
-        self.name.ends_with(lora::A) || self.name.ends_with(lora::B)
+        let name = whole(&self.name);
+        name.ends_with(lora::A) || name.ends_with(lora::B)
     }
 
     /// Weight decay applies to tensors of two or more dimensions.

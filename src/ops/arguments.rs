@@ -77,7 +77,8 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             list[2] = Argument::whole(&order);
         }
         (Op::Embedding { .. } | Op::Gather, Some(i)) => {
-            list[i] = Argument::whole(&tokens(length(i), shapes[1][0]));
+            // One past the table, whose row is zeros, among them.
+            list[i] = Argument::whole(&tokens(length(i), shapes[1][0] + 1));
             if let Op::Embedding { places: true } = case.op {
                 list[3] = Argument::whole(&tokens(length(3), shapes[2][0]));
             }
@@ -86,6 +87,25 @@ pub fn arguments(case: &Case) -> Vec<Argument> {
             let vocabulary = length(0) / length(i);
             // One past the vocabulary, which does not count, among them.
             list[i] = Argument::whole(&tokens(length(i), vocabulary + 1));
+        }
+        (Op::LogitStatistics { first, .. }, Some(i)) => {
+            // Some before the part, and some after it.
+            list[i] = Argument::whole(&tokens(length(i), first + 2 * length(0) / length(i)));
+        }
+        (&Op::CrossEntropyPart { first, vocabulary, .. }, Some(i)) => {
+            list[i] = Argument::whole(&tokens(length(i), vocabulary + 1));
+            let members = shapes[2][0];
+            // The own part's in the first place; in the others those of other logits.
+            let mut statistics = vec![0.0; length(2)];
+            for member in 0..members {
+                let logits: Vec<f64> = numbers(60 + member, length(0)).map(|x| case.amplitude * x).collect();
+                let logits = if member == 0 { &list[0].values } else { &logits };
+                let first = if member == 0 { first } else { vocabulary };
+                let op = Op::LogitStatistics { member, members, first };
+                let made = reference::apply(&op, &shapes[..2], &[logits, &list[1].values]);
+                statistics.iter_mut().zip(&made[0]).for_each(|(sum, x)| *sum += x);
+            }
+            list[2] = Argument::floats(statistics);
         }
         (Op::Rope { .. } | Op::RopeBackward { .. }, Some(i)) => {
             let table = if let Op::Rope { .. } = case.op { 3 } else { 1 };
@@ -173,7 +193,9 @@ fn amplified(op: &Op) -> Option<usize> {
         | Op::Activate(_)
         | Op::SwiGlu
         | Op::Attention { .. }
-        | Op::CrossEntropy { .. } => Some(0),
+        | Op::CrossEntropy { .. }
+        | Op::LogitStatistics { .. }
+        | Op::CrossEntropyPart { .. } => Some(0),
         Op::LayerNormBackward { .. }
         | Op::ActivateBackward(_)
         | Op::SwiGluBackward

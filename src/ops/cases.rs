@@ -43,6 +43,7 @@ impl Case {
             | (Op::AttentionBackward { .. }, 4)
             | (Op::EmbeddingBackward { .. }, 1 | 2)
             | (Op::CrossEntropy { .. } | Op::AttentionCached { .. }, 1)
+            | (Op::LogitStatistics { .. } | Op::CrossEntropyPart { .. }, 1)
             | (Op::Rope { .. }, 4)
             | (Op::RopeBackward { .. }, 2) => DType::U32,
             _ if self.packed && self.op.reads_packed(argument) => DType::BF16,
@@ -241,6 +242,16 @@ fn rows() -> Vec<Case> {
         let op = Op::CrossEntropy { scale: 1.0 / rows as f32 };
         for amplitude in [1.0, 20.0] {
             list.push(Case::new(op.clone(), &[&[rows, vocabulary], &[rows]]).amplified(amplitude));
+        }
+    }
+    // A vocabulary in three parts: the columns of one of them, and its first token.
+    for [rows, columns, member, first] in [[1, 1, 0, 0], [7, 2, 2, 9], [33, 65, 1, 70], [130, 257, 0, 0]] {
+        let (logits, targets, statistics) = ([rows, columns], [rows], [3, rows, 3]);
+        for amplitude in [1.0, 20.0] {
+            let op = Op::LogitStatistics { member, members: 3, first };
+            list.push(Case::new(op, &[&logits, &targets]).amplified(amplitude));
+            let op = Op::CrossEntropyPart { scale: 1.0 / rows as f32, first, vocabulary: first + columns + 40 };
+            list.push(Case::new(op, &[&logits, &targets, &statistics]).amplified(amplitude));
         }
     }
     list

@@ -38,7 +38,7 @@ pub(super) fn position_backward(l: &Lowering) -> Lowered {
 }
 
 /// Rows sorted by token for `embedding_backward`: segments (id, start, end), padded with empty ones to
-/// `min(rows, vocabulary)`, and the order of rows.
+/// `min(rows, vocabulary)`, and the order of rows. Tokens beyond the vocabulary have no segment.
 pub fn sort_rows(tokens: &[u32], vocabulary: usize) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
     // Stable: rows of one token stay in order, which fixes the order of summation.
@@ -47,6 +47,9 @@ pub fn sort_rows(tokens: &[u32], vocabulary: usize) -> (Vec<u32>, Vec<u32>) {
     let mut start = 0;
     while start < order.len() {
         let id = tokens[order[start] as usize];
+        if id as usize >= vocabulary {
+            break;
+        }
         let length = order[start..].iter().take_while(|&&row| tokens[row as usize] == id).count();
         segments.extend([id, start as u32, (start + length) as u32]);
         start += length;

@@ -177,13 +177,22 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
         }
         Op::AttentionCached { heads, kv_heads } => attention::cached(&l, [heads, kv_heads]),
         Op::CrossEntropy { scale } => cross_entropy::forward(&l, scale),
+        Op::LogitStatistics { member, members, first } => {
+            cross_entropy::statistics(&l, [member, members, first])
+        }
+        Op::CrossEntropyPart { scale, first, vocabulary } => {
+            cross_entropy::part(&l, scale, first, vocabulary)
+        }
+        // The link adds; and nothing is left of the other.
+        Op::Sum | Op::Spread => Lowered::default(),
     }
 }
 
 /// A result that must lie in the same memory as an argument: (argument, result).
 pub fn in_place(op: &Op) -> Option<(usize, usize)> {
     match op {
-        Op::CrossEntropy { .. } => Some((0, 1)),
+        Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. } => Some((0, 1)),
+        Op::Sum | Op::Spread => Some((0, 0)),
         Op::AttentionCached { .. } => Some((2, 1)),
         _ => None,
     }

@@ -8,7 +8,7 @@ use super::parameters::Parameters;
 use super::plan::{ALIGNMENT, MemoryPlan, Place, program};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Kernel, Range, Recorder};
-use crate::graph::{Phase, StageGraph, ValueId};
+use crate::graph::{Op, Phase, StageGraph, ValueId};
 
 /// Which copy of the stash and of the gradient slot a program works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +121,18 @@ impl StageProgram {
     pub fn launch_flops(&self, phase: Phase) -> Vec<f64> {
         let steps = &self.steps[program(phase)];
         steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
+    }
+
+    /// The values of a program that a gang adds up, each with how many launches come before that.
+    pub fn sums(&self, phase: Phase) -> Vec<(ValueId, usize)> {
+        let (mut sums, mut launches) = (Vec::new(), 0);
+        for (node, lowered) in self.stage.graph.nodes.iter().zip(&self.plan.lowered) {
+            if node.phase == phase {
+                sums.extend((node.op == Op::Sum).then(|| (node.outputs[0], launches)));
+                launches += lowered.launches.len();
+            }
+        }
+        sums
     }
 
     /// The gradients of parameters that a program makes: each parameter, and from which of the program's launches to before

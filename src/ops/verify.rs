@@ -13,6 +13,7 @@ use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, source};
 use crate::graph::{Fed, Graph, Op, Phase, StageGraph, ValueId};
+use crate::model::tensor::Split;
 use crate::model::{Init, Parameter, Weights};
 use crate::reference;
 
@@ -74,7 +75,11 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
         Op::AttentionBackward { .. } => {
             (1e-9, "weights recomputed from lse, then do·v − delta cancels digits")
         }
-        Op::CrossEntropy { .. } => (1e-11, "exp of logits; log may be off by 2^-21, whatever it gives"),
+        Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. } => {
+            (1e-11, "exp of logits; log may be off by 2^-21, whatever it gives")
+        }
+        Op::LogitStatistics { .. } => (1e-11, "a long sum of exp, which may be off by 3 + 2|x| units in the last place"),
+        Op::Sum | Op::Spread => (0.0, "one member's alone is a copy"),
     }
 }
 
@@ -189,6 +194,8 @@ async fn run(
         init: Init::Zeros,
         tied_to: None,
         weights: Weights::F32,
+        split: Split::Same,
+        piece: None,
     };
     let list = stage.gradients.iter().enumerate().map(parameter).collect();
     let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;

@@ -167,6 +167,7 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            tensor: vec![1],
             host: None,
             purpose,
             budgets: vec![budget],

@@ -1,5 +1,6 @@
 //! One action on a device: what it needs arrives, its launches are recorded and handed over in parts, what it makes leaves.
 
+use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::collections::HashSet;
 
@@ -31,7 +32,7 @@ pub(super) struct Recording<'d> {
     pub(super) recorder: Recorder<'d>,
     /// Copies in it that something follows.
     pub(super) copies: Vec<Recorded>,
-    what: What,
+    pub(super) what: What,
     /// Floating-point operations in it.
     used: f64,
     /// Since when it has been recorded.
@@ -64,6 +65,8 @@ impl<'d> Recording<'d> {
 #[derive(Default)]
 pub(super) struct Stops {
     at: HashSet<usize>,
+    /// What the gang adds up, each with how many launches come before.
+    sums: Vec<(ValueId, usize)>,
     /// The weights that come, each with the launch that is the first to read it.
     pub(super) weights: Vec<(ValueId, usize)>,
     /// The gradients that leave: by parameter, and from which launch to before which each is made.
@@ -142,6 +145,7 @@ impl Rank {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
             while from < flops.len() {
+                self.add_up(&mut recording, action, slots, &stops, from).await?;
                 if recording.used > 0.0 && recording.used + flops[from] > budget {
                     self.host.iter_mut().for_each(|host| host.flush(&mut recording));
                     self.submit_part(&mut recording).await;
@@ -166,6 +170,7 @@ impl Rank {
                 }
                 from = to;
             }
+            self.add_up(&mut recording, action, slots, &stops, flops.len()).await?;
             before += flops.len();
         }
         if self.slow > 1.0 {
@@ -188,11 +193,30 @@ impl Rank {
         recording.started = now();
     }
 
+    /// Adds up over the gang what is to be after so many launches.
+    async fn add_up(
+        &mut self,
+        recording: &mut Recording<'_>,
+        action: Action,
+        slots: Slots,
+        stops: &Stops,
+        launches: usize,
+    ) -> Result<()> {
+        for &(value, _) in stops.sums.iter().filter(|(_, before)| *before == launches) {
+            let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
+            let range = stage.program.range(&self.parameters, value, slots)?;
+            self.host.iter_mut().for_each(|host| host.flush(recording));
+            self.sum_over_gang(recording, range).await?;
+        }
+        Ok(())
+    }
+
     /// Where the launches of an action's program stop.
     fn stops(&self, action: Action, phase: Phase, completes: bool) -> Result<Stops> {
-        let mut stops = Stops::default();
-        let Some(host) = &self.host else { return Ok(stops) };
         let program = &self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?.program;
+        let mut stops = Stops { sums: program.sums(phase), ..Stops::default() };
+        stops.at.extend(stops.sums.iter().map(|(_, before)| before));
+        let Some(host) = &self.host else { return Ok(stops) };
         if host.sends(completes) {
             stops.gradients = program.gradients(phase);
             stops.at.extend(stops.gradients.iter().flat_map(|(_, made)| [made.start, made.end]));
@@ -266,6 +290,14 @@ impl Rank {
         outgoing.record(recorder, &[(from, 0)], action.microbatch).await.map(Some)
     }
 
+    /// Tokens as rows of the table that the device has; those of others lie beyond it.
+    pub(super) fn own_tokens<'t>(&self, tokens: &'t [u32]) -> Cow<'t, [u32]> {
+        match self.vocabulary.start as u32 {
+            0 => Cow::Borrowed(tokens),
+            first => tokens.iter().map(|token| token.wrapping_sub(first)).collect(),
+        }
+    }
+
     /// Uploads what a stage is fed of its microbatch.
     fn feed(&self, action: Action, batch: &Batch) -> Result<()> {
         let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
@@ -276,11 +308,12 @@ impl Rank {
         let starts = LazyCell::new(|| (0..rows.len()).map(begun).collect::<Vec<u32>>());
         let place = |at: usize| (at % self.sequence) as u32 - begun(at);
         let places = LazyCell::new(|| (0..rows.len()).map(place).collect::<Vec<u32>>());
-        let by_token = LazyCell::new(|| sort_rows(&batch.inputs[rows.clone()], self.vocabulary));
+        let tokens = LazyCell::new(|| self.own_tokens(&batch.inputs[rows.clone()]));
+        let by_token = LazyCell::new(|| sort_rows(&tokens, self.vocabulary.len()));
         let by_place = LazyCell::new(|| sort_rows(&places, self.context));
         for (fed, id) in stage.program.stage().graph.fed() {
             let values: &[u32] = match fed {
-                Fed::Tokens => &batch.inputs[rows.clone()],
+                Fed::Tokens => &tokens,
                 Fed::TokenSegments => &by_token.0,
                 Fed::TokenOrder => &by_token.1,
                 Fed::Targets => &batch.targets[rows.clone()],

@@ -1,21 +1,23 @@
 //! Growing texts: new tokens pass the stages one group of texts after another, and every stage keeps its own caches. What
 //! decoding adds to the plan of a device, to a device at work and to the executor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::compute::Recording;
 use super::executor::Executor;
-use super::link::{self, Recorded};
+use super::link;
 use super::log::State;
 use super::plan::Plan;
 use super::rank::{Command, Rank, Replies, Reply, Stage};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder, now};
+use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder};
 use crate::graph::{Fed, Phase, StageGraph};
 use crate::model::Purpose;
+use crate::ops::parameters::Parameters;
 use crate::ops::plan::MemoryPlan;
 use crate::ops::program::{DUMMY_BYTES, Slots, StageProgram};
 use crate::schedule::{Action, Kind};
@@ -51,6 +53,7 @@ impl DecodePlan {
     /// For these stages of a plan, on one device.
     pub(super) fn new(
         plan: &Plan,
+        rank: usize,
         stages: &[usize],
         capacity: usize,
         capabilities: &Capabilities,
@@ -58,13 +61,13 @@ impl DecodePlan {
         let setup = &plan.setup;
         let single = |&stage: &usize| {
             let (layers, purpose) = (plan.stages[stage].clone(), Purpose::Decode { capacity });
-            let graph = plan.model.stage_graph(layers, setup.batch, 1, purpose)?;
+            let graph = plan.model.part_of_stage(layers, setup.batch, 1, purpose, plan.member(rank))?;
             let memory = MemoryPlan::new(&graph, capabilities);
             Ok((stage, graph, memory))
         };
         let singles = stages.iter().filter(|_| setup.sequence > 1).map(single).collect::<Result<_>>()?;
         let is_last = stages.contains(&(plan.stages.len() - 1));
-        let logits = is_last.then(|| 4 * (setup.batch * setup.model.vocabulary) as u64);
+        let logits = is_last.then(|| 4 * (setup.batch * plan.vocabulary(rank).len()) as u64);
         Ok(DecodePlan { singles, groups: plan.schedule.microbatches, logits })
     }
 
@@ -107,10 +110,27 @@ impl Executor {
     /// The next group's logits, (B,V), and its number.
     pub async fn logits(&mut self) -> Result<(usize, Vec<f32>)> {
         loop {
-            if let (_, Reply::Logits(logits)) = self.answer().await? {
-                return logits.take();
+            let (rank, Reply::Logits(logits)) = self.answer().await? else { continue };
+            let (group, values) = logits.take()?;
+            let parts = self.parts_of_logits.entry(group).or_default();
+            parts.insert(rank, values);
+            if parts.len() == self.members {
+                let parts = self.parts_of_logits.remove(&group).unwrap_or_default();
+                return Ok((group, self.side_by_side(parts)));
             }
         }
+    }
+
+    /// Rows of logits, of which each member of a gang has those of its tokens.
+    pub(super) fn side_by_side(&self, parts: BTreeMap<usize, Vec<f32>>) -> Vec<f32> {
+        let rows = parts.values().map(Vec::len).sum::<usize>() / self.vocabulary;
+        if parts.len() == 1 {
+            return parts.into_values().flatten().collect();
+        }
+        let of_row = |row: usize| {
+            parts.values().flat_map(move |part| part[row * part.len() / rows..(row + 1) * part.len() / rows].iter())
+        };
+        (0..rows).flat_map(of_row).copied().collect()
     }
 }
 
@@ -132,18 +152,13 @@ impl Rank {
         let slots = Slots { stash: grow.group, gradient: 0 };
         let one = grow.tokens.len() == self.batch;
         let [before, after] = self.hops(Action::new(at, Kind::F, grow.group));
-        let mut recorder = device.record();
-        let (Some(stage), Some(decoder)) = (self.stages.get_mut(&at), &mut self.decoder) else {
-            return Err(Error::Shape { op: "decode", message: "the plan is not for growing texts".into() });
-        };
-        let program = match decoder.singles.get_mut(&at) {
-            Some(single) if one => single,
-            _ => &mut stage.program,
-        };
-        let started = now();
+        let what = What::Action(Action::new(at, Kind::F, grow.group));
+        let mut recording = Recording::new(&device, what);
+        let tokens = self.own_tokens(&grow.tokens);
+        let (program, parameters) = self.growing(at, one)?;
         for (fed, id) in program.stage().graph.fed() {
             let values = match fed {
-                Fed::Tokens => &grow.tokens,
+                Fed::Tokens => &tokens[..],
                 Fed::Positions => &grow.positions,
                 Fed::Last => &grow.last,
                 // The one comes over a link, the other stays.
@@ -158,41 +173,65 @@ impl Rank {
                 | Fed::OutputGradient
                 | Fed::Argument(_) => return Err(unknown(fed)),
             };
-            let range = program.range(&self.parameters, id, slots)?;
+            let range = program.range(parameters, id, slots)?;
             if range.bytes != 4 * values.len() as u64 {
                 return Err(wrong_size(&fed.to_string(), values.len(), range.bytes as usize / 4));
             }
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
-        let mut copies = Vec::new();
-        if let (Some(incoming), Some(input)) = (stage.ends.forward_in.get_mut(&before), program.stage().input)
-        {
-            let to = program.range(&self.parameters, input, slots)?;
+        let (input, output) = (program.stage().input, program.stage().output);
+        let (sums, launches) = (program.sums(Phase::Forward), program.launch_flops(Phase::Forward).len());
+        let range = |id| program.range(parameters, id, slots);
+        let (input, output) = (input.map(range).transpose()?, output.map(range).transpose()?);
+        let ends = self.stages.get_mut(&at).map(|stage| &mut stage.ends);
+        if let (Some(incoming), Some(to)) = (ends.and_then(|ends| ends.forward_in.get_mut(&before)), input) {
             self.log.state(State::Waiting(What::Action(Action::new(at, Kind::RecvF, grow.group))));
-            copies.push(incoming.record(&mut recorder, &[(to, 0)], grow.number).await?.0);
+            let (recorded, _) = incoming.record(&mut recording.recorder, &[(to, 0)], grow.number).await?;
+            recording.copies.push(recorded);
         }
-        let what = What::Action(Action::new(at, Kind::F, grow.group));
         self.log.state(State::Working(what));
-        let launches = program.launch_flops(Phase::Forward).len();
-        program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots)?;
-        let output =
-            program.stage().output.map(|id| program.range(&self.parameters, id, slots)).transpose()?;
+        let mut from = 0;
+        for (value, to) in sums.into_iter().map(|(value, at)| (Some(value), at)).chain([(None, launches)]) {
+            let (program, parameters) = self.growing(at, one)?;
+            program.record(&mut recording.recorder, parameters, Phase::Forward, from..to, slots)?;
+            let range = value.map(|value| program.range(parameters, value, slots)).transpose()?;
+            if let Some(range) = range {
+                self.sum_over_gang(&mut recording, range).await?;
+            }
+            from = to;
+        }
+        let Some(stage) = self.stages.get_mut(&at) else { return Err(not_growing()) };
         if let (Some(outgoing), Some(from)) = (stage.ends.forward_out.get_mut(&after), &output) {
-            copies.push(outgoing.record(&mut recorder, &[(from.clone(), 0)], grow.number).await?);
+            let pieces = [(from.clone(), 0)];
+            recording.copies.push(outgoing.record(&mut recording.recorder, &pieces, grow.number).await?);
         }
         let mut logits = None;
-        if let (true, Some(readback), Some(from)) =
-            (stage.ends.forward_out.is_empty(), &mut decoder.logits, &output)
-        {
-            logits = Some(readback.record(&mut recorder, from, grow.group).await?);
+        let readback = self.decoder.as_mut().and_then(|decoder| decoder.logits.as_mut());
+        if let (true, Some(readback), Some(from)) = (stage.ends.forward_out.is_empty(), readback, &output) {
+            logits = Some(readback.record(&mut recording.recorder, from, grow.group).await?);
         }
-        self.submit(recorder, what, 0.0, started).await;
-        copies.into_iter().for_each(Recorded::submitted);
+        self.submit_last(recording).await;
         if let Some(logits) = logits {
             logits.submitted(self.index, replies.clone());
         }
         device.check("decoding")
     }
+
+    /// The program of a stage for one token at a time or for more, and the weights that it reads.
+    fn growing(&mut self, at: usize, one: bool) -> Result<(&mut StageProgram, &Parameters)> {
+        let (Some(stage), Some(decoder)) = (self.stages.get_mut(&at), &mut self.decoder) else {
+            return Err(not_growing());
+        };
+        let program = match decoder.singles.get_mut(&at) {
+            Some(single) if one => single,
+            _ => &mut stage.program,
+        };
+        Ok((program, &self.parameters))
+    }
+}
+
+fn not_growing() -> Error {
+    Error::Shape { op: "decode", message: "the plan is not for growing texts".into() }
 }
 
 /// Buffers through which logits come to the host; each goes back here once it has been read.

@@ -112,10 +112,16 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
     let (largest_gradient, largest_weight) = shard.largest();
     let devices: Vec<Device> = ranks.iter().map(|rank| rank.device.clone()).collect();
     let home = &devices[*owner];
-    let arrived = home.buffer("arrived gradients", largest_gradient)?;
-    let sums = buckets.iter().map(|bucket| adding(&ranks[*owner].parameters, home, bucket, &arrived));
-    let sums = sums.collect::<Result<Vec<_>>>()?;
-    let add = home.kernel(&KernelKey { name: "accumulate", specialisation: Specialisation::default() })?;
+    let sums = match arrivals.is_empty() {
+        true => None,
+        false => {
+            let arrived = home.buffer("arrived gradients", largest_gradient)?;
+            let sums = buckets.iter().map(|bucket| adding(&ranks[*owner].parameters, home, bucket, &arrived));
+            let sums = sums.collect::<Result<Vec<_>>>()?;
+            let key = KernelKey { name: "accumulate", specialisation: Specialisation::default() };
+            Some((arrived, sums, home.kernel(&key)?))
+        }
+    };
     for (arrival, groups) in arrivals.iter().enumerate() {
         let from: Vec<Vec<&Device>> =
             groups.iter().map(|group| group.iter().map(|&o| &devices[others[o].rank]).collect()).collect();
@@ -127,9 +133,9 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
             out.complete = complete(rank, stage, buckets, &others[other]);
             rank.exchange.gradients_out.push(out);
         }
-        let (link, buckets) = (incoming.remove(0), sums.clone());
-        let (arrived, add, follows) = (arrived.clone(), add.clone(), arrival > 0);
-        let own = Other { rank: *owner, names: HashMap::new() };
+        let Some((arrived, buckets, add)) = sums.clone() else { continue };
+        let (link, follows) = (incoming.remove(0), arrival > 0);
+        let own = Other { rank: *owner, names: HashMap::new(), adds: true };
         let complete = complete(&ranks[*owner], stage, &shard.buckets, &own);
         let sum = Sum { stage, link, arrived, add, buckets, complete, follows, added: 0 };
         ranks[*owner].exchange.gradients_in.push(sum);
@@ -145,7 +151,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
         let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
         rank.exchange.weights_in.push(In { stage, link, buckets });
     }
-    let own = Other { rank: *owner, names: HashMap::new() };
+    let own = Other { rank: *owner, names: HashMap::new(), adds: true };
     let rank = &mut ranks[*owner];
     let of = |bucket: &Bucket| {
         pieces(std::slice::from_ref(bucket), &own, |name| weight(&rank.parameters, bucket, name))

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::graph::DType;
 use crate::model::Parameter;
+use crate::model::tensor::Run;
 use crate::ops::parameters::{AdamStep, Part};
 use crate::plan::Sharding;
 use crate::timeline::{Event, What};
@@ -48,9 +49,17 @@ pub struct Executor {
     logs: Vec<Arc<Log>>,
     names: Vec<String>,
     parameters: Vec<Parameter>,
+    /// The parts of each parameter that devices have, of those in order; itself where it is not divided.
+    parts: Vec<Vec<Parameter>>,
     holders: Holders,
-    /// The rank that has the last stage, by microbatch.
+    /// The rank that tells the losses of the last stage, by microbatch.
     last: Vec<usize>,
+    /// How many devices divide each layer.
+    pub(super) members: usize,
+    /// Tokens of the vocabulary.
+    pub(super) vocabulary: usize,
+    /// Logits of groups of texts that have not come from all members of a gang.
+    pub(super) parts_of_logits: HashMap<usize, BTreeMap<usize, Vec<f32>>>,
     sent: Vec<u64>,
     /// What is in the host's memory.
     pub(super) store: Option<Arc<Store>>,
@@ -83,12 +92,14 @@ impl Drop for Executor {
 impl Executor {
     /// Allocates and compiles everything, one device after another, and starts the ranks.
     pub fn launch(plan: Plan, devices: &[Device]) -> Result<Executor> {
-        let parameters = plan.model.parameters();
+        let (parameters, parts) = plan.divided().into_iter().unzip();
+        let (members, vocabulary) = (plan.members.len(), plan.setup.model.vocabulary);
         let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
         let holders = plan.holders.clone();
         let last = plan.placement.stages() - 1;
-        let last = (0..plan.schedule.microbatches).map(|m| plan.placement.rank(last, m)).collect();
+        let last = (0..plan.schedule.microbatches).map(|m| plan.devices(plan.placement.rank(last, m)).start);
+        let last = last.collect();
         let rows = plan.setup.batch * plan.setup.sequence * plan.schedule.microbatches;
         let training = plan.setup.purpose.trains();
         let sharding = plan.setup.sharding;
@@ -111,8 +122,12 @@ impl Executor {
             logs,
             names,
             parameters,
+            parts,
             holders,
             last,
+            members,
+            vocabulary,
+            parts_of_logits: HashMap::new(),
             sent,
             store: kept,
             sharding,
@@ -197,7 +212,7 @@ impl Executor {
             let chunks = squares.range((p.name.clone(), 0)..=(p.name.clone(), usize::MAX));
             chunks.map(|(_, &sum)| f64::from(sum)).sum::<f64>()
         };
-        let owned = self.parameters.iter().map(of);
+        let owned = self.parts.iter().flatten().map(of);
         let gradient_scale = all as f64 / counted as f64;
         let gradient_norm = gradient_scale * owned.sum::<f64>().sqrt();
         let loss = sum(&losses) / counted as f64;
@@ -306,15 +321,15 @@ impl Executor {
         for rank in 0..self.commands.len() {
             self.tell(rank, Command::Infer(batch.clone(), rows.clone()))?;
         }
-        let mut logits = Vec::new();
+        let mut logits = BTreeMap::new();
         for _ in 0..self.commands.len() {
-            if let (_, Reply::Values(values)) = self.answer().await?
+            if let (rank, Reply::Values(values)) = self.answer().await?
                 && !values.is_empty()
             {
-                logits = values;
+                logits.insert(rank, values);
             }
         }
-        Ok(logits)
+        Ok(self.side_by_side(logits))
     }
 
     /// Part of a parameter, from the devices that own it.
@@ -331,15 +346,46 @@ impl Executor {
         first: usize,
         count: usize,
     ) -> Result<Vec<f32>> {
-        let unknown = || Error::config("parameter", format!("{name} has no elements {first} + {count}"));
-        let parameter = self.parameters.iter().find(|p| p.name == name).ok_or_else(unknown)?;
-        if first + count > parameter.len() {
-            return Err(unknown());
+        let parts = self.parts_of(name, first + count)?;
+        let mut all = vec![0.0; count];
+        for piece in parts {
+            let runs = piece.runs(first..first + count);
+            let Some((start, end)) = ends(&runs) else { continue };
+            let values = self.read_part(&piece, part, start, end - start).await?;
+            for Run { part, whole } in runs {
+                let (from, to) = (part - start, whole.start - first);
+                all[to..to + whole.len()].copy_from_slice(&values[from..from + whole.len()]);
+            }
         }
+        Ok(all)
+    }
+
+    /// The parts of a parameter of at least `len` elements.
+    pub(super) fn parts_of(&self, name: &str, len: usize) -> Result<Vec<Parameter>> {
+        let number = self.parameters.iter().position(|p| p.name == name);
+        let unknown = || Error::config("parameter", format!("{name} is not in this model"));
+        let number = number.ok_or_else(unknown)?;
+        let has = self.parameters[number].len();
+        if len > has {
+            return Err(Error::config("parameter", format!("{name} has {has} elements, not {len}")));
+        }
+        Ok(self.parts[number].clone())
+    }
+
+    /// As [`Executor::read_from`] of a part that devices have.
+    async fn read_part(
+        &mut self,
+        parameter: &Parameter,
+        part: Part,
+        first: usize,
+        count: usize,
+    ) -> Result<Vec<f32>> {
+        let name = &parameter.name;
         if let Some(store) = self.store.as_ref().filter(|store| store.keeps(parameter, part)) {
             return store.read(name, part, first, count);
         }
-        let holders = self.holders.get(name).ok_or_else(unknown)?;
+        let missing = || Error::config("parameter", format!("{name} is on no device"));
+        let holders = self.holders.get(name).ok_or_else(missing)?;
         let mut owners: Vec<(Range<usize>, usize)> = match parameter.frozen || !self.training {
             true => holders.first().map(|holder| (0..parameter.len(), holder.rank)).into_iter().collect(),
             false => holders.iter().map(|holder| (holder.owned.clone(), holder.rank)).collect(),
@@ -349,7 +395,7 @@ impl Executor {
         let mut all = Vec::with_capacity(count);
         for (owned, rank) in owners {
             let part_of = owned.start.max(first)..owned.end.min(first + count);
-            self.tell(rank, Command::Read(name.into(), part, part_of.start, part_of.len()))?;
+            self.tell(rank, Command::Read(name.clone(), part, part_of.start, part_of.len()))?;
             match self.answer().await? {
                 (_, Reply::Values(values)) => all.extend(values),
                 _ => return Err(stopped(&self.names[rank])),
@@ -370,31 +416,31 @@ impl Executor {
 
     /// As [`Executor::write`] for some of the elements, from number `first` on.
     pub async fn write_from(&mut self, name: &str, part: Part, first: usize, values: Vec<f32>) -> Result<()> {
-        let places = self.places(name, part, first + values.len())?;
-        if let Some(store) = &self.store {
-            store.write(name, part, first, &values)?;
+        let whole = first..first + values.len();
+        let mut written = 0;
+        for piece in self.parts_of(name, whole.end)? {
+            let runs = piece.runs(whole.clone());
+            let Some((start, _)) = ends(&runs) else { continue };
+            let of = |run: &Run| values[run.whole.start - first..run.whole.end - first].iter().copied();
+            let values: Arc<Vec<f32>> = Arc::new(runs.iter().flat_map(of).collect());
+            if let Some(store) = &self.store {
+                store.write(&piece.name, part, start, &values)?;
+            }
+            for held in self.places(&piece, part) {
+                self.tell(held.rank, Command::Write(held.name, part, start, values.clone()))?;
+                written += 1;
+            }
         }
-        let values = Arc::new(values);
-        for held in &places {
-            self.tell(held.rank, Command::Write(held.name.clone(), part, first, values.clone()))?;
-        }
-        for _ in &places {
+        for _ in 0..written {
             self.answer().await?;
         }
         Ok(())
     }
 
-    /// The ranks that hold part of a parameter of at least `len` elements: of a weight all that have it, of the rest who owns
-    /// some of it.
-    pub(super) fn places(&self, name: &str, part: Part, len: usize) -> Result<Vec<Held>> {
-        let Some(parameter) = self.parameters.iter().find(|p| p.name == name) else {
-            return Err(Error::config("parameter", format!("{name} is not in this model")));
-        };
-        if len > parameter.len() {
-            let message = format!("{name} has {} elements, not {len}", parameter.len());
-            return Err(Error::config("parameter", message));
-        }
-        let holders = self.holders.get(name).into_iter().flatten();
+    /// The ranks that hold part of what devices have of a parameter: of a weight all that have it, of the rest who owns some of
+    /// it.
+    pub(super) fn places(&self, parameter: &Parameter, part: Part) -> Vec<Held> {
+        let holders = self.holders.get(&parameter.name).into_iter().flatten();
         let held = holders.filter_map(|Holder { rank, name, owned, .. }| {
             let all = 0..parameter.len();
             let owned = if self.training { owned.clone() } else { 0..0 };
@@ -424,7 +470,7 @@ impl Executor {
             }
             Some(Held { rank: *rank, name: name.clone(), types })
         });
-        Ok(held.collect())
+        held.collect()
     }
 }
 
@@ -435,6 +481,12 @@ pub(super) struct Held {
     pub(super) name: String,
     /// As what it is held, and which elements.
     pub(super) types: Vec<(DType, Range<usize>)>,
+}
+
+/// Where runs of a part begin and end there.
+pub(super) fn ends(runs: &[Run]) -> Option<(usize, usize)> {
+    let (first, last) = (runs.first()?, runs.last()?);
+    Some((first.part, last.part + last.whole.len()))
 }
 
 fn sum(losses: &[f32]) -> f64 {
@@ -475,6 +527,7 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            tensor: vec![1],
             host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],

@@ -1,5 +1,6 @@
 //! What a rank does once a step: the actions that begin and end it, and what it answers.
 
+use super::gang::Gang;
 use super::host::HostLink;
 use super::log::State;
 use super::rank::{Rank, StepPart};
@@ -72,7 +73,7 @@ impl Rank {
         // Ranks without a read-back report once their work is done, so that their events are complete.
         device.below(1).await;
         device.check("running the step")?;
-        let host = self.host.as_ref().map_or(0, |host| host.bytes);
+        let host = self.host.as_ref().map_or(0, |host| host.bytes) + self.gang.as_ref().map_or(0, Gang::sent);
         let bytes =
             self.stages.values().map(|stage| stage.ends.sent()).sum::<u64>() + self.exchange.sent() + host;
         Ok(StepPart { losses, squares, events: self.log.take_events(), bytes })

@@ -44,7 +44,7 @@ impl Rank {
         let all: Vec<f32> =
             bytemuck::pod_collect_to_vec(&self.device.read_staging(staging, losses.bytes()).await?);
         let (rows, last) = (self.batch * self.sequence, self.placement.stages() - 1);
-        let own = all.chunks(rows).enumerate().filter(|(m, _)| self.placement.rank(last, *m) == self.index);
+        let own = all.chunks(rows).enumerate().filter(|(m, _)| self.placement.rank(last, *m) == self.list);
         Ok(own.flat_map(|(_, losses)| losses).copied().collect())
     }
 
@@ -58,7 +58,7 @@ impl Rank {
                 && let Some(output) = stage.program.stage().output
             {
                 let range = stage.program.range(&self.parameters, output, Slots { stash: 0, gradient: 0 })?;
-                let width = 4 * self.vocabulary as u64;
+                let width = 4 * self.vocabulary.len() as u64;
                 for &row in rows {
                     let part = range.buffer.range(range.offset + row as u64 * width, width);
                     logits.extend(self.device.read_f32(&part).await?);

@@ -35,7 +35,8 @@ const ALIGNED: u64 = 8;
 fn slot_bytes(plan: &Plan, rank: usize) -> u64 {
     let has =
         |of: &Parameter| plan.holders.get(&of.name).is_some_and(|all| all.iter().any(|h| h.rank == rank));
-    slot(plan.model.parameters().iter().filter(|of| has(of)).map(Parameter::len).sum())
+    let parts = plan.divided().into_iter().flat_map(|(_, parts)| parts);
+    slot(parts.filter(|of| has(of)).map(|of| of.len()).sum())
 }
 
 fn slot(elements: usize) -> u64 {
@@ -80,11 +81,9 @@ fn whole(plan: &Plan, rank: usize) -> HashMap<usize, Vec<String>> {
         !parameter.frozen && !parameter.tied_to.as_ref().is_some_and(here)
     };
     let of = |stage: usize| {
-        let layers = plan.stages[stage].clone();
-        let parameters = layers.flat_map(|layer| plan.model.layer_parameters(layer));
-        parameters.filter(leaves).map(|parameter| parameter.name).collect()
+        plan.parts(stage, rank).into_iter().filter(leaves).map(|parameter| parameter.name).collect()
     };
-    let stages = (0..plan.stages.len()).filter(|&stage| plan.placement.holds(rank, stage));
+    let stages = (0..plan.stages.len()).filter(|&stage| plan.holds(rank, stage));
     stages.filter(|_| !plan.setup.sharding.streams_gradients()).map(|stage| (stage, of(stage))).collect()
 }
 
@@ -274,7 +273,7 @@ impl HostLink {
                 _ => return Ok(()),
             }
         }
-        let term = self.store.term(name, rank.index, action.microbatch)?;
+        let Some(term) = self.store.term(name, rank.index, action.microbatch)? else { return Ok(()) };
         let blocks = self.store.blocks(name)?;
         let len = blocks.iter().map(|of| of.1.end).max().unwrap_or(0);
         let blocks = blocks.into_iter().map(|(block, elements)| (block, elements, Some(term)));

@@ -7,6 +7,7 @@ use futures_channel::mpsc;
 
 use super::decode::Decoder;
 use super::exchange::{Exchange, connect_shard};
+use super::gang;
 use super::host::HostLink;
 use super::link::{Incoming, Outgoing, connect, connect_local};
 use super::log::Log;
@@ -23,7 +24,7 @@ use crate::schedule::{Kind, Replica};
 struct Hop {
     number: usize,
     kind: Kind,
-    /// The stage and rank that send, and those that receive.
+    /// The stage and device that send, and those that receive.
     from: Replica,
     to: Replica,
     out: Outgoing,
@@ -37,11 +38,15 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Vec<Hop>> {
         let [before, after] = [before, after].map(|replica| plan.placement.replicas()[replica]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
         for (kind, from, to) in directions.into_iter().take(plan.directions(before.stage) as usize) {
-            let (out, inward) = match plan.placement.is_link(number) {
-                true => connect(&devices[from.rank], &devices[to.rank], bytes, slots)?,
-                false => connect_local(&devices[from.rank], bytes, slots)?,
-            };
-            links.push(Hop { number, kind, from, to, out, inward });
+            // A gang's members have all of what passes; each has it from its like.
+            for (sender, receiver) in plan.devices(from.rank).zip(plan.devices(to.rank)) {
+                let (out, inward) = match plan.placement.is_link(number) {
+                    true => connect(&devices[sender], &devices[receiver], bytes, slots)?,
+                    false => connect_local(&devices[sender], bytes, slots)?,
+                };
+                let [from, to] = [(from, sender), (to, receiver)].map(|(of, rank)| Replica { rank, ..of });
+                links.push(Hop { number, kind, from, to, out, inward });
+            }
         }
     }
     Ok(links)
@@ -64,18 +69,16 @@ pub(super) fn build(
         }
     }
     let links = links(&plan, devices)?;
+    let mut gangs = gang::connect(&plan, devices)?;
     let scores = plan.setup.purpose.scores();
-    let (loss_bytes, last) = (plan.loss_bytes(), plan.stages.len() - 1);
+    let loss_bytes = plan.loss_bytes();
     let placement = Arc::new(plan.placement.clone());
     let mut ranks = Vec::new();
     for part in std::mem::take(&mut plan.ranks) {
         let (index, device) = (part.rank, &devices[part.rank]);
         let owned = part.layout.owned_chunks() as u64;
         let has = |name: &str| part.layout.parameters().iter().any(|p| p.tied_to.as_deref() == Some(name));
-        let completed = |stage: &usize| {
-            let layers = plan.stages[*stage].clone();
-            layers.flat_map(|layer| plan.model.layer_parameters(layer)).any(|p| has(&p.name))
-        };
+        let completed = |stage: &usize| plan.parts(*stage, index).iter().any(|p| has(&p.name));
         let folds = part.stages.iter().map(|stage| stage.stage).filter(completed).collect();
         let parameters = Parameters::new(device, part.layout, training)?;
         let mut stages = HashMap::new();
@@ -85,14 +88,14 @@ pub(super) fn build(
             let program = StageProgram::new(device, stage.graph, stage.memory, stash.count, gradient.count)?;
             stages.insert(at, Stage { program, stash, gradient, ends: Ends::default() });
         }
-        let losses = (scores && placement.holds(index, last))
+        let losses = (scores && plan.reports(index))
             .then(|| {
                 let buffer = device.buffer("losses", loss_bytes)?;
                 Ok::<_, Error>((buffer, device.staging("losses", loss_bytes, Mapping::Read)?))
             })
             .transpose()?;
         let decoder = part.decoding.map(|plan| Decoder::new(device, plan, &stages)).transpose()?;
-        let mut actions = plan.schedule.ranks[index].clone();
+        let mut actions = plan.schedule.ranks[plan.gang(index)].clone();
         actions.retain(|action| !action.kind.is_transfer() && (training || action.kind == Kind::F));
         let exchange = Exchange::new(folds, &actions, through_host);
         let sums = device.staging("sums", if training { 4 * owned } else { 0 }, Mapping::Read)?;
@@ -108,7 +111,9 @@ pub(super) fn build(
             folded: false,
             batch: plan.setup.batch,
             sequence: plan.setup.sequence,
-            vocabulary: plan.setup.model.vocabulary,
+            vocabulary: plan.vocabulary(index),
+            list: plan.gang(index),
+            gang: gangs[index].take(),
             context: plan.setup.model.context,
             losses,
             decoder,

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::folder::{Dtype, Tensors};
 use crate::gpu::{Buffer, Device, Mapping, Range};
 use crate::graph::DType;
+use crate::model::tensor::Run;
 use crate::model::{Parameter, init};
 use crate::ops::parameters::Part;
 
@@ -88,10 +89,9 @@ impl Executor {
         let mut given = vec![0; self.devices.len()];
         let mut order = Vec::new();
         for parameter in parameters {
-            let rank = self
-                .places(&parameter.name, Part::Weight, parameter.len())?
-                .first()
-                .map_or(0, |held| held.rank);
+            let parts = self.parts_of(&parameter.name, parameter.len())?;
+            let held = parts.first().map(|part| self.places(part, Part::Weight));
+            let rank = held.and_then(|held| held.first().map(|held| held.rank)).unwrap_or(0);
             order.push((given[rank], parameter));
             given[rank] += parameter.len();
         }
@@ -165,24 +165,42 @@ impl<'a> Loader<'a> {
 
     async fn load(&mut self, tensors: &Tensors, tensor: &str, name: &str, part: Part) -> Result<()> {
         let len = tensors.get(tensor).map_or(0, |info| info.len());
+        for parameter in self.executor.parts_of(name, len)? {
+            self.load_piece(tensors, tensor, &parameter, part).await?;
+        }
+        Ok(())
+    }
+
+    /// What devices have of a parameter, be it all of it or a part.
+    async fn load_piece(
+        &mut self,
+        tensors: &Tensors,
+        tensor: &str,
+        parameter: &Parameter,
+        part: Part,
+    ) -> Result<()> {
+        let len = parameter.len();
         if let Some(store) = self.executor.store.clone() {
             for start in (0..len).step_by(CONVERTED) {
-                let count = CONVERTED.min(len - start);
-                tensors.read(tensor, start..start + count, &mut self.converted[..count])?;
-                store.write(name, part, start, &self.converted[..count])?;
+                let runs = parameter.runs_of_part(start..len.min(start + CONVERTED));
+                let count = read(&runs, &mut self.converted, |run, to| tensors.read(tensor, run, to))?;
+                store.write(&parameter.name, part, start, &self.converted[..count])?;
             }
         }
-        for Held { rank, name, types } in self.executor.places(name, part, len)? {
+        for Held { rank, name, types } in self.executor.places(parameter, part) {
             for (dtype, held) in types {
-                for first in (held.start..held.end.min(len)).step_by(self.piece) {
+                for first in held.clone().step_by(self.piece) {
                     let buffer = self.take(rank).await?;
-                    let piece = first..held.end.min(len).min(first + self.piece);
-                    if is_stored(tensors, tensor, dtype, piece.len()) {
-                        copy(tensors, tensor, piece.clone(), &buffer)?;
+                    let piece = first..held.end.min(first + self.piece);
+                    let runs = parameter.runs_of_part(piece.clone());
+                    if let [run] = &runs[..]
+                        && is_stored(tensors, tensor, dtype, piece.len())
+                    {
+                        copy(tensors, tensor, run.whole.clone(), &buffer)?;
                     } else {
                         for start in piece.clone().step_by(CONVERTED) {
-                            let elements = start..piece.end.min(start + CONVERTED);
-                            let bytes = self.convert(tensors, tensor, elements, dtype)?;
+                            let runs = parameter.runs_of_part(start..piece.end.min(start + CONVERTED));
+                            let bytes = self.convert(tensors, tensor, &runs, dtype)?;
                             buffer.write_mapped(dtype.bytes(start - first), bytes)?;
                         }
                     }
@@ -195,22 +213,15 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Elements of a tensor, from an even one on, as the words of a device.
-    fn convert(
-        &mut self,
-        tensors: &Tensors,
-        tensor: &str,
-        elements: std::ops::Range<usize>,
-        dtype: DType,
-    ) -> Result<&[u8]> {
-        let count = elements.len();
+    /// Elements of a tensor, from an even one of the part on, as the words of a device.
+    fn convert(&mut self, tensors: &Tensors, tensor: &str, runs: &[Run], dtype: DType) -> Result<&[u8]> {
         if dtype != DType::BF16 {
-            tensors.read(tensor, elements, &mut self.converted[..count])?;
+            let count = read(runs, &mut self.converted, |run, to| tensors.read(tensor, run, to))?;
             return Ok(bytemuck::cast_slice(&self.converted[..count]));
         }
+        let count = read(runs, &mut self.packed, |run, to| tensors.read_bf16(tensor, run, to))?;
         let whole = count.next_multiple_of(2);
-        self.packed[whole - 1] = 0;
-        tensors.read_bf16(tensor, elements, &mut self.packed[..count])?;
+        self.packed[count..whole].fill(0);
         Ok(bytemuck::cast_slice(&self.packed[..whole]))
     }
 
@@ -239,6 +250,20 @@ impl<'a> Loader<'a> {
         }
         Ok(())
     }
+}
+
+/// Reads runs of a tensor one after another; how many elements they are.
+fn read<T>(
+    runs: &[Run],
+    to: &mut [T],
+    each: impl Fn(std::ops::Range<usize>, &mut [T]) -> Result<()>,
+) -> Result<usize> {
+    let mut at = 0;
+    for run in runs {
+        each(run.whole.clone(), &mut to[at..at + run.whole.len()])?;
+        at += run.whole.len();
+    }
+    Ok(at)
 }
 
 /// Whether a tensor's file holds so many elements as a device will: in whole words of the same type.

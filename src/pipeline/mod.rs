@@ -13,6 +13,7 @@ mod executor;
 mod finish;
 mod fit;
 mod forward;
+mod gang;
 mod host;
 mod launch;
 pub mod link;

@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::link;
 use super::plan::Plan;
 use crate::model::Parameter;
+use crate::model::tensor::Split;
 use crate::ops::parameters::{Bucket, CHUNK};
 use crate::plan::EXCHANGE_SLOTS;
 
@@ -27,6 +28,8 @@ pub(super) struct Holder {
     pub(super) owned: Range<usize>,
     /// Which replica the rank belongs to with it.
     pub(super) replica: usize,
+    /// Whether it has a term of the gradient, and not what another member of its gang has too.
+    pub(super) adds: bool,
 }
 
 /// The ranks that have each parameter that is not tied to another: first those whose stage it belongs to.
@@ -38,35 +41,81 @@ pub(super) fn holders(plan: &Plan) -> Holders {
     let owned_by_all = |p: &Parameter| p.tied_to.is_none() && !p.frozen && !plan.setup.sharding.by_host();
     for (stage, layers) in plan.stages.iter().enumerate() {
         let chunks = |p: &Parameter| if owned_by_all(p) { p.len().div_ceil(CHUNK) } else { 0 };
-        let mut shares = Shares::new(memory_of_each(plan, stage));
-        for layer in layers.clone() {
-            let list = plan.model.layer_parameters(layer);
+        let mut shares: HashMap<Vec<usize>, Shares> = HashMap::new();
+        for Held { owners, others, list } in layers.clone().flat_map(|layer| held(plan, layer)) {
+            let of = |members: &[usize]| -> Vec<(usize, usize)> {
+                let gangs = plan.placement.holders(stage).enumerate();
+                let first = gangs.map(|(replica, gang)| (replica, plan.devices(gang).start));
+                first.flat_map(|(at, first)| members.iter().map(move |member| (at, first + member))).collect()
+            };
+            let ranks = of(&owners);
+            let shares = shares
+                .entry(owners)
+                .or_insert_with(|| Shares::new(memory_of_each(plan, ranks.iter().map(|of| of.1))));
             let parts = shares.take(list.iter().map(chunks).sum());
-            for (replica, (rank, part)) in plan.placement.holders(stage).zip(parts).enumerate() {
+            for ((replica, rank), part) in ranks.into_iter().zip(parts) {
                 let mut before = 0;
                 for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
                     let end = before + chunks(parameter);
                     let within = |chunk: usize| CHUNK * (chunk.clamp(before, end) - before);
                     let owned = within(part.start)..parameter.len().min(within(part.end));
                     let owned = if owned.is_empty() { 0..0 } else { owned };
-                    let holder = Holder { rank, name: parameter.name.clone(), owned, replica };
+                    let holder = Holder { rank, name: parameter.name.clone(), owned, replica, adds: true };
                     all.entry(parameter.name.clone()).or_default().push(holder);
                     before = end;
                 }
             }
-        }
-    }
-    for (stage, layers) in plan.stages.iter().enumerate() {
-        for parameter in layers.clone().flat_map(|l| plan.model.layer_parameters(l)) {
-            let Some(holders) = parameter.tied_to.as_ref().and_then(|owner| all.get_mut(owner)) else {
-                continue;
-            };
-            for (replica, rank) in plan.placement.holders(stage).enumerate() {
-                if !holders.iter().any(|holder| holder.rank == rank) {
+            for (replica, rank) in of(&others) {
+                for parameter in list.iter().filter(|p| p.tied_to.is_none()) {
                     let name = parameter.name.clone();
-                    holders.push(Holder { rank, name, owned: 0..0, replica });
+                    let holder = Holder { rank, name: name.clone(), owned: 0..0, replica, adds: false };
+                    all.entry(name).or_default().push(holder);
                 }
             }
+        }
+    }
+    for stage in 0..plan.stages.len() {
+        for (replica, gang) in plan.placement.holders(stage).enumerate() {
+            for rank in plan.devices(gang) {
+                for parameter in plan.parts(stage, rank) {
+                    let holders = parameter.tied_to.as_ref().and_then(|owner| all.get_mut(owner));
+                    let known = |holders: &Vec<Holder>| holders.iter().any(|holder| holder.rank == rank);
+                    if let Some(holders) = holders.filter(|holders| !known(holders)) {
+                        let name = parameter.name;
+                        holders.push(Holder { rank, name, owned: 0..0, replica, adds: true });
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Parameters of a layer, or parts of them, that the same members of a gang have: those who own them, each with a term of their
+/// gradients, and others who have them too.
+struct Held {
+    owners: Vec<usize>,
+    others: Vec<usize>,
+    list: Vec<Parameter>,
+}
+
+fn held(plan: &Plan, layer: usize) -> Vec<Held> {
+    let mut parts: Vec<(Parameter, Vec<usize>)> = Vec::new();
+    for (number, member) in plan.members.iter().enumerate() {
+        for part in plan.model.parts(layer, member.as_ref()) {
+            match parts.iter_mut().find(|(known, _)| known.name == part.name) {
+                Some((_, members)) => members.push(number),
+                None => parts.push((part, vec![number])),
+            }
+        }
+    }
+    let mut all: Vec<Held> = Vec::new();
+    for (part, mut owners) in parts {
+        // Of what all have the whole gradient of, the first one's counts, and it alone updates.
+        let others = if part.split == Split::Same { owners.split_off(1) } else { Vec::new() };
+        match all.iter_mut().find(|held| (&held.owners, &held.others) == (&owners, &others)) {
+            Some(held) => held.list.push(part),
+            None => all.push(Held { owners, others, list: vec![part] }),
         }
     }
     all
@@ -106,12 +155,12 @@ impl Shares {
     }
 }
 
-/// In what proportion the ranks that have a stage own its weights: that of their memory, or equal where one is not known.
-fn memory_of_each(plan: &Plan, stage: usize) -> Vec<u128> {
+/// In what proportion ranks that have the same weights own them: that of their memory, or equal where one is not known.
+fn memory_of_each(plan: &Plan, ranks: impl ExactSizeIterator<Item = usize>) -> Vec<u128> {
     let budget = |rank: usize| plan.setup.budgets.get(rank).copied().flatten().filter(|&bytes| bytes > 0);
-    let known: Option<Vec<u128>> =
-        plan.placement.holders(stage).map(|rank| budget(rank).map(u128::from)).collect();
-    known.unwrap_or_else(|| vec![1; plan.placement.holders(stage).len()])
+    let count = ranks.len();
+    let known: Option<Vec<u128>> = ranks.map(|rank| budget(rank).map(u128::from)).collect();
+    known.unwrap_or_else(|| vec![1; count])
 }
 
 /// What a rank owns of a stage and others have too.
@@ -129,20 +178,23 @@ pub(super) struct Shard {
 pub(super) struct Other {
     pub(super) rank: usize,
     pub(super) names: HashMap<String, String>,
+    /// Whether gradients come from it.
+    pub(super) adds: bool,
 }
 
 /// Everything that travels between ranks at the end of a step, shard by shard in the order in which it is done.
 pub(super) fn shards(plan: &Plan) -> Vec<Shard> {
     let mut shards = Vec::new();
     for stage in 0..plan.stages.len() {
-        for owner in plan.placement.holders(stage) {
+        for owner in plan.placement.holders(stage).flat_map(|gang| plan.devices(gang)) {
             let layout = &plan.ranks[owner].layout;
             // The parameters that the same others have travel together.
             let mut groups: Vec<Vec<&str>> = Vec::new();
-            let ranks = |name: &str| -> Vec<usize> {
-                plan.holders.get(name).into_iter().flatten().map(|holder| holder.rank).collect()
+            let ranks = |name: &str| -> Vec<(usize, bool)> {
+                let holders = plan.holders.get(name).into_iter().flatten();
+                holders.map(|holder| (holder.rank, holder.adds)).collect()
             };
-            for parameter in plan.stages[stage].clone().flat_map(|l| plan.model.layer_parameters(l)) {
+            for parameter in plan.parts(stage, owner) {
                 let Some((name, _)) = plan.holders.get_key_value(&parameter.name) else { continue };
                 match groups.iter_mut().find(|group| ranks(group[0]) == ranks(name)) {
                     Some(group) => group.push(name),
@@ -173,7 +225,8 @@ fn shard(plan: &Plan, stage: usize, owner: usize, group: &[&str], buckets: Vec<B
     others.sort_by_key(|holder| holder.replica);
     let own = holders.iter().find(|holder| holder.rank == owner).map_or(0, |holder| holder.replica);
     let of = |replica: usize| -> Vec<usize> {
-        (0..others.len()).filter(|&other| others[other].replica == replica).collect()
+        let is_term = |other: &Holder| other.replica == replica && other.adds;
+        (0..others.len()).filter(|&other| is_term(others[other])).collect()
     };
     let last = others.iter().map(|holder| holder.replica).max().unwrap_or(0);
     // Its own replica's, to be added to its own; then the sum of the replicas before, which it is added to (the order of two
@@ -190,7 +243,8 @@ fn shard(plan: &Plan, stage: usize, owner: usize, group: &[&str], buckets: Vec<B
             let same = plan.holders[name].iter().find(|holder| holder.rank == other.rank)?;
             Some((name.to_string(), same.name.clone()))
         };
-        Other { rank: other.rank, names: group.iter().filter_map(|of| name(of)).collect() }
+        let names = group.iter().filter_map(|of| name(of)).collect();
+        Other { rank: other.rank, names, adds: other.adds }
     });
     Shard { stage, owner, buckets, others: others.collect(), arrivals }
 }
@@ -212,11 +266,11 @@ impl Shard {
         let (gradient, weight) = self.largest();
         let [gradients, weights] = [gradient, weight].map(|bytes| link::memory(bytes, self.slots()));
         if rank == self.owner {
-            let arrived = gradient + 16 * self.buckets.len() as u64;
+            let arrived = if self.arrivals.is_empty() { 0 } else { gradient + 16 * self.buckets.len() as u64 };
             return self.arrivals.len() as u64 * gradients + weights + arrived;
         }
-        let here = self.others.iter().filter(|other| other.rank == rank).count() as u64;
-        here * (gradients + weights)
+        let here = self.others.iter().filter(|other| other.rank == rank);
+        here.map(|other| weights + if other.adds { gradients } else { 0 }).sum()
     }
 }
 
@@ -224,7 +278,7 @@ impl Shard {
 pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
     let layout = crate::ops::parameters::Layout::new(vec![Parameter { tied_to: None, ..parameter.clone() }]);
     let buckets = layout.buckets(|_| true, MOST);
-    let others = vec![Other { rank: 1, names: HashMap::new() }];
+    let others = vec![Other { rank: 1, names: HashMap::new(), adds: true }];
     let shard = Shard { stage: 0, owner: 0, buckets, others, arrivals: vec![vec![vec![0]]] };
     [shard.bytes(1), shard.bytes(0)]
 }

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use super::decode::DecodePlan;
 use super::owners::{Holders, Shard, holders, shards};
-use super::{host, link, load, partition, store};
+use super::{gang, host, link, load, partition, store};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
 use crate::layers::Layers;
+use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
@@ -58,7 +59,8 @@ pub struct Setup {
     pub batch: usize,
     /// Tokens of a sequence.
     pub sequence: usize,
-    /// When each device computes what; says the number of stages, whose stages are where, and the microbatches of a step.
+    /// When each device, or gang, computes what; says the number of stages, whose stages are where, and the microbatches of a
+    /// step.
     pub schedule: Schedule,
     /// First layers of the stages after the first; balanced by floating-point operations if none.
     pub cuts: Option<Vec<Layers>>,
@@ -69,6 +71,9 @@ pub struct Setup {
     pub recompute: Vec<usize>,
     /// Who has what of the state when training.
     pub sharding: Sharding,
+    /// The share that each member of a gang has of every layer, in proportion; one where a device has whole layers. A
+    /// rank of the schedule is a gang; its devices follow one another.
+    pub tensor: Vec<usize>,
     /// What for.
     pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
@@ -106,7 +111,7 @@ pub(super) struct StagePlan {
 
 /// One device of a plan.
 pub struct RankPlan {
-    /// Position in the pipeline.
+    /// Position among the devices.
     pub rank: usize,
     /// The layers of its stages, stage by stage.
     pub layers: Vec<Range<usize>>,
@@ -132,8 +137,10 @@ pub struct Plan {
     pub model: Model,
     /// The lowered, validated schedule; when training, of the whole step.
     pub schedule: Schedule,
-    /// Which rank does what of it.
+    /// Which rank of it, a device or a gang, does what.
     pub placement: Placement,
+    /// The members of each gang; none where a device has whole layers.
+    pub(super) members: Vec<Option<Member>>,
     /// Layers of each stage.
     pub stages: Vec<Range<usize>>,
     /// The devices.
@@ -183,8 +190,14 @@ impl Plan {
         }
         let schedule = setup.schedule.lowered()?;
         let (count, ranks) = (devices.len(), schedule.ranks.len());
-        if count != ranks {
-            let message = format!("the schedule {} is for {ranks} devices, not {count}", schedule.name);
+        let members = match &setup.tensor[..] {
+            [_] => vec![None],
+            shares => members(&setup.model, shares)?.into_iter().map(Some).collect(),
+        };
+        if count != ranks * members.len() {
+            let gangs = if members.len() > 1 { format!(" of {} each", members.len()) } else { String::new() };
+            let message =
+                format!("the schedule {} is for {ranks} devices{gangs}, not {count}", schedule.name);
             return Err(Error::config("pipeline.schedule", message));
         }
         let flops = model.layer_flops(setup.batch, setup.sequence)?;
@@ -205,6 +218,7 @@ impl Plan {
             model,
             schedule,
             placement,
+            members,
             stages,
             ranks,
             holders: holding,
@@ -214,25 +228,29 @@ impl Plan {
         plan.holders = holders(&plan);
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
             let mine: Vec<usize> =
-                (0..plan.stages.len()).filter(|&s| plan.placement.holds(rank, s)).collect();
+                (0..plan.stages.len()).filter(|&stage| plan.holds(rank, stage)).collect();
             let stages = mine
                 .iter()
                 .map(|&stage| plan.plan_stage(stage, rank, adapter, capabilities))
                 .collect::<Result<Vec<_>>>()?;
             let layers: Vec<Range<usize>> = mine.iter().map(|&s| plan.stages[s].clone()).collect();
-            let list = layers.iter().flat_map(Clone::clone).flat_map(|l| plan.model.layer_parameters(l));
-            let list: Vec<Parameter> = list.collect();
+            let list: Vec<Parameter> = mine.iter().flat_map(|&stage| plan.parts(stage, rank)).collect();
             let owned = list.iter().map(|parameter| plan.owned(rank, &parameter.name)).collect();
             let layout = Layout::streaming(list, owned, plan.setup.streams());
             let state = if plan.setup.purpose.trains() { layout.state_bytes() } else { 0 };
             let done = |stage: usize| {
-                (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == rank).count() as f64
+                (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == plan.gang(rank)).count() as f64
             };
-            let of_stage =
-                |&stage: &usize| flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
+            let share = plan.setup.tensor[rank % plan.members.len()] as f64
+                / plan.setup.tensor.iter().sum::<usize>() as f64;
+            let of_stage = |&stage: &usize| {
+                share * flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage)
+            };
             let flops = mine.iter().map(of_stage).sum();
             let decoding = match plan.setup.purpose {
-                Use::Decoding { capacity } => Some(DecodePlan::new(&plan, &mine, capacity, capabilities)?),
+                Use::Decoding { capacity } => {
+                    Some(DecodePlan::new(&plan, rank, &mine, capacity, capabilities)?)
+                }
                 Use::Training | Use::Evaluation | Use::Logits => None,
             };
             plan.ranks.push(RankPlan {
@@ -298,7 +316,8 @@ impl Plan {
             Use::Decoding { capacity } => Purpose::Decode { capacity },
         };
         let layers = self.stages[stage].clone();
-        let mut graph = self.model.stage_graph(layers, batch, sequence, purpose)?;
+        let (gang, member) = (self.gang(rank), self.member(rank));
+        let mut graph = self.model.part_of_stage(layers, batch, sequence, purpose, member)?;
         if self.setup.recompute.contains(&stage) {
             graph.recompute();
         }
@@ -312,12 +331,60 @@ impl Plan {
             stage,
             stash: match self.setup.purpose {
                 Use::Decoding { .. } => own(self.schedule.microbatches),
-                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage, rank),
+                Use::Training | Use::Evaluation | Use::Logits => self.schedule.slots(stage, gang),
             },
-            gradient: self.schedule.gradient_slots(stage, rank),
+            gradient: self.schedule.gradient_slots(stage, gang),
             memory: MemoryPlan::streaming(&graph, capabilities, self.setup.streams()),
             graph,
         })
+    }
+
+    /// The rank of the schedule that a device is, or is a member of.
+    pub(super) fn gang(&self, rank: usize) -> usize {
+        rank / self.members.len()
+    }
+
+    /// The devices of a rank of the schedule.
+    pub(super) fn devices(&self, gang: usize) -> Range<usize> {
+        gang * self.members.len()..(gang + 1) * self.members.len()
+    }
+
+    /// Which member of its gang a device is.
+    pub(super) fn member(&self, rank: usize) -> Option<&Member> {
+        self.members[rank % self.members.len()].as_ref()
+    }
+
+    /// Whether a device has a stage, or its part of one.
+    pub(super) fn holds(&self, rank: usize, stage: usize) -> bool {
+        self.placement.holds(self.gang(rank), stage)
+    }
+
+    /// The tokens of which a device has rows of the table and logits.
+    pub(super) fn vocabulary(&self, rank: usize) -> Range<usize> {
+        self.member(rank).map_or(0..self.setup.model.vocabulary, |member| member.vocabulary.clone())
+    }
+
+    /// What a device has of the parameters of a stage.
+    pub(super) fn parts(&self, stage: usize, rank: usize) -> Vec<Parameter> {
+        let layers = self.stages[stage].clone();
+        layers.flat_map(|layer| self.model.parts(layer, self.member(rank))).collect()
+    }
+
+    /// Every parameter of the model with the parts in which gangs have it, each once: itself where it is not divided.
+    pub(super) fn divided(&self) -> Vec<(Parameter, Vec<Parameter>)> {
+        let of_layer = |layer: usize| {
+            let mut all: Vec<(Parameter, Vec<Parameter>)> =
+                self.model.layer_parameters(layer).into_iter().map(|whole| (whole, Vec::new())).collect();
+            for part in self.members.iter().flat_map(|member| self.model.parts(layer, member.as_ref())) {
+                let of = part.piece.as_ref().map_or(&part.name, |piece| &piece.of);
+                let whole = all.iter_mut().find(|(whole, _)| whole.name == *of);
+                if let Some((_, parts)) = whole.filter(|(_, parts)| parts.iter().all(|p| p.name != part.name)) {
+                    parts.push(part);
+                }
+            }
+            all
+        };
+        (0..self.model.layers()).flat_map(of_layer).collect()
     }
 
     /// Directions in which something passes a stage boundary: 2 with gradients.
@@ -371,6 +438,11 @@ impl Plan {
         4 * (self.setup.batch * self.setup.sequence * self.schedule.microbatches) as u64
     }
 
+    /// Whether a device tells the losses: of a gang, all of which know them, the first does.
+    pub(super) fn reports(&self, rank: usize) -> bool {
+        self.holds(rank, self.stages.len() - 1) && rank.is_multiple_of(self.members.len())
+    }
+
     fn count_bytes(&self, rank: usize) -> u64 {
         let plan = &self.ranks[rank];
         let training = self.setup.purpose.trains();
@@ -381,16 +453,17 @@ impl Plan {
         bytes += plan.decoding.as_ref().map_or(0, DecodePlan::bytes);
         let sums = if training { 4 * plan.layout.owned_chunks() as u64 } else { 0 };
         bytes += sums.max(16);
-        if self.placement.holds(rank, self.stages.len() - 1) {
+        if self.reports(rank) {
             bytes += if self.setup.purpose.scores() { 2 * self.loss_bytes().max(16) } else { 0 };
         }
         for (hop, &(from, to)) in self.placement.hops().iter().enumerate() {
             let [from, to] = [from, to].map(|replica| self.placement.replicas()[replica]);
-            if rank == from.rank || rank == to.rank {
+            if self.gang(rank) == from.rank || self.gang(rank) == to.rank {
                 let ring = link::memory(self.activation_bytes(), self.link_slots(hop));
                 bytes += self.directions(from.stage) * ring;
             }
         }
+        bytes += gang::memory(self, rank);
         bytes += self.shards.iter().map(|shard| shard.bytes(rank)).sum::<u64>();
         if training && self.setup.sharding.through_host() {
             bytes += host::memory(self, rank);

@@ -1,6 +1,7 @@
 //! One device at work: runs its list of actions over its stages and links.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use super::batch::Batch;
 use super::decode::{Decoder, Grow, Logits};
 use super::exchange::Exchange;
+use super::gang::Gang;
 use super::host::HostLink;
 use super::link::{Incoming, Outgoing};
 use super::log::{Log, State};
@@ -101,6 +103,10 @@ impl Ends {
 /// One device with everything it holds.
 pub(super) struct Rank {
     pub(super) index: usize,
+    /// Which list of the schedule it runs: its own, or that of its gang.
+    pub(super) list: usize,
+    /// Its ends in the gang that divides its layers.
+    pub(super) gang: Option<Gang>,
     pub(super) device: Device,
     pub(super) parameters: Parameters,
     pub(super) stages: HashMap<usize, Stage>,
@@ -113,7 +119,8 @@ pub(super) struct Rank {
     pub(super) folded: bool,
     pub(super) batch: usize,
     pub(super) sequence: usize,
-    pub(super) vocabulary: usize,
+    /// The tokens of which it has rows of the table and logits.
+    pub(super) vocabulary: Range<usize>,
     pub(super) context: usize,
     pub(super) losses: Option<(Buffer, Buffer)>,
     /// Where texts grow.

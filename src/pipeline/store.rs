@@ -62,8 +62,10 @@ pub(super) struct BlockPlan {
     pub(super) blocks: Vec<(Range<usize>, Option<usize>)>,
     /// How many terms each outer sum has.
     terms: Vec<usize>,
-    /// Of sums by share, which term each rank sends.
+    /// Which term each rank sends that has one, of sums by microbatch of the first.
     of_rank: HashMap<usize, Term>,
+    /// How many terms each microbatch has of sums by microbatch: as many as members of a gang that have one.
+    of_microbatch: usize,
     /// The ranks that have the parameter.
     holders: Vec<usize>,
 }
@@ -71,7 +73,7 @@ pub(super) struct BlockPlan {
 /// How the parameters of a plan are divided into blocks: those that are not tied to another, in model order.
 pub(super) fn block_plans(plan: &Plan) -> Vec<(Parameter, BlockPlan)> {
     let sharding = plan.setup.sharding;
-    let all = plan.model.parameters();
+    let all: Vec<Parameter> = plan.divided().into_iter().flat_map(|(_, parts)| parts).collect();
     let own = all.iter().filter(|parameter| parameter.tied_to.is_none());
     let of = |parameter: &Parameter| {
         let holders = plan.holders.get(&parameter.name).map_or(&[][..], Vec::as_slice);
@@ -85,21 +87,32 @@ pub(super) fn block_plans(plan: &Plan) -> Vec<(Parameter, BlockPlan)> {
             false => holders.iter().for_each(|holder| cut(holder.owned.clone(), Some(holder.rank))),
         }
         let mut of_rank = HashMap::new();
+        let mut of_microbatch = 1;
+        let adding = || holders.iter().filter(|holder| holder.adds);
         let terms = if sharding.streams_gradients() {
+            // Those of one use of the parameter in one gang: in order of the members.
+            let mut gangs: BTreeMap<(usize, &str), usize> = BTreeMap::new();
+            for holder in adding() {
+                let inner = gangs.entry((plan.gang(holder.rank), &holder.name)).or_default();
+                of_rank.insert(holder.rank, Term { outer: 0, inner: *inner });
+                *inner += 1;
+                of_microbatch = of_microbatch.max(*inner);
+            }
             let copies = all.iter().filter(|p| p.tied_to.as_ref() == Some(&parameter.name)).count() + 1;
-            vec![plan.schedule.microbatches; copies]
+            vec![plan.schedule.microbatches * of_microbatch; copies]
         } else {
             let mut groups: BTreeMap<usize, usize> = BTreeMap::new();
-            for holder in holders {
+            for holder in adding() {
                 *groups.entry(holder.replica).or_default() += 1;
             }
             for (outer, &replica) in groups.keys().enumerate() {
-                let group = holders.iter().filter(|holder| holder.replica == replica);
+                let group = adding().filter(|holder| holder.replica == replica);
                 of_rank.extend(group.enumerate().map(|(inner, holder)| (holder.rank, Term { outer, inner })));
             }
             groups.into_values().collect()
         };
-        BlockPlan { blocks, terms, of_rank, holders: holders.iter().map(|holder| holder.rank).collect() }
+        let holders = holders.iter().map(|holder| holder.rank).collect();
+        BlockPlan { blocks, terms, of_rank, of_microbatch, holders }
     };
     own.map(|parameter| (parameter.clone(), of(parameter))).collect()
 }
@@ -246,7 +259,7 @@ impl Store {
                 Stored { blocks: plan.blocks.iter().map(block).collect(), parameter, plan }
             })
             .collect();
-        for parameter in plan.model.parameters() {
+        for parameter in plan.divided().into_iter().flat_map(|(_, parts)| parts) {
             let owner = parameter.tied_to.as_ref().unwrap_or(&parameter.name);
             let Some(number) = parts.iter().position(|part| part.parameter.name == *owner) else { continue };
             let copies = names.values().filter(|of: &&(usize, usize)| of.0 == number).count();
@@ -324,14 +337,16 @@ impl Store {
         dtype(&self.parts[block.parameter].parameter)
     }
 
-    /// Which term of its sum the gradient of a parameter is that a rank has of a microbatch, or of all of them.
-    pub(super) fn term(&self, name: &str, rank: usize, microbatch: usize) -> Result<Term> {
+    /// Which term of its sum the gradient of a parameter is that a rank has of a microbatch, or of all of them; none where
+    /// another member of its gang has it too and sends it.
+    pub(super) fn term(&self, name: &str, rank: usize, microbatch: usize) -> Result<Option<Term>> {
         let (parameter, copy) = self.known(name)?;
-        if self.sharding.streams_gradients() {
-            return Ok(Term { outer: copy, inner: microbatch });
-        }
-        let term = self.parts[parameter].plan.of_rank.get(&rank).copied();
-        term.ok_or_else(|| Error::Shape { op: "store", message: format!("rank {rank} has no {name}") })
+        let BlockPlan { of_rank, of_microbatch, .. } = &self.parts[parameter].plan;
+        let Some(&term) = of_rank.get(&rank) else { return Ok(None) };
+        Ok(Some(match self.sharding.streams_gradients() {
+            true => Term { outer: copy, inner: microbatch * of_microbatch + term.inner },
+            false => term,
+        }))
     }
 
     /// The weights of a block, as kernels read them.

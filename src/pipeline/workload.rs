@@ -363,6 +363,7 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
+            tensor: vec![1],
             host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],

@@ -129,6 +129,7 @@ impl Probe {
             recompute: Vec::new(),
             shared: false,
             sharding: Sharding::default(),
+            tensor: vec![1],
             host: None,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],

@@ -6,7 +6,8 @@ pub(super) fn forward(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     for (row, &token) in inputs[0].iter().enumerate() {
         let place = inputs.get(3).map_or(row % t, |places| places[row] as usize);
         for column in 0..c {
-            x.push(inputs[1][token as usize * c + column] + inputs[2][place * c + column]);
+            let of_token = inputs[1].get(token as usize * c + column).copied().unwrap_or(0.0);
+            x.push(of_token + inputs[2][place * c + column]);
         }
     }
     vec![x]
@@ -14,7 +15,9 @@ pub(super) fn forward(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
 
 pub(super) fn gather(shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
     let c = shapes[1][shapes[1].len() - 1];
-    vec![inputs[0].iter().flat_map(|&row| &inputs[1][row as usize * c..][..c]).copied().collect()]
+    let beyond = vec![0.0; c];
+    let row = |&row: &f64| inputs[1].chunks(c).nth(row as usize).unwrap_or(&beyond);
+    vec![inputs[0].iter().flat_map(row).copied().collect()]
 }
 
 pub(super) fn table_backward(shapes: &[&[usize]], inputs: &[&[f64]], vocabulary: usize) -> Vec<Vec<f64>> {

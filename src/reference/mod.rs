@@ -43,5 +43,13 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         }
         Op::AttentionCached { heads, kv_heads } => attention::cached([heads, kv_heads], shapes, inputs),
         Op::CrossEntropy { scale } => cross_entropy::forward(shapes, inputs, scale as f64),
+        Op::LogitStatistics { member, members, first } => {
+            cross_entropy::statistics(shapes, inputs, [member, members, first])
+        }
+        Op::CrossEntropyPart { scale, first, vocabulary } => {
+            cross_entropy::part(shapes, inputs, scale as f64, [first, vocabulary])
+        }
+        // Of a gang of one.
+        Op::Sum | Op::Spread => vec![inputs[0].to_vec()],
     }
 }

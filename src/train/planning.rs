@@ -188,6 +188,10 @@ impl Planning {
         names: Vec<DeviceName>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
+        if config.mesh.members().len() > 1 {
+            let message = "devices that divide every layer are not planned; list them in pipeline.devices and train with --no-plan";
+            return Err(Error::config("mesh.tensor", message));
+        }
         let lora = config.lora()?;
         let model = Model::with_adapter(&config.model, lora.as_ref())?;
         let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);
@@ -534,6 +538,7 @@ impl Planning {
             shared: self.config.shared,
             recompute: candidate.repeated(),
             sharding: self.workload.sharding,
+            tensor: vec![1],
             purpose: Use::Training,
             budgets: candidate.devices.iter().map(|&device| self.budget(device)).collect(),
             host: self.options.host,

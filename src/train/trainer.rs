@@ -113,13 +113,20 @@ impl Trainer {
         }
         let microbatches = config.microbatches().last().copied().unwrap_or(1);
         let shares = config.mesh.shares(microbatches);
-        let ranks = budgets.len() / shares.len();
-        if ranks * shares.len() != budgets.len() {
+        let members = config.mesh.members().len();
+        let ranks = budgets.len() / (shares.len() * members);
+        if ranks * shares.len() * members != budgets.len() || ranks == 0 {
             let (devices, replicas) = (budgets.len(), shares.len());
-            let message = format!(
-                "{replicas} replicas cannot have {devices} devices alike; use a multiple of {replicas}, or let the planner choose"
-            );
-            return Err(Error::config("mesh.data", message));
+            let message = match members {
+                1 => format!(
+                    "{replicas} replicas cannot have {devices} devices alike; use a multiple of {replicas}, or let the planner choose"
+                ),
+                _ => format!(
+                    "{replicas} x {members} parts (mesh.data x mesh.tensor) cannot have {devices} devices alike; use a multiple of {}",
+                    replicas * members
+                ),
+            };
+            return Err(Error::config(if members > 1 { "mesh.tensor" } else { "mesh.data" }, message));
         }
         let replicas: Result<Vec<Schedule>> =
             shares.iter().map(|&share| schedule::generate(name, ranks, share)).collect();
@@ -133,7 +140,8 @@ impl Trainer {
     ///
     /// [`Error::Config`] for a schedule for another number of devices.
     pub fn setup_in(config: &Config, schedule: Schedule, budgets: Vec<Option<u64>>) -> Result<Setup> {
-        let (ranks, devices) = (schedule.ranks.len(), budgets.len());
+        let tensor = config.mesh.members();
+        let (ranks, devices) = (schedule.ranks.len() * tensor.len(), budgets.len());
         if ranks != devices {
             let message = format!("it is for {ranks} devices, and the run has {devices}");
             return Err(Error::config("pipeline.schedule", message));
@@ -154,6 +162,7 @@ impl Trainer {
             cuts: config.pipeline.cuts.clone(),
             shared: config.shared,
             sharding: config.mesh.sharding()?,
+            tensor,
             host: None,
             purpose: Use::Training,
             budgets,

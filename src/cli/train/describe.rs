@@ -45,6 +45,10 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
         say(format!("replicas {} beside each other, of {}", shares.len(), microbatches(&shares)))?;
     }
+    if plan.setup.tensor.len() > 1 {
+        let shares: Vec<String> = plan.setup.tensor.iter().map(usize::to_string).collect();
+        say(format!("gangs    every layer divided among {} devices, {}", shares.len(), shares.join(" : ")))?;
+    }
     describe_state(job)?;
     let works = works(job);
     for (rank, device) in plan.ranks.iter().zip(&job.names) {

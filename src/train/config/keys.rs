@@ -291,6 +291,12 @@ pub const TABLES: &[Table] = &[
                 "Pipelines beside each other: \"auto\", a number, or the microbatches of each, such as [5, 3].",
             ),
             key(
+                "tensor",
+                "",
+                or("a device has whole layers", "2"),
+                "Devices that divide every layer: a number, or the share of each, such as [5, 3]; with --no-plan.",
+            ),
+            key(
                 "zero",
                 "",
                 or("1, or with optimizer = \"auto\" what fits", "3"),

@@ -242,6 +242,10 @@ pub struct MeshConfig {
     /// [`PipelineConfig::devices`] then lists the devices of one after those of another.
     #[serde(default)]
     pub data: Axis,
+    /// Devices that divide every layer among them: how many, or the share of each in proportion. By default a device has whole
+    /// layers. [`PipelineConfig::devices`] then lists the members of one gang after those of another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<Axis>,
     /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too;
     /// `"auto"` for the least that fits. By default 1, and what fits where that is asked for of the optimizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -348,6 +352,15 @@ impl MeshConfig {
             self.zero = (sharding.zero != 1).then_some(level);
         }
         self.optimizer = if sharding.by_host() { OptimizerPlace::Host } else { OptimizerPlace::Device };
+    }
+
+    /// The shares of the members of a gang; one where a device has whole layers.
+    pub fn members(&self) -> Vec<usize> {
+        match &self.tensor {
+            Some(Axis::Shares(shares)) => shares.clone(),
+            Some(Axis::Count(count)) => vec![1; *count],
+            Some(Axis::Named(_)) | None => vec![1],
+        }
     }
 
     /// The microbatches of each replica where no planner chooses: those of a step in equal shares.

@@ -6,7 +6,7 @@ use super::keys;
 use super::{AdapterConfig, Axis, Config, Described, Level};
 use crate::error::{Error, Result, nearest};
 use crate::folder::files::check_toml;
-use crate::model::{Lora, Model};
+use crate::model::{Lora, Model, tensor};
 use crate::schedule;
 use crate::train::data::FIELDS;
 
@@ -120,6 +120,26 @@ impl Config {
         }
         if let Err(Error::Config { message, .. }) = self.mesh.sharding() {
             return refuse(format!("mesh.zero = {message}"));
+        }
+        let heads = self.model.heads;
+        match &self.mesh.tensor {
+            Some(Axis::Named(name)) => {
+                return refuse(format!(
+                    "mesh.tensor = {name:?} is not known; write how many devices divide every layer, or a list of their shares"
+                ));
+            }
+            Some(Axis::Count(count)) if *count > heads => {
+                return refuse(format!(
+                    "mesh.tensor = {count}: so many devices cannot divide the {heads} heads of the model"
+                ));
+            }
+            _ => {}
+        }
+        let members = self.mesh.members();
+        if members.len() != 1
+            && let Err(Error::Config { message, .. }) = tensor::members(&self.model, &members)
+        {
+            return refuse(format!("mesh.tensor {message}"));
         }
         match &self.mesh.data {
             Axis::Named(name) if name == "auto" => Ok(()),

@@ -1,0 +1,288 @@
+//! The tensor axis (Shoeybi et al. 2019, arXiv 1909.08053): each layer is divided among the members of a gang, by whole heads,
+//! by columns inside the feed-forward half and by tokens of the vocabulary, in whatever proportion.
+//!
+//! What comes into a half of a block is whole on every member; each computes its heads or columns of it, and their products
+//! with its rows of the last matrix are terms of what the half gives, which [`Op::Sum`](crate::graph::Op::Sum) adds. The
+//! table and the head are divided by tokens, so that logits are whole nowhere.
+
+use std::ops::Range;
+
+use super::{ModelConfig, Parameter};
+use crate::error::{Error, Result};
+
+/// Extents that members divide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Heads of queries.
+    Heads,
+    /// Heads of keys, or of values.
+    KvHeads,
+    /// Heads of queries, of keys and of values, one after another.
+    Packed,
+    /// The width inside the feed-forward half.
+    Inner,
+    /// Tokens.
+    Vocabulary,
+}
+
+/// How the members of a gang share a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Each has all of it, and all of its gradient.
+    Same,
+    /// Each has all of it, and a term of its gradient.
+    Summed,
+    /// The first alone has it.
+    First,
+    /// Each has its part along an axis; those whose parts are the same have each a term of its gradient.
+    Along(usize, Extent),
+}
+
+/// The part of a tensor that a member has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The name of the whole.
+    pub of: String,
+    /// Its extents.
+    pub shape: Vec<usize>,
+    /// Along which axis it is divided.
+    pub axis: usize,
+    /// Which indices of that axis the part has, in order.
+    pub ranges: Vec<Range<usize>>,
+}
+
+impl Piece {
+    /// What the part of a tensor is called: no two parts of a tensor that differ have one name.
+    fn name(of: &str, ranges: &[Range<usize>]) -> String {
+        let ranges: Vec<String> = ranges.iter().map(|r| format!("{}..{}", r.start, r.end)).collect();
+        format!("{of}[{}]", ranges.join(","))
+    }
+}
+
+/// Elements that lie next to each other both in a part and in the whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many of the part come before them.
+    pub part: usize,
+    /// Which of the whole they are.
+    pub whole: Range<usize>,
+}
+
+impl Parameter {
+    /// Where the elements lie that both the part and a range of the whole have, in order; of a parameter that is whole that
+    /// range.
+    pub fn runs(&self, whole: Range<usize>) -> Vec<Run> {
+        let clip = |run: Run| {
+            let (start, end) = (run.whole.start.max(whole.start), run.whole.end.min(whole.end));
+            (start < end).then(|| Run { part: run.part + start - run.whole.start, whole: start..end })
+        };
+        let stride = self.piece.as_ref().map_or(1, |piece| piece.shape[piece.axis..].iter().product());
+        self.all_runs(whole.start / stride..whole.end.div_ceil(stride)).filter_map(clip).collect()
+    }
+
+    /// The same of a range of the part.
+    pub fn runs_of_part(&self, part: Range<usize>) -> Vec<Run> {
+        let clip = |run: Run| {
+            let (start, end) = (run.part.max(part.start), (run.part + run.whole.len()).min(part.end));
+            let first = run.whole.start + start - run.part.min(start);
+            (start < end).then(|| Run { part: start, whole: first..first + end - start })
+        };
+        let width = self.piece.as_ref().map_or(1, |piece| self.shape[piece.axis..].iter().product());
+        self.all_runs(part.start / width..part.end.div_ceil(width)).filter_map(clip).collect()
+    }
+
+    /// All runs at these indices of the axes before the one that is divided; of what is not divided those elements.
+    fn all_runs(&self, outer: Range<usize>) -> Box<dyn Iterator<Item = Run> + '_> {
+        let Some(Piece { shape, axis, ranges, .. }) = &self.piece else {
+            return Box::new(std::iter::once(Run { part: outer.start, whole: outer }));
+        };
+        let inner: usize = shape[axis + 1..].iter().product();
+        let runs = move |outer: usize| {
+            let mut part = outer * self.shape[*axis];
+            ranges.iter().map(move |range| {
+                let first = outer * shape[*axis] + range.start;
+                let run = Run { part: part * inner, whole: first * inner..(first + range.len()) * inner };
+                part += range.len();
+                run
+            })
+        };
+        Box::new(outer.flat_map(runs))
+    }
+}
+
+/// The name of the tensor that a parameter is part of, or all of.
+pub(super) fn whole(name: &str) -> &str {
+    name.split('[').next().unwrap_or(name)
+}
+
+/// One of those that divide the layers of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Which of them, from 0 on.
+    pub number: usize,
+    /// How many there are.
+    pub count: usize,
+    /// Its heads of queries.
+    pub heads: Range<usize>,
+    /// The heads of keys and values that those use; another member may have some of them too.
+    pub kv_heads: Range<usize>,
+    /// Its columns inside the feed-forward half.
+    pub inner: Range<usize>,
+    /// Its tokens of the vocabulary.
+    pub vocabulary: Range<usize>,
+}
+
+/// The members of a gang of which each has about this share of every layer.
+///
+/// Members whose query heads use the same key-value head lie within it, so that all of a member's key-value heads are used by
+/// equally many of its query heads: where there are fewer of them than members, and where their number divides badly, shares of heads
+/// are further from what was asked for than those of columns and tokens.
+///
+/// # Errors
+///
+/// [`Error::Config`] of `mesh.tensor` for a share of nothing, and for more members than the model has heads, columns or tokens.
+pub fn members(config: &ModelConfig, shares: &[usize]) -> Result<Vec<Member>> {
+    let count = shares.len();
+    let refuse = |message: String| Err(Error::config("mesh.tensor", message));
+    if count == 0 || shares.contains(&0) {
+        return refuse("needs for each member a share of at least 1".into());
+    }
+    for (what, most) in
+        [("heads", config.heads), ("columns", config.intermediate()), ("tokens", config.vocabulary)]
+    {
+        if count > most {
+            return refuse(format!("{count} members cannot divide the {most} {what} of the model"));
+        }
+    }
+    let heads = heads(config.heads, config.kv_heads(), shares);
+    let (inner, vocabulary) = (even(config.intermediate(), shares), even(config.vocabulary, shares));
+    let sharing = config.heads / config.kv_heads();
+    let member = |number: usize| Member {
+        number,
+        count,
+        kv_heads: heads[number].start / sharing..heads[number].end.div_ceil(sharing),
+        heads: heads[number].clone(),
+        inner: inner[number].clone(),
+        vocabulary: vocabulary[number].clone(),
+    };
+    Ok((0..count).map(member).collect())
+}
+
+/// Consecutive ranges of `total` in these proportions, none of them empty.
+fn divide(total: usize, shares: &[usize]) -> Vec<Range<usize>> {
+    let (sum, count) = (shares.iter().map(|&share| share as u128).sum::<u128>(), shares.len());
+    let (mut start, mut before) = (0, 0u128);
+    let range = |(number, &share): (usize, &usize)| {
+        before += share as u128;
+        let due = ((2 * total as u128 * before + sum) / (2 * sum)) as usize;
+        let end = due.clamp(start + 1, total - (count - 1 - number));
+        let range = start..end;
+        start = end;
+        range
+    };
+    shares.iter().enumerate().map(range).collect()
+}
+
+/// As [`divide`], at multiples of 4 where that is no great matter: kernels read four neighbours at once.
+fn even(total: usize, shares: &[usize]) -> Vec<Range<usize>> {
+    let unit = if total >= 16 * shares.len() { 4 } else { 1 };
+    let ranges = divide(total / unit, shares).into_iter();
+    let last = shares.len() - 1;
+    let end = |number: usize, end: usize| if number == last { total } else { unit * end };
+    ranges.enumerate().map(|(number, range)| unit * range.start..end(number, range.end)).collect()
+}
+
+/// The query heads of each member: all that share some key-value heads, or some of those that share one.
+fn heads(heads: usize, kv_heads: usize, shares: &[usize]) -> Vec<Range<usize>> {
+    let (count, sharing) = (shares.len(), heads / kv_heads);
+    if count <= kv_heads {
+        let ranges = divide(kv_heads, shares).into_iter();
+        return ranges.map(|range| range.start * sharing..range.end * sharing).collect();
+    }
+    let sum = shares.iter().sum::<usize>() as f64;
+    let due = |end: usize| shares[..end].iter().sum::<usize>() as f64 / sum * heads as f64;
+    let (mut all, mut first) = (Vec::with_capacity(count), 0);
+    for kv_head in 0..kv_heads {
+        let left = kv_heads - 1 - kv_head;
+        // Enough of them are left for the others, and not more than those have query heads.
+        let least = (first + 1).max(count.saturating_sub(left * sharing));
+        let most = (first + sharing).min(count - left);
+        let off = |end: &usize| (due(*end) - ((kv_head + 1) * sharing) as f64).abs();
+        let end = (least..=most).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(most);
+        let ranges = divide(sharing, &shares[first..end]).into_iter();
+        all.extend(ranges.map(|range| kv_head * sharing + range.start..kv_head * sharing + range.end));
+        first = end;
+    }
+    all
+}
+
+impl Member {
+    /// The indices of an extent that it has, which a tensor may have in several runs.
+    fn ranges(&self, config: &ModelConfig, extent: Extent) -> Vec<Range<usize>> {
+        let size = config.head_dim();
+        let heads = |from: usize, heads: &Range<usize>| (from + heads.start) * size..(from + heads.end) * size;
+        match extent {
+            Extent::Heads => vec![heads(0, &self.heads)],
+            Extent::KvHeads => vec![heads(0, &self.kv_heads)],
+            Extent::Packed => {
+                let (values, kv_heads) = (config.heads + config.kv_heads(), &self.kv_heads);
+                vec![heads(0, &self.heads), heads(config.heads, kv_heads), heads(values, kv_heads)]
+            }
+            Extent::Inner => vec![self.inner.clone()],
+            Extent::Vocabulary => vec![self.vocabulary.clone()],
+        }
+    }
+
+    /// What it has of a parameter of the whole model, if anything.
+    pub(super) fn part(&self, config: &ModelConfig, mut parameter: Parameter) -> Option<Parameter> {
+        let (axis, extent) = match parameter.split {
+            Split::Same | Split::Summed => return Some(parameter),
+            Split::First => return (self.number == 0).then_some(parameter),
+            Split::Along(axis, extent) => (axis, extent),
+        };
+        let ranges = self.ranges(config, extent);
+        let (of, shape) = (parameter.name, parameter.shape.clone());
+        parameter.name = Piece::name(&of, &ranges);
+        parameter.shape[axis] = ranges.iter().map(Range::len).sum();
+        parameter.tied_to = parameter.tied_to.map(|owner| Piece::name(&owner, &ranges));
+        parameter.piece = Some(Piece { of, shape, axis, ranges });
+        Some(parameter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_in_proportion_and_none_is_empty() {
+        assert_eq!(divide(8, &[5, 3]), [0..5, 5..8]);
+        assert_eq!(divide(3, &[1000, 1, 1]), [0..1, 1..2, 2..3]);
+        assert_eq!(divide(3, &[1, 1, 1000]), [0..1, 1..2, 2..3]);
+        assert_eq!(even(1003, &[1, 1, 1]), [0..332, 332..668, 668..1003]);
+        assert_eq!(even(7, &[1, 1]), [0..4, 4..7]);
+    }
+
+    #[test]
+    fn members_lie_within_a_key_value_head_or_have_all_that_share_some() {
+        assert_eq!(heads(8, 4, &[5, 3]), [0..6, 6..8]);
+        assert_eq!(heads(9, 3, &[1, 1]), [0..6, 6..9]);
+        assert_eq!(heads(8, 2, &[1, 1, 1]), [0..4, 4..6, 6..8]);
+        assert_eq!(heads(8, 1, &[5, 3]), [0..5, 5..8]);
+        for (count, kv_heads) in (1..=6).flat_map(|sharing| (1..=6).map(move |kv| (sharing * kv, kv))) {
+            for shares in [vec![1; 2], vec![2, 1, 1], vec![1, 9, 1, 3], vec![1; count]] {
+                if shares.len() > count {
+                    continue;
+                }
+                let all = heads(count, kv_heads, &shares);
+                let sharing = count / kv_heads;
+                let whole = |r: &Range<usize>| r.start % sharing == 0 && r.end % sharing == 0;
+                let within = |r: &Range<usize>| r.start / sharing == (r.end - 1) / sharing;
+                assert!(all.iter().all(|r| !r.is_empty() && (whole(r) || within(r))), "{all:?}");
+                let ends: Vec<usize> = all.iter().map(|r| r.end).collect();
+                let starts: Vec<usize> = all.iter().map(|r| r.start).collect();
+                assert_eq!([&starts[1..], &[count]].concat(), ends);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The tensor axis: devices that divide every layer among them compute what one device does.
+
+use polystage::ops::parameters::Part;
+use polystage::pipeline::{Plan, Setup};
+use polystage::schedule::{Schedule, generate};
+use polystage::train::config::Config;
+use polystage::train::trainer::Trainer;
+
+use crate::common::{adapters, cut_at, nmse, open};
+use crate::pipeline::{assert_same, config, measure, train};
+use crate::replicas::{Run, mesh, of_shares, steps};
+
+fn setup(config: &Config, schedule: Schedule, tensor: &[usize]) -> Setup {
+    let ranks = schedule.ranks.len();
+    let setup = Trainer::setup_in(config, schedule, vec![None; ranks]).unwrap();
+    Setup { tensor: tensor.to_vec(), budgets: vec![None; ranks * tensor.len()], ..setup }
+}
+
+/// Over devices of one adapter.
+fn begin(config: &Config, schedule: Schedule, tensor: &[usize], adapter: usize) -> Trainer {
+    let setup = setup(config, schedule, tensor);
+    let devices = vec![adapter; setup.budgets.len()];
+    train(config, setup, &devices)
+}
+
+fn run(config: &Config, schedule: Schedule, tensor: &[usize], adapter: usize) -> Run {
+    measure(begin(config, schedule, tensor, adapter), 2)
+}
+
+fn flat(microbatches: usize) -> Schedule {
+    generate("1f1b", 1, microbatches).unwrap()
+}
+
+/// Losses of ten steps, and gradients of one, beside those of one device.
+fn assert_near(what: &str, config: &Config, tensor: &[usize], adapter: usize) {
+    let microbatches = config.microbatches()[0];
+    let (alone, gang) = (
+        measure(begin(config, flat(microbatches), &[1], adapter), 1),
+        measure(begin(config, flat(microbatches), tensor, adapter), 1),
+    );
+    for ((name, want), (_, got)) in alone.1.iter().zip(&gang.1) {
+        let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
+        let error = nmse(got, &want);
+        // Sums in another order, of terms whose rounding errors are 1e-7 each.
+        assert!(error < 1e-9, "{what}: the gradient of {name} has NMSE {error:.2e}");
+    }
+    let mut trainers = [&[1][..], tensor].map(|shares| begin(config, flat(microbatches), shares, adapter));
+    let losses = trainers.each_mut().map(|trainer| steps(trainer, 10));
+    for (one, many) in losses[0].iter().zip(&losses[1]) {
+        approx::assert_relative_eq!(one, many, max_relative = 1e-6);
+    }
+}
+
+const TENSORS: [&[usize]; 4] = [&[1, 1], &[1, 1, 1], &[5, 3], &[2, 1, 1]];
+
+#[test]
+fn every_architecture_learns_over_a_gang_in_any_proportion_what_it_learns_on_one_device() {
+    let i = adapters()[0].index;
+    let grouped = |kind: &str, kv_heads: usize, head_dim: usize| {
+        let kind = format!("model.kind={kind}");
+        let [kv_heads, head_dim] =
+            [format!("model.kv_heads={kv_heads}"), format!("model.head_dim={head_dim}")];
+        [kind, kv_heads, head_dim]
+    };
+    let models = [
+        vec!["model.heads=7".into(), "model.vocabulary=1003".into()],
+        vec!["model.kind=mlp".into()],
+        grouped("llama", 2, 6).to_vec(),
+        grouped("qwen2", 4, 80).to_vec(),
+        grouped("qwen3", 1, 10).to_vec(),
+        grouped("mistral", 8, 4).to_vec(),
+    ];
+    for (model, tensor) in models.iter().zip(TENSORS.into_iter().cycle()) {
+        let is_grouped = model.len() == 3;
+        let heads = if is_grouped { "model.heads=8" } else { "model.layers=2" };
+        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads]).collect();
+        let what = format!("{model:?} {tensor:?}");
+        assert_near(&what, &config(&more), tensor, i);
+    }
+}
+
+#[test]
+fn a_gang_gives_the_same_bits_in_any_placement_on_every_adapter() {
+    for (number, adapter) in adapters().into_iter().enumerate() {
+        let i = adapter.index;
+        let tensors: &[&[usize]] = if number == 0 { &[&[2, 1], &[1, 1, 1]] } else { &[&[2, 1]] };
+        for tensor in tensors {
+            let config = config(&[]);
+            let one = run(&config, flat(3), tensor, i);
+            let deep = setup(&config, generate("zb-h1", 2, 3).unwrap(), tensor);
+            let devices = vec![i; deep.budgets.len()];
+            let deep = Setup { cuts: Some(cut_at(&[2.5])), recompute: vec![0], ..deep };
+            let what = format!("{tensor:?} on {}", adapter.name);
+            assert_same(&what, &one, &measure(train(&config, deep, &devices), 2));
+        }
+    }
+}
+
+#[test]
+fn all_three_axes_at_once_learn_what_one_device_does_at_every_level() {
+    let i = adapters()[0].index;
+    let shares = [3, 1];
+    let alone = crate::pipeline::run(&of_shares(&shares, &[]), &[i], 2);
+    let by_microbatch = |level: &str, optimizer: &str| {
+        of_shares(&shares, &[level, &format!("mesh.optimizer={optimizer}")])
+    };
+    // By share, on the devices.
+    let config = of_shares(&shares, &[]);
+    let cube = run(&config, mesh("1f1b", 2, &shares), &[2, 1], i);
+    assert_same("2 x 2 x 2", &run(&config, mesh("1f1b", 1, &shares), &[2, 1], i), &cube);
+    for (one, many) in alone.0.iter().zip(&cube.0) {
+        approx::assert_relative_eq!(one, many, max_relative = 1e-6);
+    }
+    // By microbatch: the bits of one gang.
+    for optimizer in ["device", "host"] {
+        let gang = run(&by_microbatch("mesh.sum=microbatch", optimizer), flat(4), &[2, 1], i);
+        for level in ["mesh.zero=2", "mesh.zero=3"] {
+            let config = by_microbatch(level, optimizer);
+            let cube = run(&config, mesh("gpipe", 2, &shares), &[2, 1], i);
+            assert_same(&format!("{level} {optimizer}"), &gang, &cube);
+        }
+    }
+}
+
+#[test]
+fn a_gang_trains_adapters_packed_weights_and_texts_that_share_sequences() {
+    let i = adapters()[0].index;
+    let llama = ["model.kind=llama", "model.heads=6", "model.kv_heads=2", "model.head_dim=6"];
+    for more in [
+        &["adapter.rank=3", "adapter.alpha=6"][..],
+        &["train.weights=bf16"],
+        &["train.weights=bf16-only", "mesh.zero=3"],
+        &["adapter.rank=3", "train.weights=bf16", "mesh.optimizer=host"],
+    ] {
+        for kind in [&[][..], &llama] {
+            let config = config(&[kind, more].concat());
+            let alone = run(&config, flat(3), &[1], i);
+            let gang = run(&config, flat(3), &[2, 1], i);
+            for (one, many) in alone.0.iter().zip(&gang.0) {
+                // Rounded to bf16 after sums in another order.
+                approx::assert_relative_eq!(one, many, max_relative = 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn unlike_adapters_learn_as_a_gang_what_one_learns() {
+    let all = adapters();
+    let (first, last) = (all[0].index, all[all.len() - 1].index);
+    let config = config(&[]);
+    let mut mixed = train(&config, setup(&config, flat(3), &[2, 1]), &[first, last]);
+    let mut alone = begin(&config, flat(3), &[1], first);
+    for (a, b) in steps(&mut mixed, 50).into_iter().zip(steps(&mut alone, 50)) {
+        approx::assert_relative_eq!(a, b, max_relative = 1e-4);
+    }
+}
+
+#[test]
+fn a_member_holds_its_share_of_what_is_divided() {
+    let i = adapters()[0].index;
+    let config = config(&["model.width=96", "model.heads=8"]);
+    let devices = open(&[i, i]);
+    let bytes = |tensor: &[usize]| -> Vec<u64> {
+        let count = tensor.len();
+        let plan = Plan::for_devices(setup(&config, flat(3), tensor), &devices[..count]).unwrap();
+        plan.ranks.iter().map(|rank| rank.state).collect()
+    };
+    let (whole, halves) = (bytes(&[1])[0], bytes(&[1, 1]));
+    // What is whole, norms and positions, is with the first.
+    assert!(halves[0] as f64 <= 0.55 * whole as f64 && halves[1] <= halves[0], "{halves:?} of {whole}");
+}
+
+#[test]
+fn a_gangs_state_is_written_and_read_as_one_devices() {
+    let i = adapters()[0].index;
+    let config = config(&[]);
+    let mut gang = begin(&config, flat(3), &[2, 1], i);
+    let mut alone = begin(&config, flat(3), &[1], i);
+    steps(&mut gang, 2);
+    let watch = gang.watch();
+    let names: Vec<String> = gang
+        .executor()
+        .parameters()
+        .iter()
+        .filter(|p| p.tied_to.is_none())
+        .map(|p| p.name.clone())
+        .collect();
+    for name in &names {
+        for part in [Part::Weight, Part::First, Part::Second] {
+            let values = watch.block_on(gang.executor().read(name, part)).unwrap();
+            watch.block_on(alone.executor().write(name, part, &values)).unwrap();
+            assert_eq!(watch.block_on(alone.executor().read(name, part)).unwrap(), values, "{name}");
+            // A few elements from the middle on.
+            let (first, count) = (values.len() / 3, values.len() / 2);
+            let some = watch.block_on(gang.executor().read_from(name, part, first, count)).unwrap();
+            assert_eq!(some, values[first..first + count], "{name}");
+            watch.block_on(gang.executor().write(name, part, &values)).unwrap();
+        }
+    }
+    approx::assert_relative_eq!(steps(&mut alone, 1)[0], steps(&mut gang, 1)[0], max_relative = 1e-6);
+}
