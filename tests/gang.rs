@@ -101,9 +101,8 @@ fn all_three_axes_at_once_learn_what_one_device_does_at_every_level() {
     let i = adapters()[0].index;
     let shares = [3, 1];
     let alone = crate::pipeline::run(&of_shares(&shares, &[]), &[i], 2);
-    let by_microbatch = |level: &str, optimizer: &str| {
-        of_shares(&shares, &[level, &format!("mesh.optimizer={optimizer}")])
-    };
+    let by_microbatch =
+        |level: &str, optimizer: &str| of_shares(&shares, &[level, &format!("mesh.optimizer={optimizer}")]);
     // By share, on the devices.
     let config = of_shares(&shares, &[]);
     let cube = run(&config, mesh("1f1b", 2, &shares), &[2, 1], i);
@@ -177,15 +176,13 @@ fn a_gangs_state_is_written_and_read_as_one_devices() {
     let config = config(&[]);
     let mut gang = begin(&config, flat(3), &[2, 1], i);
     let mut alone = begin(&config, flat(3), &[1], i);
-    steps(&mut gang, 2);
+    // Both are then at the same text.
+    for trainer in [&mut gang, &mut alone] {
+        steps(trainer, 2);
+    }
     let watch = gang.watch();
-    let names: Vec<String> = gang
-        .executor()
-        .parameters()
-        .iter()
-        .filter(|p| p.tied_to.is_none())
-        .map(|p| p.name.clone())
-        .collect();
+    let names: Vec<String> =
+        gang.executor().parameters().iter().filter(|p| p.tied_to.is_none()).map(|p| p.name.clone()).collect();
     for name in &names {
         for part in [Part::Weight, Part::First, Part::Second] {
             let values = watch.block_on(gang.executor().read(name, part)).unwrap();

@@ -78,7 +78,8 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
             };
             let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(prompt).collect();
             let want = without_caches(&folder, &prompts, count, i);
-            let over = [(vec![i], vec![1]), (vec![i; 2], vec![1]), (vec![i; 3], vec![1]), (vec![i; 2], vec![1, 1])];
+            let over =
+                [(vec![i], vec![1]), (vec![i; 2], vec![1]), (vec![i; 3], vec![1]), (vec![i; 2], vec![1, 1])];
             for (devices, tensor) in over {
                 let extent = Extent { texts: prompts.len(), prompt: most, tokens: most + count };
                 let budgets = vec![None; devices.len()];

@@ -61,10 +61,16 @@ fn any_op() -> impl Strategy<Value = Op> {
         Just(Op::CrossEntropy { scale: 0.5 }),
         Just(Op::Sum),
         Just(Op::Spread),
-        (0usize..3, 0usize..3, 0usize..4)
-            .prop_map(|(member, members, first)| Op::LogitStatistics { member, members, first }),
-        (0usize..4, 0usize..9)
-            .prop_map(|(first, vocabulary)| Op::CrossEntropyPart { scale: 0.5, first, vocabulary }),
+        (0usize..3, 0usize..3, 0usize..4).prop_map(|(member, members, first)| Op::LogitStatistics {
+            member,
+            members,
+            first
+        }),
+        (0usize..4, 0usize..9).prop_map(|(first, vocabulary)| Op::CrossEntropyPart {
+            scale: 0.5,
+            first,
+            vocabulary
+        }),
     ]
 }
 

@@ -35,7 +35,12 @@ fn elements(part: &Parameter) -> Vec<usize> {
 }
 
 /// What a stage that has all layers is fed, of which a member has these tokens.
-fn fed(stage: &StageGraph, vocabulary: usize, own: std::ops::Range<usize>, context: usize) -> Vec<(Fed, Vec<f64>)> {
+fn fed(
+    stage: &StageGraph,
+    vocabulary: usize,
+    own: std::ops::Range<usize>,
+    context: usize,
+) -> Vec<(Fed, Vec<f64>)> {
     let whole = |list: &[u32]| list.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let rows = BATCH * SEQUENCE;
     let id = |i: usize, key: u32| philox([i as u32, 0, 0, 0], [3, key])[0] % vocabulary as u32;
@@ -155,7 +160,10 @@ fn assert_alike(what: &str, model: &Model, shares: &[usize]) {
     for (name, want) in &wanted.1 {
         let size: f64 = want.iter().map(|x| x * x).sum();
         let error: f64 = want.iter().zip(&got.1[name]).map(|(a, b)| (a - b) * (a - b)).sum();
-        assert!(error <= 1e-24 * size.max(1e-12), "{what}: the gradient of {name} is off by {error} of {size}");
+        assert!(
+            error <= 1e-24 * size.max(1e-12),
+            "{what}: the gradient of {name} is off by {error} of {size}"
+        );
     }
 }
 
@@ -204,7 +212,9 @@ fn so_does_one_whose_sequences_hold_several_texts_and_one_of_which_an_adapter_is
 
 #[test]
 fn what_cannot_be_divided_is_refused_in_one_line_that_names_the_key() {
-    for (shares, what) in [(&[][..], "share"), (&[2, 0], "share"), (&[1; 7], "7 members cannot divide the 6 heads")] {
+    for (shares, what) in
+        [(&[][..], "share"), (&[2, 0], "share"), (&[1; 7], "7 members cannot divide the 6 heads")]
+    {
         let error = members(&config(Kind::Gpt2), shares).unwrap_err().to_string();
         assert!(error.contains("mesh.tensor") && error.contains(what), "{error}");
     }

@@ -40,12 +40,15 @@ impl Placement {
     /// The shares of the devices that divide every layer; one where a device has whole layers.
     pub(super) fn tensor(&self) -> Result<Vec<usize>> {
         let Some(text) = &self.tensor else { return Ok(vec![1]) };
-        let numbers: std::result::Result<Vec<usize>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+        let numbers: std::result::Result<Vec<usize>, _> =
+            text.split(',').map(|part| part.trim().parse()).collect();
         match numbers.as_deref() {
             Ok([count @ 1..=MOST_MEMBERS]) => Ok(vec![1; *count]),
             Ok(shares @ [_, _, ..]) => Ok(shares.to_vec()),
             _ => {
-                let message = format!("{text:?} is neither a number of devices, 1 to {MOST_MEMBERS}, nor a list of shares such as 5,3");
+                let message = format!(
+                    "{text:?} is neither a number of devices, 1 to {MOST_MEMBERS}, nor a list of shares such as 5,3"
+                );
                 Err(Error::config("--tensor", message))
             }
         }

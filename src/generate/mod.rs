@@ -127,7 +127,8 @@ impl Generator {
         let stages = devices.len() / tensor.len().max(1);
         if stages * tensor.len() != devices.len() {
             let (count, members) = (devices.len(), tensor.len());
-            let message = format!("{count} devices do not make gangs of {members}; use a multiple of {members}");
+            let message =
+                format!("{count} devices do not make gangs of {members}; use a multiple of {members}");
             return Err(Error::config("--tensor", message));
         }
         let config = model.config();

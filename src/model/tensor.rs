@@ -220,7 +220,8 @@ impl Member {
     /// The indices of an extent that it has, which a tensor may have in several runs.
     fn ranges(&self, config: &ModelConfig, extent: Extent) -> Vec<Range<usize>> {
         let size = config.head_dim();
-        let heads = |from: usize, heads: &Range<usize>| (from + heads.start) * size..(from + heads.end) * size;
+        let heads =
+            |from: usize, heads: &Range<usize>| (from + heads.start) * size..(from + heads.end) * size;
         match extent {
             Extent::Heads => vec![heads(0, &self.heads)],
             Extent::KvHeads => vec![heads(0, &self.kv_heads)],
@@ -276,7 +277,8 @@ mod tests {
                 }
                 let all = heads(count, kv_heads, &shares);
                 let sharing = count / kv_heads;
-                let whole = |r: &Range<usize>| r.start % sharing == 0 && r.end % sharing == 0;
+                let whole =
+                    |r: &Range<usize>| r.start.is_multiple_of(sharing) && r.end.is_multiple_of(sharing);
                 let within = |r: &Range<usize>| r.start / sharing == (r.end - 1) / sharing;
                 assert!(all.iter().all(|r| !r.is_empty() && (whole(r) || within(r))), "{all:?}");
                 let ends: Vec<usize> = all.iter().map(|r| r.end).collect();

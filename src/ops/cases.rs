@@ -250,7 +250,8 @@ fn rows() -> Vec<Case> {
         for amplitude in [1.0, 20.0] {
             let op = Op::LogitStatistics { member, members: 3, first };
             list.push(Case::new(op, &[&logits, &targets]).amplified(amplitude));
-            let op = Op::CrossEntropyPart { scale: 1.0 / rows as f32, first, vocabulary: first + columns + 40 };
+            let op =
+                Op::CrossEntropyPart { scale: 1.0 / rows as f32, first, vocabulary: first + columns + 40 };
             list.push(Case::new(op, &[&logits, &targets, &statistics]).amplified(amplitude));
         }
     }

@@ -10,7 +10,13 @@ struct Part {
     count: usize,
 }
 
-fn launch(l: &Lowering, constants: Vec<(&'static str, u32)>, scale: f32, part: Part, given: Operand) -> Lowered {
+fn launch(
+    l: &Lowering,
+    constants: Vec<(&'static str, u32)>,
+    scale: f32,
+    part: Part,
+    given: Operand,
+) -> Lowered {
     let (rows, columns) = (l.rows(0), l.columns(0));
     // Where the gradient lies, there the logits do, so binding them once is enough.
     let operands = vec![l.input(1), l.input(0), given, l.output(0)];

@@ -78,7 +78,9 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
         Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. } => {
             (1e-11, "exp of logits; log may be off by 2^-21, whatever it gives")
         }
-        Op::LogitStatistics { .. } => (1e-11, "a long sum of exp, which may be off by 3 + 2|x| units in the last place"),
+        Op::LogitStatistics { .. } => {
+            (1e-11, "a long sum of exp, which may be off by 3 + 2|x| units in the last place")
+        }
         Op::Sum | Op::Spread => (0.0, "one member's alone is a copy"),
     }
 }

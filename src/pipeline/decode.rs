@@ -128,7 +128,9 @@ impl Executor {
             return parts.into_values().flatten().collect();
         }
         let of_row = |row: usize| {
-            parts.values().flat_map(move |part| part[row * part.len() / rows..(row + 1) * part.len() / rows].iter())
+            parts
+                .values()
+                .flat_map(move |part| part[row * part.len() / rows..(row + 1) * part.len() / rows].iter())
         };
         (0..rows).flat_map(of_row).copied().collect()
     }

@@ -266,7 +266,8 @@ impl Shard {
         let (gradient, weight) = self.largest();
         let [gradients, weights] = [gradient, weight].map(|bytes| link::memory(bytes, self.slots()));
         if rank == self.owner {
-            let arrived = if self.arrivals.is_empty() { 0 } else { gradient + 16 * self.buckets.len() as u64 };
+            let arrived =
+                if self.arrivals.is_empty() { 0 } else { gradient + 16 * self.buckets.len() as u64 };
             return self.arrivals.len() as u64 * gradients + weights + arrived;
         }
         let here = self.others.iter().filter(|other| other.rank == rank);

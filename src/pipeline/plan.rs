@@ -227,8 +227,7 @@ impl Plan {
         };
         plan.holders = holders(&plan);
         for (rank, (adapter, capabilities)) in devices.iter().enumerate() {
-            let mine: Vec<usize> =
-                (0..plan.stages.len()).filter(|&stage| plan.holds(rank, stage)).collect();
+            let mine: Vec<usize> = (0..plan.stages.len()).filter(|&stage| plan.holds(rank, stage)).collect();
             let stages = mine
                 .iter()
                 .map(|&stage| plan.plan_stage(stage, rank, adapter, capabilities))
@@ -243,9 +242,8 @@ impl Plan {
             };
             let share = plan.setup.tensor[rank % plan.members.len()] as f64
                 / plan.setup.tensor.iter().sum::<usize>() as f64;
-            let of_stage = |&stage: &usize| {
-                share * flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage)
-            };
+            let of_stage =
+                |&stage: &usize| share * flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
             let flops = mine.iter().map(of_stage).sum();
             let decoding = match plan.setup.purpose {
                 Use::Decoding { capacity } => {
@@ -378,7 +376,8 @@ impl Plan {
             for part in self.members.iter().flat_map(|member| self.model.parts(layer, member.as_ref())) {
                 let of = part.piece.as_ref().map_or(&part.name, |piece| &piece.of);
                 let whole = all.iter_mut().find(|(whole, _)| whole.name == *of);
-                if let Some((_, parts)) = whole.filter(|(_, parts)| parts.iter().all(|p| p.name != part.name)) {
+                if let Some((_, parts)) = whole.filter(|(_, parts)| parts.iter().all(|p| p.name != part.name))
+                {
                     parts.push(part);
                 }
             }
