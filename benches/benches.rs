@@ -15,7 +15,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use futures_channel::oneshot;
 use polystage::gpu::{Device, OpenOptions};
 use polystage::graph::{Epilogue, Layout as MatmulLayout, Op, Phase};
-use polystage::model::{Init, Parameter, Weights, init};
+use polystage::model::{Init, Parameter, init};
 use polystage::ops::parameters::{Layout, Parameters};
 use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
@@ -52,17 +52,7 @@ fn open() -> Device {
 
 /// Normally distributed numbers, the same in every run. Zeros would take less power, hence run at a higher clock.
 fn random(len: usize, name: &str) -> Vec<f32> {
-    init::initial(
-        &Parameter {
-            name: name.into(),
-            shape: vec![len],
-            init: Init::Normal(1.0),
-            tied_to: None,
-            frozen: false,
-            weights: Weights::F32,
-        },
-        1,
-    )
+    init::initial(&Parameter::new(name, &[len], Init::Normal(1.0)), 1)
 }
 
 fn matmul(criterion: &mut Criterion, device: &Device) {

@@ -39,7 +39,8 @@ pub struct Parameter {
 }
 
 impl Parameter {
-    pub(super) fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+    /// One that is trained, in f32, and whole wherever it is.
+    pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
         Parameter {
             name: name.into(),
             shape: shape.to_vec(),

@@ -13,8 +13,7 @@ use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, source};
 use crate::graph::{Fed, Graph, Op, Phase, StageGraph, ValueId};
-use crate::model::tensor::Split;
-use crate::model::{Init, Parameter, Weights};
+use crate::model::{Init, Parameter};
 use crate::reference;
 
 pub use super::cases::{Case, cases};
@@ -189,15 +188,8 @@ async fn run(
     (stage, inputs, outputs): (StageGraph, Vec<ValueId>, Vec<ValueId>),
     plan: MemoryPlan,
 ) -> Result<Vec<Vec<f32>>> {
-    let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| Parameter {
-        frozen: false,
-        name: parameter_name(i),
-        shape: stage.graph.shape(gradient).to_vec(),
-        init: Init::Zeros,
-        tied_to: None,
-        weights: Weights::F32,
-        split: Split::Same,
-        piece: None,
+    let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| {
+        Parameter::new(parameter_name(i), stage.graph.shape(gradient), Init::Zeros)
     };
     let list = stage.gradients.iter().enumerate().map(parameter).collect();
     let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;
