@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     };
     let (planning, mut planned) = planning.choose()?;
     planned.without = planning.without(&planned);
-    let written = planning.machine.within(&planning.options.budgets).to_toml();
+    let written = planning.profiles().to_toml();
     let best = &planned.best;
     if let Some(text) = devices.and_then(|devices| caution(&planning, best, &devices)) {
         note(format!("warning: {text}"));

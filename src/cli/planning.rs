@@ -190,6 +190,10 @@ pub(super) fn caution(
     plan: &Candidate,
     devices: &BTreeMap<usize, Device>,
 ) -> Option<String> {
+    // What a gang's members do is not what was measured.
+    if planning.has_gangs() {
+        return None;
+    }
     let devices: Vec<Device> = devices.values().cloned().collect();
     let others = loudest(plan, planning, &devices)?;
     Some(format!(

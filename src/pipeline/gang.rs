@@ -35,7 +35,12 @@ fn largest(plan: &Plan, rank: usize) -> Option<u64> {
 
 /// Bytes of a rank's ends.
 pub(super) fn memory(plan: &Plan, rank: usize) -> u64 {
-    largest(plan, rank).map_or(0, |bytes| 2 * link::memory(bytes, SLOTS))
+    largest(plan, rank).map_or(0, rings)
+}
+
+/// The same where the largest sum has so many bytes.
+pub(super) fn rings(bytes: u64) -> u64 {
+    2 * link::memory(bytes, SLOTS)
 }
 
 /// The ends of all ranks that have some.

@@ -1,17 +1,18 @@
 //! A model and a batch in the planner's numbers: what each kind of layer computes and holds.
 
 use super::plan::streams;
-use super::{host, link, owners};
+use super::{gang, host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
-use crate::graph::{Phase, StageGraph};
+use crate::graph::{Op, Phase, StageGraph};
+use crate::model::tensor::Member;
 use crate::model::{KINDS, Model, OF_BLOCK, Parameter, Purpose};
 use crate::ops::lower;
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
 use crate::ops::program::DUMMY_BYTES;
 use crate::plan::{
-    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Sharding, StageForm,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Sharding, StageForm, Sums,
     TiedLayers, Work, Workload,
 };
 
@@ -26,10 +27,10 @@ pub fn workload(
     microbatches: &[usize],
     kernels: &[Capabilities],
 ) -> Result<Workload> {
-    sharded(model, batch, sequence, microbatches, kernels, Sharding::default())
+    sharded(model, batch, sequence, microbatches, kernels, Sharding::default(), None)
 }
 
-/// As [`workload`], with the state divided like this.
+/// As [`workload`], with the state divided like this, and of each layer what this member of a gang has.
 pub fn sharded(
     model: &Model,
     batch: usize,
@@ -37,10 +38,11 @@ pub fn sharded(
     microbatches: &[usize],
     kernels: &[Capabilities],
     sharding: Sharding,
+    member: Option<&Member>,
 ) -> Result<Workload> {
     let streams = streams(sharding);
     let layers = (0..model.layers()).map(|layer| {
-        let own: Vec<_> = model.layer_parameters(layer).into_iter().filter(|p| p.tied_to.is_none()).collect();
+        let own: Vec<_> = model.parts(layer, member).into_iter().filter(|p| p.tied_to.is_none()).collect();
         let trained = || own.iter().filter(|p| !p.frozen);
         let nothing = vec![0..0; own.len()];
         let owned = own.iter().map(|p| if sharding.by_host() { 0..0 } else { 0..p.len() }).collect();
@@ -52,26 +54,30 @@ pub fn sharded(
             weights: trained().map(|p| 4 * p.len() as u64).sum(),
             sent: trained().map(|p| p.weight_bytes()).sum(),
             state,
-            read: model.layer_parameters(layer).iter().map(Parameter::weight_bytes).sum(),
+            read: model.parts(layer, member).iter().map(Parameter::weight_bytes).sum(),
             moments: state - Layout::streaming(own.clone(), nothing, streams).bytes(true).min(state),
         }
     });
     let like = model.with_blocks(model.config().layers)?;
-    let batchings = microbatches.iter().map(|&m| batching(&like, batch / m, m, sequence, kernels, streams));
+    let of = |&m: &usize| batching((&like, member), batch / m, m, sequence, kernels, streams);
+    let batchings = microbatches.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let largest = batchings.iter().flat_map(|batching| batching.sums.iter().flatten());
+    let largest = largest.map(|sums| sums.bytes / (sums.count as u64).max(1)).max().unwrap_or(0);
+    let staging = if sharding.through_host() {
+        let elements = (0..model.layers()).flat_map(|layer| model.parts(layer, member)).map(|p| p.len());
+        host::rings(elements.sum())
+    } else {
+        0
+    };
     Ok(Workload {
         layers: layers.collect(),
         kinds: KINDS.map(String::from).to_vec(),
-        tie: tie(model, sharding),
+        tie: tie(model, sharding, member),
         tokens: (batch * sequence) as u64,
         bucket: 4 * owners::MOST as u64,
-        host_rings: if sharding.through_host() {
-            let elements = model.parameters().iter().map(Parameter::len).sum::<usize>();
-            host::rings(elements)
-        } else {
-            0
-        },
+        host_rings: staging + if largest > 0 { gang::rings(largest) } else { 0 },
         sharding,
-        batchings: batchings.collect::<Result<_>>()?,
+        batchings,
     })
 }
 
@@ -141,13 +147,13 @@ pub fn kernels(
     Ok(launches.map(|launch| launch.key).collect())
 }
 
-fn tie(model: &Model, sharding: Sharding) -> Option<TiedLayers> {
+fn tie(model: &Model, sharding: Sharding, member: Option<&Member>) -> Option<TiedLayers> {
     let (user, parameter) = (0..model.layers()).find_map(|layer| {
-        let tied = model.layer_parameters(layer).into_iter().find(|p| p.tied_to.is_some())?;
+        let tied = model.parts(layer, member).into_iter().find(|p| p.tied_to.is_some())?;
         Some((layer, tied))
     })?;
     let owner = (0..model.layers()).find(|&layer| {
-        model.layer_parameters(layer).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
+        model.parts(layer, member).iter().any(|p| Some(&p.name) == parameter.tied_to.as_ref())
     })?;
     let (bytes, weight) = (4 * parameter.len() as u64, parameter.weight_bytes());
     let weight = if sharding.streams_weights() { 0 } else { weight };
@@ -163,14 +169,14 @@ fn tie(model: &Model, sharding: Sharding) -> Option<TiedLayers> {
 }
 
 fn batching(
-    model: &Model,
+    (model, member): (&Model, Option<&Member>),
     sequences: usize,
     microbatches: usize,
     sequence: usize,
     kernels: &[Capabilities],
     streams: Streams,
 ) -> Result<Batching> {
-    let graphs = Graphs::new(model, sequences, microbatches, sequence)?;
+    let graphs = Graphs::new((model, member), sequences, microbatches, sequence)?;
     let activation = graphs.activation;
     let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
     let largest = |kind: &Option<StageGraph>| kind.as_ref().map_or(0, largest);
@@ -182,6 +188,7 @@ fn batching(
         activation,
         link_buffer: link::memory(activation, 1),
         largest_tensor: graphs.single.iter().map(largest).collect(),
+        sums: member.map_or(Vec::new(), |_| graphs.single.iter().map(sums).collect()),
     })
 }
 
@@ -201,9 +208,15 @@ struct Graphs {
 }
 
 impl Graphs {
-    fn new(model: &Model, sequences: usize, microbatches: usize, sequence: usize) -> Result<Graphs> {
+    fn new(
+        (model, member): (&Model, Option<&Member>),
+        sequences: usize,
+        microbatches: usize,
+        sequence: usize,
+    ) -> Result<Graphs> {
         let tokens = sequences * microbatches * sequence;
-        let graph = |range| model.stage_graph(range, sequences, sequence, Purpose::Training { tokens });
+        let purpose = Purpose::Training { tokens };
+        let graph = |range| model.part_of_stage(range, sequences, sequence, purpose, member);
         let is_within = |layer: usize| OF_BLOCK.contains(&model.layer_kind(layer));
         let last = model.layers() - 1;
         let mut graphs = Graphs {
@@ -295,11 +308,23 @@ fn sum(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {
     }
 }
 
-/// Operations, bytes and launches of a layer's three programs.
+/// What a gang adds up in F and in I of a layer.
+fn sums(stage: &Option<StageGraph>) -> [Sums; 2] {
+    [Phase::Forward, Phase::Input].map(|phase| {
+        let nodes = stage.iter().flat_map(|stage| stage.graph.nodes.iter().map(move |node| (stage, node)));
+        let own = nodes.filter(|(_, node)| node.phase == phase && node.op == Op::Sum);
+        own.fold(Sums::default(), |sums, (stage, node)| Sums {
+            count: sums.count + 1,
+            bytes: sums.bytes + stage.graph.value(node.outputs[0]).bytes(),
+        })
+    })
+}
+
+/// Operations, bytes and launches of a layer's three programs, sums over a gang aside.
 fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
     let of = |phase: Phase| {
         let mut work = Work::default();
-        for node in stage.graph.nodes.iter().filter(|n| n.phase == phase) {
+        for node in stage.graph.nodes.iter().filter(|n| n.phase == phase && n.op != Op::Sum) {
             work.flops += stage.graph.flops(node);
             let touched = node.inputs.iter().chain(&node.outputs);
             work.bytes += touched.map(|&v| stage.graph.value(v).bytes() as f64).sum::<f64>();

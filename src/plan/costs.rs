@@ -318,8 +318,16 @@ fn times(workload: &Workload, batching: &Batching, device: &DeviceProfile) -> Ti
     }
 }
 
+/// F, I, W and B of one layer, by rates.
+pub(super) fn estimated(batching: &Batching, device: &DeviceProfile, kind: usize) -> [f64; 4] {
+    let work = &batching.footprints[device.kernels].work[kind];
+    let [forward, input, weight] =
+        [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
+    [forward, input, weight, input + weight]
+}
+
 /// F, I, W and B of one layer.
-fn kind_seconds(
+pub(super) fn kind_seconds(
     workload: &Workload,
     batching: &Batching,
     device: &DeviceProfile,
@@ -329,12 +337,7 @@ fn kind_seconds(
     if let Some(measured) = shape.and_then(|shape| shape.layers.get(&workload.kinds[kind])) {
         return measured.times();
     }
-    let estimated = |kind: usize| {
-        let work = &batching.footprints[device.kernels].work[kind];
-        let [forward, input, weight] =
-            [work.forward, work.input, work.weight].map(|w| roofline(&w, &device.rates));
-        [forward, input, weight, input + weight]
-    };
+    let estimated = |kind: usize| estimated(batching, device, kind);
     let is_half = |kind: usize| workload.layers.iter().any(|of| of.kind == kind && of.size == Layers::HALF);
     let Some(block) = shape.and_then(|shape| shape.layers.get(BLOCK)).filter(|_| is_half(kind)) else {
         return estimated(kind);

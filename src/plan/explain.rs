@@ -47,6 +47,9 @@ pub struct Explanation {
     pub shares: Vec<usize>,
     /// By what part of a step the best single pipeline takes longer, and its bubble, where there are several and one would do.
     pub one_pipeline: Option<OnePipeline>,
+    /// How devices divide every layer, and what else there was, where they do or might.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub axis: Option<String>,
     /// Who has what of the state, and why, where it is not on the devices that compute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -233,6 +236,7 @@ impl Planned {
             sequences: best.batch,
             shares: best.shares(),
             one_pipeline: one_pipeline(self),
+            axis: None,
             state: None,
             devices: devices(self, workload, machine),
             links: links(best),

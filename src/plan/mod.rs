@@ -16,6 +16,7 @@ mod cuts;
 mod explain;
 mod fit;
 mod form;
+mod gangs;
 mod improve;
 mod judge;
 mod keys;
@@ -40,6 +41,7 @@ pub use explain::{
     Alternative, DeviceShare, Explanation, LinkShare, OnePipeline, SharedBy, StageShare, Unused, Waiting,
 };
 pub use fit::fits;
+pub use gangs::Divided;
 pub use keys::MACHINE_KEYS;
 pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 pub use planner::plan;
@@ -48,7 +50,7 @@ pub(crate) use traffic::EXCHANGE_SLOTS;
 pub use without::{Without, without};
 pub use workload::{
     Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed,
-    TiedLayers, Work, Workload,
+    Sums, TiedLayers, Work, Workload,
 };
 
 use std::ops::Range;

@@ -55,6 +55,9 @@ impl fmt::Display for Explanation {
                 None => writeln!(f)?,
             }
         }
+        if let Some(axis) = &self.axis {
+            writeln!(f, "{axis}")?;
+        }
         if let Some(state) = &self.state {
             writeln!(f, "{state}")?;
         }

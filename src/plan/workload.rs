@@ -93,6 +93,18 @@ pub struct Batching {
     pub link_buffer: u64,
     /// Bytes of the largest tensor that one binding must hold, by kind of layer.
     pub largest_tensor: Vec<u64>,
+    /// What a gang adds up in F and in I of a layer, by kind of layer; empty where devices have whole layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sums: Vec<[Sums; 2]>,
+}
+
+/// Sums over a gang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Sums {
+    /// How many.
+    pub count: usize,
+    /// Bytes of all of them together.
+    pub bytes: u64,
 }
 
 /// What layers compute and hold on devices that choose the same kernels for them.

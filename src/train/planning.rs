@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::iter::successors;
 use std::ops::RangeInclusive;
 
-use super::config::{AdapterConfig, Config, Devices, Recompute, TrainConfig};
+use super::config::{AdapterConfig, Axis, Config, Devices, Recompute, TrainConfig};
+use super::gangs::Gangs;
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::layers::Layers;
+use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
@@ -19,10 +21,13 @@ use crate::plan::{
     ScheduleChoice, Sharding, Without, Workload, fits, plan, without,
 };
 use crate::schedule::Schedule;
-use crate::timeline::{DeviceName, Event, Prediction, Track};
+use crate::timeline::{DeviceName, Event, Prediction, Track, duration};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
+
+/// Most devices that are tried for a gang.
+const MOST_MEMBERS: usize = 8;
 
 /// Tokens below which a shorter sequence is no help.
 const SHORTEST: usize = 16;
@@ -46,6 +51,10 @@ pub struct Planning {
     names: Vec<DeviceName>,
     /// Why the state is not on the devices as usual, where the config leaves that open.
     because: Option<String>,
+    /// The devices that the machine's are gangs of, where several divide every layer.
+    gangs: Option<Gangs>,
+    /// How layers are divided and what else there was, in words, where the config leaves that open.
+    axis: Option<String>,
 }
 
 /// How many times longer than predicted a device may take; anything else is no measurement.
@@ -162,6 +171,9 @@ impl Planning {
 
     /// The machine's devices that may be used, in order.
     pub fn candidates(&self) -> Vec<usize> {
+        if let Some(gangs) = &self.gangs {
+            return gangs.gangs.concat();
+        }
         self.options.devices.clone().unwrap_or_else(|| (0..self.machine.devices.len()).collect())
     }
 
@@ -172,13 +184,37 @@ impl Planning {
 
     /// Limits devices to so many bytes, by their numbers; none leaves one its memory.
     pub fn limit(&mut self, budgets: Vec<Option<u64>>) {
-        self.options.budgets = budgets;
+        self.options.budgets = match &mut self.gangs {
+            Some(gangs) => gangs.limit(budgets),
+            None => budgets,
+        };
         self.options.budgets.resize(self.machine.devices.len(), None);
     }
 
-    /// The adapters of a plan's ranks.
+    /// The devices of a plan's ranks, by their numbers: of gangs one member after another.
+    pub fn devices(&self, candidate: &Candidate) -> Vec<usize> {
+        match &self.gangs {
+            Some(gangs) => candidate.devices.iter().flat_map(|&gang| gangs.gangs[gang].clone()).collect(),
+            None => candidate.devices.clone(),
+        }
+    }
+
+    /// The machine's devices within their budgets.
+    pub fn profiles(&self) -> Machine {
+        match &self.gangs {
+            Some(gangs) => gangs.devices.within(&gangs.budgets),
+            None => self.machine.within(&self.options.budgets),
+        }
+    }
+
+    /// Whether several devices divide every layer: then the machine's devices are gangs of them.
+    pub fn has_gangs(&self) -> bool {
+        self.gangs.is_some()
+    }
+
+    /// The adapters of a plan's devices.
     pub fn adapters(&self, candidate: &Candidate) -> Vec<AdapterInfo> {
-        candidate.devices.iter().map(|&device| self.adapters[device].0.clone()).collect()
+        self.devices(candidate).into_iter().map(|device| self.adapters[device].0.clone()).collect()
     }
 
     fn new(
@@ -188,10 +224,6 @@ impl Planning {
         names: Vec<DeviceName>,
         given: Option<Schedule>,
     ) -> Result<Planning> {
-        if config.mesh.members().len() > 1 {
-            let message = "devices that divide every layer are not planned; list them in pipeline.devices and train with --no-plan";
-            return Err(Error::config("mesh.tensor", message));
-        }
         let lora = config.lora()?;
         let model = Model::with_adapter(&config.model, lora.as_ref())?;
         let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);
@@ -202,13 +234,28 @@ impl Planning {
         let t = &config.train;
         let (kernels, of_each) = kinds_of_kernels(adapters.iter().map(|(_, capabilities)| capabilities));
         let sharding = config.mesh.sharding()?;
-        let workload = sharded(&model, t.batch, t.sequence, &counts, &kernels, sharding)?;
-        let mut machine = machine;
+        let work = |member: Option<&Member>| {
+            sharded(&model, t.batch, t.sequence, &counts, &kernels, sharding, member)
+        };
+        let mut workload = work(None)?;
+        let (mut machine, mut names) = (machine, names);
         for (device, kernels) in machine.devices.iter_mut().zip(of_each) {
             device.kernels = kernels;
         }
+        let mut devices = chosen(&config.pipeline.devices, &machine)?;
+        let shares = config.mesh.members();
+        let mut gangs = None;
+        if shares.len() > 1 {
+            let parts = members(&config.model, &shares)?;
+            let parts = parts.iter().map(|member| work(Some(member))).collect::<Result<Vec<_>>>()?;
+            let all = Gangs::new(&shares, workload, parts, machine, names, devices.as_deref())?;
+            (machine, names) = (all.machine(), all.called());
+            workload = all.parts[all.largest].clone();
+            devices = devices.map(|_| (0..all.gangs.len()).collect());
+            gangs = Some(all);
+        }
         let options = Options {
-            devices: chosen(&config.pipeline.devices, &machine)?,
+            devices,
             schedule: match (given, &config.pipeline.schedule) {
                 (Some(schedule), _) => ScheduleChoice::Given(schedule),
                 (None, Some(name)) => ScheduleChoice::Named(name.clone()),
@@ -230,7 +277,7 @@ impl Planning {
             host: None,
         };
         let (config, because) = (config.clone(), None);
-        Ok(Planning { config, workload, machine, options, lora, adapters, names, because })
+        Ok(Planning { config, workload, machine, options, lora, adapters, names, because, gangs, axis: None })
     }
 
     /// The machine's devices, each at the position that is its number.
@@ -238,17 +285,22 @@ impl Planning {
         &self.names
     }
 
-    /// What the ranks of a plan are called.
+    /// What the devices of a plan are called.
     pub fn called(&self, candidate: &Candidate) -> Vec<DeviceName> {
-        candidate.devices.iter().map(|&device| self.names[device].clone()).collect()
+        let names = self.gangs.as_ref().map_or(&self.names, |gangs| &gangs.names);
+        self.devices(candidate).into_iter().map(|device| names[device].clone()).collect()
     }
 
     /// A plan in words. Where only some of the machine's devices may be used, their names stand for the machine's.
     pub fn explain(&self, planned: &Planned) -> Explanation {
         let adapters: Vec<_> = self.names.iter().map(|device| device.adapter).collect();
         let mut explanation = planned.explain(&self.workload, &self.machine).on_adapters(&adapters);
-        explanation.machine = self.machine.called(&self.candidates());
+        explanation.machine = match &self.gangs {
+            Some(gangs) => gangs.devices.called(&self.candidates()),
+            None => self.machine.called(&self.candidates()),
+        };
         explanation.state = self.state(planned);
+        explanation.axis = self.axis.clone().or_else(|| self.divided());
         explanation
     }
 
@@ -280,12 +332,61 @@ impl Planning {
         }
     }
 
-    /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.
+    /// The best plan, where the config leaves open how many devices divide every layer: the one that is faster by more than
+    /// what plans that are alike differ by, of few devices rather than of many.
     ///
     /// # Errors
     ///
     /// As [`Planning::search`].
     pub fn choose(self) -> Result<(Planning, Planned)> {
+        if !matches!(self.config.mesh.tensor, Some(Axis::Named(_))) {
+            return self.choose_state();
+        }
+        let devices = self.candidates().len();
+        let most = devices.min(MOST_MEMBERS).min(self.config.model.heads);
+        let mut found: Vec<(usize, Result<(Planning, Planned)>)> = Vec::new();
+        for members in (1..=most).filter(|&members| devices.is_multiple_of(members)) {
+            let mut config = self.config.clone();
+            config.mesh.tensor = (members > 1).then_some(Axis::Count(members));
+            let planning = self.with(&config).and_then(|mut planning| {
+                planning.limit(self.options.budgets.clone());
+                planning.limit_host(self.options.host);
+                planning.choose_state()
+            });
+            found.push((members, planning));
+        }
+        let seconds = |of: &Result<(Planning, Planned)>| {
+            of.as_ref().map_or(f64::INFINITY, |(_, planned)| planned.best.simulation.expected)
+        };
+        let least = found.iter().map(|(_, of)| seconds(of)).fold(f64::INFINITY, f64::min);
+        let alike = |(_, of): &(usize, Result<(Planning, Planned)>)| seconds(of) <= (1.0 + ALIKE) * least;
+        let at = found.iter().position(alike).unwrap_or(0);
+        let (members, chosen) = found.swap_remove(at);
+        let (mut planning, planned) = chosen?;
+        found.sort_by_key(|(members, _)| *members);
+        let words = |(members, of): &(usize, Result<(Planning, Planned)>)| match seconds(of) {
+            seconds if seconds.is_finite() => {
+                format!("tensor = {members} would take {}", duration(seconds))
+            }
+            _ => format!("with tensor = {members} nothing fits"),
+        };
+        let others: Vec<String> = found.iter().map(words).collect();
+        let others = if others.is_empty() { "there is no other way".into() } else { others.join(", ") };
+        planning.axis = Some(match members {
+            1 => format!("whole layers; {others}"),
+            _ => format!("{}; {others}", planning.divided().unwrap_or_default()),
+        });
+        Ok((planning, planned))
+    }
+
+    /// How layers are divided, in words; none where a device has whole ones.
+    fn divided(&self) -> Option<String> {
+        let shares: Vec<String> = self.gangs.as_ref()?.shares.iter().map(usize::to_string).collect();
+        Some(format!("every layer divided among {} devices, {}", shares.len(), shares.join(" : ")))
+    }
+
+    /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.
+    fn choose_state(self) -> Result<(Planning, Planned)> {
         let ways = self.config.mesh.shardings()?;
         let mut first: Option<(Planning, Error)> = None;
         for sharding in ways {
@@ -327,7 +428,16 @@ impl Planning {
             ScheduleChoice::Given(schedule) => Some(schedule.clone()),
             _ => None,
         };
-        Planning::new(config, self.machine.clone(), self.adapters.clone(), self.names.clone(), given)
+        let (machine, names) = match &self.gangs {
+            Some(gangs) => (&gangs.devices, &gangs.names),
+            None => (&self.machine, &self.names),
+        };
+        let mut planning =
+            Planning::new(config, machine.clone(), self.adapters.clone(), names.clone(), given)?;
+        if let Some((now, before)) = planning.gangs.as_mut().zip(self.gangs.as_ref()) {
+            now.budgets = before.budgets.clone();
+        }
+        Ok(planning)
     }
 
     fn find(&self) -> Result<Planned> {
@@ -340,15 +450,15 @@ impl Planning {
                 Ok(()) => return Ok(planned),
                 // The planner adds up layers, so it may be a little off; it looks again with so much less.
                 Err(Error::Memory { device, need, budget, .. }) if tries < CORRECTIONS => {
-                    let device = planned.best.devices[device];
+                    let device = planned.best.devices[device / self.members()];
                     let short = need.saturating_sub(budget).max(budget / 256);
                     let room = options.budgets[device].or(self.machine.devices[device].memory);
                     options.budgets[device] = room.map(|bytes| bytes.saturating_sub(short));
                     tries += 1;
                 }
                 Err(Error::Memory { device, need, budget, .. }) => {
-                    let device = planned.best.devices[device];
-                    let name = &self.machine.devices[device].name;
+                    let name = &self.called(&planned.best)[device].name;
+                    let device = self.devices(&planned.best)[device];
                     let lacks = need.saturating_sub(budget);
                     let message = format!(
                         "device {device} ({name}) lacks {lacks} bytes: it needs {need} and may use {budget}"
@@ -358,6 +468,11 @@ impl Planning {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// How many devices a rank of a plan is.
+    fn members(&self) -> usize {
+        self.gangs.as_ref().map_or(1, |gangs| gangs.shares.len())
     }
 
     /// What a step takes without each device of a plan.
@@ -412,13 +527,17 @@ impl Planning {
     /// Replaces the planner's bytes by those that will be allocated.
     pub(super) fn count(&self, candidate: &mut Candidate) -> Result<()> {
         let plan = self.plan(candidate)?;
-        candidate.simulation.slot_bytes = plan.ranks.iter().map(|rank| rank.bytes).collect();
+        // Of a gang those of the member that has most.
+        let ranks = plan.ranks.chunks(self.members());
+        let most = ranks.map(|members| members.iter().map(|rank| rank.bytes).max().unwrap_or(0));
+        candidate.simulation.slot_bytes = most.collect();
         Ok(())
     }
 
     /// The plan that a candidate stands for.
     pub fn plan(&self, candidate: &Candidate) -> Result<Plan> {
-        let adapters: Vec<_> = candidate.devices.iter().map(|&d| self.adapters[d].clone()).collect();
+        let adapters: Vec<_> =
+            self.devices(candidate).into_iter().map(|device| self.adapters[device].clone()).collect();
         Plan::new(self.setup(candidate), &adapters)
     }
 
@@ -426,6 +545,10 @@ impl Planning {
     /// predicted seconds of work, and those of a device that did not work by what all the others are off at least.
     /// Returns the ratios of those that worked.
     pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) -> Vec<f64> {
+        // What a gang's members do is not what a device does.
+        if self.gangs.is_some() {
+            return Vec::new();
+        }
         let ratio = |rank: usize| {
             let cells = candidate.simulation.cells.iter();
             let predicted: f64 = cells
@@ -538,15 +661,18 @@ impl Planning {
             shared: self.config.shared,
             recompute: candidate.repeated(),
             sharding: self.workload.sharding,
-            tensor: vec![1],
+            tensor: self.config.mesh.members(),
             purpose: Use::Training,
-            budgets: candidate.devices.iter().map(|&device| self.budget(device)).collect(),
+            budgets: self.devices(candidate).into_iter().map(|device| self.budget(device)).collect(),
             host: self.options.host,
         }
     }
 
     /// Bytes that a device may use.
     fn budget(&self, device: usize) -> Option<u64> {
+        if let Some(gangs) = &self.gangs {
+            return gangs.budget(device);
+        }
         self.options.budgets.get(device).copied().flatten().or(self.machine.devices[device].memory)
     }
 }

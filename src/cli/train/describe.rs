@@ -197,11 +197,9 @@ fn describe_time(job: &Job) -> Result<()> {
     );
     let count = counted(steps as usize, "step");
     let after = if done > 0 { format!(" after {done}") } else { String::new() };
-    let Some((_, planned)) = &job.planned else {
+    let Some(step) = job.promised else {
         return say(format!("time     {count}{after}; {epochs}; how long is not predicted without a plan"));
     };
-    let best = &planned.best;
-    let step = best.simulation.expected;
     let evaluated = job.source.valid.as_ref().map(|valid| Evaluated::new(valid, t.sequence));
     let due = t.steps.div_ceil(t.evaluate_every) - done / t.evaluate_every;
     let evaluations = evaluated.map_or(0, |_| due);

@@ -33,7 +33,10 @@ pub(super) struct Job {
     /// What they are called.
     pub(super) names: Vec<DeviceName>,
     pub(super) plan: Plan,
+    /// What the planner found; none where it was not asked, or devices divide every layer.
     pub(super) planned: Option<(Planning, Planned)>,
+    /// Seconds that a step is said to take.
+    pub(super) promised: Option<f64>,
     /// For the profiles that it was planned with, if they come from the cache.
     pub(super) lessons: Option<Lessons>,
     pub(super) source: Source,
@@ -90,10 +93,12 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         (all, planning.adapters(best), planning.called(best), plan, Some((planning, planned)))
     };
     let devices = match &planned {
-        Some((_, planned)) => pick(&all, &planned.best.devices),
+        Some((planning, planned)) => pick(&all, &planning.devices(&planned.best)),
         None => all.values().cloned().collect(),
     };
-    let measured = planned.as_ref().filter(|_| machine.machine.is_none());
+    // What was measured is of devices; what was planned then is of gangs.
+    let of_devices = planned.as_ref().filter(|(planning, _)| !planning.has_gangs());
+    let measured = of_devices.filter(|_| machine.machine.is_none());
     resume.warnings.extend(measured.and_then(|(planning, planned)| caution(planning, &planned.best, &all)));
     // What passes the host is only estimated, so such a step says nothing about how fast a device computes.
     let telling = measured.filter(|(planning, _)| !planning.workload.sharding.through_host());
@@ -101,6 +106,8 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
     settle(&mut config, &adapters, &plan);
+    let promised = planned.as_ref().map(|(_, planned)| planned.best.simulation.expected);
+    let planned = planned.filter(|(planning, _)| !planning.has_gangs());
     let isolation = environment.isolation.clone();
     Ok(Job {
         config,
@@ -109,6 +116,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         names,
         plan,
         planned,
+        promised,
         lessons,
         source,
         isolation,

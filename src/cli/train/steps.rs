@@ -32,6 +32,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
         names,
         plan,
         planned,
+        promised,
         mut lessons,
         source,
         isolation,
@@ -65,6 +66,7 @@ pub(super) fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer)?;
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
+    promised.into_iter().for_each(|seconds| trainer.predict(seconds));
     promise(&mut run, &mut trainer, replanner.as_ref());
     let bar = Progress::new(&config, trainer.step_number(), microbatches, evaluated);
     let mut last = None;
@@ -195,10 +197,7 @@ fn promise(run: &mut Run, trainer: &mut Trainer, replanner: Option<&Replanner>) 
     let Some(replanner) = replanner else { return };
     let (current, planning) = (replanner.current(), replanner.planning());
     trainer.predict(current.simulation.expected);
-    run.predict(
-        Prediction::of_plan(current, planning.names()),
-        planning.machine.within(&planning.options.budgets),
-    );
+    run.predict(Prediction::of_plan(current, planning.names()), planning.profiles());
 }
 
 /// Says how well steps keep to their prediction, once; moves to another plan where the config allows it. Whether the

@@ -294,7 +294,7 @@ pub const TABLES: &[Table] = &[
                 "tensor",
                 "",
                 or("a device has whole layers", "2"),
-                "Devices that divide every layer: a number, or the share of each, such as [5, 3]; with --no-plan.",
+                "Devices that divide every layer: a number, the share of each, such as [5, 3], or \"auto\".",
             ),
             key(
                 "zero",

@@ -242,7 +242,7 @@ pub struct MeshConfig {
     /// [`PipelineConfig::devices`] then lists the devices of one after those of another.
     #[serde(default)]
     pub data: Axis,
-    /// Devices that divide every layer among them: how many, or the share of each in proportion. By default a device has whole
+    /// Devices that divide every layer among them: how many, the share of each in proportion, or `"auto"`. By default a device has whole
     /// layers. [`PipelineConfig::devices`] then lists the members of one gang after those of another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<Axis>,

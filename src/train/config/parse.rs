@@ -123,9 +123,9 @@ impl Config {
         }
         let heads = self.model.heads;
         match &self.mesh.tensor {
-            Some(Axis::Named(name)) => {
+            Some(Axis::Named(name)) if name != "auto" => {
                 return refuse(format!(
-                    "mesh.tensor = {name:?} is not known; write how many devices divide every layer, or a list of their shares"
+                    "mesh.tensor = {name:?} is not known; write \"auto\", how many devices divide every layer, or a list of their shares"
                 ));
             }
             Some(Axis::Count(count)) if *count > heads => {
