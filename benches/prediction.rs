@@ -97,6 +97,15 @@ const CASES: &[Case] = &[
     Case { name: "data wide 2 devices zero 3", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=2", "zero=3"] },
     Case { name: "data wide 2 unequal 3+1", model: WIDE, adapters: &[0, 1], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["data=[3, 1]"] },
     Case { name: "data wide 2 zero 3 host", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[2.0], mesh: &["data=1", "zero=3", "optimizer=host"] },
+    Case { name: "tensor deep 2 devices", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 8, cuts: &[], mesh: &["tensor=2"] },
+    Case { name: "tensor wide 2 devices", model: WIDE, adapters: &[0, 0], schedule: "gpipe", microbatches: 4, cuts: &[], mesh: &["tensor=2"] },
+    Case { name: "tensor deep 2 devices 2:1", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["tensor=[2, 1]"] },
+    Case { name: "tensor wide 3 devices", model: WIDE, adapters: &[0, 0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["tensor=3"] },
+    Case { name: "tensor deep 4 devices", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "zb-h1", microbatches: 8, cuts: &[4.0], mesh: &["tensor=2"] },
+    Case { name: "tensor deep 4 devices data", model: DEEP, adapters: &[0, 0, 0, 0], schedule: "1f1b", microbatches: 8, cuts: &[], mesh: &["tensor=2", "data=2"] },
+    Case { name: "tensor wide 2 devices host", model: WIDE, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["tensor=2", "optimizer=host"] },
+    Case { name: "tensor deep 2 devices zero 3", model: DEEP, adapters: &[0, 0], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["tensor=2", "zero=3"] },
+    Case { name: "tensor wide 2 unequal 3:1", model: WIDE, adapters: &[0, 1], schedule: "1f1b", microbatches: 4, cuts: &[], mesh: &["tensor=[3, 1]"] },
 ];
 
 pub fn table() {
@@ -166,7 +175,7 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     let sizes = [t.batch / case.microbatches];
     let machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
     let numbered = devices.iter().cloned().enumerate().collect();
-    let mut planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
+    let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
     let plan = planning.plan(&best).expect("fits");
     let mut trainer = launch(&config, plan, devices);
@@ -192,7 +201,8 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
             probed_since = Instant::now();
         }
     });
-    planning.machine = machine.expect("measures");
+    let planning =
+        Planning::for_devices(&config, machine.expect("measures"), &numbered, None).expect("plans");
     let best = planning.again(&best).expect("fits");
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
         let all: Vec<String> = seconds.iter().map(|s| format!("{:.0}", 1e3 * s)).collect();

@@ -2,10 +2,13 @@
 
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup};
+use polystage::plan::Machine;
 use polystage::schedule::{Schedule, generate};
 use polystage::train::config::Config;
+use polystage::train::planning::Planning;
 use polystage::train::trainer::Trainer;
 
+use crate::cli::{Place, one_line};
 use crate::common::{adapters, cut_at, nmse, open};
 use crate::pipeline::{assert_same, config, measure, train};
 use crate::replicas::{Run, mesh, of_shares, steps};
@@ -196,4 +199,106 @@ fn a_gangs_state_is_written_and_read_as_one_devices() {
         }
     }
     approx::assert_relative_eq!(steps(&mut alone, 1)[0], steps(&mut gang, 1)[0], max_relative = 1e-6);
+}
+
+/// One block of which the feed-forward half alone is most of the model.
+const BLOCK: [&str; 4] = ["model.layers=1", "model.width=64", "model.heads=4", "model.intermediate=4096"];
+
+#[test]
+fn a_block_that_is_larger_than_either_device_trains_over_both() {
+    let i = adapters()[0].index;
+    let config = config(&BLOCK);
+    let devices = open(&[i, i]);
+    let over = |schedule: Schedule, tensor: &[usize], budget: Option<u64>| {
+        let setup = setup(&config, schedule, tensor);
+        Plan::within(Setup { budgets: vec![budget; 2], ..setup }, &devices)
+    };
+    let gang = over(flat(3), &[1, 1], None).unwrap();
+    let needed = gang.ranks.iter().map(|rank| rank.bytes + rank.passing).max();
+    let pipeline = over(generate("1f1b", 2, 3).unwrap(), &[1], needed).err().expect("does not fit");
+    assert!(matches!(pipeline, polystage::Error::Memory { .. }), "{pipeline}");
+    let mut trainer = begin(&config, flat(3), &[1, 1], i);
+    let losses = steps(&mut trainer, 8);
+    assert!(losses[7] < losses[0], "{losses:?}");
+    over(flat(3), &[1, 1], needed).unwrap();
+}
+
+/// Two cards with a way between them of so many gigabytes a second.
+fn cards(memory: &str, gb_s: f64) -> Machine {
+    let card = |name: &str| {
+        format!(
+            "[[devices]]\nname = '{name}'\nmemory = '{memory}'\nrates = {{ peak_tflops = 20, peak_gb_s = 600 }}\n"
+        )
+    };
+    let link = format!("[link]\nlatency_us = 5\ngb_s = {gb_s}\n");
+    Machine::parse(&[link, card("left"), card("right")].concat(), "cards.toml").unwrap()
+}
+
+/// What is planned where the number of devices that divide layers is left open, and what is said of it.
+fn planned(more: &[&str], machine: Machine) -> (Vec<usize>, String) {
+    let sizes =
+        ["model.width=1024", "model.heads=16", "model.context=512", "train.sequence=512", "mesh.data=1"];
+    let config = config(&[&sizes[..], &["mesh.tensor=auto"], more].concat());
+    let planning = Planning::for_machine(&config, machine, None).unwrap();
+    let (planning, planned) = planning.choose().unwrap();
+    let plan = planning.plan(&planned.best).unwrap();
+    assert_eq!(planning.called(&planned.best).len(), plan.ranks.len());
+    (plan.setup.tensor, planning.explain(&planned).to_string())
+}
+
+#[test]
+fn the_planner_divides_layers_where_that_is_faster_or_the_only_way_and_says_what_else_there_was() {
+    // One microbatch, so that a pipeline keeps only one of the cards busy, and a way as fast as memory.
+    let one = ["train.batch=1", "pipeline.microbatches=1"];
+    let (tensor, words) = planned(&one, cards("24GiB", 600.0));
+    assert_eq!(tensor, [1, 1], "{words}");
+    assert!(words.contains("every layer divided among 2 devices, 1 : 1; tensor = 1 would take "), "{words}");
+    let (tensor, words) = planned(&one, cards("24GiB", 0.1));
+    assert_eq!(tensor, [1], "{words}");
+    assert!(words.contains("whole layers; tensor = 2 would take "), "{words}");
+    // A layer that no card can hold.
+    let large = ["model.layers=1", "model.intermediate=65536", "train.batch=1", "pipeline.microbatches=1"];
+    let (tensor, words) = planned(&large, cards("1800MiB", 0.1));
+    assert_eq!(tensor, [1, 1], "{words}");
+    assert!(words.contains("with tensor = 1 nothing fits"), "{words}");
+}
+
+#[test]
+fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a_line() {
+    let place = Place::new();
+    let train = |out: &str, steps: usize, more: &[&str]| {
+        let steps = format!("train.steps={steps}");
+        let fixed = ["train", "tiny.toml", "--out", out, "--set", &steps];
+        place.succeed(&[&fixed[..], &["--set", "train.minimum_learning_rate=1e-2"], more].concat())
+    };
+    let gang = ["--set", "mesh.tensor=2"];
+    train("alone", 6, &["--no-plan", "--devices", "0"]);
+    let said = train("run", 2, &gang);
+    assert!(said.contains("gangs    every layer divided among 2 devices, 1 : 1"), "{said}");
+    assert!(said.contains("a step was predicted to take") || said.contains("time     2 steps of"), "{said}");
+    train("run", 3, &["--resume", "--no-plan", "--devices", "0", "--set", "mesh.tensor=1"]);
+    train("run", 4, &["--resume", "--no-plan", "--devices", "0,0", "--set", "mesh.tensor=[2, 1]"]);
+    train("run", 6, &["--resume", "--set", "mesh.tensor=auto", "--set", "mesh.zero=3"]);
+    for ((_, a), (_, b)) in place.losses("run").into_iter().zip(place.losses("alone")) {
+        approx::assert_relative_eq!(a, b, max_relative = 1e-5);
+    }
+    let plan = place.succeed(&["plan", "tiny.toml", "--set", "mesh.tensor=2"]);
+    assert!(plan.contains("every layer divided among 2 devices, 1 : 1"), "{plan}");
+    let generated = ["generate", "run", "--prompt", "every", "--max-tokens", "8", "--temperature", "0"];
+    let one = place.succeed(&[&generated[..], &["--devices", "0"]].concat());
+    assert_eq!(one, place.succeed(&[&generated[..], &["--devices", "0,0", "--tensor", "2"]].concat()));
+    for (set, what) in [
+        ("mesh.tensor=0", "needs for each member a share of at least 1"),
+        ("mesh.tensor=[1, 0]", "needs for each member a share of at least 1"),
+        ("mesh.tensor=99", "so many devices cannot divide the "),
+        ("mesh.tensor=half", "mesh.tensor = \"half\" is not known; write \"auto\""),
+    ] {
+        let output = place.run(&["train", "tiny.toml", "--out", "out", "--set", set]);
+        let line = one_line(&output);
+        assert!(output.status.code() == Some(2) && line.contains(what), "{set}: {line}");
+        assert!(!place.path("out").exists(), "{set} has left a folder");
+    }
+    let three = ["train", "tiny.toml", "--out", "out", "--devices", "0,0,0", "--set", "mesh.tensor=2"];
+    let line = one_line(&place.run(&three));
+    assert!(line.contains("3 devices do not make gangs of 2"), "{line}");
 }

@@ -49,8 +49,8 @@ pub use sharding::{Optimizer, Sharding, Sum};
 pub(crate) use traffic::EXCHANGE_SLOTS;
 pub use without::{Without, without};
 pub use workload::{
-    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed,
-    Sums, TiedLayers, Work, Workload,
+    Batching, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, StageForm, StageNeed, Sums,
+    TiedLayers, Work, Workload,
 };
 
 use std::ops::Range;

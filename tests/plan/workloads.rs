@@ -103,6 +103,7 @@ impl Gpt {
             activation,
             link_buffer: activation,
             largest_tensor: vec![4 * v * c, 16 * bt * c, (4 * bt * v).max(4 * v * c)],
+            sums: Vec::new(),
         }
     }
 }
@@ -222,6 +223,7 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
             activation: 5000 * size,
             link_buffer: 5000 * size,
             largest_tensor: vec![5000 * size; 3],
+            sums: Vec::new(),
         }
     });
     Workload {

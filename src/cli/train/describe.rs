@@ -215,7 +215,8 @@ fn describe_time(job: &Job) -> Result<()> {
         duration(step),
         about(steps as f64 * step + evaluating)
     ))?;
-    for other in planned.alternatives.iter().take(ALTERNATIVES) {
+    let alternatives = job.planned.iter().flat_map(|(_, planned)| &planned.alternatives);
+    for other in alternatives.take(ALTERNATIVES) {
         let layers = (0..other.devices.len())
             .map(|rank| format!("device {}: {}", other.devices[rank], other.layers_of(rank).counted()));
         say(format!(
