@@ -22,7 +22,7 @@ pub struct Proof {
     pub identical: bool,
     /// Words for people.
     pub found: String,
-    /// On one adapter: identical; where replicas add up in another order, losses within 1e-5. Over unlike adapters: within
+    /// On one adapter: identical; where replicas or gangs add up in another order, losses within 1e-5. Over unlike adapters: within
     /// 1e-4.
     pub passed: bool,
 }
@@ -52,6 +52,9 @@ learning_rate = 3e-3
 warmup = 2
 ";
 
+/// Heads of the model.
+const HEADS: usize = 3;
+
 /// Losses of five steps and the gradients of the first.
 type Trace = (Vec<f64>, Vec<Vec<f32>>);
 
@@ -62,14 +65,19 @@ struct Division {
     replicas: usize,
     /// ZeRO's.
     level: usize,
+    /// Devices that divide every layer.
+    members: usize,
 }
 
 impl Division {
     fn of(schedule: &'static str) -> Division {
-        Division { schedule, replicas: 1, level: 1 }
+        Division { schedule, replicas: 1, level: 1, members: 1 }
     }
 
     fn words(&self) -> String {
+        if self.members > 1 {
+            return format!("every layer on {}", self.members);
+        }
         match (self.replicas, self.level) {
             (1, _) => self.schedule.to_string(),
             (many, 1) => format!("{many} replicas"),
@@ -79,7 +87,7 @@ impl Division {
 
     /// Whether gradients are added in the order of one device.
     fn keeps_order(&self) -> bool {
-        self.replicas == 1 || self.level > 1
+        self.members == 1 && (self.replicas == 1 || self.level > 1)
     }
 }
 
@@ -91,6 +99,7 @@ fn trace(indices: &[usize], of: Division, ranks: usize) -> Result<Trace> {
         format!("pipeline.schedule={}", of.schedule),
         format!("mesh.data={}", of.replicas),
         format!("mesh.zero={}", of.level),
+        format!("mesh.tensor={}", of.members),
         format!("model.layers={layers}"),
         format!("pipeline.microbatches={microbatches}"),
         format!("train.batch={}", 2 * microbatches),
@@ -130,10 +139,14 @@ fn divisions(ranks: usize) -> Vec<Division> {
     if ranks > 1 {
         all.extend([1, 3].map(|level| Division { replicas: ranks, level, ..Division::of("1f1b") }));
     }
+    // As many as there are heads.
+    if (2..=HEADS).contains(&ranks) {
+        all.push(Division { members: ranks, ..Division::of("1f1b") });
+    }
     all
 }
 
-/// Compares these adapters in every named schedule, and as replicas of the whole model, with the first of them alone.
+/// Compares these adapters in every named schedule, as replicas of the whole model and as a gang that divides every layer, with the first of them alone.
 /// `each` hears of every comparison.
 pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
     let alone = trace(&indices[..1], Division::of("1f1b"), indices.len())?;
