@@ -173,7 +173,14 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
         patience: 0.0,
     };
     let sizes = [t.batch / case.microbatches];
-    let machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
+    let shares = config.mesh.members();
+    let all: Vec<usize> = (0..devices.len()).collect();
+    let gangs: Vec<Vec<usize>> = match shares.len() {
+        1 => Vec::new(),
+        members => all.chunks_exact(members).map(<[usize]>::to_vec).collect(),
+    };
+    let mut machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
+    profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut |_| ()).expect("measures");
     let numbered = devices.iter().cloned().enumerate().collect();
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
@@ -194,15 +201,16 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     // turns with the steps that are to be predicted, and for half as long as they take.
     profiler.patience = PATIENCE;
     let (mut seconds, mut probed_since) = (Vec::new(), Instant::now());
-    let machine = profiler.machine(&sizes, &mut |progress| {
+    let mut say = |progress: Progress| {
         let last = seconds.last().copied().unwrap_or(0.0);
         if progress == Progress::Step && probed_since.elapsed().as_secs_f64() >= 0.5 * last {
             seconds.push(step());
             probed_since = Instant::now();
         }
-    });
-    let planning =
-        Planning::for_devices(&config, machine.expect("measures"), &numbered, None).expect("plans");
+    };
+    let mut machine = profiler.machine(&sizes, &mut say).expect("measures");
+    profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut say).expect("measures");
+    let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.again(&best).expect("fits");
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {
         let all: Vec<String> = seconds.iter().map(|s| format!("{:.0}", 1e3 * s)).collect();

@@ -221,7 +221,13 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
     };
     let sizes: Vec<usize> = config.microbatches().iter().map(|m| config.train.batch / m).collect();
     let mut display = Measuring::new(profiler.cache.as_ref().map(|cache| cache.folder.clone()));
-    profiler.machine(&sizes, &mut |progress| display.hear(progress))
+    let mut machine = profiler.machine(&sizes, &mut |progress| display.hear(progress))?;
+    for shares in config.mesh.gangs(devices.len(), config.model.heads) {
+        let numbers: Vec<usize> = (0..devices.len()).collect();
+        let gangs: Vec<Vec<usize>> = numbers.chunks_exact(shares.len()).map(<[usize]>::to_vec).collect();
+        profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut |progress| display.hear(progress))?;
+    }
+    Ok(machine)
 }
 
 /// The budget of each device: `--memory`, or what it has; and of the host's memory.

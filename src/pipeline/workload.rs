@@ -424,8 +424,9 @@ mod tests {
         for rank in 0..4 {
             let (counted, needed) = (simulation.slot_bytes[rank], plan.ranks[rank].bytes);
             let off = counted as f64 / needed as f64 - 1.0;
-            // What travels between replicas is counted by shares of bytes, and allocated by buckets.
-            assert!(off.abs() < 0.04, "rank {rank} of replicas: {counted} counted, {needed} needed");
+            // What travels between replicas is counted by shares of bytes, and allocated by buckets: of this small model eight
+            // of them are a third of all.
+            assert!(off.abs() < 0.08, "rank {rank} of replicas: {counted} counted, {needed} needed");
         }
         // Before a block, and between its attention and its MLP.
         for (cut, end) in [(Layers::whole(3), 5), (Layers::whole(3) + Layers::HALF, 6)] {

@@ -1,8 +1,9 @@
 //! Devices that divide every layer among them, as the devices of another machine: the search, the simulator and everything else
 //! that knows devices then knows gangs.
 //!
-//! A member takes of each layer's measured time the part that its share of the work would have by rates; a gang takes as long as
-//! its slowest member, and longer by the sums in which layers come together. All members are busy together.
+//! What was measured of a gang counts. Where nothing was, a member takes of each layer's measured time the part that its share
+//! of the work would have by rates; a gang takes as long as its slowest member, and longer by the sums in which layers come
+//! together. All members are busy together.
 
 use super::costs::{MICRO, estimated, kind_seconds};
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
@@ -25,6 +26,8 @@ pub struct Divided<'a> {
     pub parts: &'a [Workload],
     /// The member whose part stands for all: the largest.
     pub largest: usize,
+    /// The share of each member.
+    pub shares: &'a [usize],
 }
 
 impl Divided<'_> {
@@ -90,6 +93,7 @@ impl Divided<'_> {
             clear_gb_s: Some(least(|device| device.rates.clear_gb_s.unwrap_or(device.rates.memory_gb_s))),
             barrier_us: most(|rates| rates.barrier_us),
         };
+        let measured = machine.gang(gang, self.shares);
         let names: Vec<&str> = members().map(|device| device.name.as_str()).collect();
         DeviceProfile {
             name: names.join(" + "),
@@ -97,10 +101,10 @@ impl Divided<'_> {
             adapter: None,
             memory: self.memory(members().map(|device| device.memory)),
             max_binding: members().filter_map(|device| device.max_binding).min(),
-            cores: members().map(|device| device.cores).sum(),
+            cores: measured.map_or_else(|| members().map(|device| device.cores).sum(), |gang| gang.cores),
             copy_engine: members().all(|device| device.copy_engine),
-            jitter: first.jitter,
-            measured: first.measured,
+            jitter: measured.map_or(first.jitter, |gang| gang.jitter),
+            measured: measured.map_or(first.measured, |gang| gang.measured),
             rates,
             shapes: (0..self.whole.batchings.len()).map(|at| self.shape(machine, gang, at)).collect(),
             kernels: first.kernels,
@@ -110,6 +114,9 @@ impl Divided<'_> {
     /// Times of a gang for a batching.
     fn shape(&self, machine: &Machine, gang: &[usize], batching: usize) -> ShapeProfile {
         let of = &self.whole.batchings[batching];
+        if let Some(shape) = machine.gang(gang, self.shares).and_then(|gang| gang.shape(&of.shape)) {
+            return shape.clone();
+        }
         let submit = |device: usize| {
             let profile = &machine.devices[device];
             profile.shape(&of.shape).and_then(|shape| shape.submit_us).unwrap_or(profile.rates.submit_us)

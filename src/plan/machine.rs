@@ -40,6 +40,20 @@ pub struct Machine {
     /// Ways that differ from `link`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<LinkProfile>,
+    /// What was measured of devices that divide every layer. No file holds it.
+    #[serde(skip)]
+    pub gangs: Vec<GangProfile>,
+}
+
+/// Devices that divide every layer, measured as one.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GangProfile {
+    /// The members' devices.
+    pub devices: Vec<usize>,
+    /// The share of each.
+    pub shares: Vec<usize>,
+    /// What all of them together are: times of layers with their sums, threads, how the speed wanders.
+    pub profile: DeviceProfile,
 }
 
 /// One device.
@@ -201,7 +215,12 @@ impl Machine {
         let link = |link: &LinkProfile| {
             Some(LinkProfile { from: number(link.from)?, to: number(link.to)?, ..*link })
         };
+        let gang = |gang: &GangProfile| {
+            let devices = gang.devices.iter().map(|&device| number(device)).collect::<Option<_>>()?;
+            Some(GangProfile { devices, ..gang.clone() })
+        };
         Machine {
+            gangs: self.gangs.iter().filter_map(gang).collect(),
             slowdown: if self.slowdown.is_empty() { Vec::new() } else { order.iter().map(row).collect() },
             devices: order.iter().map(|&device| self.devices[device].clone()).collect(),
             links: self.links.iter().filter_map(link).collect(),
@@ -287,6 +306,16 @@ impl Machine {
     pub fn link(&self, from: usize, to: usize) -> Link {
         let named = self.links.iter().find(|profile| profile.from == from && profile.to == to);
         named.map_or(self.link, |profile| profile.link)
+    }
+
+    /// What was measured of a gang of such adapters and shares.
+    pub fn gang(&self, devices: &[usize], shares: &[usize]) -> Option<&DeviceProfile> {
+        let adapters =
+            |devices: &[usize]| devices.iter().map(|&device| self.adapter(device)).collect::<Vec<_>>();
+        let is_alike = |gang: &&GangProfile| {
+            gang.shares == shares && (gang.devices == devices || adapters(&gang.devices) == adapters(devices))
+        };
+        self.gangs.iter().find(is_alike).map(|gang| &gang.profile)
     }
 
     /// How many times longer device `i` takes while device `j` is busy.

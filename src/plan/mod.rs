@@ -43,7 +43,9 @@ pub use explain::{
 pub use fit::fits;
 pub use gangs::Divided;
 pub use keys::MACHINE_KEYS;
-pub use machine::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
+pub use machine::{
+    DeviceProfile, Evidence, GangProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
+};
 pub use planner::plan;
 pub use sharding::{Optimizer, Sharding, Sum};
 pub(crate) use traffic::EXCHANGE_SLOTS;

@@ -44,8 +44,13 @@ impl Cache {
 
     /// Keeps the adapter's profile; whether that worked.
     pub(super) fn write_device(&self, device: &Device, profile: DeviceProfile) -> bool {
+        self.write_profile(&self.key(&[device]), profile)
+    }
+
+    /// Keeps a profile under this key; whether that worked.
+    pub(super) fn write_profile(&self, key: &str, profile: DeviceProfile) -> bool {
         let link = Link { gb_s: 1.0, ..Link::default() };
-        self.write(&self.key(&[device]), Machine { link, devices: vec![profile], ..Machine::default() })
+        self.write(key, Machine { link, devices: vec![profile], ..Machine::default() })
     }
 
     fn file(&self, key: &str) -> PathBuf {

@@ -4,26 +4,27 @@ use std::collections::BTreeMap;
 
 use super::agenda::{Agenda, Task};
 use super::noise::{beside, is_as_good};
-use super::probe::{Beat, Probe, Stages, Times};
+use super::probe::{Beat, Place, Probe, Stages, Times};
 use super::{GIGA, MICRO, Profiler, Progress, SECONDS, begin, is_too_long, short, unix_seconds};
 use crate::error::Result;
-use crate::gpu::{Device, now};
+use crate::gpu::now;
 use crate::graph::Phase;
 use crate::model::{KINDS, Purpose};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Rates, ShapeProfile};
 use crate::schedule::{Jitter, Kind};
 
 impl Profiler<'_> {
-    /// Measures the layers for microbatches of `size` sequences, and rates with them. None where the layers do not fit.
+    /// Measures the layers for microbatches of `size` sequences, and rates with them, on a device or on a gang, which has this
+    /// number on the agenda. None where the layers do not fit.
     pub(super) fn measure(
         &self,
-        index: usize,
+        (index, place): (usize, Place),
         size: usize,
         agenda: &mut Agenda,
         say: &mut dyn FnMut(Progress),
     ) -> Result<Option<Sample>> {
-        let device = &self.devices[index];
-        let what = format!("{}: {size} x {} tokens", short(device), self.sequence);
+        let names: Vec<&str> = place.devices.iter().map(short).collect();
+        let what = format!("{}: {size} x {} tokens", names.join(" with "), self.sequence);
         let mut by_split: Vec<Times> = Vec::new();
         let mut weights = 0;
         // About the part of a step that one block is.
@@ -37,7 +38,7 @@ impl Profiler<'_> {
             }
             let started = now();
             let number = begin(Task::Layers { device: index, size, split }, &what, agenda, say);
-            let Some(mut probe) = self.probe(device, size, split)? else { return Ok(None) };
+            let Some(mut probe) = self.probe(place, size, split)? else { return Ok(None) };
             let mut is_ready = false;
             let go_on = |beat: Beat| {
                 if !std::mem::replace(&mut is_ready, true) {
@@ -106,7 +107,7 @@ impl Profiler<'_> {
         }
         let whole: f64 =
             ["attention", "mlp"].iter().filter_map(|kind| layers.get(*kind)).map(LayerProfile::sum).sum();
-        let software = device.capabilities().software;
+        let software = place.devices.iter().any(|device| device.capabilities().software);
         let rate = |bytes: u64, seconds: f64| (bytes as f64 / GIGA / (seconds - submit).max(1e-7)).min(1e6);
         let rates = Rates {
             matmul_gflops: self.block_flops(size)? / GIGA / whole.max(1e-9),
@@ -148,11 +149,11 @@ impl Profiler<'_> {
     }
 
     /// A probe of some blocks between embedding and head; none if it does not fit.
-    fn probe(&self, device: &Device, size: usize, split: bool) -> Result<Option<Probe>> {
+    fn probe(&self, place: Place, size: usize, split: bool) -> Result<Option<Probe>> {
         let stages = Stages::of(self.model);
         let (schedule, cuts) = stages.schedule(split);
         let model = self.model.with_blocks(stages.blocks())?;
-        Probe::new_if_it_fits(&model, schedule, cuts, (size, self.sequence), device)
+        Probe::new_if_it_fits(&model, schedule, cuts, (size, self.sequence), place)
     }
 }
 

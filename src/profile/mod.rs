@@ -4,6 +4,7 @@
 
 mod agenda;
 mod cache;
+mod gangs;
 mod host;
 mod law;
 mod layers;
@@ -22,7 +23,7 @@ use law::{Extents, Point, priced};
 pub use learn::{Basis, Finding, KINDS_OF_WORK, Outcome, Work};
 use noise::{Quiet, beside, limit};
 use pair::Pair;
-use probe::{MICROBATCHES, Stages};
+use probe::{MICROBATCHES, Place, Stages};
 
 use crate::error::Result;
 use crate::gpu::Device;
@@ -239,7 +240,9 @@ impl Profiler<'_> {
                 agenda.leave_out(is_own);
                 continue;
             }
-            let (sample, others) = quiet.measure(limit, |say| self.measure(index, size, agenda, say))?;
+            let place = Place::whole(std::slice::from_ref(device));
+            let (sample, others) =
+                quiet.measure(limit, |say| self.measure((index, place), size, agenda, say))?;
             agenda.leave_out(is_own);
             let Some(sample) = sample else { break };
             let sample = sample.beside(others, self.shape(size));

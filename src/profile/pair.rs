@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::agenda::{Agenda, Task};
 use super::noise::{Quiet, beside, is_as_good, limit};
-use super::probe::{MICROBATCHES, Probe, spread};
+use super::probe::{MICROBATCHES, Place, Probe, spread};
 use super::{Cache, GIGA, MICRO, Profiler, SECONDS, begin, first_of_adapter, short, unix_seconds};
 use crate::error::{Error, Result, said};
 use crate::gpu::{Device, now};
@@ -142,7 +142,14 @@ impl Profiler<'_> {
         let pair = [a.clone(), b.clone()];
         let shape = (size, self.sequence);
         let model = self.small()?;
-        let mut probe = Probe::new(&model, generate("gpipe", 2, 1)?, vec![Layers::ONE], shape, &pair, None)?;
+        let mut probe = Probe::new(
+            &model,
+            generate("gpipe", 2, 1)?,
+            vec![Layers::ONE],
+            shape,
+            Place::whole(&pair),
+            None,
+        )?;
         let times = probe.measure(SECONDS, 0.0, |beat| !beat.is_enough())?;
         probe.stop()?;
         let bytes = 4.0 * (size * self.sequence * self.model.config().width) as f64;
@@ -166,7 +173,8 @@ impl Profiler<'_> {
         let model = self.small()?;
         let probe = |device: &Device| {
             let schedule = generate("gpipe", 1, MICROBATCHES)?;
-            Probe::new_if_it_fits(&model, schedule, Vec::new(), (size, self.sequence), device)
+            let place = Place::whole(std::slice::from_ref(device));
+            Probe::new_if_it_fits(&model, schedule, Vec::new(), (size, self.sequence), place)
         };
         let mut measured = Evidence { unix_seconds: unix_seconds(), steps: 1, ..Evidence::default() };
         let (Some(mut first), Some(mut second)) = (probe(a)?, probe(b)?) else {

@@ -35,9 +35,25 @@ const LITTLE: f64 = 0.05;
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
 
+/// Where a probe runs: devices, and the shares of a gang's members; one where a device has whole layers.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) devices: &'a [Device],
+    pub(super) tensor: &'a [usize],
+}
+
+impl<'a> Place<'a> {
+    /// Devices that have whole layers.
+    pub(super) fn whole(devices: &'a [Device]) -> Place<'a> {
+        Place { devices, tensor: &[1] }
+    }
+}
+
 /// An executor with the batch that it repeats.
 pub(super) struct Probe {
     executor: Executor,
+    /// Whether all devices do the same part of the same work: the first then stands for all.
+    gang: bool,
     batch: Batch,
     /// Bytes of the weights that are trained, each counted once.
     pub(super) weights: u64,
@@ -116,7 +132,7 @@ impl Probe {
         schedule: Schedule,
         cuts: Vec<Layers>,
         (sequences, sequence): (usize, usize),
-        devices: &[Device],
+        Place { devices, tensor }: Place,
         budget: Option<u64>,
     ) -> Result<Probe> {
         let setup = Setup {
@@ -129,7 +145,7 @@ impl Probe {
             recompute: Vec::new(),
             shared: false,
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: tensor.to_vec(),
             host: None,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],
@@ -152,18 +168,20 @@ impl Probe {
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2), ..Batch::default() };
-        Ok(Probe { executor, batch, weights, stages: Stages::of(model), warm: false })
+        let gang = tensor.len() > 1;
+        Ok(Probe { executor, gang, batch, weights, stages: Stages::of(model), warm: false })
     }
 
-    /// On one device, within its memory; none if it does not fit.
+    /// On one device or one gang, within its memory; none if it does not fit.
     pub(super) fn new_if_it_fits(
         model: &Model,
         schedule: Schedule,
         cuts: Vec<Layers>,
         shape: (usize, usize),
-        device: &Device,
+        place: Place,
     ) -> Result<Option<Probe>> {
-        match Probe::new(model, schedule, cuts, shape, std::slice::from_ref(device), device.info().memory) {
+        let memory = place.devices.iter().filter_map(|device| device.info().memory).min();
+        match Probe::new(model, schedule, cuts, shape, place, memory) {
             Ok(probe) => Ok(Some(probe)),
             Err(Error::Memory { .. } | Error::Binding { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -211,7 +229,9 @@ impl Probe {
             let end = now();
             elapsed += end - start;
             if step > 0 {
-                note(&report.events, (start, middle), cpu, &mut taken);
+                let mut events = report.events;
+                events.retain(|event| !self.gang || event.rank == 0);
+                note(&events, (start, middle), cpu, &mut taken);
             }
             step += 1;
         }

@@ -54,7 +54,7 @@ impl Gangs {
     }
 
     fn divided(&self) -> Divided<'_> {
-        Divided { whole: &self.whole, parts: &self.parts, largest: self.largest }
+        Divided { whole: &self.whole, parts: &self.parts, largest: self.largest, shares: &self.shares }
     }
 
     /// The machine whose devices are the gangs.

@@ -26,9 +26,6 @@ use crate::timeline::{DeviceName, Event, Prediction, Track, duration};
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
 
-/// Most devices that are tried for a gang.
-const MOST_MEMBERS: usize = 8;
-
 /// Tokens below which a shorter sequence is no help.
 const SHORTEST: usize = 16;
 
@@ -342,10 +339,9 @@ impl Planning {
         if !matches!(self.config.mesh.tensor, Some(Axis::Named(_))) {
             return self.choose_state();
         }
-        let devices = self.candidates().len();
-        let most = devices.min(MOST_MEMBERS).min(self.config.model.heads);
+        let gangs = self.config.mesh.gangs(self.candidates().len(), self.config.model.heads);
         let mut found: Vec<(usize, Result<(Planning, Planned)>)> = Vec::new();
-        for members in (1..=most).filter(|&members| devices.is_multiple_of(members)) {
+        for members in std::iter::once(1).chain(gangs.iter().map(Vec::len)) {
             let mut config = self.config.clone();
             config.mesh.tensor = (members > 1).then_some(Axis::Count(members));
             let planning = self.with(&config).and_then(|mut planning| {

@@ -234,6 +234,9 @@ impl PipelineConfig {
     }
 }
 
+/// Most devices that are tried for a gang.
+const MOST_MEMBERS: usize = 8;
+
 /// Axes beside that of the pipeline.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -360,6 +363,19 @@ impl MeshConfig {
             Some(Axis::Shares(shares)) => shares.clone(),
             Some(Axis::Count(count)) => vec![1; *count],
             Some(Axis::Named(_)) | None => vec![1],
+        }
+    }
+
+    /// The shares of the members of every gang that so many devices may be for a model with so many heads: what is asked for, or
+    /// where that is left open equal ones.
+    pub fn gangs(&self, devices: usize, heads: usize) -> Vec<Vec<usize>> {
+        let most = devices.min(MOST_MEMBERS).min(heads);
+        match &self.tensor {
+            Some(Axis::Named(_)) => {
+                let counts = (2..=most).filter(|&members| devices.is_multiple_of(members));
+                counts.map(|members| vec![1; members]).collect()
+            }
+            _ => Some(self.members()).filter(|shares| shares.len() > 1).into_iter().collect(),
         }
     }
 
