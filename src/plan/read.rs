@@ -91,6 +91,7 @@ pub(super) fn machine(text: &str, place: &str) -> Result<Machine> {
     }
     let names = || devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(" + ");
     Ok(Machine {
+        gangs: Vec::new(),
         name: root.optional("name", |v, path| file.text(v, path))?.unwrap_or_else(names),
         cores,
         host_update_gb_s: root.optional("host_update_gb_s", |v, path| file.number(v, path, RATE))?,
