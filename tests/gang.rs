@@ -300,5 +300,5 @@ fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a
     }
     let three = ["train", "tiny.toml", "--out", "out", "--devices", "0,0,0", "--set", "mesh.tensor=2"];
     let line = one_line(&place.run(&three));
-    assert!(line.contains("3 devices do not make gangs of 2"), "{line}");
+    assert!(line.contains("gangs of 2 cannot be made of 3 devices"), "{line}");
 }

@@ -22,6 +22,7 @@ use crate::gpu::Device;
 use crate::model::{Model, ModelConfig};
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::plan::Sharding;
+use crate::plan::text::counted;
 use crate::schedule;
 
 /// Most tokens of a prompt that pass at a time.
@@ -126,9 +127,9 @@ impl Generator {
     ) -> Result<Generator> {
         let stages = devices.len() / tensor.len().max(1);
         if stages * tensor.len() != devices.len() {
-            let (count, members) = (devices.len(), tensor.len());
+            let (count, members) = (counted(devices.len(), "device"), tensor.len());
             let message =
-                format!("{count} devices do not make gangs of {members}; use a multiple of {members}");
+                format!("gangs of {members} cannot be made of {count}; use a multiple of {members}");
             return Err(Error::config("--tensor", message));
         }
         let config = model.config();

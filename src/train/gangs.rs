@@ -1,6 +1,7 @@
 //! Devices that divide every layer, for the planner: which they are, and what the machine of their gangs is.
 
 use crate::error::{Error, Result};
+use crate::plan::text::counted;
 use crate::plan::{Divided, Machine, Workload};
 use crate::timeline::DeviceName;
 
@@ -42,8 +43,8 @@ impl Gangs {
         let count = shares.len();
         if all.is_empty() || !all.len().is_multiple_of(count) {
             let message = format!(
-                "{} devices do not make gangs of {count}; use a multiple of {count} (pipeline.devices, --devices)",
-                all.len()
+                "gangs of {count} cannot be made of {}; use a multiple of {count} (pipeline.devices, --devices)",
+                counted(all.len(), "device")
             );
             return Err(Error::config("mesh.tensor", message));
         }
