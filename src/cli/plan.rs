@@ -12,7 +12,7 @@ use crate::plan::Explanation;
 use crate::timeline::{Prediction, Step, duration};
 use crate::train::advice::trained_with;
 use crate::train::checkpoint;
-use crate::train::config::Config;
+use crate::train::config::{Axis, Config};
 use crate::train::run::CONFIG;
 use crate::train::source::{named, sketch};
 
@@ -140,7 +140,10 @@ fn of_a_run(run: &Path, set: &[String]) -> Result<Config> {
         return Err(Error::config("--set model", message));
     }
     let open = ["pipeline.devices=auto", "mesh.data=auto"].map(String::from);
-    let config = trained_with(run, &[&open, set].concat())?;
+    let mut config = trained_with(run, &[&open, set].concat())?;
+    if config.mesh.members().len() > 1 && !set.iter().any(|of| of.trim_start().starts_with("mesh.tensor")) {
+        config.mesh.tensor = Some(Axis::default());
+    }
     note(format!(
         "note: {} is a run: planned as its config.toml says, over devices that are chosen anew{}",
         run.display(),

@@ -249,7 +249,9 @@ fn compare(run: &Path) -> Result<(Timeline, Comparison)> {
         &trace,
         "a run writes it with every checkpoint and when it ends; continue the run with --resume",
     )?;
-    let timeline = Timeline::from_chrome_trace(&text, &trace.display().to_string())?;
+    // A trace may lie somewhere by itself.
+    let members = trained_with(run, &[]).map_or(1, |config| config.mesh.members().len());
+    let timeline = Timeline::from_chrome_trace(&text, &trace.display().to_string())?.of_gangs(members);
     let measured = Comparison::new(None, &timeline).map_err(at(&trace))?;
     let prediction = run.join(PREDICTION);
     if !prediction.exists() {

@@ -100,3 +100,10 @@ pub fn counted(n: usize, thing: &str) -> String {
     };
     format!("{} {thing}{end}", grouped(n as f64))
 }
+
+/// How every layer is divided among devices with these shares, in words; none where a device has whole ones.
+pub fn divided(shares: &[usize]) -> Option<String> {
+    let parts: Vec<String> = shares.iter().map(usize::to_string).collect();
+    (shares.len() > 1)
+        .then(|| format!("every layer divided among {} devices, {}", shares.len(), parts.join(" : ")))
+}

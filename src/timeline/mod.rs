@@ -198,6 +198,23 @@ impl Timeline {
         Timeline { devices, events: events.collect(), step: None }
     }
 
+    /// What gangs of so many neighbours did, all of which do the same: what the first of each did stands for it.
+    pub fn of_gangs(self, members: usize) -> Timeline {
+        if members <= 1 {
+            return self;
+        }
+        let gang = |members: &[DeviceName]| {
+            let titles: Vec<String> = members.iter().map(DeviceName::title).collect();
+            DeviceName { number: members[0].number, adapter: None, name: titles.join(" + ") }
+        };
+        let firsts = self.events.into_iter().filter(|event| event.rank.is_multiple_of(members));
+        Timeline {
+            devices: self.devices.chunks(members).map(gang).collect(),
+            events: firsts.map(|event| Event { rank: event.rank / members, ..event }).collect(),
+            step: self.step,
+        }
+    }
+
     /// Events with usable times.
     fn usable(&self) -> impl Iterator<Item = &Event> {
         self.events.iter().filter(|event| event.is_usable())

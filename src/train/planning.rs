@@ -15,7 +15,7 @@ use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
-use crate::plan::text::bytes;
+use crate::plan::text::{bytes, divided};
 use crate::plan::{
     Candidate, DataChoice, Explanation, Machine, Optimizer, Options, Planned, RecomputeChoice,
     ScheduleChoice, Sharding, Without, Workload, fits, plan, without,
@@ -297,7 +297,7 @@ impl Planning {
             None => self.machine.called(&self.candidates()),
         };
         explanation.state = self.state(planned);
-        explanation.axis = self.axis.clone().or_else(|| self.divided());
+        explanation.axis = self.axis();
         explanation
     }
 
@@ -370,15 +370,15 @@ impl Planning {
         let others = if others.is_empty() { "there is no other way".into() } else { others.join(", ") };
         planning.axis = Some(match members {
             1 => format!("whole layers; {others}"),
-            _ => format!("{}; {others}", planning.divided().unwrap_or_default()),
+            _ => format!("{}; {others}", planning.axis().unwrap_or_default()),
         });
         Ok((planning, planned))
     }
 
-    /// How layers are divided, in words; none where a device has whole ones.
-    fn divided(&self) -> Option<String> {
-        let shares: Vec<String> = self.gangs.as_ref()?.shares.iter().map(usize::to_string).collect();
-        Some(format!("every layer divided among {} devices, {}", shares.len(), shares.join(" : ")))
+    /// How layers are divided, in words, and what else there was, where that was left open; none where a device has whole ones
+    /// because that was asked for.
+    pub fn axis(&self) -> Option<String> {
+        self.axis.clone().or_else(|| divided(&self.config.mesh.members()))
     }
 
     /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.

@@ -9,7 +9,7 @@ use crate::cli::{say, show_bytes, show_count};
 use crate::error::Result;
 use crate::layers::Layers;
 use crate::model::Model;
-use crate::plan::text::{counted, microbatches, ranges};
+use crate::plan::text::{counted, divided, microbatches, ranges};
 use crate::timeline::duration;
 use crate::train::data::Corpus;
 
@@ -45,9 +45,8 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
         say(format!("replicas {} beside each other, of {}", shares.len(), microbatches(&shares)))?;
     }
-    if plan.setup.tensor.len() > 1 {
-        let shares: Vec<String> = plan.setup.tensor.iter().map(usize::to_string).collect();
-        say(format!("gangs    every layer divided among {} devices, {}", shares.len(), shares.join(" : ")))?;
+    if let Some(axis) = job.axis.clone().or_else(|| divided(&plan.setup.tensor)) {
+        say(format!("layers   {axis}"))?;
     }
     describe_state(job)?;
     let works = works(job);

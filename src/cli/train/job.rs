@@ -37,6 +37,8 @@ pub(super) struct Job {
     pub(super) planned: Option<(Planning, Planned)>,
     /// Seconds that a step is said to take.
     pub(super) promised: Option<f64>,
+    /// How layers are divided and what else there was, where the planner was to choose.
+    pub(super) axis: Option<String>,
     /// For the profiles that it was planned with, if they come from the cache.
     pub(super) lessons: Option<Lessons>,
     pub(super) source: Source,
@@ -107,6 +109,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     });
     settle(&mut config, &adapters, &plan);
     let promised = planned.as_ref().map(|(_, planned)| planned.best.simulation.expected);
+    let axis = planned.as_ref().and_then(|(planning, _)| planning.axis());
     let planned = planned.filter(|(planning, _)| !planning.has_gangs());
     let isolation = environment.isolation.clone();
     Ok(Job {
@@ -117,6 +120,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         plan,
         planned,
         promised,
+        axis,
         lessons,
         source,
         isolation,
