@@ -10,6 +10,9 @@ use std::ops::Range;
 use super::{ModelConfig, Parameter};
 use crate::error::{Error, Result};
 
+/// Most members of a gang: far more than a machine has devices.
+pub const MOST: usize = 1024;
+
 /// Extents that members divide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
@@ -140,12 +143,16 @@ pub struct Member {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] of `mesh.tensor` for a share of nothing, and for more members than the model has heads, columns or tokens.
+/// [`Error::Config`] of `mesh.tensor` for a share of nothing, for more members than the model has heads, columns or tokens, and
+/// for more than [`MOST`].
 pub fn members(config: &ModelConfig, shares: &[usize]) -> Result<Vec<Member>> {
     let count = shares.len();
     let refuse = |message: String| Err(Error::config("mesh.tensor", message));
     if count == 0 || shares.contains(&0) {
         return refuse("needs for each member a share of at least 1".into());
+    }
+    if count > MOST {
+        return refuse(format!("{count} members are more than the {MOST} that a gang may have"));
     }
     for (what, most) in
         [("heads", config.heads), ("columns", config.intermediate()), ("tokens", config.vocabulary)]
@@ -199,8 +206,8 @@ fn heads(heads: usize, kv_heads: usize, shares: &[usize]) -> Vec<Range<usize>> {
         let ranges = divide(kv_heads, shares).into_iter();
         return ranges.map(|range| range.start * sharing..range.end * sharing).collect();
     }
-    let sum = shares.iter().sum::<usize>() as f64;
-    let due = |end: usize| shares[..end].iter().sum::<usize>() as f64 / sum * heads as f64;
+    let sum = |shares: &[usize]| shares.iter().map(|&share| share as f64).sum::<f64>();
+    let due = |end: usize| sum(&shares[..end]) / sum(shares) * heads as f64;
     let (mut all, mut first) = (Vec::with_capacity(count), 0);
     for kv_head in 0..kv_heads {
         let left = kv_heads - 1 - kv_head;

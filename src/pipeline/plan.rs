@@ -240,8 +240,8 @@ impl Plan {
             let done = |stage: usize| {
                 (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == plan.gang(rank)).count() as f64
             };
-            let share = plan.setup.tensor[rank % plan.members.len()] as f64
-                / plan.setup.tensor.iter().sum::<usize>() as f64;
+            let shares = plan.setup.tensor.iter().map(|&share| share as f64);
+            let share = plan.setup.tensor[rank % plan.members.len()] as f64 / shares.sum::<f64>();
             let of_stage =
                 |&stage: &usize| share * flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
             let flops = mine.iter().map(of_stage).sum();

@@ -128,9 +128,10 @@ impl Config {
                     "mesh.tensor = {name:?} is not known; write \"auto\", how many devices divide every layer, or a list of their shares"
                 ));
             }
-            Some(Axis::Count(count)) if *count > heads => {
+            Some(Axis::Count(count)) if *count > heads.min(tensor::MOST) => {
                 return refuse(format!(
-                    "mesh.tensor = {count}: so many devices cannot divide the {heads} heads of the model"
+                    "mesh.tensor = {count}: so many devices cannot divide the {heads} heads of the model; at most {} can",
+                    heads.min(tensor::MOST)
                 ));
             }
             _ => {}
