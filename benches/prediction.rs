@@ -174,13 +174,8 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     };
     let sizes = [t.batch / case.microbatches];
     let shares = config.mesh.members();
-    let all: Vec<usize> = (0..devices.len()).collect();
-    let gangs: Vec<Vec<usize>> = match shares.len() {
-        1 => Vec::new(),
-        members => all.chunks_exact(members).map(<[usize]>::to_vec).collect(),
-    };
     let mut machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
-    profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut |_| ()).expect("measures");
+    profiler.gangs(&mut machine, &shares, &sizes, &mut |_| ()).expect("measures");
     let numbered = devices.iter().cloned().enumerate().collect();
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
@@ -209,7 +204,7 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
         }
     };
     let mut machine = profiler.machine(&sizes, &mut say).expect("measures");
-    profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut say).expect("measures");
+    profiler.gangs(&mut machine, &shares, &sizes, &mut say).expect("measures");
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.again(&best).expect("fits");
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {

@@ -223,9 +223,7 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
     let mut display = Measuring::new(profiler.cache.as_ref().map(|cache| cache.folder.clone()));
     let mut machine = profiler.machine(&sizes, &mut |progress| display.hear(progress))?;
     for shares in config.mesh.gangs(devices.len(), config.model.heads) {
-        let numbers: Vec<usize> = (0..devices.len()).collect();
-        let gangs: Vec<Vec<usize>> = numbers.chunks_exact(shares.len()).map(<[usize]>::to_vec).collect();
-        profiler.gangs(&mut machine, &gangs, &shares, &sizes, &mut |progress| display.hear(progress))?;
+        profiler.gangs(&mut machine, &shares, &sizes, &mut |progress| display.hear(progress))?;
     }
     Ok(machine)
 }

@@ -66,8 +66,8 @@ impl Language {
         self.text.tokenizer.vocabulary()
     }
 
-    /// Puts the model on these devices, one stage each or each gang of these shares, within `budgets`, and blocks until its weights are there; also
-    /// says how long that took.
+    /// Puts the model on these devices, one stage each or each gang of these shares, within `budgets`, and blocks until its
+    /// weights are there; also says how long that took.
     ///
     /// # Errors
     /// Those of [`Generator::launch_divided`] and [`Pretrained::load`].

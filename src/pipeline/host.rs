@@ -35,8 +35,7 @@ const ALIGNED: u64 = 8;
 fn slot_bytes(plan: &Plan, rank: usize) -> u64 {
     let has =
         |of: &Parameter| plan.holders.get(&of.name).is_some_and(|all| all.iter().any(|h| h.rank == rank));
-    let parts = plan.divided().into_iter().flat_map(|(_, parts)| parts);
-    slot(parts.filter(|of| has(of)).map(|of| of.len()).sum())
+    slot(plan.all_parts().filter(|of| has(of)).map(|of| of.len()).sum())
 }
 
 fn slot(elements: usize) -> u64 {

@@ -386,6 +386,11 @@ impl Plan {
         (0..self.model.layers()).flat_map(of_layer).collect()
     }
 
+    /// The parts of all parameters, in model order.
+    pub(super) fn all_parts(&self) -> impl Iterator<Item = Parameter> + use<> {
+        self.divided().into_iter().flat_map(|(_, parts)| parts)
+    }
+
     /// Directions in which something passes a stage boundary: 2 with gradients.
     pub(super) fn directions(&self, boundary: usize) -> u64 {
         let gradients = self.setup.purpose.trains() && self.model.trains_before(self.stages[boundary].end);

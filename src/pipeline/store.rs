@@ -73,7 +73,7 @@ pub(super) struct BlockPlan {
 /// How the parameters of a plan are divided into blocks: those that are not tied to another, in model order.
 pub(super) fn block_plans(plan: &Plan) -> Vec<(Parameter, BlockPlan)> {
     let sharding = plan.setup.sharding;
-    let all: Vec<Parameter> = plan.divided().into_iter().flat_map(|(_, parts)| parts).collect();
+    let all: Vec<Parameter> = plan.all_parts().collect();
     let own = all.iter().filter(|parameter| parameter.tied_to.is_none());
     let of = |parameter: &Parameter| {
         let holders = plan.holders.get(&parameter.name).map_or(&[][..], Vec::as_slice);
@@ -259,7 +259,7 @@ impl Store {
                 Stored { blocks: plan.blocks.iter().map(block).collect(), parameter, plan }
             })
             .collect();
-        for parameter in plan.divided().into_iter().flat_map(|(_, parts)| parts) {
+        for parameter in plan.all_parts() {
             let owner = parameter.tied_to.as_ref().unwrap_or(&parameter.name);
             let Some(number) = parts.iter().position(|part| part.parameter.name == *owner) else { continue };
             let copies = names.values().filter(|of: &&(usize, usize)| of.0 == number).count();

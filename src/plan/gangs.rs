@@ -8,41 +8,40 @@
 use super::costs::{MICRO, estimated, kind_seconds};
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 use super::traffic::hop;
-use super::workload::{Batching, Sums, Workload};
-
-/// How much larger the part of the member is that a workload is about than another's: in bytes of state, and of weights.
-#[derive(Debug, Clone, Copy)]
-struct Ratio {
-    state: f64,
-    weights: f64,
-}
+use super::workload::{Batching, Layer, Sums, Workload};
 
 /// A workload that gangs divide.
-#[derive(Debug)]
-pub struct Divided<'a> {
+#[derive(Debug, Clone)]
+pub struct Divided {
     /// What a single device would do.
-    pub whole: &'a Workload,
+    pub whole: Workload,
     /// What each member does.
-    pub parts: &'a [Workload],
-    /// The member whose part stands for all: the largest.
-    pub largest: usize,
+    pub parts: Vec<Workload>,
     /// The share of each member.
-    pub shares: &'a [usize],
+    pub shares: Vec<usize>,
 }
 
-impl Divided<'_> {
-    fn ratio(&self, member: usize) -> Ratio {
-        let sum = |of: usize, bytes: fn(&super::Layer) -> u64| {
-            self.parts[of].layers.iter().map(bytes).sum::<u64>().max(1) as f64
-        };
-        let ratio = |bytes: fn(&super::Layer) -> u64| sum(self.largest, bytes) / sum(member, bytes);
-        Ratio { state: ratio(|layer| layer.state), weights: ratio(|layer| layer.weights) }
+impl Divided {
+    /// The member whose part stands for all: the one with the largest share.
+    fn largest(&self) -> usize {
+        (0..self.shares.len()).rev().max_by_key(|&member| self.shares[member]).unwrap_or(0)
+    }
+
+    /// What that member does.
+    pub fn part(&self) -> &Workload {
+        &self.parts[self.largest()]
+    }
+
+    /// How many times a member's bytes that member's are.
+    fn ratio(&self, member: usize, bytes: fn(&Layer) -> u64) -> f64 {
+        let sum = |of: &Workload| of.layers.iter().map(bytes).sum::<u64>().max(1) as f64;
+        sum(self.part()) / sum(&self.parts[member])
     }
 
     /// Of these bytes for each member so many as the largest part may take.
     pub fn memory(&self, members: impl Iterator<Item = Option<u64>>) -> Option<u64> {
-        let scaled =
-            |(member, bytes): (usize, Option<u64>)| Some((bytes? as f64 * self.ratio(member).state) as u64);
+        let ratio = |member| self.ratio(member, |layer| layer.state);
+        let scaled = |(member, bytes): (usize, Option<u64>)| Some((bytes? as f64 * ratio(member)) as u64);
         members.enumerate().filter_map(scaled).min()
     }
 
@@ -75,9 +74,9 @@ impl Divided<'_> {
 
     fn device(&self, machine: &Machine, gang: &[usize]) -> DeviceProfile {
         let members = || gang.iter().map(|&device| &machine.devices[device]);
-        let first = &machine.devices[gang[self.largest]];
+        let first = &machine.devices[gang[self.largest()]];
         let least = |of: fn(&DeviceProfile) -> f64| {
-            let scaled = |(member, device)| self.ratio(member).weights * of(device);
+            let scaled = |(member, device)| self.ratio(member, |layer| layer.weights) * of(device);
             members().enumerate().map(scaled).fold(f64::INFINITY, f64::min)
         };
         let most = |of: fn(&Rates) -> f64| members().map(|device| of(&device.rates)).fold(0.0, f64::max);
@@ -93,7 +92,7 @@ impl Divided<'_> {
             clear_gb_s: Some(least(|device| device.rates.clear_gb_s.unwrap_or(device.rates.memory_gb_s))),
             barrier_us: most(|rates| rates.barrier_us),
         };
-        let measured = machine.gang(gang, self.shares);
+        let measured = machine.gang(gang, &self.shares);
         let names: Vec<&str> = members().map(|device| device.name.as_str()).collect();
         DeviceProfile {
             name: names.join(" + "),
@@ -114,7 +113,7 @@ impl Divided<'_> {
     /// Times of a gang for a batching.
     fn shape(&self, machine: &Machine, gang: &[usize], batching: usize) -> ShapeProfile {
         let of = &self.whole.batchings[batching];
-        if let Some(shape) = machine.gang(gang, self.shares).and_then(|gang| gang.shape(&of.shape)) {
+        if let Some(shape) = machine.gang(gang, &self.shares).and_then(|gang| gang.shape(&of.shape)) {
             return shape.clone();
         }
         let submit = |device: usize| {
@@ -131,7 +130,7 @@ impl Divided<'_> {
             });
             let most = |a: [f64; 4], b: [f64; 4]| std::array::from_fn(|at| f64::max(a[at], b[at]));
             let [forward, input, weight, backward] = times.fold([0.0; 4], most);
-            let sums = self.parts[self.largest].batchings[batching].sums.get(kind).copied();
+            let sums = self.part().batchings[batching].sums.get(kind).copied();
             let [before, after] = sums.unwrap_or_default().map(|sums| summed(machine, gang, sums, submit_us));
             LayerProfile {
                 forward: forward + before,
@@ -140,7 +139,8 @@ impl Divided<'_> {
                 backward: Some(backward + after),
             }
         };
-        let measured = machine.devices[gang[self.largest]].shape(&of.shape).and_then(|shape| shape.measured);
+        let measured =
+            machine.devices[gang[self.largest()]].shape(&of.shape).and_then(|shape| shape.measured);
         let kinds = self.whole.kinds.iter().enumerate();
         let layers = kinds.map(|(number, name)| (name.clone(), kind(number))).collect();
         ShapeProfile { shape: of.shape.clone(), submit_us: Some(submit_us), measured, layers }
@@ -148,7 +148,7 @@ impl Divided<'_> {
 
     /// F, I, W and B of a member's part of a layer.
     fn part_of(&self, device: &DeviceProfile, whole: &Batching, part: &Batching, kind: usize) -> [f64; 4] {
-        let all = kind_seconds(self.whole, whole, device, device.shape(&whole.shape), kind);
+        let all = kind_seconds(&self.whole, whole, device, device.shape(&whole.shape), kind);
         let [of_whole, of_part] = [whole, part].map(|batching| estimated(batching, device, kind));
         let ratio = |at: usize| if of_whole[at] > 0.0 { of_part[at] / of_whole[at] } else { 1.0 };
         std::array::from_fn(|at| all[at] * ratio(at))

@@ -11,8 +11,8 @@ use crate::gpu::Device;
 use crate::plan::{GangProfile, Machine, ShapeProfile};
 
 impl Profiler<'_> {
-    /// Adds to the machine what gangs of these shares take, of these devices of it, for microbatches of each of `sizes`
-    /// sequences; one of the same adapters stands for others.
+    /// Adds to the machine what gangs of these shares take, neighbours among its devices, for microbatches of each of `sizes`
+    /// sequences; one of the same adapters stands for others. Nothing for a single share.
     ///
     /// # Errors
     ///
@@ -20,14 +20,14 @@ impl Profiler<'_> {
     pub fn gangs(
         &self,
         machine: &mut Machine,
-        gangs: &[Vec<usize>],
         shares: &[usize],
         sizes: &[usize],
         say: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        for (number, gang) in gangs.iter().enumerate() {
+        let all: Vec<usize> = (0..self.devices.len()).filter(|_| shares.len() > 1).collect();
+        for (number, gang) in all.chunks_exact(shares.len()).enumerate() {
             if machine.gang(gang, shares).is_none() {
-                let place = (self.devices.len() + number, gang.as_slice());
+                let place = (self.devices.len() + number, gang);
                 let profile = self.gang(place, shares, sizes, say)?;
                 machine.gangs.push(profile);
             }

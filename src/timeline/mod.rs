@@ -22,6 +22,7 @@ pub use comparison::{ActionTime, Comparison};
 pub use prediction::Prediction;
 pub use step::Step;
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,11 @@ impl DeviceName {
     pub fn list(names: impl IntoIterator<Item = impl Into<String>>) -> Vec<DeviceName> {
         let names = names.into_iter().enumerate();
         names.map(|(number, name)| DeviceName { number, adapter: None, name: name.into() }).collect()
+    }
+
+    /// What stands beside the numbers of several that are one gang.
+    pub fn titles(gang: impl IntoIterator<Item = impl Borrow<DeviceName>>) -> String {
+        gang.into_iter().map(|device| device.borrow().title()).collect::<Vec<_>>().join(" + ")
     }
 
     /// What stands beside the number.
@@ -203,9 +209,10 @@ impl Timeline {
         if members <= 1 {
             return self;
         }
-        let gang = |members: &[DeviceName]| {
-            let titles: Vec<String> = members.iter().map(DeviceName::title).collect();
-            DeviceName { number: members[0].number, adapter: None, name: titles.join(" + ") }
+        let gang = |members: &[DeviceName]| DeviceName {
+            number: members[0].number,
+            adapter: None,
+            name: DeviceName::titles(members),
         };
         let firsts = self.events.into_iter().filter(|event| event.rank.is_multiple_of(members));
         Timeline {

@@ -2,14 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::plan::text::counted;
-use crate::plan::{Divided, Machine, Workload};
+use crate::plan::{Divided, Machine};
 use crate::timeline::DeviceName;
 
 /// The gangs of a machine's devices.
 #[derive(Clone)]
 pub(super) struct Gangs {
-    /// The share of each member.
-    pub shares: Vec<usize>,
+    /// What each member does.
+    pub divided: Divided,
     /// The members of each gang, by the numbers of their devices.
     pub gangs: Vec<Vec<usize>>,
     /// The machine as it is.
@@ -18,11 +18,6 @@ pub(super) struct Gangs {
     pub names: Vec<DeviceName>,
     /// Bytes that devices may use beside what they have.
     pub budgets: Vec<Option<u64>>,
-    whole: Workload,
-    /// What each member does.
-    pub parts: Vec<Workload>,
-    /// The member with the largest share.
-    pub largest: usize,
 }
 
 impl Gangs {
@@ -32,15 +27,13 @@ impl Gangs {
     ///
     /// [`Error::Config`] for a number of devices that does not make whole gangs.
     pub fn new(
-        shares: &[usize],
-        whole: Workload,
-        parts: Vec<Workload>,
+        divided: Divided,
         devices: Machine,
         names: Vec<DeviceName>,
         chosen: Option<&[usize]>,
     ) -> Result<Gangs> {
         let all: Vec<usize> = chosen.map_or_else(|| (0..devices.devices.len()).collect(), <[usize]>::to_vec);
-        let count = shares.len();
+        let count = divided.shares.len();
         if all.is_empty() || !all.len().is_multiple_of(count) {
             let message = format!(
                 "gangs of {count} cannot be made of {}; use a multiple of {count} (pipeline.devices, --devices)",
@@ -48,27 +41,18 @@ impl Gangs {
             );
             return Err(Error::config("mesh.tensor", message));
         }
-        let largest = (0..count).rev().max_by_key(|&member| shares[member]).unwrap_or(0);
         let gangs = all.chunks(count).map(<[usize]>::to_vec).collect();
-        let (shares, budgets) = (shares.to_vec(), Vec::new());
-        Ok(Gangs { shares, gangs, devices, names, budgets, whole, parts, largest })
-    }
-
-    fn divided(&self) -> Divided<'_> {
-        Divided { whole: &self.whole, parts: &self.parts, largest: self.largest, shares: &self.shares }
+        Ok(Gangs { divided, gangs, devices, names, budgets: Vec::new() })
     }
 
     /// The machine whose devices are the gangs.
     pub fn machine(&self) -> Machine {
-        self.divided().machine(&self.devices, &self.gangs)
+        self.divided.machine(&self.devices, &self.gangs)
     }
 
     /// What the gangs are called.
     pub fn called(&self) -> Vec<DeviceName> {
-        let name = |gang: &Vec<usize>| {
-            let names: Vec<String> = gang.iter().map(|&device| self.names[device].title()).collect();
-            names.join(" + ")
-        };
+        let name = |gang: &Vec<usize>| DeviceName::titles(gang.iter().map(|&device| &self.names[device]));
         DeviceName::list(self.gangs.iter().map(name))
     }
 
@@ -76,8 +60,7 @@ impl Gangs {
     pub fn limit(&mut self, mut budgets: Vec<Option<u64>>) -> Vec<Option<u64>> {
         budgets.resize(self.devices.devices.len(), None);
         self.budgets = budgets;
-        let divided = self.divided();
-        let of = |gang: &Vec<usize>| divided.memory(gang.iter().map(|&device| self.budget(device)));
+        let of = |gang: &Vec<usize>| self.divided.memory(gang.iter().map(|&device| self.budget(device)));
         self.gangs.iter().map(of).collect()
     }
 

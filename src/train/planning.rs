@@ -17,7 +17,7 @@ use crate::pipeline::workload::{kinds_of_kernels, sharded};
 use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::text::{bytes, divided};
 use crate::plan::{
-    Candidate, DataChoice, Explanation, Machine, Optimizer, Options, Planned, RecomputeChoice,
+    Candidate, DataChoice, Divided, Explanation, Machine, Optimizer, Options, Planned, RecomputeChoice,
     ScheduleChoice, Sharding, Without, Workload, fits, plan, without,
 };
 use crate::schedule::Schedule;
@@ -245,9 +245,10 @@ impl Planning {
         if shares.len() > 1 {
             let parts = members(&config.model, &shares)?;
             let parts = parts.iter().map(|member| work(Some(member))).collect::<Result<Vec<_>>>()?;
-            let all = Gangs::new(&shares, workload, parts, machine, names, devices.as_deref())?;
+            let divided = Divided { whole: workload, parts, shares };
+            let all = Gangs::new(divided, machine, names, devices.as_deref())?;
             (machine, names) = (all.machine(), all.called());
-            workload = all.parts[all.largest].clone();
+            workload = all.divided.part().clone();
             devices = devices.map(|_| (0..all.gangs.len()).collect());
             gangs = Some(all);
         }
@@ -468,7 +469,7 @@ impl Planning {
 
     /// How many devices a rank of a plan is.
     fn members(&self) -> usize {
-        self.gangs.as_ref().map_or(1, |gangs| gangs.shares.len())
+        self.gangs.as_ref().map_or(1, |gangs| gangs.divided.shares.len())
     }
 
     /// What a step takes without each device of a plan.
