@@ -11,7 +11,7 @@ use crate::gpu::{AdapterInfo, Device};
 use crate::model::Model;
 use crate::pipeline::Plan;
 use crate::plan::{Candidate, Machine};
-use crate::profile::{Cache, Profiler};
+use crate::profile::{Cache, Profiler, unmeasured};
 use crate::train::config::{Axis, Config, Described, Devices};
 use crate::train::lessons::loudest;
 use crate::train::planning::{Planning, chosen, given_schedule};
@@ -144,8 +144,11 @@ pub(super) fn for_devices(
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?)?;
             config.mesh.choice().check(devices.len())?;
-            let machine = measure(config, &devices, arguments.measure, environment)?;
-            (machine, devices.into_iter().enumerate().collect())
+            // What no measurement would change is refused before one is made.
+            let unmeasured = unmeasured(&devices, &memories(&devices));
+            let opened = devices.iter().cloned().enumerate().collect();
+            Planning::for_devices(config, unmeasured, &opened, given.clone())?.check()?;
+            (measure(config, &devices, arguments.measure, environment)?, opened)
         }
     };
     let planning = arguments.limit(Planning::for_devices(config, machine, &devices, given)?)?;

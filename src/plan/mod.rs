@@ -46,7 +46,7 @@ pub use keys::MACHINE_KEYS;
 pub use machine::{
     DeviceProfile, Evidence, GangProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile,
 };
-pub use planner::plan;
+pub use planner::{check, plan};
 pub use sharding::{Optimizer, Sharding, Sum};
 pub(crate) use traffic::EXCHANGE_SLOTS;
 pub use without::{Without, without};

@@ -41,8 +41,7 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
     if matches!(options.schedule, ScheduleChoice::Given(_)) || options.data == DataChoice::Count(1) {
         return pipeline(workload, machine, options);
     }
-    let allows_one = options.data.count().is_none_or(|count| count == 1);
-    let one = match allows_one.then(|| pipeline(workload, machine, options)) {
+    let one = match allows_one(options).then(|| pipeline(workload, machine, options)) {
         // Of options that are wrong the search for one pipeline says what is.
         Some(Err(error)) if !matches!(error, Error::NoPlan { .. }) => return Err(error),
         one => one,
@@ -56,6 +55,26 @@ pub fn plan(workload: &Workload, machine: &Machine, options: &Options) -> Result
         Some(Err(error)) if several.is_empty() => Err(error),
         _ => among(several, &limited, options),
     }
+}
+
+/// Refuses options that [`plan`] would refuse for any times and any memory of the devices.
+///
+/// # Errors
+///
+/// [`Error::Config`](crate::error::Error::Config) for options that contradict the workload, the machine or one another.
+/// Those of [`Schedule::validate`](crate::schedule::Schedule) for a schedule made by hand.
+pub fn check(workload: &Workload, machine: &Machine, options: &Options) -> Result<()> {
+    match options.schedule {
+        ScheduleChoice::Given(_) => {}
+        _ if allows_one(options) => {}
+        _ => return Ok(()),
+    }
+    Space::new(workload, machine, options).map(drop)
+}
+
+/// Whether the options allow a single pipeline.
+fn allows_one(options: &Options) -> bool {
+    options.data.count().is_none_or(|count| count == 1)
 }
 
 /// The faster of one pipeline and several: these only where it is worth the traffic.

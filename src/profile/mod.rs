@@ -31,6 +31,8 @@ use crate::model::{KINDS, Model, OF_BLOCK};
 use crate::pipeline::workload::{extents, kernels, shape_key};
 use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 
+/// What the machine is called that a profiler measures.
+const THIS: &str = "this machine";
 const GIGA: f64 = 1e9;
 const MICRO: f64 = 1e-6;
 /// Seconds that a measurement takes at least, if steps are not very short.
@@ -139,7 +141,7 @@ impl Profiler<'_> {
         }
         let host_update_gb_s = Some(crate::pipeline::update::speed());
         let mut machine = Machine {
-            name: "this machine".into(),
+            name: THIS.into(),
             cores: Some(cores),
             host_update_gb_s,
             host_memory_gb_s: (count > 1).then(|| host::memory_gb_s(threads)),
@@ -331,6 +333,17 @@ impl Profiler<'_> {
 pub fn first_of_adapter(devices: &[Device], device: usize) -> usize {
     let adapter = |device: usize| devices[device].info().index;
     (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device)
+}
+
+/// This machine with these budgets, before anything is measured.
+pub fn unmeasured(devices: &[Device], budgets: &[Option<u64>]) -> Machine {
+    let profile = |(device, &memory): (&Device, &Option<u64>)| DeviceProfile {
+        adapter: Some(device.info().index),
+        memory,
+        ..bare(device)
+    };
+    let devices = devices.iter().zip(budgets).map(profile).collect();
+    Machine { name: THIS.into(), devices, ..Machine::default() }
 }
 
 /// A profile of an adapter of which nothing is known.

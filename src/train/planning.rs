@@ -18,7 +18,7 @@ use crate::pipeline::{Plan, Setup, Use};
 use crate::plan::text::{bytes, divided};
 use crate::plan::{
     Candidate, DataChoice, Divided, Explanation, Machine, Optimizer, Options, Planned, RecomputeChoice,
-    ScheduleChoice, Sharding, Without, Workload, fits, plan, without,
+    ScheduleChoice, Sharding, Without, Workload, check, fits, plan, without,
 };
 use crate::schedule::Schedule;
 use crate::timeline::{DeviceName, Event, Prediction, Track, duration};
@@ -308,6 +308,19 @@ impl Planning {
         let host = self.plan(&planned.best).map_or(0, |plan| plan.host);
         let because = self.because.as_ref().map_or(String::new(), |lacks| format!("; otherwise {lacks}"));
         Some(format!("{words} ({} of host memory){because}", bytes(host)))
+    }
+
+    /// Refuses what is wrong on these devices whatever they measure.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`].
+    pub fn check(&self) -> Result<()> {
+        // Of several ways to divide layers another may do.
+        match self.config.mesh.tensor {
+            Some(Axis::Named(_)) => Ok(()),
+            _ => check(&self.workload, &self.machine, &self.options),
+        }
     }
 
     /// The best plan, its bytes counted as they will be allocated.
