@@ -147,7 +147,8 @@ pub(super) fn for_devices(
             // What no measurement would change is refused before one is made.
             let unmeasured = unmeasured(&devices, &memories(&devices));
             let opened = devices.iter().cloned().enumerate().collect();
-            Planning::for_devices(config, unmeasured, &opened, given.clone())?.check()?;
+            let planning = Planning::for_devices(config, unmeasured, &opened, given.clone())?;
+            arguments.limit(planning)?.check()?;
             (measure(config, &devices, arguments.measure, environment)?, opened)
         }
     };

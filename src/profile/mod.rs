@@ -33,6 +33,8 @@ use crate::plan::{DeviceProfile, Evidence, LayerProfile, Link, LinkProfile, Mach
 
 /// What the machine is called that a profiler measures.
 const THIS: &str = "this machine";
+/// A way between devices of which nothing is known.
+const USUAL: Link = Link { latency_us: 0.0, gb_s: 10.0, out_gb_s: None, into_gb_s: None };
 const GIGA: f64 = 1e9;
 const MICRO: f64 = 1e-6;
 /// Seconds that a measurement takes at least, if steps are not very short.
@@ -166,7 +168,7 @@ impl Profiler<'_> {
             }
         }
         if count == 1 {
-            machine.link = Link { latency_us: 0.0, gb_s: 10.0, ..Link::default() };
+            machine.link = USUAL;
         }
         Ok(machine)
     }
@@ -335,15 +337,17 @@ pub fn first_of_adapter(devices: &[Device], device: usize) -> usize {
     (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device)
 }
 
-/// This machine with these budgets, before anything is measured.
+/// This machine with these budgets before anything is measured: one device is as fast as another.
 pub fn unmeasured(devices: &[Device], budgets: &[Option<u64>]) -> Machine {
+    let rates = Rates { matmul_gflops: 1e3, memory_gb_s: 1e2, ..Rates::default() };
     let profile = |(device, &memory): (&Device, &Option<u64>)| DeviceProfile {
         adapter: Some(device.info().index),
         memory,
+        rates,
         ..bare(device)
     };
     let devices = devices.iter().zip(budgets).map(profile).collect();
-    Machine { name: THIS.into(), devices, ..Machine::default() }
+    Machine { name: THIS.into(), devices, link: USUAL, ..Machine::default() }
 }
 
 /// A profile of an adapter of which nothing is known.

@@ -310,14 +310,16 @@ impl Planning {
         Some(format!("{words} ({} of host memory){because}", bytes(host)))
     }
 
-    /// Refuses what is wrong on these devices whatever they measure.
+    /// Refuses what is wrong on these devices whatever they measure, and limits within which nothing fits.
     ///
     /// # Errors
     ///
-    /// As [`check`].
-    pub fn check(&self) -> Result<()> {
-        // Of several ways to divide layers another may do.
+    /// As [`check`] and [`Planning::search`].
+    pub fn check(self) -> Result<()> {
+        let is_limited = self.options.host.is_some() || self.options.budgets.iter().any(Option::is_some);
         match self.config.mesh.tensor {
+            _ if is_limited => self.choose().map(drop),
+            // Of several ways to divide layers another may do.
             Some(Axis::Named(_)) => Ok(()),
             _ => check(&self.workload, &self.machine, &self.options),
         }
