@@ -13,6 +13,7 @@
 
 pub mod error;
 pub mod layers;
+pub mod mesh;
 mod picture;
 mod size;
 

@@ -1,5 +1,6 @@
 //! The tensor axis: devices that divide every layer among them compute what one device does.
 
+use polystage::mesh::Division;
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup};
 use polystage::plan::Machine;
@@ -16,7 +17,8 @@ use crate::replicas::{Run, mesh, of_shares, steps};
 fn setup(config: &Config, schedule: Schedule, tensor: &[usize]) -> Setup {
     let ranks = schedule.ranks.len();
     let setup = Trainer::setup_in(config, schedule, vec![None; ranks]).unwrap();
-    Setup { tensor: tensor.to_vec(), budgets: vec![None; ranks * tensor.len()], ..setup }
+    let division = Division { shares: tensor.to_vec(), ..config.mesh.division() };
+    Setup { tensor: division, budgets: vec![None; ranks * tensor.len()], ..setup }
 }
 
 /// Over devices of one adapter.
@@ -73,10 +75,13 @@ fn every_architecture_learns_over_a_gang_in_any_proportion_what_it_learns_on_one
         grouped("qwen3", 1, 10).to_vec(),
         grouped("mistral", 8, 4).to_vec(),
     ];
-    for (model, tensor) in models.iter().zip(TENSORS.into_iter().cycle()) {
+    for (number, (model, tensor)) in models.iter().zip(TENSORS.into_iter().cycle()).enumerate() {
         let is_grouped = model.len() == 3;
         let heads = if is_grouped { "model.heads=8" } else { "model.layers=2" };
-        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads]).collect();
+        // Every other one divides also what lies between the halves of blocks.
+        let by_token =
+            if number % 2 == 0 { "mesh.sequence_parallel=true" } else { "mesh.sequence_parallel=false" };
+        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads, by_token]).collect();
         let what = format!("{model:?} {tensor:?}");
         assert_near(&what, &config(&more), tensor, i);
     }
@@ -94,7 +99,13 @@ fn a_gang_gives_the_same_bits_in_any_placement_on_every_adapter() {
             let devices = vec![i; deep.budgets.len()];
             let deep = Setup { cuts: Some(cut_at(&[2.5])), recompute: vec![0], ..deep };
             let what = format!("{tensor:?} on {}", adapter.name);
-            assert_same(&what, &one, &measure(train(&config, deep, &devices), 2));
+            assert_same(&what, &one, &measure(train(&config, deep.clone(), &devices), 2));
+            // What lies between the halves of blocks divided by token.
+            let tensor = Division { sequence: true, ..deep.tensor };
+            let flat = Setup { tensor: tensor.clone(), ..setup(&config, flat(3), &tensor.shares) };
+            let one = measure(train(&config, flat, &devices[..tensor.members()]), 2);
+            let deep = Setup { tensor, ..deep };
+            assert_same(&format!("{what} by token"), &one, &measure(train(&config, deep, &devices), 2));
         }
     }
 }
@@ -174,6 +185,29 @@ fn a_member_holds_its_share_of_what_is_divided() {
 }
 
 #[test]
+fn dividing_tokens_too_leaves_a_member_half_of_all_activations() {
+    let i = adapters()[0].index;
+    let devices = open(&[i, i]);
+    // What grows with the microbatches that are in flight is what is kept of each.
+    let kept = |tensor: &[usize], by_token: &str| {
+        let config = config(&["model.width=96", "model.heads=8", by_token]);
+        let bytes = |microbatches: usize| {
+            let one = setup(&config, flat(6), tensor);
+            let gpipe = generate("gpipe", 1, microbatches).unwrap();
+            let plan = Plan::for_devices(Setup { schedule: gpipe, ..one }, &devices[..tensor.len()]).unwrap();
+            plan.ranks.iter().map(|rank| rank.bytes).max().unwrap()
+        };
+        bytes(6) - bytes(3)
+    };
+    let by_token = "mesh.sequence_parallel=true";
+    let (whole, halves, quarter) =
+        (kept(&[1], by_token), kept(&[1, 1], "mesh.tensor=1"), kept(&[1, 1], by_token));
+    // Tokens, targets and losses are whole on every member.
+    assert!((quarter as f64) < 0.55 * whole as f64, "{quarter} of {whole}");
+    assert!(halves as f64 > 0.6 * whole as f64, "{halves} of {whole}");
+}
+
+#[test]
 fn a_gangs_state_is_written_and_read_as_one_devices() {
     let i = adapters()[0].index;
     let config = config(&[]);
@@ -243,7 +277,7 @@ fn planned(more: &[&str], machine: Machine) -> (Vec<usize>, String) {
     let (planning, planned) = planning.choose().unwrap();
     let plan = planning.plan(&planned.best).unwrap();
     assert_eq!(planning.called(&planned.best).len(), plan.ranks.len());
-    (plan.setup.tensor, planning.explain(&planned).to_string())
+    (plan.setup.tensor.shares, planning.explain(&planned).to_string())
 }
 
 #[test]

@@ -6,6 +6,7 @@ use polystage::Error;
 use polystage::folder::ModelFolder;
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::pipeline::{Setup, Use};
 use polystage::plan::Sharding;
@@ -35,7 +36,8 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
-        tensor: vec![1],
+        tensor: Division::none(),
+        wire: Wire::F32,
         host: None,
         purpose: Use::Logits,
         budgets: vec![None],
@@ -83,8 +85,14 @@ fn many_prompts_of_unlike_lengths_continue_with_caches_as_each_alone_without() {
             for (devices, tensor) in over {
                 let extent = Extent { texts: prompts.len(), prompt: most, tokens: most + count };
                 let budgets = vec![None; devices.len()];
-                let mut generator =
-                    Generator::launch_divided(&model, extent, &open(&devices), budgets, &tensor).unwrap();
+                let mut generator = Generator::launch_divided(
+                    &model,
+                    extent,
+                    &open(&devices),
+                    budgets,
+                    &Division::of(&tensor),
+                )
+                .unwrap();
                 let watch = generator.watch();
                 watch.block_on(generator.executor().load(folder.tensors())).unwrap();
                 for _ in 0..2 {

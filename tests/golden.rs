@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::{Setup, Use};
@@ -57,10 +58,10 @@ fn golden() -> Golden {
     }
 }
 
-/// Replicas with these shares of the microbatches, on as many devices each, or gangs of members with these shares of layers.
-fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize, tensor: &[usize]) -> Setup {
+/// Replicas with these shares of the microbatches, on as many devices each, or gangs that divide layers like this.
+fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize, tensor: &Division) -> Setup {
     let microbatches: usize = shares.iter().sum();
-    let ranks = devices / (shares.len() * tensor.len());
+    let ranks = devices / (shares.len() * tensor.members());
     let replica = |&share: &usize| generate(schedule, ranks, share).unwrap();
     Setup {
         model: golden.model.config().clone(),
@@ -73,7 +74,8 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize, tens
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
-        tensor: tensor.to_vec(),
+        tensor: tensor.clone(),
+        wire: Wire::F32,
         host: None,
         purpose: Use::Training,
         budgets: vec![None; devices],
@@ -87,7 +89,7 @@ fn check(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize]) {
 
 /// The same with the state divided like this.
 fn check_sharded(golden: &Golden, devices: &[usize], schedule: &str, shares: &[usize], sharding: Sharding) {
-    check_divided(golden, devices, schedule, shares, sharding, &[1]);
+    check_divided(golden, devices, schedule, shares, sharding, &Division::none());
 }
 
 /// The same with layers divided like this.
@@ -97,7 +99,7 @@ fn check_divided(
     schedule: &str,
     shares: &[usize],
     sharding: Sharding,
-    tensor: &[usize],
+    tensor: &Division,
 ) {
     let at = format!("{devices:?} {schedule} {shares:?} {sharding:?} {tensor:?}");
     let setup = Setup { sharding, ..setup(golden, schedule, shares, devices.len(), tensor) };
@@ -182,8 +184,11 @@ fn ten_steps_over_gangs_alone_and_with_replicas_and_levels_match_pytorch_in_floa
     let (golden, all) = (golden(), adapters());
     let i = all[all.len() - 1].index;
     let of = |zero| Sharding::new(zero, Sum::Share, Optimizer::Device).unwrap();
-    check_divided(&golden, &[i, i], "1f1b", &[4], of(1), &[1, 1]);
-    check_divided(&golden, &[i; 8], "zb-h1", &[3, 1], of(3), &[2, 1]);
+    let whole = Division::of;
+    let by_token = |shares: &[usize]| Division { sequence: true, ..whole(shares) };
+    check_divided(&golden, &[i, i], "1f1b", &[4], of(1), &whole(&[1, 1]));
+    check_divided(&golden, &[i; 8], "zb-h1", &[3, 1], of(3), &by_token(&[2, 1]));
     // Two vendors where there are two.
-    check_divided(&golden, &[all[0].index, i], "1f1b", &[2], of(1), &[1, 2]);
+    check_divided(&golden, &[all[0].index, i], "1f1b", &[2], of(1), &by_token(&[1, 2]));
+    check_divided(&golden, &[all[0].index, i], "1f1b", &[2], of(1), &whole(&[1, 2]));
 }

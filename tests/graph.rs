@@ -59,7 +59,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         }),
         heads.prop_map(|(heads, kv_heads)| Op::AttentionCached { heads, kv_heads }),
         Just(Op::CrossEntropy { scale: 0.5 }),
-        Just(Op::Sum),
+        Just(Op::Sum { exact: false }),
         Just(Op::Spread),
         (0usize..3, 0usize..3, 0usize..4).prop_map(|(member, members, first)| Op::LogitStatistics {
             member,

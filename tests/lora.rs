@@ -9,6 +9,7 @@ use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
 use polystage::graph::{Fed, Phase};
 use polystage::layers::Layers;
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Parameter, Purpose, init};
 use polystage::ops::parameters::{AdamStep, Part};
 use polystage::pipeline::workload::{shape_key, workload};
@@ -115,7 +116,8 @@ impl Golden {
             shared: false,
             recompute: if purpose.trains() && devices > 1 { vec![0] } else { Vec::new() },
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: Division::none(),
+            wire: Wire::F32,
             host: None,
             purpose,
             budgets: vec![None; devices],
@@ -311,7 +313,8 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: Division::none(),
+            wire: Wire::F32,
             host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],

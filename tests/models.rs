@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use polystage::gpu::Device;
 use polystage::graph::{Fed, Phase, Source, StageGraph};
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Purpose};
 use polystage::ops::parameters::{Layout, Parameters, Part};
 use polystage::ops::plan::MemoryPlan;
@@ -150,8 +151,8 @@ const DEVICE: f64 = 1e-10;
 
 /// Losses and gradients of one step in microbatches of one sequence, and logits of each, against transformers. Returns
 /// losses, gradients and logits in a fixed order.
-fn check(golden: &Golden, devices: &[Device], recompute: &[usize], tensor: &[usize]) -> Vec<Vec<f32>> {
-    let stages = devices.len() / tensor.len();
+fn check(golden: &Golden, devices: &[Device], recompute: &[usize], tensor: &Division) -> Vec<Vec<f32>> {
+    let stages = devices.len() / tensor.members();
     let at = format!("{} on {} x {}", golden.name, devices.len(), devices[0].info().name);
     let setup = |microbatches: usize, training: bool| Setup {
         model: golden.model.config().clone(),
@@ -164,7 +165,8 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize], tensor: &[usi
         shared: false,
         recompute: if training { recompute.to_vec() } else { Vec::new() },
         sharding: Sharding::default(),
-        tensor: tensor.to_vec(),
+        tensor: tensor.clone(),
+        wire: Wire::F32,
         host: None,
         purpose: if training { Use::Training } else { Use::Logits },
         budgets: vec![None; devices.len()],
@@ -212,8 +214,8 @@ fn every_architecture_matches_transformers_on_every_adapter_and_two_recomputing_
     for adapter in adapters() {
         let devices = open(&[adapter.index, adapter.index]);
         for golden in NAMES.map(golden) {
-            let one = check(&golden, &devices[..1], &[], &[1]);
-            let two = check(&golden, &devices, &[0, 1], &[1]);
+            let one = check(&golden, &devices[..1], &[], &Division::none());
+            let two = check(&golden, &devices, &[0, 1], &Division::none());
             assert!(one == two, "{}: two stages that recompute differ in some bit", golden.name);
         }
     }
@@ -224,7 +226,9 @@ fn every_architecture_matches_transformers_over_a_gang_of_two() {
     let i = adapters()[0].index;
     let devices = open(&[i, i]);
     for golden in NAMES.map(golden) {
-        check(&golden, &devices, &[0], &[2, 1]);
+        for sequence in [false, true] {
+            check(&golden, &devices, &[0], &Division { shares: vec![2, 1], sequence });
+        }
     }
 }
 

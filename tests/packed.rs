@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use polystage::folder::{Dtype, adapter};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Capabilities;
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::ops::packed::{round, widen};
 use polystage::ops::parameters::{AdamStep, Layout, Part};
@@ -196,7 +197,8 @@ fn a_folder_of_bf16_is_packed_by_default_and_computes_the_same_logits_and_texts_
                     shared: false,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
-                    tensor: vec![1],
+                    tensor: Division::none(),
+                    wire: Wire::F32,
                     host: None,
                     purpose: Use::Logits,
                     budgets: vec![None; devices],
@@ -250,7 +252,8 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
                     shared: false,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
-                    tensor: vec![1],
+                    tensor: Division::none(),
+                    wire: Wire::F32,
                     host: None,
                     purpose: Use::Training,
                     budgets: vec![None; devices],

@@ -1,5 +1,6 @@
 //! p stages against one: bit for bit on one kind of adapter, within a tolerance over unlike ones.
 
+use polystage::mesh::{Division, Wire};
 use polystage::model::{Kind, Model, ModelConfig, Weights};
 use polystage::ops::parameters::Part;
 use polystage::pipeline::{Plan, Setup, Use};
@@ -236,7 +237,8 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
         shared: false,
         recompute: Vec::new(),
         sharding: Sharding::default(),
-        tensor: vec![1],
+        tensor: Division::none(),
+        wire: Wire::F32,
         host: None,
         purpose: Use::Training,
         budgets: vec![None, Some(1000)],

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use polystage::graph::{Fed, Op, Phase, StageGraph};
+use polystage::mesh::Division;
 use polystage::model::init::philox;
 use polystage::model::tensor::{Member, Split, members};
 use polystage::model::{Kind, Lora, Model, ModelConfig, Parameter, Purpose};
@@ -74,7 +75,7 @@ fn run(stages: &[StageGraph], mut values: Vec<Vec<Option<Vec<f64>>>>) -> Vec<Vec
         let mut at = vec![0; stages.len()];
         loop {
             for (member, stage) in stages.iter().enumerate() {
-                while let Some(node) = nodes[member].get(at[member]).filter(|node| node.op != Op::Sum) {
+                while let Some(node) = nodes[member].get(at[member]).filter(|node| !node.op.is_collective()) {
                     oracle::run_node(&stage.graph, node, &mut values[member]);
                     at[member] += 1;
                 }
@@ -84,11 +85,19 @@ fn run(stages: &[StageGraph], mut values: Vec<Vec<Option<Vec<f64>>>>) -> Vec<Vec
             if waiting.is_empty() {
                 break;
             }
-            let terms = waiting.iter().zip(&values).map(|(node, of)| of[node.inputs[0].0].clone().unwrap());
+            let given: Vec<Vec<f64>> =
+                waiting.iter().zip(&values).map(|(node, of)| of[node.inputs[0].0].clone().unwrap()).collect();
             let add = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(&b).map(|(a, b)| a + b).collect();
-            let sum: Vec<f64> = terms.reduce(add).unwrap();
             for (member, node) in waiting.iter().enumerate() {
-                values[member][node.outputs[0].0] = Some(sum.clone());
+                let columns = stages[member].graph.value(node.outputs[0]).columns();
+                values[member][node.outputs[0].0] = Some(match node.op {
+                    Op::AllGather { .. } => given.concat(),
+                    Op::ReduceScatter { first, count } => {
+                        let sum: Vec<f64> = given.clone().into_iter().reduce(add).unwrap();
+                        sum[first * columns..(first + count) * columns].to_vec()
+                    }
+                    _ => given.clone().into_iter().reduce(add).unwrap(),
+                });
             }
             at.iter_mut().for_each(|at| *at += 1);
         }
@@ -101,16 +110,21 @@ fn graph(model: &Model, member: Option<&Member>) -> StageGraph {
     model.part_of_stage(0..model.layers(), BATCH, SEQUENCE, purpose, member).unwrap()
 }
 
+/// Loss by row, and gradients by parameter.
+type Results = (Vec<f64>, HashMap<String, Vec<f64>>);
+
 /// Loss by row, and each parameter's gradient as the whole model has it, of a model that so many members divide.
-fn results(model: &Model, shares: &[usize]) -> (Vec<f64>, HashMap<String, Vec<f64>>) {
+fn results(model: &Model, division: &Division) -> Results {
     let config = model.config();
-    let gang: Vec<Option<Member>> = match shares {
-        [_] => vec![None],
-        _ => members(config, shares).unwrap().into_iter().map(Some).collect(),
+    let gang: Vec<Option<Member>> = match division.divides() {
+        false => vec![None],
+        true => members(config, division).unwrap().into_iter().map(Some).collect(),
     };
     let whole: HashMap<String, Parameter> =
         model.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
-    let stages: Vec<StageGraph> = gang.iter().map(|member| graph(model, member.as_ref())).collect();
+    let mut stages: Vec<StageGraph> = gang.iter().map(|member| graph(model, member.as_ref())).collect();
+    // As they run: what is computed meanwhile, and computed again, is as well there.
+    stages.iter_mut().for_each(|stage| stage.arrange(division.sequence, !division.sequence));
     let parts: Vec<HashMap<String, Parameter>> = gang
         .iter()
         .map(|member| {
@@ -152,7 +166,17 @@ fn results(model: &Model, shares: &[usize]) -> (Vec<f64>, HashMap<String, Vec<f6
 }
 
 fn assert_alike(what: &str, model: &Model, shares: &[usize]) {
-    let (wanted, got) = (results(model, &[1]), results(model, shares));
+    for sequence in [false, true] {
+        let division = Division { shares: shares.to_vec(), sequence };
+        assert_near(
+            &format!("{what} {division:?}"),
+            &results(model, &Division::none()),
+            results(model, &division),
+        );
+    }
+}
+
+fn assert_near(what: &str, wanted: &Results, got: Results) {
     for (want, got) in wanted.0.iter().zip(&got.0) {
         assert!((want - got).abs() < 1e-12 * (1.0 + want.abs()), "{what}: loss {got}, not {want}");
     }
@@ -215,7 +239,7 @@ fn what_cannot_be_divided_is_refused_in_one_line_that_names_the_key() {
     for (shares, what) in
         [(&[][..], "share"), (&[2, 0], "share"), (&[1; 7], "7 members cannot divide the 6 heads")]
     {
-        let error = members(&config(Kind::Gpt2), shares).unwrap_err().to_string();
+        let error = members(&config(Kind::Gpt2), &Division::of(shares)).unwrap_err().to_string();
         assert!(error.contains("mesh.tensor") && error.contains(what), "{error}");
     }
 }

@@ -47,6 +47,7 @@ mod finetune;
 mod gradients;
 // Models divided among the members of a gang, no GPU.
 mod tensor;
+mod wire;
 // Shapes, the split into I and W, memory plans: properties, no GPU.
 mod graph;
 // Plans of runs that go on, no GPU.

@@ -8,6 +8,7 @@ use super::records::{Evaluated, RecordArguments, left_out};
 use super::{Environment, note, print, say, show_count};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::mesh::{Division, Wire};
 use crate::model::Model;
 use crate::pipeline::{Executor, Plan, Setup, Use};
 use crate::plan::Sharding;
@@ -68,7 +69,7 @@ pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8
     let sequence = arguments.sequence.unwrap_or(usual.min(context).min(SEQUENCE));
     left_out(&corpus, sequence, true).iter().for_each(|what| note(format!("note: {what}")));
     let tensor = arguments.placement.tensor()?;
-    let (devices, budgets) = arguments.placement.devices(tensor.len() * pretrained.model.layers())?;
+    let (devices, budgets) = arguments.placement.devices(tensor.members() * pretrained.model.layers())?;
     let plan = Plan::within(setup(&pretrained.model, sequence, &corpus, budgets, tensor)?, &devices)?;
     let found = score(plan, &devices, &pretrained, &corpus)?;
     if arguments.json {
@@ -94,9 +95,9 @@ fn setup(
     sequence: usize,
     corpus: &Corpus,
     budgets: Vec<Option<u64>>,
-    tensor: Vec<usize>,
+    tensor: Division,
 ) -> Result<Setup> {
-    let stages = (budgets.len() / tensor.len()).max(1);
+    let stages = (budgets.len() / tensor.members()).max(1);
     let windows = corpus.windows(sequence).len().max(1);
     let most = (LOGITS / (4 * sequence * model.config().vocabulary)).clamp(1, TOKENS.div_ceil(sequence));
     let batch = most.min(windows.div_ceil(stages));
@@ -111,6 +112,7 @@ fn setup(
         recompute: Vec::new(),
         sharding: Sharding::default(),
         tensor,
+        wire: Wire::F32,
         host: None,
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),

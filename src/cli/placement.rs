@@ -4,6 +4,7 @@ use super::planning::device_budgets;
 use super::{adapters, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::mesh::Division;
 use crate::model::{Model, Weights};
 use crate::train::config::Devices;
 
@@ -37,14 +38,14 @@ impl Placement {
         }
     }
 
-    /// The shares of the devices that divide every layer; one where a device has whole layers.
-    pub(super) fn tensor(&self) -> Result<Vec<usize>> {
-        let Some(text) = &self.tensor else { return Ok(vec![1]) };
+    /// How devices divide every layer.
+    pub(super) fn tensor(&self) -> Result<Division> {
+        let Some(text) = &self.tensor else { return Ok(Division::none()) };
         let numbers: std::result::Result<Vec<usize>, _> =
             text.split(',').map(|part| part.trim().parse()).collect();
         match numbers.as_deref() {
-            Ok([count @ 1..=MOST_MEMBERS]) => Ok(vec![1; *count]),
-            Ok(shares @ [_, _, ..]) => Ok(shares.to_vec()),
+            Ok([count @ 1..=MOST_MEMBERS]) => Ok(Division::of(&vec![1; *count])),
+            Ok(shares @ [_, _, ..]) => Ok(Division::of(shares)),
             _ => {
                 let message = format!(
                     "{text:?} is neither a number of devices, 1 to {MOST_MEMBERS}, nor a list of shares such as 5,3"

@@ -141,7 +141,7 @@ fn of_a_run(run: &Path, set: &[String]) -> Result<Config> {
     }
     let open = ["pipeline.devices=auto", "mesh.data=auto"].map(String::from);
     let mut config = trained_with(run, &[&open, set].concat())?;
-    if config.mesh.members().len() > 1 && !set.iter().any(|of| of.trim_start().starts_with("mesh.tensor")) {
+    if config.mesh.division().divides() && !set.iter().any(|of| of.trim_start().starts_with("mesh.tensor")) {
         config.mesh.tensor = Some(Axis::default());
     }
     note(format!(

@@ -226,8 +226,8 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
     let sizes: Vec<usize> = config.microbatches().iter().map(|m| config.train.batch / m).collect();
     let mut display = Measuring::new(profiler.cache.as_ref().map(|cache| cache.folder.clone()));
     let mut machine = profiler.machine(&sizes, &mut |progress| display.hear(progress))?;
-    for shares in config.mesh.gangs(devices.len(), config.model.heads) {
-        profiler.gangs(&mut machine, &shares, &sizes, &mut |progress| display.hear(progress))?;
+    for division in config.mesh.divisions(devices.len(), config.model.heads) {
+        profiler.gangs(&mut machine, &division, &sizes, &mut |progress| display.hear(progress))?;
     }
     Ok(machine)
 }
@@ -259,8 +259,6 @@ pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan)
         None => Axis::default(),
     };
     config.mesh.settle(plan.setup.sharding);
-    config.mesh.tensor = match &plan.setup.tensor[..] {
-        [_] => None,
-        shares => Some(Axis::Shares(shares.to_vec())),
-    };
+    let division = &plan.setup.tensor;
+    config.mesh.tensor = division.divides().then(|| Axis::Shares(division.shares.clone()));
 }

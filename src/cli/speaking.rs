@@ -8,6 +8,7 @@ use super::placement::Placement;
 use crate::error::Result;
 use crate::generate::{Extent, Generator, Language, Loading, Sampling};
 use crate::gpu::Device;
+use crate::mesh::Division;
 use crate::text::Stream;
 use crate::train::source::Pretrained;
 
@@ -50,7 +51,7 @@ impl Speaker {
     /// Puts the model on the devices that were asked for.
     pub(super) fn launch(&self, language: &Language, extent: Extent) -> Result<(Generator, Loading)> {
         let tensor = self.placement.tensor()?;
-        let (devices, budgets) = self.placement.devices(tensor.len() * language.layers())?;
+        let (devices, budgets) = self.placement.devices(tensor.members() * language.layers())?;
         language.launch(extent, &devices, budgets, &tensor)
     }
 }
@@ -133,7 +134,7 @@ pub(super) fn sample(
     budgets: Vec<Option<u64>>,
 ) -> Result<String> {
     let extent = Extent { texts: 1, prompt: prompt.len(), tokens: prompt.len() + count };
-    let (mut generator, _) = language.launch(extent, devices, budgets, &[1])?;
+    let (mut generator, _) = language.launch(extent, devices, budgets, &Division::none())?;
     let (said, _) = speak(language, &mut generator, &[prompt.to_vec()], count, sampling, |_, _| Ok(true))?;
     Ok(said.into_iter().next().map_or(String::new(), |said| said.text))
 }

@@ -250,7 +250,7 @@ fn compare(run: &Path) -> Result<(Timeline, Comparison)> {
         "a run writes it with every checkpoint and when it ends; continue the run with --resume",
     )?;
     // A trace may lie somewhere by itself.
-    let members = trained_with(run, &[]).map_or(1, |config| config.mesh.members().len());
+    let members = trained_with(run, &[]).map_or(1, |config| config.mesh.division().members());
     let timeline = Timeline::from_chrome_trace(&text, &trace.display().to_string())?.of_gangs(members);
     let measured = Comparison::new(None, &timeline).map_err(at(&trace))?;
     let prediction = run.join(PREDICTION);

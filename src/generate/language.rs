@@ -3,6 +3,7 @@
 use super::{Extent, Generator};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
+use crate::mesh::Division;
 use crate::model::{ModelConfig, Weights};
 use crate::text::{Isolation, Tokenizer};
 use crate::train::source::{Pretrained, Text};
@@ -76,7 +77,7 @@ impl Language {
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
-        tensor: &[usize],
+        tensor: &Division,
     ) -> Result<(Generator, Loading)> {
         let (started, model) = (now(), &self.pretrained.model);
         let mut generator = Generator::launch_divided(model, extent, devices, budgets, tensor)?;

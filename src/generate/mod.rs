@@ -19,10 +19,10 @@ pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
 use crate::gpu::Device;
+use crate::mesh::{Division, Wire};
 use crate::model::{Model, ModelConfig};
 use crate::pipeline::{Executor, Grow, Plan, Setup, Use, Watch};
 use crate::plan::Sharding;
-use crate::plan::text::counted;
 use crate::schedule;
 
 /// Most tokens of a prompt that pass at a time.
@@ -110,10 +110,10 @@ impl Generator {
         devices: &[Device],
         budgets: Vec<Option<u64>>,
     ) -> Result<Generator> {
-        Generator::launch_divided(model, extent, devices, budgets, &[1])
+        Generator::launch_divided(model, extent, devices, budgets, &Division::none())
     }
 
-    /// As [`Generator::launch`] over gangs, the members of which have these shares of every layer: neighbours among the devices.
+    /// As [`Generator::launch`] over gangs, which divide every layer like this: neighbours among the devices.
     ///
     /// # Errors
     ///
@@ -123,15 +123,9 @@ impl Generator {
         extent: Extent,
         devices: &[Device],
         budgets: Vec<Option<u64>>,
-        tensor: &[usize],
+        tensor: &Division,
     ) -> Result<Generator> {
-        let stages = devices.len() / tensor.len().max(1);
-        if stages * tensor.len() != devices.len() {
-            let (count, members) = (counted(devices.len(), "device"), tensor.len());
-            let message =
-                format!("gangs of {members} cannot be made of {count}; use a multiple of {members}");
-            return Err(Error::config("--tensor", message));
-        }
+        let stages = tensor.gangs(devices.len(), "--tensor")?;
         let config = model.config();
         extent.check(config)?;
         let longest = config.longest_sequence();
@@ -152,7 +146,8 @@ impl Generator {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
-            tensor: tensor.to_vec(),
+            tensor: tensor.clone(),
+            wire: Wire::F32,
             host: None,
             purpose: Use::Decoding { capacity },
             budgets,

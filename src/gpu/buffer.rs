@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use super::state::{Failure, Lease};
 use crate::error::{Error, Result};
 
@@ -84,21 +86,54 @@ impl Buffer {
         Ok(())
     }
 
-    /// Fills the first `bytes` of this buffer, mapped for writing, with sums of those of others, mapped for reading, in f32:
-    /// the sum over groups, in order, of the sum over each group's members, in order.
-    pub fn sum_mapped(&self, groups: &[Vec<&Buffer>], bytes: u64) -> Result<()> {
-        let views =
-            |group: &Vec<&Buffer>| group.iter().map(|of| of.mapped(bytes)).collect::<Result<Vec<_>>>();
+    /// Fills this buffer, mapped for writing, with the first bytes of others, mapped for reading: so many of each, one after
+    /// another, and `bytes` in all.
+    pub fn join_mapped<'a>(
+        &self,
+        parts: impl Iterator<Item = (&'a Buffer, usize)>,
+        bytes: usize,
+    ) -> Result<()> {
+        let (mut to, mut at) = (self.mapped_mut(whole_words(bytes))?, 0);
+        for (from, bytes) in parts {
+            to.slice(at..at + bytes).copy_from_slice(&from.mapped(whole_words(bytes))?[..bytes]);
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Fills this buffer, mapped for writing, with sums of these elements of others, mapped for reading: the sum over groups, in
+    /// order, of the sum over each group's members, in order. All are f32, or bf16, the sums of which are taken in f32 and
+    /// rounded to the nearest.
+    pub fn sum_mapped(
+        &self,
+        groups: &[Vec<Buffer>],
+        elements: std::ops::Range<usize>,
+        bf16: bool,
+    ) -> Result<()> {
+        let size = if bf16 { 2 } else { 4 };
+        let views = |group: &Vec<Buffer>| {
+            group.iter().map(|of| of.mapped(whole_words(size * elements.end))).collect::<Result<Vec<_>>>()
+        };
         let groups = groups.iter().map(views).collect::<Result<Vec<_>>>()?;
-        let mut to = self.mapped_mut(bytes)?;
+        let mut to = self.mapped_mut(whole_words(size * elements.len()))?;
         // In pieces that stay in a processor's cache: what is mapped for writing may be slow to read.
-        let (mut total, mut sum) = (vec![0.0f32; SUMMED], vec![0.0f32; SUMMED]);
-        for start in (0..bytes as usize).step_by(4 * SUMMED) {
-            let end = (start + 4 * SUMMED).min(bytes as usize);
-            let count = (end - start) / 4;
+        let [mut total, mut sum, mut term] = [const { [0.0f32; SUMMED] }; 3];
+        let mut rounded = [half::bf16::ZERO; SUMMED];
+        for start in elements.clone().step_by(SUMMED) {
+            let end = (start + SUMMED).min(elements.end);
+            let count = end - start;
             for (g, group) in groups.iter().enumerate() {
                 for (m, member) in group.iter().enumerate() {
-                    let values = bytemuck::cast_slice::<u8, f32>(&member[start..end]);
+                    let bytes = &member[size * start..size * end];
+                    let values = match bf16 {
+                        false => bytemuck::cast_slice(bytes),
+                        true => {
+                            let halves =
+                                bytemuck::cast_slice::<u8, u16>(bytes).reinterpret_cast::<half::bf16>();
+                            halves.convert_to_f32_slice(&mut term[..count]);
+                            &term[..count]
+                        }
+                    };
                     match m {
                         0 => sum[..count].copy_from_slice(values),
                         _ => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
@@ -109,7 +144,15 @@ impl Buffer {
                     _ => total.iter_mut().zip(&sum[..count]).for_each(|(total, value)| *total += value),
                 }
             }
-            to.slice(start..end).copy_from_slice(bytemuck::cast_slice(&total[..count]));
+            let at = size * (start - elements.start);
+            let made = match bf16 {
+                false => bytemuck::cast_slice::<f32, u8>(&total[..count]),
+                true => {
+                    rounded[..count].convert_from_f32_slice(&total[..count]);
+                    bytemuck::cast_slice(rounded[..count].reinterpret_cast())
+                }
+            };
+            to.slice(at..at + made.len()).copy_from_slice(made);
         }
         Ok(())
     }
@@ -126,6 +169,11 @@ impl Buffer {
     fn unmapped(&self, error: wgpu::MapRangeError) -> Error {
         self.lease.state.error_or("using a mapped buffer", Failure::Other(error.to_string()))
     }
+}
+
+/// What is mapped is whole words.
+fn whole_words(bytes: usize) -> u64 {
+    bytes.next_multiple_of(4) as u64
 }
 
 fn mode(mapping: Mapping) -> wgpu::MapMode {

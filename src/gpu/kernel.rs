@@ -39,6 +39,7 @@ kernels![
     "matmul_rows",
     "matmul_rows_subgroup",
     "matmul_subgroup",
+    "pack",
     "rmsnorm",
     "rmsnorm_backward",
     "rmsnorm_weight_backward",
@@ -47,6 +48,7 @@ kernels![
     "square_sum",
     "swiglu",
     "swiglu_backward",
+    "unpack",
 ];
 
 /// What makes one pipeline of a kernel.

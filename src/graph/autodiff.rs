@@ -224,9 +224,21 @@ fn backward(
             vec![(inputs[0], graph.push(Op::Scale { factor }, &[dy], i)?[0])]
         }
         Op::Add => vec![(inputs[0], dy), (inputs[1], dy)],
-        Op::Sum => vec![(inputs[0], dy)],
+        Op::Sum { .. } => vec![(inputs[0], dy)],
         Op::Spread => match wants(inputs[0]) {
-            true => vec![(inputs[0], graph.push(Op::Sum, &[dy], i)?[0])],
+            true => vec![(inputs[0], graph.push(Op::Sum { exact: false }, &[dy], i)?[0])],
+            false => Vec::new(),
+        },
+        Op::ReduceScatter { first, .. } => {
+            let shape = graph.shape(inputs[0]);
+            let op = Op::AllGather { first, batch: shape[0], sequence: shape[1] };
+            vec![(inputs[0], graph.push(op, &[dy], i)?[0])]
+        }
+        Op::AllGather { first, .. } => match wants(inputs[0]) {
+            true => {
+                let op = Op::ReduceScatter { first, count: graph.shape(inputs[0])[0] };
+                vec![(inputs[0], graph.push(op, &[dy], i)?[0])]
+            }
             false => Vec::new(),
         },
         Op::Activate(f) => {

@@ -29,7 +29,7 @@ pub fn fuse(stage: &mut StageGraph) {
         index += 1;
         !dead[index - 1]
     });
-    renumber(&mut stage.graph);
+    stage.graph.renumber();
 }
 
 /// Lets those that read what is spread read it as it is: only differentiation tells the two apart.
@@ -45,20 +45,7 @@ fn dissolve(graph: &mut Graph) {
         node.op != Op::Spread
     });
     if !spread.is_empty() {
-        renumber(graph);
-    }
-}
-
-fn renumber(graph: &mut Graph) {
-    for value in &mut graph.values {
-        if matches!(value.source, Source::Node { .. }) {
-            value.source = Source::Removed;
-        }
-    }
-    for (node, n) in graph.nodes.iter().enumerate() {
-        for (output, id) in n.outputs.iter().enumerate() {
-            graph.values[id.0].source = Source::Node { node, output };
-        }
+        graph.renumber();
     }
 }
 

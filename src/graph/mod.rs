@@ -8,6 +8,7 @@
 //! the last axis into rows. The gradient of `x` is `dx`.
 
 pub mod autodiff;
+mod collective;
 mod fed;
 pub mod fuse;
 mod op;

@@ -172,10 +172,32 @@ pub enum Op {
     },
     /// (x) → (the sum of x over the members of a gang), in the place of x in memory. No kernel: it passes the host, which
     /// adds in the order of the members. Its gradient is what comes (Shoeybi et al. 2019, arXiv 1909.08053: g).
-    Sum,
+    Sum {
+        /// Whether the terms travel as they are, whatever else does.
+        exact: bool,
+    },
     /// (x) → (x), which every member of a gang goes on with: the gradient is the sum of theirs (f, ibid.). Nothing but this
     /// is left of it after differentiation.
     Spread,
+    /// (x) → (rows `first` to `first + count` of the sum of x over the members of a gang): of all axes but the last, one row after
+    /// another. No kernel, as [`Op::Sum`]. Its gradient is that of all rows, gathered (Korthikanti et al. 2022, arXiv 2205.05198:
+    /// ḡ).
+    ReduceScatter {
+        /// The first row that the member has.
+        first: usize,
+        /// How many it has.
+        count: usize,
+    },
+    /// (x(R,C)) → (y(B,T,C)): the rows of all members of a gang, of which this one's are R from `first` on. No kernel. Its gradient
+    /// is the sum of theirs, scattered (g, ibid.).
+    AllGather {
+        /// The first row that the member has.
+        first: usize,
+        /// B.
+        batch: usize,
+        /// T.
+        sequence: usize,
+    },
     /// (logits(B,T,V), targets u32(B,T)) → (statistics(G,M,3)): of a member's part V of a vocabulary, for each row in the
     /// member's own place m of G the maximum, Σ exp(logit − maximum) and the target's logit, 0 where that is another's; 0 in
     /// the places of others, so that a [`Op::Sum`] gives all of them.
@@ -263,8 +285,10 @@ impl Op {
             Op::AttentionBackward { .. } => "attention_backward",
             Op::AttentionCached { .. } => "attention_cached",
             Op::CrossEntropy { .. } => "cross_entropy",
-            Op::Sum => "sum",
+            Op::Sum { .. } => "sum",
             Op::Spread => "spread",
+            Op::ReduceScatter { .. } => "reduce_scatter",
+            Op::AllGather { .. } => "all_gather",
             Op::LogitStatistics { .. } => "logit_statistics",
             Op::CrossEntropyPart { .. } => "cross_entropy_part",
         }
@@ -278,6 +302,11 @@ impl Op {
         if ok { Ok(()) } else { self.refuse(format!("does not accept shapes {shapes:?}")) }
     }
 
+    /// Whether the members of a gang do it together: no kernel does.
+    pub fn is_collective(&self) -> bool {
+        matches!(self, Op::Sum { .. } | Op::ReduceScatter { .. } | Op::AllGather { .. })
+    }
+
     /// Number of arguments.
     pub fn arity(&self) -> usize {
         match self {
@@ -285,8 +314,10 @@ impl Op {
             | Op::Scale { .. }
             | Op::Activate(_)
             | Op::ColumnSum
-            | Op::Sum
-            | Op::Spread => 1,
+            | Op::Sum { .. }
+            | Op::Spread
+            | Op::ReduceScatter { .. }
+            | Op::AllGather { .. } => 1,
             Op::Attention { starts, .. } => 1 + usize::from(*starts),
             Op::AddBias
             | Op::Add
@@ -443,7 +474,16 @@ impl Op {
                 self.expect(shapes[0] == shapes[1], shapes)?;
                 Ok(vec![shapes[0].to_vec()])
             }
-            Op::Activate(_) | Op::Scale { .. } | Op::Sum | Op::Spread => Ok(vec![shapes[0].to_vec()]),
+            Op::Activate(_) | Op::Scale { .. } | Op::Sum { .. } | Op::Spread => Ok(vec![shapes[0].to_vec()]),
+            Op::ReduceScatter { first, count } => {
+                self.expect(count > 0 && first + count <= rows(shapes[0]), shapes)?;
+                Ok(vec![vec![count, last(shapes[0])]])
+            }
+            Op::AllGather { first, batch, sequence } => {
+                let ok = shapes[0].len() == 2 && first + shapes[0][0] <= batch * sequence;
+                self.expect(ok, shapes)?;
+                Ok(vec![vec![batch, sequence, last(shapes[0])]])
+            }
             Op::SwiGluBackward => {
                 self.expect(shapes[0] == shapes[1] && shapes[0] == shapes[2], shapes)?;
                 Ok(vec![shapes[0].to_vec(); 2])
@@ -552,7 +592,7 @@ impl Op {
             Op::Activate(_) => 12.0 * size,
             Op::ActivateBackward(_) => 20.0 * size,
             Op::CrossEntropy { .. } => 12.0 * size,
-            Op::Sum | Op::Spread => size,
+            Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => size,
             Op::LogitStatistics { .. } | Op::CrossEntropyPart { .. } => 6.0 * size,
         }
     }

@@ -2,9 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Graph, Node, Phase, Source, StageGraph, ValueId};
+use super::{Graph, Node, Phase, StageGraph, ValueId};
 
 impl StageGraph {
+    /// Makes of it what is to run: with the activations of its layers computed again or kept, I and W apart or one, and
+    /// collectives as early as can be.
+    pub fn arrange(&mut self, recompute: bool, split: bool) {
+        if recompute {
+            self.recompute();
+        }
+        if !split {
+            self.join_backward();
+        }
+        self.advance_collectives();
+    }
+
     /// Makes I and W one program, B, in the order in which differentiation appended their nodes: what one layer leaves
     /// for its weight gradients dies before the next layer's turn, so nothing is held between I and W.
     pub fn join_backward(&mut self) {
@@ -43,11 +55,7 @@ impl StageGraph {
         }
         rewrite.graph.nodes = placed;
         self.graph = rewrite.graph;
-        for (index, node) in self.graph.nodes.iter().enumerate() {
-            for (output, id) in node.outputs.iter().enumerate() {
-                self.graph.values[id.0].source = Source::Node { node: index, output };
-            }
-        }
+        self.graph.renumber();
     }
 }
 

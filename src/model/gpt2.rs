@@ -52,8 +52,8 @@ pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
 
 fn norm_parameters(prefix: &str, width: usize) -> Vec<Parameter> {
     vec![
-        Parameter::new(format!("{prefix}.weight"), &[width], Init::Ones),
-        Parameter::new(format!("{prefix}.bias"), &[width], Init::Zeros),
+        Parameter::new(format!("{prefix}.weight"), &[width], Init::Ones).split(Split::ByToken),
+        Parameter::new(format!("{prefix}.bias"), &[width], Init::Zeros).split(Split::ByToken),
     ]
 }
 
@@ -73,7 +73,7 @@ fn first_linear(prefix: &str, inputs: usize, outputs: usize, init: Init, extent:
 /// Of one whose inputs they divide.
 fn last_linear(prefix: &str, inputs: usize, outputs: usize, init: Init, extent: Extent) -> [Parameter; 2] {
     let [weight, bias] = linear_parameters(prefix, inputs, outputs, init);
-    [weight.along(0, extent), bias]
+    [weight.along(0, extent), bias.split(Split::ByToken)]
 }
 
 fn norm(g: &mut Graph, c: &ModelConfig, x: ValueId, w: &[ValueId]) -> Result<ValueId> {

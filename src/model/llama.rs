@@ -22,7 +22,7 @@ pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> 
     let (w, d) = (c.width, c.head_dim());
     let name = |rest: &str| weight(i, rest);
     let norm = |rest: &str, n: usize| Parameter::new(name(rest), &[n], Init::Ones);
-    let mut list = vec![norm("input_layernorm", w)];
+    let mut list = vec![norm("input_layernorm", w).split(Split::ByToken)];
     let (queries, keys) = ((c.heads, Extent::Heads), (c.kv_heads(), Extent::KvHeads));
     for (part, (heads, extent)) in [("q", queries), ("k", keys), ("v", keys)] {
         list.push(matrix(c, name(&format!("self_attn.{part}_proj")), heads * d, w).along(0, extent));
@@ -41,7 +41,7 @@ pub(super) fn attention_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> 
 pub(super) fn mlp_parameters(c: &ModelConfig, i: usize) -> Vec<Parameter> {
     let (w, inner) = (c.width, c.intermediate());
     vec![
-        Parameter::new(weight(i, "post_attention_layernorm"), &[w], Init::Ones),
+        Parameter::new(weight(i, "post_attention_layernorm"), &[w], Init::Ones).split(Split::ByToken),
         matrix(c, weight(i, "mlp.gate_proj"), inner, w).along(0, Extent::Inner),
         matrix(c, weight(i, "mlp.up_proj"), inner, w).along(0, Extent::Inner),
         matrix(c, weight(i, "mlp.down_proj"), w, inner).along(1, Extent::Inner),
@@ -56,7 +56,8 @@ fn weight(i: usize, rest: &str) -> String {
 pub(super) fn head_parameters(c: &ModelConfig) -> Vec<Parameter> {
     let mut head = matrix(c, "lm_head.weight", c.vocabulary, c.width);
     head.tied_to = c.tied_head().then(|| TABLE.into());
-    vec![Parameter::new("model.norm.weight", &[c.width], Init::Ones), head.along(0, Extent::Vocabulary)]
+    let norm = Parameter::new("model.norm.weight", &[c.width], Init::Ones).split(Split::ByToken);
+    vec![norm, head.along(0, Extent::Vocabulary)]
 }
 
 fn linear(g: &mut Graph, x: ValueId, weight: ValueId, run: &Run) -> Result<ValueId> {

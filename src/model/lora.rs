@@ -87,7 +87,7 @@ impl Lora {
                     (Split::Along(1, extent), Split::Summed)
                 }
                 Split::Along(_, extent) => (Split::Summed, Split::Along(0, extent)),
-                Split::Same | Split::Summed | Split::First => (*split, *split),
+                Split::Same | Split::Summed | Split::ByToken | Split::First => (*split, *split),
             };
             parameters.extend([a.split(of_a), b.split(of_b)]);
         }

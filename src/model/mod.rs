@@ -18,6 +18,8 @@ pub use parameter::{Init, Parameter};
 pub use rope::RopeScaling;
 pub use weights::Weights;
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::graph::{Fed, Graph, Op, StageGraph, ValueId, differentiate, fuse};
 use crate::layers::Layers;
@@ -60,6 +62,8 @@ struct Run<'a> {
     lora: Option<&'a Lora>,
     /// Which part of each layer, where a gang divides them.
     member: Option<&'a Member>,
+    /// Its tokens of what lies between the divided halves; none where it has all of them.
+    rows: Option<Range<usize>>,
 }
 
 impl Run<'_> {
@@ -68,14 +72,25 @@ impl Run<'_> {
         self.member.map_or([c.heads, c.kv_heads()], |member| [member.heads.len(), member.kv_heads.len()])
     }
 
-    /// What all members of a gang compute something of.
+    /// What all members of a gang compute something of: all tokens.
     fn spread(&self, g: &mut Graph, x: ValueId) -> Result<ValueId> {
-        if self.member.is_some() { g.forward(Op::Spread, &[x]) } else { Ok(x) }
+        match (&self.rows, self.member) {
+            (Some(rows), _) => {
+                let op = Op::AllGather { first: rows.start, batch: self.batch, sequence: self.sequence };
+                g.forward(op, &[x])
+            }
+            (None, Some(_)) => g.forward(Op::Spread, &[x]),
+            (None, None) => Ok(x),
+        }
     }
 
-    /// The sum of what they compute.
+    /// The sum of what they compute: of this one's tokens.
     fn sum(&self, g: &mut Graph, x: ValueId) -> Result<ValueId> {
-        if self.member.is_some() { g.forward(Op::Sum, &[x]) } else { Ok(x) }
+        match (&self.rows, self.member) {
+            (Some(rows), _) => g.forward(Op::ReduceScatter { first: rows.start, count: rows.len() }, &[x]),
+            (None, Some(_)) => g.forward(Op::Sum { exact: false }, &[x]),
+            (None, None) => Ok(x),
+        }
     }
 }
 
@@ -304,7 +319,8 @@ impl Model {
     }
 
     /// As [`Model::stage_graph`] what a member of a gang computes of it. Of `tokens` those of others are beyond its part of the
-    /// table; targets are those of the whole vocabulary; logits are of its tokens.
+    /// table; targets are those of the whole vocabulary; logits are of its tokens. Where members divide tokens, what comes from
+    /// the stage before and goes to the next is (R,C), its R of the B·T.
     pub fn part_of_stage(
         &self,
         range: std::ops::Range<usize>,
@@ -332,8 +348,12 @@ impl Model {
         let starts = (shared && range.clone().any(|layer| self.attends(layer)))
             .then(|| graph.input(Fed::Starts, &[batch, sequence]));
         let lora = self.adapter.as_ref();
-        let run = Run { batch, sequence, positions, capacity, shared, starts, lora, member };
-        let input = (range.start > 0).then(|| graph.input(Fed::Input, &[batch, sequence, width]));
+        // Of the one token of each text that grows there is nothing to divide.
+        let divides = member.filter(|_| capacity.is_none());
+        let rows = divides.map(|member| member.rows(batch * sequence)).transpose()?.flatten();
+        let between = rows.as_ref().map_or(vec![batch, sequence, width], |rows| vec![rows.len(), width]);
+        let run = Run { batch, sequence, positions, capacity, shared, starts, lora, member, rows };
+        let input = (range.start > 0).then(|| graph.input(Fed::Input, &between));
         let mut x = input;
         let mut boundaries = Vec::new();
         for layer in range.clone() {
@@ -349,13 +369,13 @@ impl Model {
             let logits = x.ok_or_else(empty_stage)?;
             let targets = graph.input(Fed::Targets, &[batch, sequence]);
             let scale = 1.0 / tokens as f32;
-            let Some(Member { number, count, vocabulary, .. }) = member else {
+            let Some(Member { number, division, vocabulary, .. }) = member else {
                 return graph.forward(Op::CrossEntropy { scale }, &[logits, targets]);
             };
             let (first, vocabulary) = (vocabulary.start, self.config.vocabulary);
-            let op = Op::LogitStatistics { member: *number, members: *count, first };
+            let op = Op::LogitStatistics { member: *number, members: division.members(), first };
             let statistics = graph.forward(op, &[logits, targets])?;
-            let statistics = graph.forward(Op::Sum, &[statistics])?;
+            let statistics = graph.forward(Op::Sum { exact: true }, &[statistics])?;
             let op = Op::CrossEntropyPart { scale, first, vocabulary };
             graph.forward(op, &[logits, targets, statistics])
         };
@@ -384,6 +404,7 @@ impl Model {
         };
         stage.input = input;
         stage.boundaries = boundaries;
+        stage.gather_again();
         fuse::fuse(&mut stage);
         stage.graph.verify()?;
         Ok(stage)

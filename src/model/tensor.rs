@@ -4,11 +4,17 @@
 //! What comes into a half of a block is whole on every member; each computes its heads or columns of it, and their products
 //! with its rows of the last matrix are terms of what the half gives, which [`Op::Sum`](crate::graph::Op::Sum) adds. The
 //! table and the head are divided by tokens, so that logits are whole nowhere.
+//!
+//! What lies between the halves, norms and sums, is whole on every member; or each has its tokens of it
+//! ([`Division::sequence`]): then it is gathered where a half begins
+//! ([`Op::AllGather`](crate::graph::Op::AllGather)), and what the half gives is added and divided again
+//! ([`Op::ReduceScatter`](crate::graph::Op::ReduceScatter)).
 
 use std::ops::Range;
 
 use super::{ModelConfig, Parameter};
 use crate::error::{Error, Result};
+use crate::mesh::{Division, divide};
 
 /// Most members of a gang: far more than a machine has devices.
 pub const MOST: usize = 1024;
@@ -35,6 +41,8 @@ pub enum Split {
     Same,
     /// Each has all of it, and a term of its gradient.
     Summed,
+    /// As [`Split::Same`], and where members divide tokens as [`Split::Summed`].
+    ByToken,
     /// The first alone has it.
     First,
     /// Each has its part along an axis; those whose parts are the same have each a term of its gradient.
@@ -123,8 +131,6 @@ pub(super) fn whole(name: &str) -> &str {
 pub struct Member {
     /// Which of them, from 0 on.
     pub number: usize,
-    /// How many there are.
-    pub count: usize,
     /// Its heads of queries.
     pub heads: Range<usize>,
     /// The heads of keys and values that those use; another member may have some of them too.
@@ -133,6 +139,8 @@ pub struct Member {
     pub inner: Range<usize>,
     /// Its tokens of the vocabulary.
     pub vocabulary: Range<usize>,
+    /// How all of them divide layers.
+    pub division: Division,
 }
 
 /// The members of a gang of which each has about this share of every layer.
@@ -145,8 +153,8 @@ pub struct Member {
 ///
 /// [`Error::Config`] of `mesh.tensor` for a share of nothing, for more members than the model has heads, columns or tokens, and
 /// for more than [`MOST`].
-pub fn members(config: &ModelConfig, shares: &[usize]) -> Result<Vec<Member>> {
-    let count = shares.len();
+pub fn members(config: &ModelConfig, division: &Division) -> Result<Vec<Member>> {
+    let (shares, count) = (&division.shares[..], division.members());
     let refuse = |message: String| Err(Error::config("mesh.tensor", message));
     if count == 0 || shares.contains(&0) {
         return refuse("needs for each member a share of at least 1".into());
@@ -166,28 +174,13 @@ pub fn members(config: &ModelConfig, shares: &[usize]) -> Result<Vec<Member>> {
     let sharing = config.heads / config.kv_heads();
     let member = |number: usize| Member {
         number,
-        count,
         kv_heads: heads[number].start / sharing..heads[number].end.div_ceil(sharing),
         heads: heads[number].clone(),
         inner: inner[number].clone(),
         vocabulary: vocabulary[number].clone(),
+        division: division.clone(),
     };
     Ok((0..count).map(member).collect())
-}
-
-/// Consecutive ranges of `total` in these proportions, none of them empty.
-fn divide(total: usize, shares: &[usize]) -> Vec<Range<usize>> {
-    let (sum, count) = (shares.iter().map(|&share| share as u128).sum::<u128>(), shares.len());
-    let (mut start, mut before) = (0, 0u128);
-    let range = |(number, &share): (usize, &usize)| {
-        before += share as u128;
-        let due = ((2 * total as u128 * before + sum) / (2 * sum)) as usize;
-        let end = due.clamp(start + 1, total - (count - 1 - number));
-        let range = start..end;
-        start = end;
-        range
-    };
-    shares.iter().enumerate().map(range).collect()
 }
 
 /// As [`divide`], at multiples of 4 where that is no great matter: kernels read four neighbours at once.
@@ -224,6 +217,20 @@ fn heads(heads: usize, kv_heads: usize, shares: &[usize]) -> Vec<Range<usize>> {
 }
 
 impl Member {
+    /// Its tokens of what lies between the divided halves, of a microbatch of so many; none where it has all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for fewer tokens than there are members.
+    pub(super) fn rows(&self, tokens: usize) -> Result<Option<Range<usize>>> {
+        let members = self.division.members();
+        if self.division.sequence && tokens < members {
+            let message = format!("{members} members cannot divide the {tokens} tokens of a microbatch");
+            return Err(Error::config("mesh.sequence_parallel", message));
+        }
+        Ok(self.division.sequence.then(|| self.division.rows(self.number, tokens)))
+    }
+
     /// The indices of an extent that it has, which a tensor may have in several runs.
     fn ranges(&self, config: &ModelConfig, extent: Extent) -> Vec<Range<usize>> {
         let size = config.head_dim();
@@ -245,6 +252,10 @@ impl Member {
     pub(super) fn part(&self, config: &ModelConfig, mut parameter: Parameter) -> Option<Parameter> {
         let (axis, extent) = match parameter.split {
             Split::Same | Split::Summed => return Some(parameter),
+            Split::ByToken => {
+                let split = if self.division.sequence { Split::Summed } else { Split::Same };
+                return Some(parameter.split(split));
+            }
             Split::First => return (self.number == 0).then_some(parameter),
             Split::Along(axis, extent) => (axis, extent),
         };
@@ -263,10 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_in_proportion_and_none_is_empty() {
-        assert_eq!(divide(8, &[5, 3]), [0..5, 5..8]);
-        assert_eq!(divide(3, &[1000, 1, 1]), [0..1, 1..2, 2..3]);
-        assert_eq!(divide(3, &[1, 1, 1000]), [0..1, 1..2, 2..3]);
+    fn shares_of_columns_are_multiples_of_four_where_there_are_many() {
         assert_eq!(even(1003, &[1, 1, 1]), [0..332, 332..668, 668..1003]);
         assert_eq!(even(7, &[1, 1]), [0..4, 4..7]);
     }

@@ -184,7 +184,7 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
             cross_entropy::part(&l, scale, first, vocabulary)
         }
         // The link adds; and nothing is left of the other.
-        Op::Sum | Op::Spread => Lowered::default(),
+        Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => Lowered::default(),
     }
 }
 
@@ -192,7 +192,7 @@ pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate
 pub fn in_place(op: &Op) -> Option<(usize, usize)> {
     match op {
         Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. } => Some((0, 1)),
-        Op::Sum | Op::Spread => Some((0, 0)),
+        Op::Sum { .. } | Op::Spread => Some((0, 0)),
         Op::AttentionCached { .. } => Some((2, 1)),
         _ => None,
     }

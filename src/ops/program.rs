@@ -26,6 +26,20 @@ struct Step {
     uniform: u64,
 }
 
+/// What the members of a gang do together, between the launches of a program: one is over before the next begins.
+pub struct Collective {
+    /// Which of those ops ([`Op::is_collective`]).
+    pub op: Op,
+    /// What a member gives.
+    pub from: ValueId,
+    /// What it gets.
+    pub to: ValueId,
+    /// After how many launches what it gives is there.
+    pub begun: usize,
+    /// After how many launches what it gets is needed.
+    pub ready: usize,
+}
+
 /// The three programs of a stage on one device.
 pub struct StageProgram {
     device: Device,
@@ -123,16 +137,26 @@ impl StageProgram {
         steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
     }
 
-    /// The values of a program that a gang adds up, each with how many launches come before that.
-    pub fn sums(&self, phase: Phase) -> Vec<(ValueId, usize)> {
-        let (mut sums, mut launches) = (Vec::new(), 0);
+    /// What the members of a gang do together in a program, in order.
+    pub fn collectives(&self, phase: Phase) -> Vec<Collective> {
+        let (mut all, mut launches) = (Vec::<Collective>::new(), 0);
         for (node, lowered) in self.stage.graph.nodes.iter().zip(&self.plan.lowered) {
-            if node.phase == phase {
-                sums.extend((node.op == Op::Sum).then(|| (node.outputs[0], launches)));
-                launches += lowered.launches.len();
+            if node.phase != phase {
+                continue;
             }
+            for of in all.iter_mut().filter(|of| of.ready == usize::MAX) {
+                if node.op.is_collective() || node.inputs.contains(&of.to) {
+                    of.ready = launches;
+                }
+            }
+            if node.op.is_collective() {
+                let (op, from, to) = (node.op.clone(), node.inputs[0], node.outputs[0]);
+                all.push(Collective { op, from, to, begun: launches, ready: usize::MAX });
+            }
+            launches += lowered.launches.len();
         }
-        sums
+        all.iter_mut().for_each(|of| of.ready = of.ready.min(launches));
+        all
     }
 
     /// The gradients of parameters that a program makes: each parameter, and from which of the program's launches to before

@@ -146,6 +146,7 @@ fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
 mod tests {
     use super::*;
     use crate::gpu::imagined;
+    use crate::mesh::{Division, Wire};
     use crate::plan::Sharding;
 
     /// A card of so many bytes that binds so many at once.
@@ -167,7 +168,8 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: Division::none(),
+            wire: Wire::F32,
             host: None,
             purpose,
             budgets: vec![budget],

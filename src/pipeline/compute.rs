@@ -11,7 +11,7 @@ use super::rank::{Rank, Stage};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Recorder, now};
 use crate::graph::{Fed, Phase, ValueId};
-use crate::ops::program::Slots;
+use crate::ops::program::{Collective, Slots};
 use crate::ops::sort_rows;
 use crate::schedule::{Action, Kind, SlotPlan};
 use crate::timeline::What;
@@ -44,6 +44,11 @@ impl<'d> Recording<'d> {
         Recording { device, recorder: device.record(), copies: Vec::new(), what, used: 0.0, started: now() }
     }
 
+    /// Whether anything is in it.
+    pub(super) fn is_open(&self) -> bool {
+        self.used > 0.0
+    }
+
     /// As what the host's copies for it are logged: of weights that come, and of gradients that leave.
     pub(super) fn received(&self) -> What {
         self.part(Kind::G)
@@ -65,8 +70,8 @@ impl<'d> Recording<'d> {
 #[derive(Default)]
 pub(super) struct Stops {
     at: HashSet<usize>,
-    /// What the gang adds up, each with how many launches come before.
-    sums: Vec<(ValueId, usize)>,
+    /// What the gang does together.
+    collectives: Vec<Collective>,
     /// The weights that come, each with the launch that is the first to read it.
     pub(super) weights: Vec<(ValueId, usize)>,
     /// The gradients that leave: by parameter, and from which launch to before which each is made.
@@ -145,7 +150,7 @@ impl Rank {
             let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
             let mut from = 0;
             while from < flops.len() {
-                self.add_up(&mut recording, action, slots, &stops, from).await?;
+                self.together(&mut recording, action, slots, &stops, from).await?;
                 if recording.used > 0.0 && recording.used + flops[from] > budget {
                     self.host.iter_mut().for_each(|host| host.flush(&mut recording));
                     self.submit_part(&mut recording).await;
@@ -170,7 +175,7 @@ impl Rank {
                 }
                 from = to;
             }
-            self.add_up(&mut recording, action, slots, &stops, flops.len()).await?;
+            self.together(&mut recording, action, slots, &stops, flops.len()).await?;
             before += flops.len();
         }
         if self.slow > 1.0 {
@@ -193,8 +198,8 @@ impl Rank {
         recording.started = now();
     }
 
-    /// Adds up over the gang what is to be after so many launches.
-    async fn add_up(
+    /// Does what is to be done with the gang after so many launches: what is over then ends, what is next begins.
+    async fn together(
         &mut self,
         recording: &mut Recording<'_>,
         action: Action,
@@ -202,11 +207,17 @@ impl Rank {
         stops: &Stops,
         launches: usize,
     ) -> Result<()> {
-        for &(value, _) in stops.sums.iter().filter(|(_, before)| *before == launches) {
+        for of in stops.collectives.iter().filter(|of| of.begun == launches || of.ready == launches) {
             let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
-            let range = stage.program.range(&self.parameters, value, slots)?;
-            self.host.iter_mut().for_each(|host| host.flush(recording));
-            self.sum_over_gang(recording, range).await?;
+            let columns = stage.program.stage().graph.value(of.to).columns();
+            let [from, to] = [of.from, of.to].map(|end| stage.program.range(&self.parameters, end, slots));
+            if of.begun == launches {
+                self.host.iter_mut().for_each(|host| host.flush(recording));
+                self.begin_collective(recording, &of.op, from?).await?;
+            }
+            if of.ready == launches {
+                self.end_collective(recording, (&of.op, columns), to?).await?;
+            }
         }
         Ok(())
     }
@@ -214,8 +225,9 @@ impl Rank {
     /// Where the launches of an action's program stop.
     fn stops(&self, action: Action, phase: Phase, completes: bool) -> Result<Stops> {
         let program = &self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?.program;
-        let mut stops = Stops { sums: program.sums(phase), ..Stops::default() };
-        stops.at.extend(stops.sums.iter().map(|(_, before)| before));
+        let collectives = self.gang.as_ref().map(|_| program.collectives(phase)).unwrap_or_default();
+        let mut stops = Stops { collectives, ..Stops::default() };
+        stops.at.extend(stops.collectives.iter().flat_map(|of| [of.begun, of.ready]));
         let Some(host) = &self.host else { return Ok(stops) };
         if host.sends(completes) {
             stops.gradients = program.gradients(phase);

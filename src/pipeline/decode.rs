@@ -16,6 +16,7 @@ use super::rank::{Command, Rank, Replies, Reply, Stage};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Capabilities, Device, Mapping, Range, Recorder};
 use crate::graph::{Fed, Phase, StageGraph};
+use crate::mesh::Wire;
 use crate::model::Purpose;
 use crate::ops::parameters::Parameters;
 use crate::ops::plan::MemoryPlan;
@@ -76,7 +77,7 @@ impl DecodePlan {
         let shared = |memory: &MemoryPlan| self.groups as u64 * memory.cache_bytes();
         let own = |memory: &MemoryPlan| memory.bytes(self.groups, 0) - shared(memory) + DUMMY_BYTES;
         let singles: u64 = self.singles.iter().map(|(_, _, memory)| own(memory)).sum();
-        singles + self.logits.map_or(0, |bytes| link::memory(bytes, self.groups))
+        singles + self.logits.map_or(0, |bytes| link::memory(bytes, self.groups, Wire::F32))
     }
 }
 
@@ -182,7 +183,8 @@ impl Rank {
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let (input, output) = (program.stage().input, program.stage().output);
-        let (sums, launches) = (program.sums(Phase::Forward), program.launch_flops(Phase::Forward).len());
+        let (sums, launches) =
+            (program.collectives(Phase::Forward), program.launch_flops(Phase::Forward).len());
         let range = |id| program.range(parameters, id, slots);
         let (input, output) = (input.map(range).transpose()?, output.map(range).transpose()?);
         let ends = self.stages.get_mut(&at).map(|stage| &mut stage.ends);
@@ -193,12 +195,16 @@ impl Rank {
         }
         self.log.state(State::Working(what));
         let mut from = 0;
-        for (value, to) in sums.into_iter().map(|(value, at)| (Some(value), at)).chain([(None, launches)]) {
+        // Nothing of one token is there to run meanwhile.
+        for (of, to) in sums.iter().map(|of| (Some(of), of.begun)).chain([(None, launches)]) {
             let (program, parameters) = self.growing(at, one)?;
             program.record(&mut recording.recorder, parameters, Phase::Forward, from..to, slots)?;
-            let range = value.map(|value| program.range(parameters, value, slots)).transpose()?;
-            if let Some(range) = range {
-                self.sum_over_gang(&mut recording, range).await?;
+            if let Some(of) = of {
+                let columns = program.stage().graph.value(of.to).columns();
+                let range = |id| program.range(parameters, id, slots);
+                let (gives, gets) = (range(of.from)?, range(of.to)?);
+                self.begin_collective(&mut recording, &of.op, gives).await?;
+                self.end_collective(&mut recording, (&of.op, columns), gets).await?;
             }
             from = to;
         }

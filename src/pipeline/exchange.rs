@@ -20,6 +20,7 @@ use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
 use crate::graph::DType;
+use crate::mesh::Wire;
 use crate::ops::parameters::{Bucket, Parameters, Segment};
 use crate::schedule::{Action, Kind};
 use crate::timeline::What;
@@ -107,7 +108,7 @@ impl Exchange {
 
 /// Connects the ranks that have what a shard is of.
 pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
-    let Shard { stage, owner, buckets, others, arrivals } = shard;
+    let Shard { stage, owner, buckets, others, arrivals, wire } = shard;
     let (stage, slots) = (*stage, shard.slots());
     let (largest_gradient, largest_weight) = shard.largest();
     let devices: Vec<Device> = ranks.iter().map(|rank| rank.device.clone()).collect();
@@ -125,7 +126,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
     for (arrival, groups) in arrivals.iter().enumerate() {
         let from: Vec<Vec<&Device>> =
             groups.iter().map(|group| group.iter().map(|&o| &devices[others[o].rank]).collect()).collect();
-        let (outgoing, mut incoming) = connect_all(&from, &[home], largest_gradient, slots)?;
+        let (outgoing, mut incoming) = connect_all(&from, &[home], largest_gradient, slots, *wire)?;
         for (&other, link) in groups.iter().flatten().zip(outgoing) {
             let rank = &mut ranks[others[other].rank];
             let gradient = |name: &str| Ok((rank.parameters.gradient(name)?, DType::F32));
@@ -141,7 +142,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
         ranks[*owner].exchange.gradients_in.push(sum);
     }
     let to: Vec<&Device> = others.iter().map(|other| &devices[other.rank]).collect();
-    let (mut outgoing, incoming) = connect_all(&[vec![home]], &to, largest_weight, slots)?;
+    let (mut outgoing, incoming) = connect_all(&[vec![home]], &to, largest_weight, slots, Wire::F32)?;
     let weight = |of: &Parameters, bucket: &Bucket, name: &str| Ok((of.weight(name)?, bucket.dtype()));
     for (other, link) in others.iter().zip(incoming) {
         let rank = &mut ranks[other.rank];

@@ -501,6 +501,7 @@ fn stopped(name: &str) -> Error {
 mod tests {
     use super::*;
     use crate::gpu::OpenOptions;
+    use crate::mesh::{Division, Wire};
     use crate::model::{Kind, ModelConfig, Weights};
     use crate::pipeline::{Setup, Use};
     use crate::schedule::generate;
@@ -527,7 +528,8 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: Division::none(),
+            wire: Wire::F32,
             host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],

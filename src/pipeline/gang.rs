@@ -1,59 +1,76 @@
 //! Devices that divide every layer among them: a gang. The schedule knows it as one rank; all members run the same list.
 //!
-//! What the members compute of a sum goes down to the host, each once, and each member gets the sum, added in the order of
-//! the members, so that on one kind of adapter it is the same bits for all. A program stops there: what it has recorded is
-//! handed over, and it goes on when the sum has come.
+//! What members have of a sum goes down to the host, each once, and each member gets what it needs of it, added in the order of
+//! the members, so that on one kind of adapter it has the same bits for all. What they gather passes the host likewise, one's
+//! rows after another's. A program stops there: what it has recorded is handed over; launches that do not need the result follow at
+//! once, and the others when it has come.
 
 use super::compute::Recording;
-use super::link::{self, Incoming, Outgoing, connect_all};
+use super::link::{self, Combine, Incoming, Outgoing, connect_all};
 use super::log::State;
 use super::plan::Plan;
 use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::{Device, Range};
 use crate::graph::{Op, StageGraph};
+use crate::mesh::{Division, Wire};
 
-/// Sums that can be on their way: a member is one ahead of another at most.
+/// Collectives that can be on their way: a member is one ahead of another at most.
 const SLOTS: usize = 2;
 
 /// A member's ends.
 pub(super) struct Gang {
     out: Outgoing,
     inward: Incoming,
-    /// How many sums there were.
-    sums: usize,
+    division: Division,
+    /// How many collectives have begun.
+    begun: usize,
 }
 
-/// Bytes of the largest sum in the programs of a rank; none where there are none.
-fn largest(plan: &Plan, rank: usize) -> Option<u64> {
-    let of = |graph: &StageGraph| {
-        let sums = graph.graph.nodes.iter().filter(|node| node.op == Op::Sum);
-        sums.map(|node| graph.graph.value(node.outputs[0]).bytes()).max()
+/// Bytes of the largest tensor that a collective of these stages gives or gets; none where there are none. What is exact needs
+/// as much room as it has bytes, which is twice of what a rounded tensor needs.
+pub(super) fn largest<'a>(stages: impl IntoIterator<Item = &'a StageGraph>, wire: Wire) -> Option<u64> {
+    let of = |stage: &StageGraph| {
+        let nodes = stage.graph.nodes.iter().filter(|node| node.op.is_collective());
+        let ends = nodes.flat_map(|node| [node.inputs[0], node.outputs[0]].map(|end| (&node.op, end)));
+        let twice = |op: &Op| if is_exact(op) && wire == Wire::BF16 { 2 } else { 1 };
+        ends.map(|(op, end)| twice(op) * stage.graph.value(end).bytes()).max()
     };
-    plan.ranks[rank].stages.iter().filter_map(|stage| of(&stage.graph)).max()
+    stages.into_iter().filter_map(of).max()
+}
+
+/// Whether it travels as it is, whatever the wire.
+fn is_exact(op: &Op) -> bool {
+    matches!(op, Op::Sum { exact: true })
+}
+
+fn of_rank(plan: &Plan, rank: usize) -> Option<u64> {
+    largest(plan.ranks[rank].stages.iter().map(|stage| &stage.graph), plan.setup.wire)
 }
 
 /// Bytes of a rank's ends.
 pub(super) fn memory(plan: &Plan, rank: usize) -> u64 {
-    largest(plan, rank).map_or(0, rings)
+    of_rank(plan, rank).map_or(0, |bytes| rings(bytes, plan.setup.wire))
 }
 
-/// The same where the largest sum has so many bytes.
-pub(super) fn rings(bytes: u64) -> u64 {
-    2 * link::memory(bytes, SLOTS)
+/// The same where the largest tensor has so many bytes.
+pub(super) fn rings(bytes: u64, wire: Wire) -> u64 {
+    2 * link::memory(bytes, SLOTS, wire)
 }
 
 /// The ends of all ranks that have some.
 pub(super) fn connect(plan: &Plan, devices: &[Device]) -> Result<Vec<Option<Gang>>> {
     let mut all: Vec<Option<Gang>> = Vec::with_capacity(devices.len());
     for (number, members) in devices.chunks(plan.members.len()).enumerate() {
-        let Some(bytes) = largest(plan, number * plan.members.len()) else {
+        let Some(bytes) = of_rank(plan, number * plan.members.len()) else {
             all.extend(members.iter().map(|_| None));
             continue;
         };
         let members: Vec<&Device> = members.iter().collect();
-        let (out, inward) = connect_all(std::slice::from_ref(&members), &members, bytes, SLOTS)?;
-        all.extend(out.into_iter().zip(inward).map(|(out, inward)| Some(Gang { out, inward, sums: 0 })));
+        let (out, inward) =
+            connect_all(std::slice::from_ref(&members), &members, bytes, SLOTS, plan.setup.wire)?;
+        let gang = |(out, inward)| Some(Gang { out, inward, division: plan.setup.tensor.clone(), begun: 0 });
+        all.extend(out.into_iter().zip(inward).map(gang));
     }
     Ok(all)
 }
@@ -66,20 +83,53 @@ impl Gang {
 }
 
 impl Rank {
-    /// Replaces what lies there by its sum over the gang.
-    pub(super) async fn sum_over_gang(&mut self, recording: &mut Recording<'_>, range: Range) -> Result<()> {
+    /// Hands over what this member gives of a collective.
+    pub(super) async fn begin_collective(
+        &mut self,
+        recording: &mut Recording<'_>,
+        op: &Op,
+        from: Range,
+    ) -> Result<()> {
         let Some(mut gang) = self.gang.take() else { return Ok(()) };
-        let (tag, what) = (gang.sums, recording.what);
-        let pieces = [(range, 0)];
-        let sent = gang.out.record(&mut recording.recorder, &pieces, tag).await?;
+        let sent = gang.out.give(&mut recording.recorder, &[(from, 0)], gang.begun, is_exact(op)).await?;
         recording.copies.push(sent);
+        gang.begun += 1;
+        self.gang = Some(gang);
         self.submit_part(recording).await;
-        self.log.state(State::Waiting(what));
-        let (received, copy) = gang.inward.record(&mut recording.recorder, &pieces, tag).await?;
+        Ok(())
+    }
+
+    /// Waits for what this member gets of the collective that has begun last, of so many columns.
+    pub(super) async fn end_collective(
+        &mut self,
+        recording: &mut Recording<'_>,
+        (op, columns): (&Op, usize),
+        to: Range,
+    ) -> Result<()> {
+        let Some(mut gang) = self.gang.take() else { return Ok(()) };
+        let (tag, what) = (gang.begun - 1, recording.what);
+        let combine = match *op {
+            Op::ReduceScatter { first, .. } => Combine::Sum { first: first * columns },
+            Op::AllGather { batch, sequence, .. } => {
+                let rows = |member| gang.division.rows(member, batch * sequence).len();
+                Combine::Beside((0..gang.division.members()).map(|of| rows(of) * columns).collect())
+            }
+            _ => Combine::Sum { first: 0 },
+        };
+        if !gang.inward.has(tag) {
+            // The device goes on with what is not waiting for it.
+            if recording.is_open() {
+                self.host.iter_mut().for_each(|host| host.flush(recording));
+                self.submit_part(recording).await;
+            }
+            self.log.state(State::Waiting(what));
+        }
+        let to = [(to, 0)];
+        let (received, copy) =
+            gang.inward.take(&mut recording.recorder, &to, tag, &combine, is_exact(op)).await?;
         self.log.copied(what, copy);
         self.log.state(State::Working(what));
         recording.copies.push(received);
-        gang.sums += 1;
         self.gang = Some(gang);
         Ok(())
     }

@@ -20,6 +20,7 @@ use super::store::{Arrived, BlockId, Inbox, Store, Term};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, now};
 use crate::graph::{DType, Phase};
+use crate::mesh::Wire;
 use crate::model::Parameter;
 use crate::ops::parameters::Part;
 use crate::schedule::{Action, Kind};
@@ -44,12 +45,12 @@ fn slot(elements: usize) -> u64 {
 
 /// Bytes of the staging buffers of a rank.
 pub(super) fn memory(plan: &Plan, rank: usize) -> u64 {
-    2 * link::memory(slot_bytes(plan, rank), SLOTS)
+    2 * link::memory(slot_bytes(plan, rank), SLOTS, Wire::F32)
 }
 
 /// The same of a rank that has so many elements of parameters.
 pub(super) fn rings(elements: usize) -> u64 {
-    2 * link::memory(slot(elements), SLOTS)
+    2 * link::memory(slot(elements), SLOTS, Wire::F32)
 }
 
 /// The ends of a rank.

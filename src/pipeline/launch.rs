@@ -34,14 +34,15 @@ struct Hop {
 fn links(plan: &Plan, devices: &[Device]) -> Result<Vec<Hop>> {
     let mut links = Vec::new();
     for (number, &(before, after)) in plan.placement.hops().iter().enumerate() {
-        let (bytes, slots) = (plan.activation_bytes(), plan.link_slots(number));
+        let slots = plan.link_slots(number);
         let [before, after] = [before, after].map(|replica| plan.placement.replicas()[replica]);
         let directions = [(Kind::F, before, after), (Kind::B, after, before)];
         for (kind, from, to) in directions.into_iter().take(plan.directions(before.stage) as usize) {
-            // A gang's members have all of what passes; each has it from its like.
+            // Each member of a gang has what it needs from its like.
             for (sender, receiver) in plan.devices(from.rank).zip(plan.devices(to.rank)) {
+                let bytes = plan.activation_bytes(sender);
                 let (out, inward) = match plan.placement.is_link(number) {
-                    true => connect(&devices[sender], &devices[receiver], bytes, slots)?,
+                    true => connect(&devices[sender], &devices[receiver], bytes, slots, plan.wire(number))?,
                     false => connect_local(&devices[sender], bytes, slots)?,
                 };
                 let [from, to] = [(from, sender), (to, receiver)].map(|(of, rank)| Replica { rank, ..of });

@@ -6,6 +6,8 @@
 //! the one mapping, and the last gives it back. Rings are kept for the whole run. Between stages they have as many buffers as
 //! microbatches can be in flight, and one more, so a send never has to wait for the receiver and the schedule's proof holds.
 //!
+//! Tensors travel as they are, or each rounded to bf16 ([`Wire`]): then sums are taken in f32 and rounded once more.
+//!
 //! Two stages on one device hand over through a ring of the device's own memory; the host sees nothing of it.
 
 use std::collections::HashMap;
@@ -16,8 +18,10 @@ use futures_util::StreamExt;
 
 use super::log::Log;
 use super::store::{Arrived, Store};
+use super::wire::Narrow;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
+use crate::mesh::Wire;
 use crate::timeline::What;
 
 /// The free buffers of one end.
@@ -77,6 +81,8 @@ pub struct Outgoing {
     back: Weak<mpsc::UnboundedSender<Buffer>>,
     filled: Vec<mpsc::UnboundedSender<Message>>,
     local: bool,
+    /// Where tensors are rounded, if they are.
+    narrow: Option<Narrow>,
     /// Bytes sent to another device so far.
     pub bytes: u64,
 }
@@ -99,6 +105,8 @@ struct Source {
 
 struct Upload {
     free: Ring,
+    /// Where rounded tensors become f32 again, if they are.
+    narrow: Option<Narrow>,
     writable: mpsc::UnboundedSender<Buffer>,
 }
 
@@ -133,13 +141,20 @@ pub struct HostCopy {
 }
 
 /// Bytes that a link of `slots` tensors of `bytes` takes on each of its ends.
-pub fn memory(bytes: u64, slots: usize) -> u64 {
-    slots as u64 * bytes.next_multiple_of(4).max(16)
+pub fn memory(bytes: u64, slots: usize, wire: Wire) -> u64 {
+    let travelling = wire.travelling(bytes);
+    slots as u64 * travelling.next_multiple_of(4).max(16) + wire.buffers(bytes)
 }
 
 /// Connects two devices for tensors of up to `bytes` bytes, `slots` at a time.
-pub fn connect(from: &Device, to: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    let (mut out, mut inward) = connect_all(&[vec![from]], &[to], bytes, slots)?;
+pub fn connect(
+    from: &Device,
+    to: &Device,
+    bytes: u64,
+    slots: usize,
+    wire: Wire,
+) -> Result<(Outgoing, Incoming)> {
+    let (mut out, mut inward) = connect_all(&[vec![from]], &[to], bytes, slots, wire)?;
     Ok((out.remove(0), inward.remove(0)))
 }
 
@@ -150,23 +165,27 @@ pub fn connect_all(
     to: &[&Device],
     bytes: u64,
     slots: usize,
+    wire: Wire,
 ) -> Result<(Vec<Outgoing>, Vec<Incoming>)> {
+    let travelling = wire.travelling(bytes);
     let mut incoming = Vec::new();
     for device in to {
         let (writable, free) = mpsc::unbounded();
         for _ in 0..slots {
             // The receiver is held here, so sending cannot fail.
-            let _ = writable.unbounded_send(device.staging("link upload", bytes, Mapping::Write)?);
+            let _ = writable.unbounded_send(device.staging("link upload", travelling, Mapping::Write)?);
         }
-        incoming
-            .push(Incoming { groups: Vec::new(), upload: Some(Upload { free: Ring::new(free), writable }) });
+        let narrow = Narrow::new(device, wire, bytes, false)?;
+        let upload = Some(Upload { free: Ring::new(free), narrow, writable });
+        incoming.push(Incoming { groups: Vec::new(), upload });
     }
     let mut outgoing = Vec::new();
     for group in from {
         incoming.iter_mut().for_each(|end| end.groups.push(Vec::new()));
         for device in group {
-            outgoing
-                .push(join(&mut incoming, slots, || device.staging("link read-back", bytes, Mapping::Read))?);
+            let buffer = || device.staging("link read-back", travelling, Mapping::Read);
+            let end = join(&mut incoming, slots, buffer)?;
+            outgoing.push(Outgoing { narrow: Narrow::new(device, wire, bytes, true)?, ..end });
         }
     }
     Ok((outgoing, incoming))
@@ -201,7 +220,18 @@ fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) 
             group.push(source);
         }
     }
-    Ok(Outgoing { free: Ring::new(free), back: Arc::downgrade(&back), filled, local, bytes: 0 })
+    Ok(Outgoing { free: Ring::new(free), back: Arc::downgrade(&back), filled, local, narrow: None, bytes: 0 })
+}
+
+/// What a receiver makes of what its senders sent.
+pub enum Combine {
+    /// The sum over groups of the sum over each group, from this element of theirs on.
+    Sum {
+        /// Elements before it.
+        first: usize,
+    },
+    /// So many elements of each, one after another.
+    Beside(Vec<usize>),
 }
 
 /// A part of a tensor on a device, and the bytes before it in what travels.
@@ -229,14 +259,32 @@ impl Outgoing {
         from: &[Piece],
         tag: usize,
     ) -> Result<Recorded> {
+        self.give(recorder, from, tag, false).await
+    }
+
+    /// As [`Outgoing::record`]; what is `exact` travels as it is, whatever the wire.
+    pub async fn give(
+        &mut self,
+        recorder: &mut Recorder<'_>,
+        from: &[Piece],
+        tag: usize,
+        exact: bool,
+    ) -> Result<Recorded> {
         let buffer = self.free.next().await?;
+        let (bytes, narrow) = (length(from), self.narrow.as_ref().filter(|_| !exact));
+        let to = narrow.map_or(&buffer, |narrow| &narrow.wide);
         for (range, at) in from {
-            recorder.copy(&range.buffer, range.offset, &buffer, *at, range.bytes);
+            recorder.copy(&range.buffer, range.offset, to, *at, range.bytes);
+        }
+        let travelling = if narrow.is_some() { Wire::BF16 } else { Wire::F32 }.travelling(bytes);
+        if let Some(narrow) = narrow {
+            narrow.record(recorder, bytes);
+            recorder.copy(&narrow.words, 0, &buffer, 0, travelling);
         }
         let back = self.back.upgrade().ok_or_else(closed)?;
         let filled = Filled { buffer, mapped: false, back: (*back).clone() };
         if !self.local {
-            self.bytes += length(from);
+            self.bytes += travelling;
             return Ok(Recorded(After::Travel { tag, filled, to: self.filled.clone() }));
         }
         // The receiver's copy is recorded after this one in the same queue.
@@ -292,6 +340,18 @@ impl Incoming {
         to: &[Piece],
         tag: usize,
     ) -> Result<(Recorded, Option<HostCopy>)> {
+        self.take(recorder, to, tag, &Combine::Sum { first: 0 }, false).await
+    }
+
+    /// As [`Incoming::record`] what this makes of what the senders sent, which they say whether it is `exact`.
+    pub async fn take(
+        &mut self,
+        recorder: &mut Recorder<'_>,
+        to: &[Piece],
+        tag: usize,
+        combine: &Combine,
+        exact: bool,
+    ) -> Result<(Recorded, Option<HostCopy>)> {
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in &mut self.groups {
             let mut arrived = Vec::with_capacity(group.len());
@@ -300,31 +360,47 @@ impl Incoming {
             }
             groups.push(arrived);
         }
-        let mut copy = |buffer: &Buffer| {
+        let copy = |recorder: &mut Recorder<'_>, buffer: &Buffer| {
             for (to, at) in to {
                 recorder.copy(buffer, *at, &to.buffer, to.offset, to.bytes);
             }
         };
         let Some(ring) = &mut self.upload else {
-            groups.iter().flatten().for_each(|filled| copy(&filled.buffer));
+            groups.iter().flatten().for_each(|filled| copy(recorder, &filled.buffer));
             return Ok((Recorded(After::Nothing), None));
         };
         let upload = ring.free.next().await?;
         let bytes = length(to);
+        let narrow = ring.narrow.as_ref().filter(|_| !exact);
+        let (wire, size) = if narrow.is_some() { (Wire::BF16, 2) } else { (Wire::F32, 4) };
+        let (elements, travelling) = (bytes as usize / 4, wire.travelling(bytes));
         let start = now();
-        match &groups[..] {
-            [group] if group.len() == 1 => group[0].buffer.copy_mapped(&upload, bytes)?,
-            groups => {
-                let mut buffers: Vec<Vec<&Buffer>> = Vec::with_capacity(groups.len());
-                buffers
-                    .extend(groups.iter().map(|group| group.iter().map(|filled| &filled.buffer).collect()));
-                upload.sum_mapped(&buffers, bytes)?;
+        match (combine, &groups[..]) {
+            (Combine::Sum { first: 0 }, [group]) if group.len() == 1 => {
+                group[0].buffer.copy_mapped(&upload, travelling)?;
+            }
+            (Combine::Sum { first }, groups) => {
+                let buffers = |group: &Vec<Arc<Filled>>| group.iter().map(|of| of.buffer.clone()).collect();
+                let buffers: Vec<Vec<Buffer>> = groups.iter().map(buffers).collect();
+                upload.sum_mapped(&buffers, *first..first + elements, size == 2)?;
+            }
+            (Combine::Beside(sizes), groups) => {
+                let senders = groups.iter().flatten().map(|filled| &filled.buffer);
+                upload
+                    .join_mapped(senders.zip(sizes.iter().map(|size_of| size * size_of)), size * elements)?;
             }
         }
-        let done = HostCopy { start, end: now(), bytes };
+        let done = HostCopy { start, end: now(), bytes: travelling };
         drop(groups);
         upload.unmap();
-        copy(&upload);
+        match narrow {
+            None => copy(recorder, &upload),
+            Some(narrow) => {
+                recorder.copy(&upload, 0, &narrow.words, 0, travelling);
+                narrow.record(recorder, bytes);
+                copy(recorder, &narrow.wide);
+            }
+        }
         let recorded = Recorded(After::Return { buffer: upload, writable: ring.writable.clone() });
         Ok((recorded, Some(done)))
     }

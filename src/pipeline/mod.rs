@@ -26,6 +26,7 @@ mod rank;
 mod store;
 pub(crate) mod update;
 mod watch;
+mod wire;
 pub mod workload;
 
 pub use batch::{Batch, IGNORE};

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::link;
 use super::plan::Plan;
+use crate::mesh::Wire;
 use crate::model::Parameter;
 use crate::model::tensor::Split;
 use crate::ops::parameters::{Bucket, CHUNK};
@@ -172,6 +173,8 @@ pub(super) struct Shard {
     pub(super) others: Vec<Other>,
     /// Sums that arrive one after another, each over groups of those of `others` with these numbers.
     pub(super) arrivals: Vec<Vec<Vec<usize>>>,
+    /// As what gradients travel.
+    pub(super) wire: Wire,
 }
 
 /// Another rank that has what one owns.
@@ -246,7 +249,7 @@ fn shard(plan: &Plan, stage: usize, owner: usize, group: &[&str], buckets: Vec<B
         let names = group.iter().filter_map(|of| name(of)).collect();
         Other { rank: other.rank, names, adds: other.adds }
     });
-    Shard { stage, owner, buckets, others: others.collect(), arrivals }
+    Shard { stage, owner, buckets, others: others.collect(), arrivals, wire: plan.setup.wire }
 }
 
 impl Shard {
@@ -264,7 +267,9 @@ impl Shard {
     /// Bytes that it takes on a rank, beside what it is a part of.
     pub(super) fn bytes(&self, rank: usize) -> u64 {
         let (gradient, weight) = self.largest();
-        let [gradients, weights] = [gradient, weight].map(|bytes| link::memory(bytes, self.slots()));
+        // Weights that are to be the same everywhere are not rounded.
+        let [gradients, weights] = [(gradient, self.wire), (weight, Wire::F32)]
+            .map(|(bytes, wire)| link::memory(bytes, self.slots(), wire));
         if rank == self.owner {
             let arrived =
                 if self.arrivals.is_empty() { 0 } else { gradient + 16 * self.buckets.len() as u64 };
@@ -276,10 +281,10 @@ impl Shard {
 }
 
 /// Bytes that a parameter of so many elements takes on the device of its user and of its owner, where these are two.
-pub(super) fn memory(parameter: &Parameter) -> [u64; 2] {
+pub(super) fn memory(parameter: &Parameter, wire: Wire) -> [u64; 2] {
     let layout = crate::ops::parameters::Layout::new(vec![Parameter { tied_to: None, ..parameter.clone() }]);
     let buckets = layout.buckets(|_| true, MOST);
     let others = vec![Other { rank: 1, names: HashMap::new(), adds: true }];
-    let shard = Shard { stage: 0, owner: 0, buckets, others, arrivals: vec![vec![vec![0]]] };
+    let shard = Shard { stage: 0, owner: 0, buckets, others, arrivals: vec![vec![vec![0]]], wire };
     [shard.bytes(1), shard.bytes(0)]
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
 use crate::layers::Layers;
+use crate::mesh::{Division, Wire};
 use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
@@ -71,9 +72,10 @@ pub struct Setup {
     pub recompute: Vec<usize>,
     /// Who has what of the state when training.
     pub sharding: Sharding,
-    /// The share that each member of a gang has of every layer, in proportion; one where a device has whole layers. A
-    /// rank of the schedule is a gang; its devices follow one another.
-    pub tensor: Vec<usize>,
+    /// How the members of a gang divide every layer. A rank of the schedule is a gang; its devices follow one another.
+    pub tensor: Division,
+    /// As what tensors travel between devices.
+    pub wire: Wire,
     /// What for.
     pub purpose: Use,
     /// Bytes each device may use; none where it is unknown.
@@ -190,9 +192,9 @@ impl Plan {
         }
         let schedule = setup.schedule.lowered()?;
         let (count, ranks) = (devices.len(), schedule.ranks.len());
-        let members = match &setup.tensor[..] {
-            [_] => vec![None],
-            shares => members(&setup.model, shares)?.into_iter().map(Some).collect(),
+        let members = match setup.tensor.divides() {
+            true => members(&setup.model, &setup.tensor)?.into_iter().map(Some).collect(),
+            false => vec![None],
         };
         if count != ranks * members.len() {
             let gangs = if members.len() > 1 { format!(" of {} each", members.len()) } else { String::new() };
@@ -240,8 +242,8 @@ impl Plan {
             let done = |stage: usize| {
                 (0..microbatches).filter(|&m| plan.placement.rank(stage, m) == plan.gang(rank)).count() as f64
             };
-            let shares = plan.setup.tensor.iter().map(|&share| share as f64);
-            let share = plan.setup.tensor[rank % plan.members.len()] as f64 / shares.sum::<f64>();
+            let shares = &plan.setup.tensor.shares;
+            let share = shares[rank % shares.len()] as f64 / shares.iter().map(|&s| s as f64).sum::<f64>();
             let of_stage =
                 |&stage: &usize| share * flops[plan.stages[stage].clone()].iter().sum::<f64>() * done(stage);
             let flops = mine.iter().map(of_stage).sum();
@@ -316,12 +318,7 @@ impl Plan {
         let layers = self.stages[stage].clone();
         let (gang, member) = (self.gang(rank), self.member(rank));
         let mut graph = self.model.part_of_stage(layers, batch, sequence, purpose, member)?;
-        if self.setup.recompute.contains(&stage) {
-            graph.recompute();
-        }
-        if !self.schedule.splits(stage) {
-            graph.join_backward();
-        }
+        graph.arrange(self.setup.recompute.contains(&stage), self.schedule.splits(stage));
         check_bindings(&graph, adapter, capabilities)?;
         // Every group of texts keeps its caches, whatever the schedule.
         let own = |count| SlotPlan { count, slot: (0..count).collect() };
@@ -397,9 +394,19 @@ impl Plan {
         if gradients { 2 } else { 1 }
     }
 
-    /// Bytes of an activation between stages.
-    pub(super) fn activation_bytes(&self) -> u64 {
-        4 * (self.setup.batch * self.setup.sequence * self.setup.model.width) as u64
+    /// Bytes of what passes between stages, from a device to its like.
+    pub(super) fn activation_bytes(&self, rank: usize) -> u64 {
+        let tokens = self.setup.batch * self.setup.sequence;
+        let rows = match self.setup.purpose {
+            Use::Decoding { .. } => tokens,
+            _ => self.setup.tensor.rows(rank % self.members.len(), tokens).len(),
+        };
+        4 * (rows * self.setup.model.width) as u64
+    }
+
+    /// As what it passes a hop.
+    pub(super) fn wire(&self, hop: usize) -> Wire {
+        if self.placement.is_link(hop) { self.setup.wire } else { Wire::F32 }
     }
 
     /// Buffers of the links of a hop: as many as microbatches can be in flight, and one more.
@@ -463,7 +470,7 @@ impl Plan {
         for (hop, &(from, to)) in self.placement.hops().iter().enumerate() {
             let [from, to] = [from, to].map(|replica| self.placement.replicas()[replica]);
             if self.gang(rank) == from.rank || self.gang(rank) == to.rank {
-                let ring = link::memory(self.activation_bytes(), self.link_slots(hop));
+                let ring = link::memory(self.activation_bytes(rank), self.link_slots(hop), self.wire(hop));
                 bytes += self.directions(from.stage) * ring;
             }
         }

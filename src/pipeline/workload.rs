@@ -4,7 +4,8 @@ use super::plan::streams;
 use super::{gang, host, link, owners};
 use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
-use crate::graph::{Op, Phase, StageGraph};
+use crate::graph::{Phase, StageGraph};
+use crate::mesh::Wire;
 use crate::model::tensor::Member;
 use crate::model::{KINDS, Model, OF_BLOCK, Parameter, Purpose};
 use crate::ops::lower;
@@ -27,17 +28,19 @@ pub fn workload(
     microbatches: &[usize],
     kernels: &[Capabilities],
 ) -> Result<Workload> {
-    sharded(model, batch, sequence, microbatches, kernels, Sharding::default(), None)
+    let whole = (Sharding::default(), Wire::F32);
+    sharded(model, batch, sequence, microbatches, kernels, whole, None)
 }
 
-/// As [`workload`], with the state divided like this, and of each layer what this member of a gang has.
+/// As [`workload`], with the state divided like this and tensors that travel as this, and of each layer what this member of a
+/// gang has.
 pub fn sharded(
     model: &Model,
     batch: usize,
     sequence: usize,
     microbatches: &[usize],
     kernels: &[Capabilities],
-    sharding: Sharding,
+    (sharding, wire): (Sharding, Wire),
     member: Option<&Member>,
 ) -> Result<Workload> {
     let streams = streams(sharding);
@@ -59,10 +62,10 @@ pub fn sharded(
         }
     });
     let like = model.with_blocks(model.config().layers)?;
-    let of = |&m: &usize| batching((&like, member), batch / m, m, sequence, kernels, streams);
+    let of = |&m: &usize| batching((&like, member), batch / m, m, sequence, kernels, (streams, wire));
     let batchings = microbatches.iter().map(of).collect::<Result<Vec<_>>>()?;
-    let largest = batchings.iter().flat_map(|batching| batching.sums.iter().flatten());
-    let largest = largest.map(|sums| sums.bytes / (sums.count as u64).max(1)).max().unwrap_or(0);
+    let rings = batchings.iter().map(|(_, rings)| *rings).max().unwrap_or(0);
+    let batchings = batchings.into_iter().map(|(batching, _)| batching).collect();
     let staging = if sharding.through_host() {
         let elements = (0..model.layers()).flat_map(|layer| model.parts(layer, member)).map(|p| p.len());
         host::rings(elements.sum())
@@ -72,10 +75,11 @@ pub fn sharded(
     Ok(Workload {
         layers: layers.collect(),
         kinds: KINDS.map(String::from).to_vec(),
-        tie: tie(model, sharding, member),
+        tie: tie(model, (sharding, wire), member),
         tokens: (batch * sequence) as u64,
         bucket: 4 * owners::MOST as u64,
-        host_rings: staging + if largest > 0 { gang::rings(largest) } else { 0 },
+        wire,
+        host_rings: staging + rings,
         sharding,
         batchings,
     })
@@ -147,7 +151,7 @@ pub fn kernels(
     Ok(launches.map(|launch| launch.key).collect())
 }
 
-fn tie(model: &Model, sharding: Sharding, member: Option<&Member>) -> Option<TiedLayers> {
+fn tie(model: &Model, (sharding, wire): (Sharding, Wire), member: Option<&Member>) -> Option<TiedLayers> {
     let (user, parameter) = (0..model.layers()).find_map(|layer| {
         let tied = model.parts(layer, member).into_iter().find(|p| p.tied_to.is_some())?;
         Some((layer, tied))
@@ -162,34 +166,41 @@ fn tie(model: &Model, sharding: Sharding, member: Option<&Member>) -> Option<Tie
         return Some(TiedLayers { user, owner, bytes: 0, together: 0, user_apart: weight, owner_apart: 0 });
     }
     // A gradient where both layers are; a weight and a gradient, and the ends of both links, where they are apart.
-    let [user_ends, owner_ends] = if sharding.through_host() { [0, 0] } else { owners::memory(&parameter) };
+    let [user_ends, owner_ends] =
+        if sharding.through_host() { [0, 0] } else { owners::memory(&parameter, wire) };
     let gradient = if sharding.streams_gradients() { 0 } else { bytes };
     let (together, user_apart, owner_apart) = (gradient, gradient + weight + user_ends, owner_ends);
     Some(TiedLayers { user, owner, bytes, together, user_apart, owner_apart })
 }
 
+/// And the bytes of a member's ends in its gang.
 fn batching(
     (model, member): (&Model, Option<&Member>),
     sequences: usize,
     microbatches: usize,
     sequence: usize,
     kernels: &[Capabilities],
-    streams: Streams,
-) -> Result<Batching> {
+    (streams, wire): (Streams, Wire),
+) -> Result<(Batching, u64)> {
     let graphs = Graphs::new((model, member), sequences, microbatches, sequence)?;
     let activation = graphs.activation;
     let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
     let largest = |kind: &Option<StageGraph>| kind.as_ref().map_or(0, largest);
-    Ok(Batching {
+    let rings =
+        gang::largest(graphs.single.iter().flatten(), wire).map_or(0, |bytes| gang::rings(bytes, wire));
+    let batching = Batching {
         sequences,
         microbatches,
         shape: shape_key(model, sequences, sequence),
         footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities, streams)).collect(),
-        activation,
-        link_buffer: link::memory(activation, 1),
+        activation: wire.travelling(activation),
+        // With half of what the shortest ring has beside its two buffers.
+        link_buffer: link::memory(activation, 1, Wire::F32).min(wire.travelling(activation).max(16))
+            + wire.buffers(activation) / 2,
         largest_tensor: graphs.single.iter().map(largest).collect(),
-        sums: member.map_or(Vec::new(), |_| graphs.single.iter().map(sums).collect()),
-    })
+        sums: member.map_or(Vec::new(), |_| graphs.single.iter().map(|stage| sums(stage, wire)).collect()),
+    };
+    Ok((batching, rings))
 }
 
 /// The stages from which it is seen what a layer holds.
@@ -219,11 +230,13 @@ impl Graphs {
         let graph = |range| model.part_of_stage(range, sequences, sequence, purpose, member);
         let is_within = |layer: usize| OF_BLOCK.contains(&model.layer_kind(layer));
         let last = model.layers() - 1;
+        let all = sequences * sequence;
+        let rows = member.map_or(all, |member| member.division.rows(member.number, all).len());
         let mut graphs = Graphs {
             blocks: graph(last - model.layers_of_block() * model.config().layers.min(2)..last)?,
             single: Vec::new(),
             pairs: Vec::new(),
-            activation: 4 * (sequences * sequence * model.config().width) as u64,
+            activation: 4 * (rows * model.config().width) as u64,
             losses: 4 * tokens as u64,
         };
         for kind in 0..KINDS.len() {
@@ -278,12 +291,7 @@ impl Graphs {
 /// What a stage holds on its own.
 fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities, streams: Streams) -> LayerMemory {
     let mut stage = stage.clone();
-    if form.recompute {
-        stage.recompute();
-    }
-    if !form.split {
-        stage.join_backward();
-    }
+    stage.arrange(form.recompute, form.split);
     let plan = MemoryPlan::streaming(&stage, capabilities, streams);
     let scratch = plan.scratch.iter().sum();
     let (stash, gradient) = (plan.bytes(1, 0) - plan.bytes(0, 0), plan.bytes(0, 1) - plan.bytes(0, 0));
@@ -309,13 +317,15 @@ fn sum(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {
 }
 
 /// What a gang adds up in F and in I of a layer.
-fn sums(stage: &Option<StageGraph>) -> [Sums; 2] {
+fn sums(stage: &Option<StageGraph>, wire: Wire) -> [Sums; 2] {
     [Phase::Forward, Phase::Input].map(|phase| {
         let nodes = stage.iter().flat_map(|stage| stage.graph.nodes.iter().map(move |node| (stage, node)));
-        let own = nodes.filter(|(_, node)| node.phase == phase && node.op == Op::Sum);
-        own.fold(Sums::default(), |sums, (stage, node)| Sums {
-            count: sums.count + 1,
-            bytes: sums.bytes + stage.graph.value(node.outputs[0]).bytes(),
+        let own = nodes.filter(|(_, node)| node.phase == phase && node.op.is_collective());
+        own.fold(Sums::default(), |sums, (stage, node)| {
+            // Down and up alike, as in a sum.
+            let both: u64 =
+                [node.inputs[0], node.outputs[0]].iter().map(|&of| stage.graph.value(of).bytes()).sum();
+            Sums { count: sums.count + 1, bytes: sums.bytes + wire.travelling(both / 2) }
         })
     })
 }
@@ -324,7 +334,7 @@ fn sums(stage: &Option<StageGraph>) -> [Sums; 2] {
 fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
     let of = |phase: Phase| {
         let mut work = Work::default();
-        for node in stage.graph.nodes.iter().filter(|n| n.phase == phase && n.op != Op::Sum) {
+        for node in stage.graph.nodes.iter().filter(|n| n.phase == phase && !n.op.is_collective()) {
             work.flops += stage.graph.flops(node);
             let touched = node.inputs.iter().chain(&node.outputs);
             work.bytes += touched.map(|&v| stage.graph.value(v).bytes() as f64).sum::<f64>();
@@ -340,6 +350,7 @@ mod tests {
     use super::*;
     use crate::gpu::imagined;
     use crate::layers::Layers;
+    use crate::mesh::Division;
     use crate::model::Weights;
     use crate::pipeline::{Plan, Setup, Use};
     use crate::plan::{Assignment, DeviceProfile, Link, Machine, Rates, costs};
@@ -388,7 +399,8 @@ mod tests {
             shared: false,
             recompute: Vec::new(),
             sharding: Sharding::default(),
-            tensor: vec![1],
+            tensor: Division::none(),
+            wire: Wire::F32,
             host: None,
             purpose: Use::Training,
             budgets: vec![None; 2],

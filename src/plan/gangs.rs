@@ -9,6 +9,7 @@ use super::costs::{MICRO, estimated, kind_seconds};
 use super::machine::{DeviceProfile, LayerProfile, Link, LinkProfile, Machine, Rates, ShapeProfile};
 use super::traffic::hop;
 use super::workload::{Batching, Layer, Sums, Workload};
+use crate::mesh::Division;
 
 /// A workload that gangs divide.
 #[derive(Debug, Clone)]
@@ -17,14 +18,14 @@ pub struct Divided {
     pub whole: Workload,
     /// What each member does.
     pub parts: Vec<Workload>,
-    /// The share of each member.
-    pub shares: Vec<usize>,
+    /// How the members divide layers.
+    pub division: Division,
 }
 
 impl Divided {
     /// The member whose part stands for all: the one with the largest share.
     fn largest(&self) -> usize {
-        (0..self.shares.len()).rev().max_by_key(|&member| self.shares[member]).unwrap_or(0)
+        (0..self.division.members()).rev().max_by_key(|&member| self.division.shares[member]).unwrap_or(0)
     }
 
     /// What that member does.
@@ -92,7 +93,7 @@ impl Divided {
             clear_gb_s: Some(least(|device| device.rates.clear_gb_s.unwrap_or(device.rates.memory_gb_s))),
             barrier_us: most(|rates| rates.barrier_us),
         };
-        let measured = machine.gang(gang, &self.shares);
+        let measured = machine.gang(gang, &self.division);
         let names: Vec<&str> = members().map(|device| device.name.as_str()).collect();
         DeviceProfile {
             name: names.join(" + "),
@@ -113,7 +114,7 @@ impl Divided {
     /// Times of a gang for a batching.
     fn shape(&self, machine: &Machine, gang: &[usize], batching: usize) -> ShapeProfile {
         let of = &self.whole.batchings[batching];
-        if let Some(shape) = machine.gang(gang, &self.shares).and_then(|gang| gang.shape(&of.shape)) {
+        if let Some(shape) = machine.gang(gang, &self.division).and_then(|gang| gang.shape(&of.shape)) {
             return shape.clone();
         }
         let submit = |device: usize| {

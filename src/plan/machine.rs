@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::read;
 use crate::error::{Error, Result};
+use crate::mesh::Division;
 use crate::schedule::Jitter;
 
 /// A machine.
@@ -46,12 +47,12 @@ pub struct Machine {
 }
 
 /// Devices that divide every layer, measured as one.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GangProfile {
     /// The members' devices.
     pub devices: Vec<usize>,
-    /// The share of each.
-    pub shares: Vec<usize>,
+    /// How they divide layers.
+    pub division: Division,
     /// What all of them together are: times of layers with their sums, threads, how the speed wanders.
     pub profile: DeviceProfile,
 }
@@ -308,12 +309,13 @@ impl Machine {
         named.map_or(self.link, |profile| profile.link)
     }
 
-    /// What was measured of a gang of such adapters and shares.
-    pub fn gang(&self, devices: &[usize], shares: &[usize]) -> Option<&DeviceProfile> {
+    /// What was measured of a gang of such adapters that divide layers like this.
+    pub fn gang(&self, devices: &[usize], division: &Division) -> Option<&DeviceProfile> {
         let adapters =
             |devices: &[usize]| devices.iter().map(|&device| self.adapter(device)).collect::<Vec<_>>();
         let is_alike = |gang: &&GangProfile| {
-            gang.shares == shares && (gang.devices == devices || adapters(&gang.devices) == adapters(devices))
+            gang.division == *division
+                && (gang.devices == devices || adapters(&gang.devices) == adapters(devices))
         };
         self.gangs.iter().find(is_alike).map(|gang| &gang.profile)
     }

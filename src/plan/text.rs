@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::layers::Layers;
+use crate::mesh::Division;
 
 /// `1.50 GiB`, `412 MiB`, `12 KiB`, `9 B`.
 pub(crate) fn bytes(bytes: u64) -> String {
@@ -101,9 +102,11 @@ pub fn counted(n: usize, thing: &str) -> String {
     format!("{} {thing}{end}", grouped(n as f64))
 }
 
-/// How every layer is divided among devices with these shares, in words; none where a device has whole ones.
-pub fn divided(shares: &[usize]) -> Option<String> {
-    let parts: Vec<String> = shares.iter().map(usize::to_string).collect();
-    (shares.len() > 1)
-        .then(|| format!("every layer divided among {} devices, {}", shares.len(), parts.join(" : ")))
+/// How every layer is divided among devices, in words; none where a device has whole ones.
+pub fn divided(division: &Division) -> Option<String> {
+    let by_token = if division.sequence { ", norms and sums by token" } else { "" };
+    division.divides().then(|| {
+        let (members, proportion) = (division.members(), division.proportion());
+        format!("every layer divided among {members} devices, {proportion}{by_token}")
+    })
 }

@@ -127,8 +127,10 @@ impl Prices<'_> {
         let buckets = gradients.div_ceil(self.workload.bucket.max(1));
         let [gradient, weight] = [gradients, weights].map(|bytes| bytes / buckets);
         let slots = buckets.min(EXCHANGE_SLOTS as u64);
-        let owner = part.arrivals() as u64 * slots * gradient + slots * weight + gradient;
-        owner + others * slots * (gradient + weight)
+        let wire = self.workload.wire;
+        let end = slots * wire.travelling(gradient) + wire.buffers(gradient);
+        let owner = part.arrivals() as u64 * end + slots * weight + gradient;
+        owner + others * (end + slots * weight)
     }
 
     /// Bytes of the gradients of what one of the ranks that have a stage owns of it, and of the weights as they travel.
@@ -144,7 +146,8 @@ impl Prices<'_> {
         let free = self.workload.sharding.through_host();
         let mut add =
             |user: usize, owner: usize, from: usize, to: usize, bytes: (u64, u64), arrivals: Arrivals| {
-                let mut gradient = hop(self.machine, devices[from], devices[to], bytes.0);
+                let travelling = self.workload.wire.travelling(bytes.0);
+                let mut gradient = hop(self.machine, devices[from], devices[to], travelling);
                 let mut weight = hop(self.machine, devices[to], devices[from], bytes.1);
                 // What arrives is added: two tensors are read and one is written.
                 let memory = self.machine.devices[devices[to]].rates.memory_gb_s;

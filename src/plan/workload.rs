@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::sharding::Sharding;
 use crate::layers::Layers;
+use crate::mesh::Wire;
 
 /// A model and a batch, in the numbers that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -22,6 +23,8 @@ pub struct Workload {
     pub bucket: u64,
     /// Who has what of the state.
     pub sharding: Sharding,
+    /// As what activations, their gradients and those of weights travel between devices.
+    pub wire: Wire,
     /// Bytes of a device's staging buffers for what goes to the host's memory and comes from it.
     pub host_rings: u64,
     /// The ways to divide the batch into microbatches, from which the planner chooses. All have the same product of

@@ -8,10 +8,11 @@ use super::probe::Place;
 use super::{Profiler, Progress, bare, chosen, interpolated, is_too_long};
 use crate::error::Result;
 use crate::gpu::Device;
+use crate::mesh::Division;
 use crate::plan::{GangProfile, Machine, ShapeProfile};
 
 impl Profiler<'_> {
-    /// Adds to the machine what gangs of these shares take, neighbours among its devices, for microbatches of each of `sizes`
+    /// Adds to the machine what gangs take that divide layers like this, neighbours among its devices, for microbatches of each of `sizes`
     /// sequences; one of the same adapters stands for others. Nothing for a single share.
     ///
     /// # Errors
@@ -20,15 +21,15 @@ impl Profiler<'_> {
     pub fn gangs(
         &self,
         machine: &mut Machine,
-        shares: &[usize],
+        division: &Division,
         sizes: &[usize],
         say: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        let all: Vec<usize> = (0..self.devices.len()).filter(|_| shares.len() > 1).collect();
-        for (number, gang) in all.chunks_exact(shares.len()).enumerate() {
-            if machine.gang(gang, shares).is_none() {
+        let all: Vec<usize> = (0..self.devices.len()).filter(|_| division.divides()).collect();
+        for (number, gang) in all.chunks_exact(division.members()).enumerate() {
+            if machine.gang(gang, division).is_none() {
                 let place = (self.devices.len() + number, gang);
-                let profile = self.gang(place, shares, sizes, say)?;
+                let profile = self.gang(place, division, sizes, say)?;
                 machine.gangs.push(profile);
             }
         }
@@ -38,17 +39,18 @@ impl Profiler<'_> {
     fn gang(
         &self,
         (number, gang): (usize, &[usize]),
-        shares: &[usize],
+        division: &Division,
         sizes: &[usize],
         say: &mut dyn FnMut(Progress),
     ) -> Result<GangProfile> {
         let devices: Vec<Device> = gang.iter().map(|&device| self.devices[device].clone()).collect();
-        let place = Place { devices: &devices, tensor: shares };
+        let place = Place { devices: &devices, tensor: Some(division) };
         let limit = devices.iter().map(limit).fold(1.0, f64::min);
         let cache = self.cache.as_ref();
         let key = cache.map(|cache| {
-            let shares: Vec<String> = shares.iter().map(usize::to_string).collect();
-            format!("{} gang {}", cache.key(&devices.iter().collect::<Vec<_>>()), shares.join(":"))
+            let (devices, by_token) = (cache.key(&devices.iter().collect::<Vec<_>>()), division.sequence);
+            let by_token = if by_token { " by token" } else { "" };
+            format!("{devices} gang {}{by_token}", division.proportion())
         });
         let known = |key: &String| cache.filter(|_| !self.fresh)?.read(key)?.devices.into_iter().next();
         let mut profile = key.as_ref().and_then(known).unwrap_or_else(|| bare(&devices[0]));
@@ -79,6 +81,6 @@ impl Profiler<'_> {
                 profile.put(ShapeProfile { shape: self.shape(size), ..between });
             }
         }
-        Ok(GangProfile { devices: gang.to_vec(), shares: shares.to_vec(), profile })
+        Ok(GangProfile { devices: gang.to_vec(), division: division.clone(), profile })
     }
 }

@@ -10,6 +10,7 @@ use super::noise::cpu_seconds;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
 use crate::layers::Layers;
+use crate::mesh::{Division, Wire};
 use crate::model::init::{self, philox};
 use crate::model::{Model, Parameter};
 use crate::ops::parameters::{AdamStep, Part};
@@ -35,17 +36,17 @@ const LITTLE: f64 = 0.05;
 /// Elements of a parameter after which its numbers repeat.
 const REPEATED: usize = 1 << 16;
 
-/// Where a probe runs: devices, and the shares of a gang's members; one where a device has whole layers.
+/// Where a probe runs: devices, and how they divide layers.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) devices: &'a [Device],
-    pub(super) tensor: &'a [usize],
+    pub(super) tensor: Option<&'a Division>,
 }
 
 impl<'a> Place<'a> {
     /// Devices that have whole layers.
     pub(super) fn whole(devices: &'a [Device]) -> Place<'a> {
-        Place { devices, tensor: &[1] }
+        Place { devices, tensor: None }
     }
 }
 
@@ -145,7 +146,8 @@ impl Probe {
             recompute: Vec::new(),
             shared: false,
             sharding: Sharding::default(),
-            tensor: tensor.to_vec(),
+            tensor: tensor.cloned().unwrap_or_else(Division::none),
+            wire: Wire::F32,
             host: None,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],
@@ -168,7 +170,7 @@ impl Probe {
         let tokens =
             |key| (0..count as u32).map(|i| philox([i, 0, 0, 0], [key, 0])[0] % vocabulary).collect();
         let batch = Batch { inputs: tokens(1), targets: tokens(2), ..Batch::default() };
-        let gang = tensor.len() > 1;
+        let gang = tensor.is_some_and(Division::divides);
         Ok(Probe { executor, gang, batch, weights, stages: Stages::of(model), warm: false })
     }
 

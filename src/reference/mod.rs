@@ -50,6 +50,8 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
             cross_entropy::part(shapes, inputs, scale as f64, [first, vocabulary])
         }
         // Of a gang of one.
-        Op::Sum | Op::Spread => vec![inputs[0].to_vec()],
+        Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => {
+            vec![inputs[0].to_vec()]
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Devices that divide every layer, for the planner: which they are, and what the machine of their gangs is.
 
-use crate::error::{Error, Result};
-use crate::plan::text::counted;
+use crate::error::Result;
 use crate::plan::{Divided, Machine};
 use crate::timeline::DeviceName;
 
@@ -33,14 +32,8 @@ impl Gangs {
         chosen: Option<&[usize]>,
     ) -> Result<Gangs> {
         let all: Vec<usize> = chosen.map_or_else(|| (0..devices.devices.len()).collect(), <[usize]>::to_vec);
-        let count = divided.shares.len();
-        if all.is_empty() || !all.len().is_multiple_of(count) {
-            let message = format!(
-                "gangs of {count} cannot be made of {}; use a multiple of {count} (pipeline.devices, --devices)",
-                counted(all.len(), "device")
-            );
-            return Err(Error::config("mesh.tensor", message));
-        }
+        divided.division.gangs(all.len(), "mesh.tensor")?;
+        let count = divided.division.members();
         let gangs = all.chunks(count).map(<[usize]>::to_vec).collect();
         Ok(Gangs { divided, gangs, devices, names, budgets: Vec::new() })
     }

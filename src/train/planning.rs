@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
 use crate::layers::Layers;
+use crate::mesh::Division;
 use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model, Weights};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
@@ -232,7 +233,7 @@ impl Planning {
         let (kernels, of_each) = kinds_of_kernels(adapters.iter().map(|(_, capabilities)| capabilities));
         let sharding = config.mesh.sharding()?;
         let work = |member: Option<&Member>| {
-            sharded(&model, t.batch, t.sequence, &counts, &kernels, sharding, member)
+            sharded(&model, t.batch, t.sequence, &counts, &kernels, (sharding, config.mesh.wire), member)
         };
         let mut workload = work(None)?;
         let (mut machine, mut names) = (machine, names);
@@ -240,12 +241,12 @@ impl Planning {
             device.kernels = kernels;
         }
         let mut devices = chosen(&config.pipeline.devices, &machine)?;
-        let shares = config.mesh.members();
+        let division = config.mesh.division();
         let mut gangs = None;
-        if shares.len() > 1 {
-            let parts = members(&config.model, &shares)?;
+        if division.divides() {
+            let parts = members(&config.model, &division)?;
             let parts = parts.iter().map(|member| work(Some(member))).collect::<Result<Vec<_>>>()?;
-            let divided = Divided { whole: workload, parts, shares };
+            let divided = Divided { whole: workload, parts, division };
             let all = Gangs::new(divided, machine, names, devices.as_deref())?;
             (machine, names) = (all.machine(), all.called());
             workload = all.divided.part().clone();
@@ -355,9 +356,9 @@ impl Planning {
         if !matches!(self.config.mesh.tensor, Some(Axis::Named(_))) {
             return self.choose_state();
         }
-        let gangs = self.config.mesh.gangs(self.candidates().len(), self.config.model.heads);
+        let gangs = self.config.mesh.divisions(self.candidates().len(), self.config.model.heads);
         let mut found: Vec<(usize, Result<(Planning, Planned)>)> = Vec::new();
-        for members in std::iter::once(1).chain(gangs.iter().map(Vec::len)) {
+        for members in std::iter::once(1).chain(gangs.iter().map(Division::members)) {
             let mut config = self.config.clone();
             config.mesh.tensor = (members > 1).then_some(Axis::Count(members));
             let planning = self.with(&config).and_then(|mut planning| {
@@ -394,7 +395,7 @@ impl Planning {
     /// How layers are divided, in words, and what else there was, where that was left open; none where a device has whole ones
     /// because that was asked for.
     pub fn axis(&self) -> Option<String> {
-        self.axis.clone().or_else(|| divided(&self.config.mesh.members()))
+        self.axis.clone().or_else(|| divided(&self.config.mesh.division()))
     }
 
     /// The best plan, where the config leaves open who has what of the state: with the first way in which there is one.
@@ -484,7 +485,7 @@ impl Planning {
 
     /// How many devices a rank of a plan is.
     fn members(&self) -> usize {
-        self.gangs.as_ref().map_or(1, |gangs| gangs.divided.shares.len())
+        self.gangs.as_ref().map_or(1, |gangs| gangs.divided.division.members())
     }
 
     /// What a step takes without each device of a plan.
@@ -673,7 +674,8 @@ impl Planning {
             shared: self.config.shared,
             recompute: candidate.repeated(),
             sharding: self.workload.sharding,
-            tensor: self.config.mesh.members(),
+            tensor: self.config.mesh.division(),
+            wire: self.config.mesh.wire,
             purpose: Use::Training,
             budgets: self.devices(candidate).into_iter().map(|device| self.budget(device)).collect(),
             host: self.options.host,

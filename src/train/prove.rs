@@ -60,7 +60,7 @@ type Trace = (Vec<f64>, Vec<Vec<f32>>);
 
 /// How a run is divided.
 #[derive(Clone, Copy)]
-struct Division {
+struct Way {
     schedule: &'static str,
     replicas: usize,
     /// ZeRO's.
@@ -69,9 +69,9 @@ struct Division {
     members: usize,
 }
 
-impl Division {
-    fn of(schedule: &'static str) -> Division {
-        Division { schedule, replicas: 1, level: 1, members: 1 }
+impl Way {
+    fn of(schedule: &'static str) -> Way {
+        Way { schedule, replicas: 1, level: 1, members: 1 }
     }
 
     fn words(&self) -> String {
@@ -92,7 +92,7 @@ impl Division {
 }
 
 /// `ranks`: for how many devices the sizes must do, which are those of every run that is compared.
-fn trace(indices: &[usize], of: Division, ranks: usize) -> Result<Trace> {
+fn trace(indices: &[usize], of: Way, ranks: usize) -> Result<Trace> {
     // Interleaving wants two stages a device and whole rounds of microbatches.
     let (layers, microbatches) = (5.max(2 * ranks), 4usize.next_multiple_of(ranks));
     let sizes = [
@@ -134,14 +134,14 @@ pub fn comparisons(ranks: usize) -> usize {
     divisions(ranks).len()
 }
 
-fn divisions(ranks: usize) -> Vec<Division> {
-    let mut all: Vec<Division> = NAMES.iter().map(|name| Division::of(name)).collect();
+fn divisions(ranks: usize) -> Vec<Way> {
+    let mut all: Vec<Way> = NAMES.iter().map(|name| Way::of(name)).collect();
     if ranks > 1 {
-        all.extend([1, 3].map(|level| Division { replicas: ranks, level, ..Division::of("1f1b") }));
+        all.extend([1, 3].map(|level| Way { replicas: ranks, level, ..Way::of("1f1b") }));
     }
     // As many as there are heads.
     if (2..=HEADS).contains(&ranks) {
-        all.push(Division { members: ranks, ..Division::of("1f1b") });
+        all.push(Way { members: ranks, ..Way::of("1f1b") });
     }
     all
 }
@@ -149,14 +149,14 @@ fn divisions(ranks: usize) -> Vec<Division> {
 /// Compares these adapters in every named schedule, as replicas of the whole model and as a gang that divides every layer, with the first of them alone.
 /// `each` hears of every comparison.
 pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
-    let alone = trace(&indices[..1], Division::of("1f1b"), indices.len())?;
+    let alone = trace(&indices[..1], Way::of("1f1b"), indices.len())?;
     for division in divisions(indices.len()) {
         each(compare(indices, division, &alone)?);
     }
     Ok(())
 }
 
-fn compare(indices: &[usize], of: Division, alone: &Trace) -> Result<Proof> {
+fn compare(indices: &[usize], of: Way, alone: &Trace) -> Result<Proof> {
     let split = trace(indices, of, indices.len())?;
     let pairs = alone.0.iter().zip(&split.0);
     let loss_difference = pairs.map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);

@@ -113,7 +113,7 @@ impl Trainer {
         }
         let microbatches = config.microbatches().last().copied().unwrap_or(1);
         let shares = config.mesh.shares(microbatches);
-        let members = config.mesh.members().len();
+        let members = config.mesh.division().members();
         let ranks = budgets.len() / (shares.len() * members);
         if ranks * shares.len() * members != budgets.len() || ranks == 0 {
             let (devices, replicas) = (budgets.len(), shares.len());
@@ -140,8 +140,8 @@ impl Trainer {
     ///
     /// [`Error::Config`] for a schedule for another number of devices.
     pub fn setup_in(config: &Config, schedule: Schedule, budgets: Vec<Option<u64>>) -> Result<Setup> {
-        let tensor = config.mesh.members();
-        let (ranks, devices) = (schedule.ranks.len() * tensor.len(), budgets.len());
+        let tensor = config.mesh.division();
+        let (ranks, devices) = (schedule.ranks.len() * tensor.members(), budgets.len());
         if ranks != devices {
             let message = format!("it is for {ranks} devices, and the run has {devices}");
             return Err(Error::config("pipeline.schedule", message));
@@ -163,6 +163,7 @@ impl Trainer {
             shared: config.shared,
             sharding: config.mesh.sharding()?,
             tensor,
+            wire: config.mesh.wire,
             host: None,
             purpose: Use::Training,
             budgets,

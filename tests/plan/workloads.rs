@@ -1,6 +1,7 @@
 //! Workloads and machines for the planner's tests.
 
 use polystage::layers::Layers;
+use polystage::mesh::Wire;
 use polystage::plan::{
     Batching, DeviceProfile, EndMemory, Footprint, FormMemory, KindWork, Layer, LayerMemory, Link,
     LinkProfile, Machine, Rates, TiedLayers, Work, Workload,
@@ -49,6 +50,7 @@ impl Gpt {
             bucket: 8 << 20,
             sharding: Default::default(),
             host_rings: 0,
+            wire: Wire::F32,
             batchings: divisors.map(|m| self.batching(batch / m, m)).collect(),
         }
     }
@@ -234,6 +236,7 @@ pub fn any_workload(random: &mut Random, layers: usize) -> Workload {
         bucket: 8 << 20,
         sharding: Default::default(),
         host_rings: 0,
+        wire: Wire::F32,
         batchings: batchings.to_vec(),
     }
 }

@@ -297,6 +297,18 @@ pub const TABLES: &[Table] = &[
                 "Devices that divide every layer: a number, the share of each, such as [5, 3], or \"auto\".",
             ),
             key(
+                "sequence_parallel",
+                "",
+                Default,
+                "Whether the devices of mesh.tensor divide norms and sums too, by token: each keeps its share of all activations.",
+            ),
+            key(
+                "wire",
+                "",
+                Default,
+                "As what tensors travel between devices: f32, or bf16, half of the bytes, rounded.",
+            ),
+            key(
                 "zero",
                 "",
                 or("1, or with optimizer = \"auto\" what fits", "3"),

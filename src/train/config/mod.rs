@@ -15,6 +15,7 @@ use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
 use crate::layers::Layers;
+use crate::mesh::{Division, Wire};
 use crate::model::{Model, ModelConfig, Weights};
 use crate::plan::{DataChoice, Optimizer, Sharding, Sum};
 use crate::schedule::ALL_NAMES;
@@ -249,6 +250,13 @@ pub struct MeshConfig {
     /// layers. [`PipelineConfig::devices`] then lists the members of one gang after those of another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensor: Option<Axis>,
+    /// Whether the members of a gang divide also what lies between the divided halves of blocks, norms and sums, each with its
+    /// share of the tokens (Megatron's sequence parallelism): less memory, and what passes between them comes in more pieces.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sequence_parallel: bool,
+    /// As what tensors travel between devices: as they are, or rounded to bf16, half of the bytes.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub wire: Wire,
     /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too;
     /// `"auto"` for the least that fits. By default 1, and what fits where that is asked for of the optimizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,6 +269,14 @@ pub struct MeshConfig {
     /// it does not fit otherwise.
     #[serde(default)]
     pub optimizer: OptimizerPlace,
+}
+
+fn is_false(of: &bool) -> bool {
+    !of
+}
+
+fn is_f32(wire: &Wire) -> bool {
+    *wire == Wire::F32
 }
 
 /// A level of ZeRO.
@@ -357,25 +373,27 @@ impl MeshConfig {
         self.optimizer = if sharding.by_host() { OptimizerPlace::Host } else { OptimizerPlace::Device };
     }
 
-    /// The shares of the members of a gang; one where a device has whole layers.
-    pub fn members(&self) -> Vec<usize> {
-        match &self.tensor {
+    /// How the members of a gang divide every layer.
+    pub fn division(&self) -> Division {
+        let shares = match &self.tensor {
             Some(Axis::Shares(shares)) => shares.clone(),
             Some(Axis::Count(count)) => vec![1; *count],
             Some(Axis::Named(_)) | None => vec![1],
-        }
+        };
+        Division { shares, sequence: self.sequence_parallel }
     }
 
-    /// The shares of the members of every gang that so many devices may be for a model with so many heads: what is asked for, or
-    /// where that is left open equal ones.
-    pub fn gangs(&self, devices: usize, heads: usize) -> Vec<Vec<usize>> {
+    /// Every way in which so many devices may divide the layers of a model with so many heads: what is asked for, or where that
+    /// is left open equal shares.
+    pub fn divisions(&self, devices: usize, heads: usize) -> Vec<Division> {
         let most = devices.min(MOST_MEMBERS).min(heads);
         match &self.tensor {
             Some(Axis::Named(_)) => {
                 let counts = (2..=most).filter(|&members| devices.is_multiple_of(members));
-                counts.map(|members| vec![1; members]).collect()
+                let equal = |members| Division { shares: vec![1; members], sequence: self.sequence_parallel };
+                counts.map(equal).collect()
             }
-            _ => Some(self.members()).filter(|shares| shares.len() > 1).into_iter().collect(),
+            _ => Some(self.division()).filter(Division::divides).into_iter().collect(),
         }
     }
 

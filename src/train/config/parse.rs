@@ -136,9 +136,9 @@ impl Config {
             }
             _ => {}
         }
-        let members = self.mesh.members();
-        if members.len() != 1
-            && let Err(Error::Config { message, .. }) = tensor::members(&self.model, &members)
+        let division = self.mesh.division();
+        if division.members() != 1
+            && let Err(Error::Config { message, .. }) = tensor::members(&self.model, &division)
         {
             return refuse(format!("mesh.tensor {message}"));
         }
