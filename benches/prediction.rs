@@ -175,7 +175,7 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     let sizes = [t.batch / case.microbatches];
     let division = config.mesh.division();
     let mut machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
-    profiler.gangs(&mut machine, &division, &sizes, &mut |_| ()).expect("measures");
+    profiler.gangs(&mut machine, (&division, config.mesh.wire), &sizes, &mut |_| ()).expect("measures");
     let numbered = devices.iter().cloned().enumerate().collect();
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
@@ -204,7 +204,7 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
         }
     };
     let mut machine = profiler.machine(&sizes, &mut say).expect("measures");
-    profiler.gangs(&mut machine, &division, &sizes, &mut say).expect("measures");
+    profiler.gangs(&mut machine, (&division, config.mesh.wire), &sizes, &mut say).expect("measures");
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.again(&best).expect("fits");
     if std::env::var("POLYSTAGE_VERBOSE").is_ok() {

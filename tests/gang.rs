@@ -78,12 +78,12 @@ fn every_architecture_learns_over_a_gang_in_any_proportion_what_it_learns_on_one
     for (number, (model, tensor)) in models.iter().zip(TENSORS.into_iter().cycle()).enumerate() {
         let is_grouped = model.len() == 3;
         let heads = if is_grouped { "model.heads=8" } else { "model.layers=2" };
-        // Every other one divides also what lies between the halves of blocks.
-        let by_token =
-            if number % 2 == 0 { "mesh.sequence_parallel=true" } else { "mesh.sequence_parallel=false" };
-        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads, by_token]).collect();
+        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads]).collect();
         let what = format!("{model:?} {tensor:?}");
-        assert_near(&what, &config(&more), tensor, i);
+        let mut config = config(&more);
+        // Every other one divides also what lies between the halves of blocks.
+        config.mesh.sequence_parallel = number % 2 == 0;
+        assert_near(&what, &config, tensor, i);
     }
 }
 
@@ -189,8 +189,9 @@ fn dividing_tokens_too_leaves_a_member_half_of_all_activations() {
     let i = adapters()[0].index;
     let devices = open(&[i, i]);
     // What grows with the microbatches that are in flight is what is kept of each.
-    let kept = |tensor: &[usize], by_token: &str| {
-        let config = config(&["model.width=96", "model.heads=8", by_token]);
+    let kept = |tensor: &[usize], by_token: bool| {
+        let mut config = config(&["model.width=96", "model.heads=8"]);
+        config.mesh.sequence_parallel = by_token;
         let bytes = |microbatches: usize| {
             let one = setup(&config, flat(6), tensor);
             let gpipe = generate("gpipe", 1, microbatches).unwrap();
@@ -199,11 +200,9 @@ fn dividing_tokens_too_leaves_a_member_half_of_all_activations() {
         };
         bytes(6) - bytes(3)
     };
-    let by_token = "mesh.sequence_parallel=true";
-    let (whole, halves, quarter) =
-        (kept(&[1], by_token), kept(&[1, 1], "mesh.tensor=1"), kept(&[1, 1], by_token));
+    let (whole, halves, all) = (kept(&[1], false), kept(&[1, 1], false), kept(&[1, 1], true));
     // Tokens, targets and losses are whole on every member.
-    assert!((quarter as f64) < 0.55 * whole as f64, "{quarter} of {whole}");
+    assert!((all as f64) < 0.55 * whole as f64, "{all} of {whole}");
     assert!(halves as f64 > 0.6 * whole as f64, "{halves} of {whole}");
 }
 
@@ -327,6 +326,8 @@ fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a
         ("mesh.tensor=0", "needs for each member a share of at least 1"),
         ("mesh.tensor=[1, 0]", "needs for each member a share of at least 1"),
         ("mesh.tensor=99", "so many devices cannot divide the "),
+        ("mesh.sequence_parallel=true", "mesh.tensor is not set"),
+        ("mesh.wire=f16", "mesh.wire"),
         ("mesh.tensor=half", "mesh.tensor = \"half\" is not known; write \"auto\""),
     ] {
         let output = place.run(&["train", "tiny.toml", "--out", "out", "--set", set]);

@@ -97,7 +97,7 @@ fn what_is_computed_and_when_and_how_do_not_see_each_other() {
         ("schedule", &["error"]),
         ("gpu", &["error"]),
         // A plan is made of data: neither models nor devices.
-        ("plan", &["error", "layers", "size", "schedule", "folder"]),
+        ("plan", &["error", "layers", "mesh", "size", "schedule", "folder"]),
     ];
     for (module, used, file) in uses() {
         if let Some((_, allowed)) = islands.iter().find(|(island, _)| *island == module) {

@@ -61,7 +61,7 @@ fn variants() -> HashSet<KernelKey> {
         |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
     keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
     keys.extend([Weights::F32, Weights::BF16, Weights::BF16Only].map(adamw));
-    keys.insert(plain("accumulate", vec![]));
+    keys.extend(["accumulate", "pack", "unpack"].map(|name| plain(name, vec![])));
     keys
 }
 

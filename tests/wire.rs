@@ -10,12 +10,12 @@ use polystage::schedule::generate;
 use polystage::train::trainer::Trainer;
 
 use crate::common::{adapters, cut_at, launch, open};
-use crate::pipeline::{config, train};
+use crate::pipeline::train;
 use crate::replicas::{mesh, of_shares, steps};
 
 /// Numbers of all sizes, with those that are hard to round among them.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    let hard = [f32::INFINITY, -0.0, f32::MIN_POSITIVE / 3.0, 1.00390625, 1.01171875, f32::MAX];
+    let hard = [f32::INFINITY, -0.0, f32::MIN_POSITIVE / 3.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::MAX];
     let number = |i: u32| match i.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40503)) {
         word if word % 7 == 0 => hard[word as usize / 7 % hard.len()],
         word => f32::from_bits(word & 0xbfff_ffff),
@@ -102,14 +102,13 @@ fn pipelines_replicas_and_gangs_learn_over_a_wire_of_bf16_and_send_half_of_the_b
     let flat = |count| generate("1f1b", count, 4).unwrap();
     let by_token = Division { shares: vec![2, 1], sequence: true };
     let none = Division::none();
-    for (what, schedule, tensor, least) in [
-        ("pipeline", flat(2), &none, 0.5),
-        // Weights go as they are.
-        ("replicas", mesh("1f1b", 1, &[2, 2]), &none, 0.75),
-        // The statistics of logits too.
-        ("gang", flat(1), &Division::of(&[1, 1]), 0.5),
-        ("gang by token", flat(1), &by_token, 0.5),
-        ("cube", mesh("zb-h1", 2, &[2, 2]), &by_token, 0.5),
+    for (what, schedule, tensor, parts) in [
+        ("pipeline", flat(2), &none, 0.5..0.52),
+        ("replicas", mesh("1f1b", 1, &[2, 2]), &none, 0.5..0.52),
+        // The statistics of logits are sent as they are.
+        ("gang", flat(1), &Division::of(&[1, 1]), 0.5..0.55),
+        ("gang by token", flat(1), &by_token, 0.5..0.6),
+        ("cube", mesh("zb-h1", 2, &[2, 2]), &by_token, 0.5..0.7),
     ] {
         let run = |wire: Wire| {
             let devices = schedule.ranks.len() * tensor.members();
@@ -122,12 +121,14 @@ fn pipelines_replicas_and_gangs_learn_over_a_wire_of_bf16_and_send_half_of_the_b
             drop(launch(&setup, &vec![i; devices]));
             let mut trainer = train(&plain, setup, &vec![i; devices]);
             let watch = trainer.watch();
-            let bytes: u64 = watch.block_on(trainer.step()).unwrap().bytes.iter().sum();
-            (bytes, steps(&mut trainer, 12))
+            // Weights, which are sent as they are, are told with the next step.
+            let row = watch.block_on(trainer.step()).unwrap();
+            let bytes: u64 = row.devices.iter().map(|device| device.bytes_moved).sum();
+            (bytes, steps(&mut trainer, 6))
         };
         let ((as_is, exact), (rounded, near)) = (run(Wire::F32), run(Wire::BF16));
         let part = rounded as f64 / as_is as f64;
-        assert!(part >= least && part < least + 0.1, "{what}: {part} of the bytes");
+        assert!(parts.contains(&part), "{what}: {part} of the bytes");
         assert!(exact != near, "{what}: nothing was rounded");
         for (exact, near) in exact.iter().zip(&near) {
             // A bf16 has eight bits: half a unit in the last place is 2^-9 of what is sent, and steps add up.

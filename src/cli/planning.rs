@@ -227,7 +227,9 @@ fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Envir
     let mut display = Measuring::new(profiler.cache.as_ref().map(|cache| cache.folder.clone()));
     let mut machine = profiler.machine(&sizes, &mut |progress| display.hear(progress))?;
     for division in config.mesh.divisions(devices.len(), config.model.heads) {
-        profiler.gangs(&mut machine, &division, &sizes, &mut |progress| display.hear(progress))?;
+        profiler.gangs(&mut machine, (&division, config.mesh.wire), &sizes, &mut |progress| {
+            display.hear(progress)
+        })?;
     }
     Ok(machine)
 }

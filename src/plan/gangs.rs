@@ -93,7 +93,7 @@ impl Divided {
             clear_gb_s: Some(least(|device| device.rates.clear_gb_s.unwrap_or(device.rates.memory_gb_s))),
             barrier_us: most(|rates| rates.barrier_us),
         };
-        let measured = machine.gang(gang, &self.division);
+        let measured = machine.gang(gang, (&self.division, self.whole.wire));
         let names: Vec<&str> = members().map(|device| device.name.as_str()).collect();
         DeviceProfile {
             name: names.join(" + "),
@@ -114,7 +114,9 @@ impl Divided {
     /// Times of a gang for a batching.
     fn shape(&self, machine: &Machine, gang: &[usize], batching: usize) -> ShapeProfile {
         let of = &self.whole.batchings[batching];
-        if let Some(shape) = machine.gang(gang, &self.division).and_then(|gang| gang.shape(&of.shape)) {
+        if let Some(shape) =
+            machine.gang(gang, (&self.division, self.whole.wire)).and_then(|gang| gang.shape(&of.shape))
+        {
             return shape.clone();
         }
         let submit = |device: usize| {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::read;
 use crate::error::{Error, Result};
-use crate::mesh::Division;
+use crate::mesh::{Division, Wire};
 use crate::schedule::Jitter;
 
 /// A machine.
@@ -53,6 +53,8 @@ pub struct GangProfile {
     pub devices: Vec<usize>,
     /// How they divide layers.
     pub division: Division,
+    /// As what tensors travel between them.
+    pub wire: Wire,
     /// What all of them together are: times of layers with their sums, threads, how the speed wanders.
     pub profile: DeviceProfile,
 }
@@ -309,12 +311,13 @@ impl Machine {
         named.map_or(self.link, |profile| profile.link)
     }
 
-    /// What was measured of a gang of such adapters that divide layers like this.
-    pub fn gang(&self, devices: &[usize], division: &Division) -> Option<&DeviceProfile> {
+    /// What was measured of a gang of such adapters that divide layers like this, with tensors that travel as this.
+    pub fn gang(&self, devices: &[usize], (division, wire): (&Division, Wire)) -> Option<&DeviceProfile> {
         let adapters =
             |devices: &[usize]| devices.iter().map(|&device| self.adapter(device)).collect::<Vec<_>>();
         let is_alike = |gang: &&GangProfile| {
             gang.division == *division
+                && gang.wire == wire
                 && (gang.devices == devices || adapters(&gang.devices) == adapters(devices))
         };
         self.gangs.iter().find(is_alike).map(|gang| &gang.profile)

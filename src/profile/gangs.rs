@@ -8,11 +8,11 @@ use super::probe::Place;
 use super::{Profiler, Progress, bare, chosen, interpolated, is_too_long};
 use crate::error::Result;
 use crate::gpu::Device;
-use crate::mesh::Division;
+use crate::mesh::{Division, Wire};
 use crate::plan::{GangProfile, Machine, ShapeProfile};
 
 impl Profiler<'_> {
-    /// Adds to the machine what gangs take that divide layers like this, neighbours among its devices, for microbatches of each of `sizes`
+    /// Adds to the machine what gangs take that divide layers like this, with tensors that travel as this, neighbours among its devices, for microbatches of each of `sizes`
     /// sequences; one of the same adapters stands for others. Nothing for a single share.
     ///
     /// # Errors
@@ -21,15 +21,15 @@ impl Profiler<'_> {
     pub fn gangs(
         &self,
         machine: &mut Machine,
-        division: &Division,
+        (division, wire): (&Division, Wire),
         sizes: &[usize],
         say: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         let all: Vec<usize> = (0..self.devices.len()).filter(|_| division.divides()).collect();
         for (number, gang) in all.chunks_exact(division.members()).enumerate() {
-            if machine.gang(gang, division).is_none() {
+            if machine.gang(gang, (division, wire)).is_none() {
                 let place = (self.devices.len() + number, gang);
-                let profile = self.gang(place, division, sizes, say)?;
+                let profile = self.gang(place, (division, wire), sizes, say)?;
                 machine.gangs.push(profile);
             }
         }
@@ -39,18 +39,19 @@ impl Profiler<'_> {
     fn gang(
         &self,
         (number, gang): (usize, &[usize]),
-        division: &Division,
+        (division, wire): (&Division, Wire),
         sizes: &[usize],
         say: &mut dyn FnMut(Progress),
     ) -> Result<GangProfile> {
         let devices: Vec<Device> = gang.iter().map(|&device| self.devices[device].clone()).collect();
-        let place = Place { devices: &devices, tensor: Some(division) };
+        let place = Place { devices: &devices, tensor: Some(division), wire };
         let limit = devices.iter().map(limit).fold(1.0, f64::min);
         let cache = self.cache.as_ref();
         let key = cache.map(|cache| {
             let (devices, by_token) = (cache.key(&devices.iter().collect::<Vec<_>>()), division.sequence);
             let by_token = if by_token { " by token" } else { "" };
-            format!("{devices} gang {}{by_token}", division.proportion())
+            let wire = if wire == Wire::BF16 { " bf16" } else { "" };
+            format!("{devices} gang {}{by_token}{wire}", division.proportion())
         });
         let known = |key: &String| cache.filter(|_| !self.fresh)?.read(key)?.devices.into_iter().next();
         let mut profile = key.as_ref().and_then(known).unwrap_or_else(|| bare(&devices[0]));
@@ -81,6 +82,6 @@ impl Profiler<'_> {
                 profile.put(ShapeProfile { shape: self.shape(size), ..between });
             }
         }
-        Ok(GangProfile { devices: gang.to_vec(), division: division.clone(), profile })
+        Ok(GangProfile { devices: gang.to_vec(), division: division.clone(), wire, profile })
     }
 }

@@ -41,12 +41,14 @@ const REPEATED: usize = 1 << 16;
 pub(super) struct Place<'a> {
     pub(super) devices: &'a [Device],
     pub(super) tensor: Option<&'a Division>,
+    /// As what tensors travel between them.
+    pub(super) wire: Wire,
 }
 
 impl<'a> Place<'a> {
     /// Devices that have whole layers.
     pub(super) fn whole(devices: &'a [Device]) -> Place<'a> {
-        Place { devices, tensor: None }
+        Place { devices, tensor: None, wire: Wire::F32 }
     }
 }
 
@@ -133,7 +135,7 @@ impl Probe {
         schedule: Schedule,
         cuts: Vec<Layers>,
         (sequences, sequence): (usize, usize),
-        Place { devices, tensor }: Place,
+        Place { devices, tensor, wire }: Place,
         budget: Option<u64>,
     ) -> Result<Probe> {
         let setup = Setup {
@@ -147,7 +149,7 @@ impl Probe {
             shared: false,
             sharding: Sharding::default(),
             tensor: tensor.cloned().unwrap_or_else(Division::none),
-            wire: Wire::F32,
+            wire,
             host: None,
             purpose: Use::Training,
             budgets: vec![budget; devices.len()],

@@ -142,6 +142,12 @@ impl Config {
         {
             return refuse(format!("mesh.tensor {message}"));
         }
+        if self.mesh.sequence_parallel && self.mesh.tensor.is_none() {
+            return refuse(
+                "mesh.sequence_parallel = true is for devices that divide layers, and mesh.tensor is not set; set both or neither"
+                    .into(),
+            );
+        }
         match &self.mesh.data {
             Axis::Named(name) if name == "auto" => Ok(()),
             Axis::Named(name) => refuse(format!(
