@@ -310,7 +310,8 @@ fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a
     assert!(said.contains("layers   every layer divided among 2 devices, 1 : 1"), "{said}");
     assert!(said.contains("a step was predicted to take") || said.contains("time     2 steps of"), "{said}");
     let traced = place.succeed(&["trace", "run"]);
-    assert!(traced.contains("measured") && traced.contains("0 F"), "{traced}");
+    assert!(traced.contains("predicted") && traced.contains("0 F"), "{traced}");
+    assert!(traced.contains("no other plan can be advised: the devices divide every layer"), "{traced}");
     train("run", 3, &["--resume", "--no-plan", "--devices", "0", "--set", "mesh.tensor=1"]);
     train("run", 4, &["--resume", "--no-plan", "--devices", "0,0", "--set", "mesh.tensor=[2, 1]"]);
     train("run", 6, &["--resume", "--set", "mesh.tensor=auto", "--set", "mesh.zero=3"]);

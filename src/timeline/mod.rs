@@ -214,10 +214,9 @@ impl Timeline {
             adapter: None,
             name: DeviceName::titles(members),
         };
-        let firsts = self.events.into_iter().filter(|event| event.rank.is_multiple_of(members));
         Timeline {
             devices: self.devices.chunks(members).map(gang).collect(),
-            events: firsts.map(|event| Event { rank: event.rank / members, ..event }).collect(),
+            events: of_gangs(&self.events, members),
             step: self.step,
         }
     }
@@ -249,6 +248,12 @@ impl Timeline {
         let unnamed = || DeviceName { number: rank, adapter: None, name: "unnamed device".into() };
         self.devices.get(rank).cloned().unwrap_or_else(unnamed)
     }
+}
+
+/// Events of gangs of so many neighbours, all of which do the same: those of the first of each.
+pub fn of_gangs(events: &[Event], members: usize) -> Vec<Event> {
+    let firsts = events.iter().filter(|event| event.rank.is_multiple_of(members));
+    firsts.map(|event| Event { rank: event.rank / members, ..*event }).collect()
 }
 
 impl Event {

@@ -95,6 +95,10 @@ pub enum Advice {
 /// them. Whatever is missing or damaged is the reason why there is no advice.
 pub fn advise(run: &Path, prediction: &Prediction, steps: &[StepTimes], timeline: &Timeline) -> Advice {
     let advice = trained_with(run, &[]).and_then(|config| {
+        if config.mesh.division().divides() {
+            // What gangs were measured to take is not kept with the machine.
+            return Ok(Advice::None("the devices divide every layer".into()));
+        }
         let planning = freed(&config, planned_with(run)?)?;
         let present = planning.predicted(prediction)?;
         improve(planning, &present, prediction, &config, steps, timeline)

@@ -22,7 +22,7 @@ use crate::plan::{
     ScheduleChoice, Sharding, Without, Workload, check, fits, plan, without,
 };
 use crate::schedule::Schedule;
-use crate::timeline::{DeviceName, Event, Prediction, Track, duration};
+use crate::timeline::{DeviceName, Event, Prediction, Track, duration, of_gangs};
 
 /// Times that the planner's own count of bytes is corrected by the exact one.
 const CORRECTIONS: usize = 6;
@@ -195,6 +195,14 @@ impl Planning {
             Some(gangs) => candidate.devices.iter().flat_map(|&gang| gangs.gangs[gang].clone()).collect(),
             None => candidate.devices.clone(),
         }
+    }
+
+    /// A rank of a plan by the numbers of its devices: `device 1`, `devices 0 + 1`.
+    pub fn numbered(&self, candidate: &Candidate, rank: usize) -> String {
+        let members = self.members();
+        let numbers = &self.devices(candidate)[rank * members..(rank + 1) * members];
+        let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+        format!("device{} {}", if members > 1 { "s" } else { "" }, numbers.join(" + "))
     }
 
     /// The machine's devices within their budgets.
@@ -558,10 +566,7 @@ impl Planning {
     /// predicted seconds of work, and those of a device that did not work by what all the others are off at least.
     /// Returns the ratios of those that worked.
     pub fn learn(&mut self, candidate: &Candidate, events: &[Event]) -> Vec<f64> {
-        // What a gang's members do is not what a device does.
-        if self.gangs.is_some() {
-            return Vec::new();
-        }
+        let events = of_gangs(events, self.members());
         let ratio = |rank: usize| {
             let cells = candidate.simulation.cells.iter();
             let predicted: f64 = cells

@@ -45,7 +45,8 @@ pub(super) fn describe(job: &Job) -> Result<Option<f64>> {
     if let Some(shares) = plan.placement.shares().filter(|shares| shares.len() > 1) {
         say(format!("replicas {} beside each other, of {}", shares.len(), microbatches(&shares)))?;
     }
-    if let Some(axis) = job.axis.clone().or_else(|| divided(&plan.setup.tensor)) {
+    let axis = job.planned.as_ref().and_then(|(planning, _)| planning.axis());
+    if let Some(axis) = axis.or_else(|| divided(&plan.setup.tensor)) {
         say(format!("layers   {axis}"))?;
     }
     describe_state(job)?;
@@ -106,7 +107,10 @@ const LITTLE: f64 = 0.05;
 /// Names the devices that have next to nothing to do if a step is as fast without them. To know that takes another search,
 /// which nobody waits for where every device has its part.
 fn describe_needless(job: &Job) -> Result<()> {
-    let Some((planning, planned)) = &job.planned else { return Ok(()) };
+    // Whoever is without one of a gang is without the gang.
+    let Some((planning, planned)) = job.planned.as_ref().filter(|(planning, _)| !planning.has_gangs()) else {
+        return Ok(());
+    };
     let works = works(job);
     let has_little = |rank: usize| works[rank] < LITTLE;
     let ranks = 0..job.plan.ranks.len();
@@ -129,9 +133,10 @@ fn describe_needless(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Each rank's part of the work: as `plan` says it, or by floating-point operations where nothing was planned.
+/// Each rank's part of the work: as `plan` says it, or by floating-point operations where nothing was planned, and of the members
+/// of a gang.
 fn works(job: &Job) -> Vec<f64> {
-    if let Some((planning, planned)) = &job.planned {
+    if let Some((planning, planned)) = job.planned.as_ref().filter(|(planning, _)| !planning.has_gangs()) {
         return planning.explain(planned).devices.iter().map(|share| share.work).collect();
     }
     let total: f64 = job.plan.ranks.iter().map(|rank| rank.flops).sum();
@@ -196,9 +201,10 @@ fn describe_time(job: &Job) -> Result<()> {
     );
     let count = counted(steps as usize, "step");
     let after = if done > 0 { format!(" after {done}") } else { String::new() };
-    let Some(step) = job.promised else {
+    let Some((planning, planned)) = &job.planned else {
         return say(format!("time     {count}{after}; {epochs}; how long is not predicted without a plan"));
     };
+    let step = planned.best.simulation.expected;
     let evaluated = job.source.valid.as_ref().map(|valid| Evaluated::new(valid, t.sequence));
     let due = t.steps.div_ceil(t.evaluate_every) - done / t.evaluate_every;
     let evaluations = evaluated.map_or(0, |_| due);
@@ -214,10 +220,9 @@ fn describe_time(job: &Job) -> Result<()> {
         duration(step),
         about(steps as f64 * step + evaluating)
     ))?;
-    let alternatives = job.planned.iter().flat_map(|(_, planned)| &planned.alternatives);
-    for other in alternatives.take(ALTERNATIVES) {
+    for other in planned.alternatives.iter().take(ALTERNATIVES) {
         let layers = (0..other.devices.len())
-            .map(|rank| format!("device {}: {}", other.devices[rank], other.layers_of(rank).counted()));
+            .map(|rank| format!("{}: {}", planning.numbered(other, rank), other.layers_of(rank).counted()));
         say(format!(
             "         next: {} ({}), {}, {}, {}",
             duration(other.simulation.expected),

@@ -33,12 +33,8 @@ pub(super) struct Job {
     /// What they are called.
     pub(super) names: Vec<DeviceName>,
     pub(super) plan: Plan,
-    /// What the planner found; none where it was not asked, or devices divide every layer.
+    /// What the planner found; none where it was not asked.
     pub(super) planned: Option<(Planning, Planned)>,
-    /// Seconds that a step is said to take.
-    pub(super) promised: Option<f64>,
-    /// How layers are divided and what else there was, where the planner was to choose.
-    pub(super) axis: Option<String>,
     /// For the profiles that it was planned with, if they come from the cache.
     pub(super) lessons: Option<Lessons>,
     pub(super) source: Source,
@@ -108,9 +104,6 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
     settle(&mut config, &adapters, &plan);
-    let promised = planned.as_ref().map(|(_, planned)| planned.best.simulation.expected);
-    let axis = planned.as_ref().and_then(|(planning, _)| planning.axis());
-    let planned = planned.filter(|(planning, _)| !planning.has_gangs());
     let isolation = environment.isolation.clone();
     Ok(Job {
         config,
@@ -119,8 +112,6 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         names,
         plan,
         planned,
-        promised,
-        axis,
         lessons,
         source,
         isolation,

@@ -32,7 +32,6 @@ pub(super) fn train(job: Job) -> Result<u8> {
         names,
         plan,
         planned,
-        promised,
         mut lessons,
         source,
         isolation,
@@ -66,7 +65,6 @@ pub(super) fn train(job: Job) -> Result<u8> {
         run.save(&mut trainer)?;
     }
     let mut replanner = planned.map(|(planning, planned)| Replanner::new(planning, planned.best));
-    promised.into_iter().for_each(|seconds| trainer.predict(seconds));
     promise(&mut run, &mut trainer, replanner.as_ref());
     let bar = Progress::new(&config, trainer.step_number(), microbatches, evaluated);
     let mut last = None;
@@ -234,16 +232,16 @@ fn compare(
             Ok(true)
         }
         Verdict::Move { to, off, staying } => {
+            let planning = replanner.planning();
             if let Some(run) = may_move {
-                let planning = replanner.planning();
-                run.move_to(trainer, planning.plan(&to)?, &pick(all, &to.devices))?;
+                run.move_to(trainer, planning.plan(&to)?, &pick(all, &planning.devices(&to)))?;
                 trainer.call(planning.called(&to));
             }
             let cuts = Layers::list(&to.cuts());
             bar.note(format!(
                 "steps are {:+.1} % off their prediction; moved to devices {:?}, cuts {cuts}, {}: {:.1} ms predicted instead of {:.1} ms",
                 100.0 * off,
-                to.devices,
+                planning.devices(&to),
                 to.schedule.name,
                 1e3 * to.simulation.expected,
                 1e3 * staying
