@@ -306,6 +306,8 @@ fn note(events: &[Event], (start, middle): (f64, f64), cpu: f64, taken: &mut Has
     let mut compute: Vec<&Event> = events.iter().filter(|e| e.track == Track::Compute).collect();
     compute.sort_by(|a, b| a.start.total_cmp(&b.start));
     let (mut busy, mut finish) = (0.0, 0.0);
+    // One that waits in its middle, as gangs do at sums, is several events.
+    let mut actions: Vec<(Action, f64)> = Vec::new();
     let alone = compute.iter().all(|e| e.rank == 0);
     for (at, event) in compute.iter().enumerate() {
         let before = compute[..at].iter().rev().find(|e| e.rank == event.rank && e.start >= start);
@@ -320,10 +322,16 @@ fn note(events: &[Event], (start, middle): (f64, f64), cpu: f64, taken: &mut Has
             What::CLEAR => add(Key::Clear, seconds),
             What::NORM => add(Key::Norm, seconds),
             What::Action(action) if action.kind.computes() => {
-                add(Key::Action(action.stage, action.kind), seconds);
+                match actions.iter_mut().find(|(known, _)| *known == action) {
+                    Some((_, before)) => *before += seconds,
+                    None => actions.push((action, seconds)),
+                }
             }
             What::Action(_) | What::Losses => {}
         }
+    }
+    for (action, seconds) in actions {
+        add(Key::Action(action.stage, action.kind), seconds);
     }
     // An action of several submissions may be several events: the last of the sender's counts, the first of the
     // receiver's.
