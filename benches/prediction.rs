@@ -177,6 +177,7 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
     let mut machine = profiler.machine(&sizes, &mut |_| ()).expect("measures");
     profiler.gangs(&mut machine, (&division, config.mesh.wire), &sizes, &mut |_| ()).expect("measures");
     let numbered = devices.iter().cloned().enumerate().collect();
+    let known = machine.clone();
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.search().expect("fits").best;
     let plan = planning.plan(&best).expect("fits");
@@ -203,7 +204,11 @@ fn run(case: &Case, devices: &[Device], probed: &[Device]) -> (f64, f64, f64) {
             probed_since = Instant::now();
         }
     };
-    let mut machine = profiler.machine(&sizes, &mut say).expect("measures");
+    // What a gang takes rests on its own probe alone.
+    let mut machine = match division.divides() {
+        true => Machine { gangs: Vec::new(), ..known },
+        false => profiler.machine(&sizes, &mut say).expect("measures"),
+    };
     profiler.gangs(&mut machine, (&division, config.mesh.wire), &sizes, &mut say).expect("measures");
     let planning = Planning::for_devices(&config, machine, &numbered, None).expect("plans");
     let best = planning.again(&best).expect("fits");
