@@ -58,32 +58,43 @@ fn assert_near(what: &str, config: &Config, tensor: &[usize], adapter: usize) {
 
 const TENSORS: [&[usize]; 4] = [&[1, 1], &[1, 1, 1], &[5, 3], &[2, 1, 1]];
 
-#[test]
-fn every_architecture_learns_over_a_gang_in_any_proportion_what_it_learns_on_one_device() {
+/// A model of each architecture, divided like this.
+fn assert_architectures_near(division: impl Fn(usize) -> (&'static [usize], bool)) {
     let i = adapters()[0].index;
     let grouped = |kind: &str, kv_heads: usize, head_dim: usize| {
         let kind = format!("model.kind={kind}");
         let [kv_heads, head_dim] =
             [format!("model.kv_heads={kv_heads}"), format!("model.head_dim={head_dim}")];
-        [kind, kv_heads, head_dim]
+        vec![kind, kv_heads, head_dim, "model.heads=8".into()]
     };
     let models = [
-        vec!["model.heads=7".into(), "model.vocabulary=1003".into()],
-        vec!["model.kind=mlp".into()],
-        grouped("llama", 2, 6).to_vec(),
-        grouped("qwen2", 4, 80).to_vec(),
-        grouped("qwen3", 1, 10).to_vec(),
-        grouped("mistral", 8, 4).to_vec(),
+        vec!["model.heads=7".into(), "model.vocabulary=1003".into(), "model.layers=2".into()],
+        vec!["model.kind=mlp".into(), "model.layers=2".into()],
+        grouped("llama", 2, 6),
+        grouped("qwen2", 4, 80),
+        grouped("qwen3", 1, 10),
+        grouped("mistral", 8, 4),
     ];
-    for (number, (model, tensor)) in models.iter().zip(TENSORS.into_iter().cycle()).enumerate() {
-        let is_grouped = model.len() == 3;
-        let heads = if is_grouped { "model.heads=8" } else { "model.layers=2" };
-        let more: Vec<&str> = model.iter().map(String::as_str).chain([heads]).collect();
-        let what = format!("{model:?} {tensor:?}");
-        let mut config = config(&more);
-        // Every other one divides also what lies between the halves of blocks.
-        config.mesh.sequence_parallel = number % 2 == 0;
-        assert_near(&what, &config, tensor, i);
+    for (number, model) in models.iter().enumerate() {
+        let (tensor, by_token) = division(number);
+        let mut config = config(&model.iter().map(String::as_str).collect::<Vec<_>>());
+        config.mesh.sequence_parallel = by_token;
+        assert_near(&format!("{model:?} {tensor:?} by token: {by_token}"), &config, tensor, i);
+    }
+}
+
+#[test]
+fn every_architecture_learns_over_a_gang_in_some_proportion_what_it_learns_on_one_device() {
+    assert_architectures_near(|number| (TENSORS[number % TENSORS.len()], number % 2 == 0));
+}
+
+#[test]
+#[ignore = "takes two minutes; the same holds in f64 for all of them, and here for some"]
+fn every_architecture_learns_over_a_gang_in_any_proportion_what_it_learns_on_one_device() {
+    for tensor in TENSORS {
+        for by_token in [false, true] {
+            assert_architectures_near(|_| (tensor, by_token));
+        }
     }
 }
 
