@@ -252,10 +252,10 @@ pub struct MeshConfig {
     pub tensor: Option<Axis>,
     /// Whether the members of a gang divide also what lies between the divided halves of blocks, norms and sums, each with its
     /// share of the tokens (Megatron's sequence parallelism): less memory, and what passes between them comes in more pieces.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default)]
     pub sequence_parallel: bool,
     /// As what tensors travel between devices: as they are, or rounded to bf16, half of the bytes.
-    #[serde(default, skip_serializing_if = "is_f32")]
+    #[serde(default)]
     pub wire: Wire,
     /// ZeRO's level, 1 to 3: whether those that have a stage divide the optimizer state, gradients too, or weights too;
     /// `"auto"` for the least that fits. By default 1, and what fits where that is asked for of the optimizer.
@@ -269,14 +269,6 @@ pub struct MeshConfig {
     /// it does not fit otherwise.
     #[serde(default)]
     pub optimizer: OptimizerPlace,
-}
-
-fn is_false(of: &bool) -> bool {
-    !of
-}
-
-fn is_f32(wire: &Wire) -> bool {
-    *wire == Wire::F32
 }
 
 /// A level of ZeRO.
