@@ -325,7 +325,12 @@ fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a
     assert!(traced.contains("no other plan can be advised: the devices divide every layer"), "{traced}");
     train("run", 3, &["--resume", "--no-plan", "--devices", "0", "--set", "mesh.tensor=1"]);
     train("run", 4, &["--resume", "--no-plan", "--devices", "0,0", "--set", "mesh.tensor=[2, 1]"]);
-    train("run", 6, &["--resume", "--set", "mesh.tensor=auto", "--set", "mesh.zero=3"]);
+    let by_token = ["--set", "mesh.sequence_parallel=true"];
+    train(
+        "run",
+        6,
+        &[&["--resume", "--set", "mesh.tensor=auto", "--set", "mesh.zero=3"][..], &by_token].concat(),
+    );
     for ((_, a), (_, b)) in place.losses("run").into_iter().zip(place.losses("alone")) {
         approx::assert_relative_eq!(a, b, max_relative = 1e-5);
     }

@@ -5,11 +5,9 @@ use super::{adapters, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::mesh::Division;
+use crate::model::tensor::MOST;
 use crate::model::{Model, Weights};
 use crate::train::config::Devices;
-
-/// Most devices that `--tensor` takes as a number.
-const MOST_MEMBERS: usize = 64;
 
 /// Devices, their memory, and how they store weights.
 #[derive(clap::Args)]
@@ -44,11 +42,11 @@ impl Placement {
         let numbers: std::result::Result<Vec<usize>, _> =
             text.split(',').map(|part| part.trim().parse()).collect();
         match numbers.as_deref() {
-            Ok([count @ 1..=MOST_MEMBERS]) => Ok(Division::of(&vec![1; *count])),
+            Ok([count @ 1..=MOST]) => Ok(Division::of(&vec![1; *count])),
             Ok(shares @ [_, _, ..]) => Ok(Division::of(shares)),
             _ => {
                 let message = format!(
-                    "{text:?} is neither a number of devices, 1 to {MOST_MEMBERS}, nor a list of shares such as 5,3"
+                    "{text:?} is neither a number of devices, 1 to {MOST}, nor a list of shares such as 5,3"
                 );
                 Err(Error::config("--tensor", message))
             }

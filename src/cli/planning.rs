@@ -263,4 +263,5 @@ pub(super) fn settle(config: &mut Config, adapters: &[AdapterInfo], plan: &Plan)
     config.mesh.settle(plan.setup.sharding);
     let division = &plan.setup.tensor;
     config.mesh.tensor = division.divides().then(|| Axis::Shares(division.shares.clone()));
+    config.mesh.sequence_parallel &= division.divides();
 }

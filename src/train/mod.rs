@@ -10,7 +10,6 @@ pub mod data;
 pub mod evaluate;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod export;
-mod gangs;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod keep;
 #[cfg(not(target_arch = "wasm32"))]

@@ -67,16 +67,19 @@ struct Way {
     level: usize,
     /// Devices that divide every layer.
     members: usize,
+    /// Whether by token too.
+    by_token: bool,
 }
 
 impl Way {
     fn of(schedule: &'static str) -> Way {
-        Way { schedule, replicas: 1, level: 1, members: 1 }
+        Way { schedule, replicas: 1, level: 1, members: 1, by_token: false }
     }
 
     fn words(&self) -> String {
         if self.members > 1 {
-            return format!("every layer on {}", self.members);
+            let by_token = if self.by_token { ", by token" } else { "" };
+            return format!("every layer on {}{by_token}", self.members);
         }
         match (self.replicas, self.level) {
             (1, _) => self.schedule.to_string(),
@@ -100,6 +103,7 @@ fn trace(indices: &[usize], of: Way, ranks: usize) -> Result<Trace> {
         format!("mesh.data={}", of.replicas),
         format!("mesh.zero={}", of.level),
         format!("mesh.tensor={}", of.members),
+        format!("mesh.sequence_parallel={}", of.by_token),
         format!("model.layers={layers}"),
         format!("pipeline.microbatches={microbatches}"),
         format!("train.batch={}", 2 * microbatches),
@@ -141,7 +145,7 @@ fn divisions(ranks: usize) -> Vec<Way> {
     }
     // As many as there are heads.
     if (2..=HEADS).contains(&ranks) {
-        all.push(Way { members: ranks, ..Way::of("1f1b") });
+        all.extend([false, true].map(|by_token| Way { members: ranks, by_token, ..Way::of("1f1b") }));
     }
     all
 }
