@@ -6,7 +6,7 @@ use polystage::gpu::Capabilities;
 use polystage::graph::{Activation, Epilogue, Fed, Graph, Layout, Op, Phase, StageGraph, ValueId};
 use polystage::model::{Kind, Model, ModelConfig, Purpose};
 use polystage::ops::in_place;
-use polystage::ops::plan::{MemoryPlan, Place};
+use polystage::ops::plan::{MemoryPlan, Place, Streams};
 use polystage::ops::verify::cases;
 use polystage::reference;
 use proptest::prelude::*;
@@ -391,13 +391,19 @@ fn a_use_before_the_definition_and_a_wrong_shape_are_found() {
 }
 
 #[test]
-fn a_parameter_used_twice_in_one_stage_is_refused_by_name() {
+fn a_parameter_used_twice_in_one_stage_has_both_terms_of_its_gradient_in_one_place() {
     let mut graph = Graph::default();
     let x = graph.input(Fed::Input, &[2, 3]);
     let w = graph.parameter("shared", &[3, 3]);
     let op = Op::Matmul { layout: Layout::NN, epilogue: Epilogue::None };
     let y = graph.forward(op.clone(), &[x, w]).unwrap();
     let z = graph.forward(op, &[y, w]).unwrap();
-    let error = polystage::graph::differentiate(graph, Some(x), Some(z)).unwrap_err().to_string();
-    assert!(error.contains("shared is used twice"), "{error}");
+    let stage = polystage::graph::differentiate(graph, Some(x), Some(z)).unwrap();
+    assert_eq!(stage.gradients.iter().map(|of| of.0).collect::<Vec<_>>(), [w, w]);
+    for gradients in [false, true] {
+        let streams = Streams { weights: false, gradients };
+        let plan = MemoryPlan::streaming(&stage, &capabilities(true), streams);
+        let [a, b] = [0, 1].map(|of| plan.place[stage.gradients[of].1.0]);
+        assert!(a.is_some() && a == b, "{a:?} and {b:?}");
+    }
 }

@@ -267,14 +267,14 @@ fn decoding_with_caches_gives_the_logits_without_in_the_reference() {
             let fed = decode_feeds(&golden, start, count).map(|(fed, list)| (fed, whole(&list)));
             let mut values = golden.feed(&stage, &fed);
             for (fed, id) in stage.graph.fed() {
-                if let Fed::Cache(block) = fed {
+                if let Fed::Cache(block, 0) = fed {
                     let zeros = || vec![0.0; stage.graph.value(id).len()];
                     values[id.0] = Some(caches.remove(&block).unwrap_or_else(zeros));
                 }
             }
             oracle::run(&stage.graph, &[Phase::Forward], &mut values);
             for node in stage.graph.nodes.iter().filter(|n| n.op.name() == "attention_cached") {
-                let Source::Fed(Fed::Cache(block)) = stage.graph.value(node.inputs[2]).source else {
+                let Source::Fed(Fed::Cache(block, 0)) = stage.graph.value(node.inputs[2]).source else {
                     panic!("a cache")
                 };
                 caches.insert(block, values[node.outputs[1].0].clone().unwrap());

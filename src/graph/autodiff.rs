@@ -26,7 +26,8 @@ pub struct StageGraph {
     pub d_input: Option<ValueId>,
     /// Loss of each row, unscaled (M); on the last stage.
     pub loss: Option<ValueId>,
-    /// Each trained parameter with its gradient for one microbatch, in order of first appearance.
+    /// Each trained parameter with its gradient for one microbatch, in order of first appearance; one that is used several times with
+    /// a term of it for each, all of which are added to the same place.
     pub gradients: Vec<(ValueId, ValueId)>,
     /// The activation that each layer hands to the next, layer by layer; the last is `output` or the logits.
     pub boundaries: Vec<ValueId>,
@@ -103,15 +104,6 @@ pub fn differentiate(
         None => None,
     };
     parameter_gradients.sort_by_key(|(parameter, _)| *parameter);
-    if let Some(pair) = parameter_gradients.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(Error::Shape {
-            op: "gradient",
-            message: format!(
-                "parameter {} is used twice in one stage; give the second use its own name and tie them",
-                graph.value(pair[0].0).name
-            ),
-        });
-    }
     let gradients = parameter_gradients;
     Ok(StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries: Vec::new() })
 }

@@ -32,8 +32,8 @@ pub enum Fed {
     Positions,
     /// The rows among M whose logits are wanted, when decoding (B,1).
     Last,
-    /// Keys and values of a block, by its number, when decoding: they stay where they are.
-    Cache(usize),
+    /// Keys and values of a block, by its number and that of a section of its heads, when decoding: they stay where they are.
+    Cache(usize, usize),
     /// An argument of an op that stands alone, to be checked.
     Argument(DType),
 }
@@ -42,7 +42,7 @@ impl Fed {
     /// What its elements are.
     pub fn dtype(self) -> DType {
         match self {
-            Fed::Input | Fed::OutputGradient | Fed::Cache(_) => DType::F32,
+            Fed::Input | Fed::OutputGradient | Fed::Cache(..) => DType::F32,
             Fed::Argument(dtype) => dtype,
             Fed::Tokens | Fed::TokenSegments | Fed::TokenOrder | Fed::Targets | Fed::Starts => DType::U32,
             Fed::Places | Fed::PlaceSegments | Fed::PlaceOrder | Fed::Positions | Fed::Last => DType::U32,
@@ -65,7 +65,8 @@ impl fmt::Display for Fed {
             Fed::OutputGradient => "d_output",
             Fed::Positions => "positions",
             Fed::Last => "last",
-            Fed::Cache(block) => return write!(f, "cache {block}"),
+            Fed::Cache(block, 0) => return write!(f, "cache {block}"),
+            Fed::Cache(block, section) => return write!(f, "cache {block}.{section}"),
             Fed::Argument(_) => "argument",
         })
     }

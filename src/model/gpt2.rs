@@ -111,7 +111,8 @@ pub(super) fn attention(
     let y = norm(g, c, x, &w[0..2])?;
     let y = run.spread(g, y)?;
     let qkv = linear(g, y, &w[2..4], run)?;
-    let o = attend(g, c, i, qkv, run)?;
+    // Each query head has a key-value head of its own, so a member's are one section.
+    let o = attend(g, c, (i, 0, run.sections(c)[0]), qkv, run)?;
     let y = last(g, o, &w[4..6], run)?;
     g.forward(Op::Add, &[x, y])
 }

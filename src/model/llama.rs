@@ -3,7 +3,7 @@
 //! queries and keys.
 
 use super::tensor::{Extent, Split};
-use super::{Init, Kind, ModelConfig, Parameter, Run, attend, lora, rope};
+use super::{Init, Kind, ModelConfig, Parameter, Run, attend, empty_stage, lora, rope};
 use crate::error::Result;
 use crate::graph::{Epilogue, Graph, Layout, Op, ValueId};
 
@@ -78,31 +78,47 @@ pub(super) fn attention(
     w: &[ValueId],
     run: &Run,
 ) -> Result<ValueId> {
-    let mut w = w.iter().copied();
-    let mut next = || w.next().expect("as many weights as attention_parameters lists");
-    let y = norm(g, c, x, next())?;
+    let (mut w, sections) = (w.iter().copied(), run.sections(c));
+    let mut take = |count: usize| -> Vec<ValueId> { w.by_ref().take(count).collect() };
+    let y = norm(g, c, x, take(1)[0])?;
     let y = run.spread(g, y)?;
-    let [heads, kv_heads] = run.heads(c);
-    let mut parts = Vec::with_capacity(5);
+    // Queries, keys and values of each section.
+    let mut parts: Vec<Vec<ValueId>> = vec![Vec::with_capacity(5); sections.len()];
     for part in ["q", "k", "v"] {
-        let mut p = linear(g, y, next(), run)?;
-        if c.kind == Kind::Qwen2 {
-            p = g.forward(Op::AddBias, &[p, next()])?;
+        let weights = take(sections.len());
+        let biases = if c.kind == Kind::Qwen2 { take(sections.len()) } else { Vec::new() };
+        let gain = if c.kind == Kind::Qwen3 && part != "v" { take(1) } else { Vec::new() };
+        for (section, &weight) in weights.iter().enumerate() {
+            let mut p = linear(g, y, weight, run)?;
+            if let Some(&bias) = biases.get(section) {
+                p = g.forward(Op::AddBias, &[p, bias])?;
+            }
+            if let Some(&gain) = gain.first() {
+                p = norm(g, c, p, gain)?;
+            }
+            parts[section].push(p);
         }
-        if c.kind == Kind::Qwen3 && part != "v" {
-            p = norm(g, c, p, next())?;
-        }
-        parts.push(p);
     }
     let rows = run.capacity.unwrap_or(run.sequence);
-    parts.push(g.constant("rope", &[rows, c.head_dim()], || {
+    let angles = g.constant("rope", &[rows, c.head_dim()], || {
         rope::table(rows, &rope::frequencies(c.rope_theta(), c.head_dim(), c.rope_scaling))
-    }));
-    parts.extend(run.positions);
+    });
     let positions = run.positions.is_some();
-    let qkv = g.forward(Op::Rope { heads, kv_heads, positions }, &parts)?;
-    let o = attend(g, c, i, qkv, run)?;
-    let y = linear(g, o, next(), run)?;
+    let mut sum: Option<ValueId> = None;
+    for (section, (mut parts, (heads, weight))) in
+        parts.into_iter().zip(sections.iter().zip(take(sections.len()))).enumerate()
+    {
+        parts.push(angles);
+        parts.extend(run.positions);
+        let qkv = g.forward(Op::Rope { heads: heads[0], kv_heads: heads[1], positions }, &parts)?;
+        let o = attend(g, c, (i, section, *heads), qkv, run)?;
+        let term = linear(g, o, weight, run)?;
+        sum = Some(match sum {
+            Some(sum) => g.forward(Op::Add, &[sum, term])?,
+            None => term,
+        });
+    }
+    let y = sum.ok_or_else(empty_stage)?;
     let y = run.sum(g, y)?;
     g.forward(Op::Add, &[x, y])
 }

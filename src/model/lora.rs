@@ -116,10 +116,13 @@ pub(super) fn adapt(
     y: ValueId,
 ) -> Result<ValueId> {
     let Some(lora) = lora else { return Ok(y) };
-    let module = whole(&g.value(weight).name).strip_suffix(".weight").unwrap_or_default();
+    let name = &g.value(weight).name;
+    // Of the matrix on the divided side the part that belongs to this one of the weight.
+    let (of, part) = (whole(name), &name[whole(name).len()..]);
+    let module = of.strip_suffix(".weight").unwrap_or_default();
     let find = |end: &str| {
-        let name = format!("{module}{end}");
-        g.parameters().find(|&id| whole(&g.value(id).name) == name)
+        let [all, own] = ["", part].map(|part| format!("{module}{end}{part}"));
+        g.parameters().find(|&id| [&all, &own].contains(&&g.value(id).name))
     };
     let (Some(a), Some(b)) = (find(A), find(B)) else { return Ok(y) };
     let product = Op::Matmul { layout: Layout::NT, epilogue: Epilogue::None };

@@ -67,9 +67,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// H and K of what is computed.
-    fn heads(&self, c: &ModelConfig) -> [usize; 2] {
-        self.member.map_or([c.heads, c.kv_heads()], |member| [member.heads.len(), member.kv_heads.len()])
+    /// H and K of each section of what is computed.
+    fn sections(&self, c: &ModelConfig) -> Vec<[usize; 2]> {
+        match self.member {
+            Some(member) => member.sections.iter().map(|of| [of.heads.len(), of.kv_heads.len()]).collect(),
+            None => vec![[c.heads, c.kv_heads()]],
+        }
     }
 
     /// What all members of a gang compute something of: all tokens.
@@ -271,7 +274,7 @@ impl Model {
     pub fn parts(&self, layer: usize, member: Option<&Member>) -> Vec<Parameter> {
         let all = self.layer_parameters(layer);
         match member {
-            Some(member) => all.into_iter().filter_map(|p| member.part(&self.config, p)).collect(),
+            Some(member) => all.into_iter().flat_map(|p| member.parts(&self.config, p)).collect(),
             None => all,
         }
     }
@@ -489,15 +492,20 @@ impl Model {
     }
 }
 
-/// Attention of block `i` on packed queries, keys and values: over the sequence, or over the block's cache.
-fn attend(g: &mut Graph, c: &ModelConfig, i: usize, qkv: ValueId, run: &Run) -> Result<ValueId> {
-    let [heads, kv_heads] = run.heads(c);
+/// Attention of a section of block `i`, of H and K heads, on packed queries, keys and values: over the sequence, or over its cache.
+fn attend(
+    g: &mut Graph,
+    c: &ModelConfig,
+    (i, section, [heads, kv_heads]): (usize, usize, [usize; 2]),
+    qkv: ValueId,
+    run: &Run,
+) -> Result<ValueId> {
     let (Some(positions), Some(capacity)) = (run.positions, run.capacity) else {
         let op = Op::Attention { heads, kv_heads, starts: run.starts.is_some() };
         return g.forward(op, &[&[qkv], run.starts.as_slice()].concat());
     };
     let shape = [run.batch, capacity, 2 * kv_heads * c.head_dim()];
-    let cache = g.input(Fed::Cache(i), &shape);
+    let cache = g.input(Fed::Cache(i, section), &shape);
     g.forward(Op::AttentionCached { heads, kv_heads }, &[qkv, positions, cache])
 }
 

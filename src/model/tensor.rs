@@ -126,15 +126,22 @@ pub(super) fn whole(name: &str) -> &str {
     name.split('[').next().unwrap_or(name)
 }
 
+/// Query heads with the key-value heads that they use: each serves equally many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Of queries.
+    pub heads: Range<usize>,
+    /// Of keys and values; another section, or another member, may have some of them too.
+    pub kv_heads: Range<usize>,
+}
+
 /// One of those that divide the layers of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Which of them, from 0 on.
     pub number: usize,
-    /// Its heads of queries.
-    pub heads: Range<usize>,
-    /// The heads of keys and values that those use; another member may have some of them too.
-    pub kv_heads: Range<usize>,
+    /// Its heads, in order.
+    pub sections: Vec<Section>,
     /// Its columns inside the feed-forward half.
     pub inner: Range<usize>,
     /// Its tokens of the vocabulary.
@@ -144,10 +151,6 @@ pub struct Member {
 }
 
 /// The members of a gang of which each has about this share of every layer.
-///
-/// Members whose query heads use the same key-value head lie within it, so that all of a member's key-value heads are used by
-/// equally many of its query heads: where there are fewer of them than members, and where their number divides badly, shares of heads
-/// are further from what was asked for than those of columns and tokens.
 ///
 /// # Errors
 ///
@@ -169,13 +172,11 @@ pub fn members(config: &ModelConfig, division: &Division) -> Result<Vec<Member>>
             return refuse(format!("{count} members cannot divide the {most} {what} of the model"));
         }
     }
-    let heads = heads(config.heads, config.kv_heads(), shares);
+    let (heads, sharing) = (divide(config.heads, shares), config.heads / config.kv_heads());
     let (inner, vocabulary) = (even(config.intermediate(), shares), even(config.vocabulary, shares));
-    let sharing = config.heads / config.kv_heads();
     let member = |number: usize| Member {
         number,
-        kv_heads: heads[number].start / sharing..heads[number].end.div_ceil(sharing),
-        heads: heads[number].clone(),
+        sections: sections(&heads[number], sharing),
         inner: inner[number].clone(),
         vocabulary: vocabulary[number].clone(),
         division: division.clone(),
@@ -192,28 +193,18 @@ fn even(total: usize, shares: &[usize]) -> Vec<Range<usize>> {
     ranges.enumerate().map(|(number, range)| unit * range.start..end(number, range.end)).collect()
 }
 
-/// The query heads of each member: all that share some key-value heads, or some of those that share one.
-fn heads(heads: usize, kv_heads: usize, shares: &[usize]) -> Vec<Range<usize>> {
-    let (count, sharing) = (shares.len(), heads / kv_heads);
-    if count <= kv_heads {
-        let ranges = divide(kv_heads, shares).into_iter();
-        return ranges.map(|range| range.start * sharing..range.end * sharing).collect();
-    }
-    let sum = |shares: &[usize]| shares.iter().map(|&share| share as f64).sum::<f64>();
-    let due = |end: usize| sum(&shares[..end]) / sum(shares) * heads as f64;
-    let (mut all, mut first) = (Vec::with_capacity(count), 0);
-    for kv_head in 0..kv_heads {
-        let left = kv_heads - 1 - kv_head;
-        // Enough of them are left for the others, and not more than those have query heads.
-        let least = (first + 1).max(count.saturating_sub(left * sharing));
-        let most = (first + sharing).min(count - left);
-        let off = |end: &usize| (due(*end) - ((kv_head + 1) * sharing) as f64).abs();
-        let end = (least..=most).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(most);
-        let ranges = divide(sharing, &shares[first..end]).into_iter();
-        all.extend(ranges.map(|range| kv_head * sharing + range.start..kv_head * sharing + range.end));
-        first = end;
-    }
-    all
+/// Query heads in pieces in which each key-value head serves equally many: where a range begins or ends within those that share
+/// one, these are apart.
+fn sections(heads: &Range<usize>, sharing: usize) -> Vec<Section> {
+    let (first, last) = (heads.start.next_multiple_of(sharing), heads.end / sharing * sharing);
+    let parts = match first <= last {
+        true => vec![heads.start..first, first..last, last..heads.end],
+        // All of them share one.
+        false => vec![heads.clone()],
+    };
+    let section =
+        |heads: Range<usize>| Section { kv_heads: heads.start / sharing..heads.end.div_ceil(sharing), heads };
+    parts.into_iter().filter(|part| !part.is_empty()).map(section).collect()
 }
 
 impl Member {
@@ -231,41 +222,48 @@ impl Member {
         Ok(self.division.sequence.then(|| self.division.rows(self.number, tokens)))
     }
 
-    /// The indices of an extent that it has, which a tensor may have in several runs.
-    fn ranges(&self, config: &ModelConfig, extent: Extent) -> Vec<Range<usize>> {
+    /// The indices of an extent that it has, a list for each parameter, which may have several runs of them.
+    fn ranges(&self, config: &ModelConfig, extent: Extent) -> Vec<Vec<Range<usize>>> {
         let size = config.head_dim();
         let heads =
             |from: usize, heads: &Range<usize>| (from + heads.start) * size..(from + heads.end) * size;
+        let each = |of: &dyn Fn(&Section) -> Vec<Range<usize>>| self.sections.iter().map(of).collect();
         match extent {
-            Extent::Heads => vec![heads(0, &self.heads)],
-            Extent::KvHeads => vec![heads(0, &self.kv_heads)],
+            Extent::Heads => each(&|of| vec![heads(0, &of.heads)]),
+            Extent::KvHeads => each(&|of| vec![heads(0, &of.kv_heads)]),
             Extent::Packed => {
-                let (values, kv_heads) = (config.heads + config.kv_heads(), &self.kv_heads);
-                vec![heads(0, &self.heads), heads(config.heads, kv_heads), heads(values, kv_heads)]
+                let values = config.heads + config.kv_heads();
+                each(&|Section { heads: queries, kv_heads }| {
+                    vec![heads(0, queries), heads(config.heads, kv_heads), heads(values, kv_heads)]
+                })
             }
-            Extent::Inner => vec![self.inner.clone()],
-            Extent::Vocabulary => vec![self.vocabulary.clone()],
+            Extent::Inner => vec![vec![self.inner.clone()]],
+            Extent::Vocabulary => vec![vec![self.vocabulary.clone()]],
         }
     }
 
-    /// What it has of a parameter of the whole model, if anything.
-    pub(super) fn part(&self, config: &ModelConfig, mut parameter: Parameter) -> Option<Parameter> {
+    /// What it has of a parameter of the whole model: of heads a part for each of its sections.
+    pub(super) fn parts(&self, config: &ModelConfig, parameter: Parameter) -> Vec<Parameter> {
         let (axis, extent) = match parameter.split {
-            Split::Same | Split::Summed => return Some(parameter),
+            Split::Same | Split::Summed => return vec![parameter],
             Split::ByToken => {
                 let split = if self.division.sequence { Split::Summed } else { Split::Same };
-                return Some(parameter.split(split));
+                return vec![parameter.split(split)];
             }
-            Split::First => return (self.number == 0).then_some(parameter),
+            Split::First if self.number == 0 => return vec![parameter],
+            Split::First => return Vec::new(),
             Split::Along(axis, extent) => (axis, extent),
         };
-        let ranges = self.ranges(config, extent);
-        let (of, shape) = (parameter.name, parameter.shape.clone());
-        parameter.name = Piece::name(&of, &ranges);
-        parameter.shape[axis] = ranges.iter().map(Range::len).sum();
-        parameter.tied_to = parameter.tied_to.map(|owner| Piece::name(&owner, &ranges));
-        parameter.piece = Some(Piece { of, shape, axis, ranges });
-        Some(parameter)
+        let part = |ranges: Vec<Range<usize>>| {
+            let mut part = parameter.clone();
+            part.name = Piece::name(&parameter.name, &ranges);
+            part.shape[axis] = ranges.iter().map(Range::len).sum();
+            part.tied_to = parameter.tied_to.as_ref().map(|owner| Piece::name(owner, &ranges));
+            let (of, shape) = (parameter.name.clone(), parameter.shape.clone());
+            part.piece = Some(Piece { of, shape, axis, ranges });
+            part
+        };
+        self.ranges(config, extent).into_iter().map(part).collect()
     }
 }
 
@@ -280,25 +278,27 @@ mod tests {
     }
 
     #[test]
-    fn members_lie_within_a_key_value_head_or_have_all_that_share_some() {
-        assert_eq!(heads(8, 4, &[5, 3]), [0..6, 6..8]);
-        assert_eq!(heads(9, 3, &[1, 1]), [0..6, 6..9]);
-        assert_eq!(heads(8, 2, &[2, 1, 1]), [0..4, 4..6, 6..8]);
-        assert_eq!(heads(8, 1, &[5, 3]), [0..5, 5..8]);
-        for (count, kv_heads) in (1..=6).flat_map(|sharing| (1..=6).map(move |kv| (sharing * kv, kv))) {
-            for shares in [vec![1; 2], vec![2, 1, 1], vec![1, 9, 1, 3], vec![1; count]] {
-                if shares.len() > count {
-                    continue;
+    fn in_each_section_all_key_value_heads_serve_equally_many_query_heads() {
+        let all = |heads: Range<usize>, sharing| -> Vec<(Range<usize>, Range<usize>)> {
+            sections(&heads, sharing).into_iter().map(|of| (of.heads, of.kv_heads)).collect()
+        };
+        assert_eq!(all(0..5, 2), [(0..4, 0..2), (4..5, 2..3)]);
+        assert_eq!(all(5..8, 2), [(5..6, 2..3), (6..8, 3..4)]);
+        assert_eq!(all(1..3, 4), [(1..3, 0..1)]);
+        assert_eq!(all(3..9, 4), [(3..4, 0..1), (4..8, 1..2), (8..9, 2..3)]);
+        assert_eq!(all(2..7, 1), [(2..7, 2..7)]);
+        for (sharing, start, end) in
+            (1..6).flat_map(|sharing| (0..12).flat_map(move |s| (s + 1..13).map(move |e| (sharing, s, e))))
+        {
+            let all = sections(&(start..end), sharing);
+            let heads: Vec<usize> = all.iter().flat_map(|of| of.heads.clone()).collect();
+            assert_eq!(heads, (start..end).collect::<Vec<_>>());
+            for Section { heads, kv_heads } in all {
+                assert!(heads.len().is_multiple_of(kv_heads.len()));
+                let each = heads.len() / kv_heads.len();
+                for head in heads.clone() {
+                    assert_eq!(kv_heads.start + (head - heads.start) / each, head / sharing);
                 }
-                let all = heads(count, kv_heads, &shares);
-                let sharing = count / kv_heads;
-                let whole =
-                    |r: &Range<usize>| r.start.is_multiple_of(sharing) && r.end.is_multiple_of(sharing);
-                let within = |r: &Range<usize>| r.start / sharing == (r.end - 1) / sharing;
-                assert!(all.iter().all(|r| !r.is_empty() && (whole(r) || within(r))), "{all:?}");
-                let ends: Vec<usize> = all.iter().map(|r| r.end).collect();
-                let starts: Vec<usize> = all.iter().map(|r| r.start).collect();
-                assert_eq!([&starts[1..], &[count]].concat(), ends);
             }
         }
     }

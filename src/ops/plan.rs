@@ -102,6 +102,12 @@ impl MemoryPlan {
                 }
             }
         }
+        // What is added to the gradient of one parameter has one place.
+        for (at, (parameter, gradient)) in stage.gradients.iter().enumerate() {
+            if let Some((_, first)) = stage.gradients[..at].iter().find(|(other, _)| other == parameter) {
+                home[gradient.0] = *first;
+            }
+        }
         let last_phase = {
             let mut last: HashMap<ValueId, Phase> = HashMap::new();
             for node in &graph.nodes {

@@ -335,7 +335,7 @@ impl Rank {
                 Fed::PlaceOrder => &by_place.1,
                 // They come over a link.
                 Fed::Input | Fed::OutputGradient => continue,
-                Fed::Positions | Fed::Last | Fed::Cache(_) | Fed::Argument(_) => {
+                Fed::Positions | Fed::Last | Fed::Cache(..) | Fed::Argument(_) => {
                     let message = format!("{action} wants {fed}, which no batch has");
                     return Err(Error::Shape { op: "executor", message });
                 }

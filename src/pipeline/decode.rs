@@ -165,7 +165,7 @@ impl Rank {
                 Fed::Positions => &grow.positions,
                 Fed::Last => &grow.last,
                 // The one comes over a link, the other stays.
-                Fed::Input | Fed::Cache(_) => continue,
+                Fed::Input | Fed::Cache(..) => continue,
                 Fed::TokenSegments
                 | Fed::TokenOrder
                 | Fed::Targets

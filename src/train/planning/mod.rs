@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Capabilities, Device, imagined};
-use crate::layers::Layers;
 use crate::model::tensor::{Member, members};
 use crate::model::{Lora, Model};
 use crate::pipeline::workload::{kinds_of_kernels, sharded};
