@@ -156,7 +156,7 @@ fn a_gang_trains_adapters_packed_weights_and_texts_that_share_sequences() {
         &["train.weights=bf16-only", "mesh.zero=3"],
         &["adapter.rank=3", "train.weights=bf16", "mesh.optimizer=host"],
     ] {
-        for kind in [&[][..], &llama] {
+        for kind in [&[][..], &llama, &[&["model.kind=qwen3"], &llama[1..]].concat()] {
             let config = config(&[kind, more].concat());
             let alone = run(&config, flat(3), &[1], i);
             let gang = run(&config, flat(3), &[2, 1], i);
