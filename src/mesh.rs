@@ -60,9 +60,13 @@ impl Division {
         self.shares.len() > 1
     }
 
-    /// The tokens, of so many of a microbatch, that a member has of what lies between the divided halves.
+    /// The tokens, of so many of a microbatch, that a member has of what lies between the divided halves: all where they cannot be
+    /// divided.
     pub fn rows(&self, member: usize, tokens: usize) -> Range<usize> {
-        if self.sequence { divide(tokens, &self.shares)[member].clone() } else { 0..tokens }
+        match self.sequence && tokens >= self.members() {
+            true => divide(tokens, &self.shares)[member].clone(),
+            false => 0..tokens,
+        }
     }
 }
 
@@ -119,5 +123,8 @@ mod tests {
         assert_eq!(divide(8, &[5, 3]), [0..5, 5..8]);
         assert_eq!(divide(3, &[1000, 1, 1]), [0..1, 1..2, 2..3]);
         assert_eq!(divide(3, &[1, 1, 1000]), [0..1, 1..2, 2..3]);
+        let division = Division { shares: vec![5, 3], sequence: true };
+        assert_eq!([0, 1].map(|member| division.rows(member, 8)), [0..5, 5..8]);
+        assert_eq!(division.rows(1, 1), 0..1);
     }
 }
