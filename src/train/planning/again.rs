@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{ALIKE, Planning};
+use super::{ALIKE, Planning, TELLING};
 use crate::error::Result;
 use crate::layers::Layers;
 use crate::plan::{Candidate, DataChoice, Options, Planned, RecomputeChoice, ScheduleChoice, plan};
@@ -11,8 +11,6 @@ use crate::timeline::{Event, Prediction, Track, of_gangs};
 
 /// How many times longer than predicted a device may take; anything else is no measurement.
 const PLAUSIBLE: RangeInclusive<f64> = 1e-3..=1e3;
-/// A device that works for less than this part of a step does not show how fast it is.
-pub(in crate::train) const TELLING: f64 = 0.05;
 
 impl Planning {
     /// Corrects the machine by what a step of `candidate` took: each device's times by the ratio of its measured to its

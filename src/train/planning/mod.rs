@@ -6,7 +6,6 @@ mod gangs;
 
 use std::collections::BTreeMap;
 
-pub(super) use again::TELLING;
 use gangs::Gangs;
 
 use super::config::{Config, Devices, Recompute};
@@ -50,6 +49,9 @@ pub struct Planning {
     /// How layers are divided and what else there was, in words, where the config leaves that open.
     axis: Option<String>,
 }
+
+/// A device that works for less than this part of a step does not show how fast it is.
+pub(super) const TELLING: f64 = 0.05;
 
 /// Of plans that differ by less than this part of a step the one that changes least is taken.
 const ALIKE: f64 = 0.01;
