@@ -248,6 +248,7 @@ fn bad_input_gets_one_line_and_status_2_and_touches_nothing() {
         (set("data.tokenizer='bpe'"), "bytes"),
         (set("train.sequence=64"), "model.context = 32"),
         (set("pipeline.microbatches=3"), "2 and 4 do"),
+        (set("train.batch=1"), "does not divide train.batch = 1; 1 does"),
         (set("pipeline.schedule='1f2b'"), "did you mean \"1f1b\""),
         (set("pipeline.cuts=[9]"), "cuts"),
         (set("pipeline.devices=[0,0,0,0,0,0,0]"), "4 layers cannot be divided over 7 devices"),

@@ -355,8 +355,10 @@ fn a_run_goes_on_over_a_gang_and_off_it_again_and_what_cannot_be_is_refused_in_a
     let three = ["train", "tiny.toml", "--out", "out", "--devices", "0,0,0", "--set", "mesh.tensor=2"];
     let line = one_line(&place.run(&three));
     assert!(line.contains("gangs of 2 cannot be made of 3 devices"), "{line}");
-    let sets = ["mesh.tensor=2", "mesh.sequence_parallel=true", "train.sequence=1", "train.batch=1"];
+    let sets = ["mesh.tensor=2", "mesh.sequence_parallel=true", "train.sequence=1"];
+    let sets = [&sets[..], &["train.batch=1", "pipeline.microbatches=1"]].concat();
+    let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
     let one = ["train", "tiny.toml", "--out", "out", "--devices", "0,0"];
-    let line = one_line(&place.run(&[&one[..], &sets.map(|set| ["--set", set]).concat()].concat()));
+    let line = one_line(&place.run(&[&one[..], &sets].concat()));
     assert!(line.contains("2 members cannot divide the 1 tokens of a microbatch"), "{line}");
 }

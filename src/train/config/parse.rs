@@ -230,10 +230,12 @@ impl Config {
             && (m == 0 || !t.batch.is_multiple_of(m))
         {
             let divides = |d: &usize| t.batch.is_multiple_of(*d);
-            let below = (1..m.clamp(2, t.batch)).rev().find(divides).unwrap_or(1);
+            let below = (1..m.clamp(2, t.batch.max(2))).rev().find(divides).unwrap_or(1);
             let above = (m.max(1)..=t.batch).find(divides).unwrap_or(t.batch);
+            let others =
+                if below == above { format!("{below} does") } else { format!("{below} and {above} do") };
             return refuse(format!(
-                "pipeline.microbatches = {m} does not divide train.batch = {}; {below} and {above} do",
+                "pipeline.microbatches = {m} does not divide train.batch = {}; {others}",
                 t.batch
             ));
         }
