@@ -10,7 +10,7 @@ use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::graph::StageGraph;
 use crate::layers::Layers;
 use crate::mesh::{Division, Wire};
-use crate::model::tensor::{Member, members};
+use crate::model::tensor::{Member, members, members_by_group};
 use crate::model::{Lora, Model, ModelConfig, Parameter, Purpose, Weights};
 use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
@@ -193,7 +193,13 @@ impl Plan {
         let schedule = setup.schedule.lowered()?;
         let (count, ranks) = (devices.len(), schedule.ranks.len());
         let members = match setup.tensor.divides() {
-            true => members(&setup.model, &setup.tensor)?.into_iter().map(Some).collect(),
+            true => match setup.purpose {
+                Use::Decoding { .. } => members_by_group(&setup.model, &setup.tensor)?,
+                _ => members(&setup.model, &setup.tensor)?,
+            }
+            .into_iter()
+            .map(Some)
+            .collect(),
             false => vec![None],
         };
         if count != ranks * members.len() {
