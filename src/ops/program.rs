@@ -30,6 +30,8 @@ struct Step {
 pub struct Collective {
     /// Which of those ops ([`Op::is_collective`]).
     pub op: Op,
+    /// The last extent of what a member gets, and gives.
+    pub columns: usize,
     /// What a member gives.
     pub from: ValueId,
     /// What it gets.
@@ -144,18 +146,20 @@ impl StageProgram {
             if node.phase != phase {
                 continue;
             }
-            for of in all.iter_mut().filter(|of| of.ready == usize::MAX) {
-                if node.op.is_collective() || node.inputs.contains(&of.to) {
-                    of.ready = launches;
-                }
+            // Those before the last are over.
+            if let Some(of) = all.last_mut().filter(|of| of.ready == usize::MAX)
+                && (node.op.is_collective() || node.inputs.contains(&of.to))
+            {
+                of.ready = launches;
             }
             if node.op.is_collective() {
                 let (op, from, to) = (node.op.clone(), node.inputs[0], node.outputs[0]);
-                all.push(Collective { op, from, to, begun: launches, ready: usize::MAX });
+                let columns = self.stage.graph.value(to).columns();
+                all.push(Collective { op, columns, from, to, begun: launches, ready: usize::MAX });
             }
             launches += lowered.launches.len();
         }
-        all.iter_mut().for_each(|of| of.ready = of.ready.min(launches));
+        all.last_mut().into_iter().for_each(|of| of.ready = of.ready.min(launches));
         all
     }
 

@@ -209,14 +209,13 @@ impl Rank {
     ) -> Result<()> {
         for of in stops.collectives.iter().filter(|of| of.begun == launches || of.ready == launches) {
             let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
-            let columns = stage.program.stage().graph.value(of.to).columns();
             let [from, to] = [of.from, of.to].map(|end| stage.program.range(&self.parameters, end, slots));
             if of.begun == launches {
                 self.host.iter_mut().for_each(|host| host.flush(recording));
-                self.begin_collective(recording, &of.op, from?).await?;
+                self.begin_collective(recording, of, from?).await?;
             }
             if of.ready == launches {
-                self.end_collective(recording, (&of.op, columns), to?).await?;
+                self.end_collective(recording, of, to?).await?;
             }
         }
         Ok(())

@@ -200,11 +200,10 @@ impl Rank {
             let (program, parameters) = self.growing(at, one)?;
             program.record(&mut recording.recorder, parameters, Phase::Forward, from..to, slots)?;
             if let Some(of) = of {
-                let columns = program.stage().graph.value(of.to).columns();
                 let range = |id| program.range(parameters, id, slots);
                 let (gives, gets) = (range(of.from)?, range(of.to)?);
-                self.begin_collective(&mut recording, &of.op, gives).await?;
-                self.end_collective(&mut recording, (&of.op, columns), gets).await?;
+                self.begin_collective(&mut recording, of, gives).await?;
+                self.end_collective(&mut recording, of, gets).await?;
             }
             from = to;
         }

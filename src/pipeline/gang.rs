@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::gpu::{Device, Range};
 use crate::graph::{Op, StageGraph};
 use crate::mesh::{Division, Wire};
+use crate::ops::program::Collective;
 
 /// Collectives that can be on their way: a member is one ahead of another at most.
 const SLOTS: usize = 2;
@@ -87,11 +88,11 @@ impl Rank {
     pub(super) async fn begin_collective(
         &mut self,
         recording: &mut Recording<'_>,
-        op: &Op,
+        of: &Collective,
         from: Range,
     ) -> Result<()> {
         let Some(mut gang) = self.gang.take() else { return Ok(()) };
-        let sent = gang.out.give(&mut recording.recorder, &[(from, 0)], gang.begun, is_exact(op)).await?;
+        let sent = gang.out.give(&mut recording.recorder, &[(from, 0)], gang.begun, is_exact(&of.op)).await?;
         recording.copies.push(sent);
         gang.begun += 1;
         self.gang = Some(gang);
@@ -99,20 +100,21 @@ impl Rank {
         Ok(())
     }
 
-    /// Waits for what this member gets of the collective that has begun last, of so many columns.
+    /// Waits for what this member gets of the collective, which is the one that has begun last.
     pub(super) async fn end_collective(
         &mut self,
         recording: &mut Recording<'_>,
-        (op, columns): (&Op, usize),
+        of: &Collective,
         to: Range,
     ) -> Result<()> {
         let Some(mut gang) = self.gang.take() else { return Ok(()) };
         let (tag, what) = (gang.begun - 1, recording.what);
-        let combine = match *op {
+        let columns = of.columns;
+        let combine = match of.op {
             Op::ReduceScatter { first, .. } => Combine::Sum { first: first * columns },
             Op::AllGather { batch, sequence, .. } => {
                 let rows = |member| gang.division.rows(member, batch * sequence).len();
-                Combine::Beside((0..gang.division.members()).map(|of| rows(of) * columns).collect())
+                Combine::Beside((0..gang.division.members()).map(|member| rows(member) * columns).collect())
             }
             _ => Combine::Sum { first: 0 },
         };
@@ -126,7 +128,7 @@ impl Rank {
         }
         let to = [(to, 0)];
         let (received, copy) =
-            gang.inward.take(&mut recording.recorder, &to, tag, &combine, is_exact(op)).await?;
+            gang.inward.take(&mut recording.recorder, &to, tag, &combine, is_exact(&of.op)).await?;
         self.log.copied(what, copy);
         self.log.state(State::Working(what));
         recording.copies.push(received);

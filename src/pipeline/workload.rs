@@ -195,8 +195,7 @@ fn batching(
         footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities, streams)).collect(),
         activation: wire.travelling(activation),
         // With half of what the shortest ring has beside its two buffers.
-        link_buffer: link::memory(activation, 1, Wire::F32).min(wire.travelling(activation).max(16))
-            + wire.buffers(activation) / 2,
+        link_buffer: link::memory(activation, 1, wire) - wire.buffers(activation) / 2,
         largest_tensor: graphs.single.iter().map(largest).collect(),
         sums: member.map_or(Vec::new(), |_| graphs.single.iter().map(|stage| sums(stage, wire)).collect()),
     };

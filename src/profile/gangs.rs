@@ -12,8 +12,9 @@ use crate::mesh::{Division, Wire};
 use crate::plan::{GangProfile, Machine, ShapeProfile};
 
 impl Profiler<'_> {
-    /// Adds to the machine what gangs take that divide layers like this, with tensors that travel as this, neighbours among its devices, for microbatches of each of `sizes`
-    /// sequences; one of the same adapters stands for others. Nothing for a single share.
+    /// Adds to the machine what gangs take that divide layers like this, with tensors that travel as this, neighbours among its
+    /// devices, for microbatches of each of `sizes` sequences; one of the same adapters stands for others. Nothing for a single
+    /// share.
     ///
     /// # Errors
     ///
