@@ -1,6 +1,8 @@
-// matmul: C(M,N) = epilogue(A · B), A and B read as LAYOUT says. For GPUs: a workgroup computes a 64x64 tile of C through
-// workgroup memory, 16 of K at a time; each of 16x16 invocations keeps 4x4 sums in registers.
-// Grid: (ceil(N/64), ceil(M/64), 1). Variants: header of `matmul_subgroup` when M, N and K are multiples of 4.
+// matmul: C(M,N) = epilogue(A · B), A and B read as LAYOUT says, summed in order of K. A workgroup of 256 owns a tile of C and
+// takes 16 of K at a time through workgroup memory; an invocation has ROWS x (4*FOURS) sums in registers. Which tile it is
+// changes no bit of the result. If SPLIT, workgroup z sums its own slice of K into the z-th of the matrices in c, and
+// `matmul_reduce` adds them.
+// Grid: (ceil(N/WIDE), ceil(M/HIGH), 1 or ceil(K/slice)). Variants: header of `matmul_subgroup` when M, N and K are multiples of 4.
 // Header "any shape": scalar elements. Four neighbours in a row at a time; indices are clamped into the matrix, so what
 // lies outside repeats its edge and the caller masks it.
 struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
@@ -100,76 +102,196 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
     store(row, column, x);
 }
 
-const TILE = 64u;
-const DEPTH = 16u;
-const STRIDE = 68u; // padded, so that the four writers of a column use different banks
+override SPLIT: bool = false; // along K; p.epilogue is then the length of a slice
+override ACROSS: u32 = 16u;   // invocations along N, of 256
+override ROWS: u32 = 4u;      // of an invocation: 2, 4 or 8
+override FOURS: u32 = 1u;     // columns of an invocation in units of 4: 1 or 2
 
-var<workgroup> a_tile: array<f32, 1088>; // DEPTH x STRIDE, A transposed: k, then m
-var<workgroup> b_tile: array<f32, 1088>; // DEPTH x STRIDE: k, then n
+const DEPTH = 16u; // of K at a time
+override DOWN: u32 = 256u / ACROSS;
+override HIGH: u32 = DOWN * ROWS;        // rows of a tile
+override WIDE: u32 = 4u * ACROSS * FOURS; // columns of a tile
 
-// Writes four values along K of one row (or column) of the tile, those past K as 0.
-fn put_a(k: u32, m: u32, left: u32, x: vec4<f32>) {
-    a_tile[k * STRIDE + m] = select(0.0, x.x, k < left);
-    a_tile[(k + 1u) * STRIDE + m] = select(0.0, x.y, k + 1u < left);
-    a_tile[(k + 2u) * STRIDE + m] = select(0.0, x.z, k + 2u < left);
-    a_tile[(k + 3u) * STRIDE + m] = select(0.0, x.w, k + 3u < left);
+// Both tiles are vectors along M or N for each of K. Where the matrix lies along K, what is loaded is turned as it is stored; row
+// `four` of vectors is then turned by 2 * four, so that 32 neighbours write to different banks.
+var<workgroup> a_tile: array<vec4<f32>, HIGH * 4u>;
+var<workgroup> b_tile: array<vec4<f32>, WIDE * 4u>;
+
+// Those of four along K that are before its end.
+fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
+    if EXACT {
+        return select(vec4<f32>(), x, k < p.k);
+    }
+    return select(vec4<f32>(), x, vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k));
 }
 
-@compute @workgroup_size(16, 16, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let row0 = group.y * TILE;
-    let column0 = group.x * TILE;
-    let thread = local.y * 16u + local.x;
-    // Along K: 4 quads x 64 rows; across K: 16 quads of columns x 16 rows of K.
-    let quad = (thread % 4u) * 4u;
-    let line = thread / 4u;
-    let across = (thread % 16u) * 4u;
-    let depth = thread / 16u;
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
-    for (var k0 = 0u; k0 < p.k; k0 += DEPTH) {
-        let left = p.k - k0;
-        if LAYOUT == 2u {
-            let x = select(vec4<f32>(), load_a(k0 + depth, row0 + across, p.k, p.m), depth < left);
-            a_tile[depth * STRIDE + across] = x.x;
-            a_tile[depth * STRIDE + across + 1u] = x.y;
-            a_tile[depth * STRIDE + across + 2u] = x.z;
-            a_tile[depth * STRIDE + across + 3u] = x.w;
-        } else {
-            put_a(quad, line, left, load_a(row0 + line, k0 + quad, p.m, p.k));
-        }
-        if LAYOUT == 1u {
-            let x = load_b(column0 + line, k0 + quad, p.n, p.k);
-            b_tile[quad * STRIDE + line] = x.x;
-            b_tile[(quad + 1u) * STRIDE + line] = x.y;
-            b_tile[(quad + 2u) * STRIDE + line] = x.z;
-            b_tile[(quad + 3u) * STRIDE + line] = x.w;
-        } else {
-            let x = load_b(k0 + depth, column0 + across, p.k, p.n);
-            b_tile[depth * STRIDE + across] = x.x;
-            b_tile[depth * STRIDE + across + 1u] = x.y;
-            b_tile[depth * STRIDE + across + 2u] = x.z;
-            b_tile[depth * STRIDE + across + 3u] = x.w;
-        }
-        workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
-            let i = k * STRIDE + local.y * 4u;
-            let j = k * STRIDE + local.x * 4u;
-            let x = vec4(a_tile[i], a_tile[i + 1u], a_tile[i + 2u], a_tile[i + 3u]);
-            let y = vec4(b_tile[j], b_tile[j + 1u], b_tile[j + 2u], b_tile[j + 3u]);
-            sum0 = fma(vec4(x.x), y, sum0);
-            sum1 = fma(vec4(x.y), y, sum1);
-            sum2 = fma(vec4(x.z), y, sum2);
-            sum3 = fma(vec4(x.w), y, sum3);
-        }
-        workgroupBarrier();
+// Vector i of the tiles at k0.
+fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f32> {
+    if LAYOUT == 2u {
+        let k = k0 + i / (HIGH / 4u);
+        return select(vec4<f32>(), load_a(k, row0 + i % (HIGH / 4u) * 4u, p.k, p.m), k < p.k);
     }
-    let row = row0 + local.y * 4u;
-    let column = column0 + local.x * 4u;
-    finish(row, column, sum0);
-    finish(row + 1u, column, sum1);
-    finish(row + 2u, column, sum2);
-    finish(row + 3u, column, sum3);
+    let k = k0 + i % 4u * 4u;
+    return within(load_a(row0 + i / 4u, k, p.m, p.k), k);
+}
+
+fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f32> {
+    if LAYOUT == 1u {
+        let k = k0 + i % 4u * 4u;
+        return within(load_b(column0 + i / 4u, k, p.n, p.k), k);
+    }
+    let k = k0 + i / (WIDE / 4u);
+    return select(vec4<f32>(), load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n), k < p.k);
+}
+
+fn put_a(i: u32, x: vec4<f32>) {
+    if LAYOUT == 2u {
+        a_tile[i] = x;
+        return;
+    }
+    let four = i % 4u;
+    let row = i / 4u;
+    let at = 4u * four * (HIGH / 4u) + (row / 4u + 2u * four) % (HIGH / 4u);
+    a_tile[at][row % 4u] = x.x;
+    a_tile[at + HIGH / 4u][row % 4u] = x.y;
+    a_tile[at + HIGH / 2u][row % 4u] = x.z;
+    a_tile[at + 3u * (HIGH / 4u)][row % 4u] = x.w;
+}
+
+fn put_b(i: u32, x: vec4<f32>) {
+    if LAYOUT != 1u {
+        b_tile[i] = x;
+        return;
+    }
+    let four = i % 4u;
+    let row = i / 4u;
+    let at = 4u * four * (WIDE / 4u) + (row / 4u + 2u * four) % (WIDE / 4u);
+    b_tile[at][row % 4u] = x.x;
+    b_tile[at + WIDE / 4u][row % 4u] = x.y;
+    b_tile[at + WIDE / 2u][row % 4u] = x.z;
+    b_tile[at + 3u * (WIDE / 4u)][row % 4u] = x.w;
+}
+
+// Four rows of four columns.
+struct Block { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32> }
+
+// Where vector i of the `four`th four of K stands.
+fn place_a(four: u32, i: u32) -> u32 {
+    return 4u * four * (HIGH / 4u) + select((i + 2u * four) % (HIGH / 4u), i, LAYOUT == 2u);
+}
+
+fn place_b(four: u32, i: u32) -> u32 {
+    return 4u * four * (WIDE / 4u) + select(i, (i + 2u * four) % (WIDE / 4u), LAYOUT == 1u);
+}
+
+fn outer(a: vec4<f32>, b: vec4<f32>, s: Block) -> Block {
+    return Block(fma(vec4(a.x), b, s.r0), fma(vec4(a.y), b, s.r1), fma(vec4(a.z), b, s.r2), fma(vec4(a.w), b, s.r3));
+}
+
+struct Sums { upper_left: Block, upper_right: Block, lower_left: Block, lower_right: Block }
+
+// Adds one of K.
+fn add(upper: u32, lower: u32, left: u32, right: u32, half: u32, sums: Sums) -> Sums {
+    var s = sums;
+    let a = pick(a_tile[upper], half);
+    let b = b_tile[left];
+    s.upper_left = outer(a, b, s.upper_left);
+    if FOURS > 1u {
+        s.upper_right = outer(a, b_tile[right], s.upper_right);
+    }
+    if ROWS > 4u {
+        let a = a_tile[lower];
+        s.lower_left = outer(a, b, s.lower_left);
+        if FOURS > 1u {
+            s.lower_right = outer(a, b_tile[right], s.lower_right);
+        }
+    }
+    return s;
+}
+
+// The two rows of an invocation that has two of a vector's four.
+fn pick(a: vec4<f32>, half: u32) -> vec4<f32> {
+    if ROWS > 2u {
+        return a;
+    }
+    return select(a, a.zwzw, half == 1u);
+}
+
+// Adds the `four`th four of K of the tiles, in order.
+fn step(four: u32, y: u32, x: u32, sums: Sums) -> Sums {
+    let up = y * min(ROWS, 4u) / 4u;
+    let upper = place_a(four, up);
+    let lower = place_a(four, up + HIGH / 8u);
+    let left = place_b(four, x);
+    let right = place_b(four, x + ACROSS);
+    let high = HIGH / 4u;
+    let wide = WIDE / 4u;
+    let half = y % 2u;
+    var s = add(upper, lower, left, right, half, sums);
+    s = add(upper + high, lower + high, left + wide, right + wide, half, s);
+    s = add(upper + 2u * high, lower + 2u * high, left + 2u * wide, right + 2u * wide, half, s);
+    return add(upper + 3u * high, lower + 3u * high, left + 3u * wide, right + 3u * wide, half, s);
+}
+
+fn put(slice: u32, row: u32, column: u32, sum: vec4<f32>) {
+    if !SPLIT {
+        finish(row, column, sum);
+    } else if row < p.m && column < p.n {
+        store(slice * p.m + row, column, sum);
+    }
+}
+
+fn put4(slice: u32, row: u32, column: u32, s: Block) {
+    put(slice, row, column, s.r0);
+    put(slice, row + 1u, column, s.r1);
+    if ROWS > 2u {
+        put(slice, row + 2u, column, s.r2);
+        put(slice, row + 3u, column, s.r3);
+    }
+}
+
+@compute @workgroup_size(ACROSS, DOWN, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let row0 = group.y * HIGH;
+    let column0 = group.x * WIDE;
+    let i = local.y * ACROSS + local.x;
+    let row = local.y * min(ROWS, 4u);
+    var first = 0u;
+    var end = p.k;
+    if SPLIT {
+        first = group.z * p.epilogue;
+        end = min(first + p.epilogue, p.k);
+    }
+    var sums = Sums();
+    var a0 = vec4<f32>();
+    var a1 = vec4<f32>();
+    var b0 = vec4<f32>();
+    var b1 = vec4<f32>();
+    if i < HIGH * 4u { a0 = fetch_a(i, row0, first); }
+    if HIGH > 64u { a1 = fetch_a(i + 256u, row0, first); }
+    if i < WIDE * 4u { b0 = fetch_b(i, column0, first); }
+    if WIDE > 64u { b1 = fetch_b(i + 256u, column0, first); }
+    for (var k0 = first; k0 < end; k0 += DEPTH) {
+        workgroupBarrier();
+        if i < HIGH * 4u { put_a(i, a0); }
+        if HIGH > 64u { put_a(i + 256u, a1); }
+        if i < WIDE * 4u { put_b(i, b0); }
+        if WIDE > 64u { put_b(i + 256u, b1); }
+        workgroupBarrier();
+        // What comes next is on its way while this is multiplied.
+        let k = k0 + DEPTH;
+        if i < HIGH * 4u { a0 = fetch_a(i, row0, k); }
+        if HIGH > 64u { a1 = fetch_a(i + 256u, row0, k); }
+        if i < WIDE * 4u { b0 = fetch_b(i, column0, k); }
+        if WIDE > 64u { b1 = fetch_b(i + 256u, column0, k); }
+        sums = step(0u, local.y, local.x, sums);
+        sums = step(1u, local.y, local.x, sums);
+        sums = step(2u, local.y, local.x, sums);
+        sums = step(3u, local.y, local.x, sums);
+    }
+    let column = column0 + 4u * local.x;
+    put4(group.z, row0 + row, column, sums.upper_left);
+    if FOURS > 1u { put4(group.z, row0 + row, column + WIDE / 2u, sums.upper_right); }
+    if ROWS > 4u { put4(group.z, row0 + row + HIGH / 2u, column, sums.lower_left); }
+    if FOURS > 1u && ROWS > 4u { put4(group.z, row0 + row + HIGH / 2u, column + WIDE / 2u, sums.lower_right); }
 }

@@ -224,7 +224,15 @@ fn any_stage() -> impl Strategy<Value = StageSetup> {
 
 fn capabilities(software: bool) -> Capabilities {
     let (max_binding, max_buffer) = (1 << 30, 1 << 30);
-    Capabilities { software, subgroup: software.then_some(8), max_binding, max_buffer, max_groups: 65535 }
+    Capabilities {
+        software,
+        subgroup: software.then_some(8),
+        sums: 16,
+        fill: 256,
+        max_binding,
+        max_buffer,
+        max_groups: 65535,
+    }
 }
 
 /// The value in whose memory each value lies, if an op works in place.

@@ -308,6 +308,8 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
     let capabilities = Capabilities {
         software: true,
         subgroup: None,
+        sums: 16,
+        fill: 1,
         max_binding: 1 << 30,
         max_buffer: 1 << 30,
         max_groups: 65535,

@@ -39,30 +39,38 @@ fn valid(what: &str, text: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     (module, info)
 }
 
-/// Every kernel that the ops choose, on adapters of every kind, and those of the optimizer.
-fn variants() -> HashSet<KernelKey> {
+/// A card, and what tells cards apart.
+pub fn card(sums: u32, fill: u32) -> Capabilities {
+    let (max_binding, max_buffer, max_groups) = (1 << 30, 1 << 30, 65535);
+    Capabilities { software: false, subgroup: Some(32), sums, fill, max_binding, max_buffer, max_groups }
+}
+
+/// The kernels that the ops choose with these capabilities, and those of what is no op.
+pub fn kernels(capabilities: &Capabilities) -> HashSet<KernelKey> {
     let mut keys = HashSet::new();
-    for (software, subgroup) in
-        [(true, None), (true, Some(4)), (true, Some(8)), (true, Some(32)), (false, None), (false, Some(32))]
-    {
-        let (max_binding, max_buffer, max_groups) = (1 << 30, 1 << 30, 65535);
-        let capabilities = Capabilities { software, subgroup, max_binding, max_buffer, max_groups };
-        for case in cases() {
-            let mut graph = Graph::default();
-            let shapes = case.shapes.iter().enumerate();
-            let arguments: Vec<_> =
-                shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
-            graph.push(case.op, &arguments, Phase::Forward).unwrap();
-            let lowered = lower(&graph, &graph.nodes[0], &capabilities, case.accumulate);
-            keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
-        }
+    for case in cases() {
+        let mut graph = Graph::default();
+        let shapes = case.shapes.iter().enumerate();
+        let arguments: Vec<_> = shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
+        graph.push(case.op, &arguments, Phase::Forward).unwrap();
+        let lowered = lower(&graph, &graph.nodes[0], capabilities, case.accumulate);
+        keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
     }
     let plain =
         |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
-    keys.extend([8, 64].map(|lanes| plain("square_sum", vec![("LANES", lanes)])));
+    keys.insert(plain("square_sum", vec![("LANES", if capabilities.software { 8 } else { 64 })]));
     keys.extend([Weights::F32, Weights::BF16, Weights::BF16Only].map(adamw));
     keys.extend(["accumulate", "pack", "unpack"].map(|name| plain(name, vec![])));
     keys
+}
+
+/// Every kernel, on adapters of every kind.
+fn variants() -> HashSet<KernelKey> {
+    let mut kinds = vec![card(16, 256), Capabilities { subgroup: None, ..card(16, 1 << 20) }];
+    kinds.extend([16, 32, 64].map(|sums| card(sums, 1)));
+    let software = [None, Some(4), Some(8), Some(32)];
+    kinds.extend(software.map(|subgroup| Capabilities { software: true, subgroup, ..card(16, 1) }));
+    kinds.iter().flat_map(kernels).collect()
 }
 
 #[test]

@@ -52,6 +52,8 @@ mod wire;
 mod graph;
 // Plans of runs that go on, no GPU.
 mod keep;
+// What the shader compilers of four vendors say, no GPU.
+mod isa;
 // Every kernel variant against the reference, on every adapter.
 mod kernels;
 // Plans for machines that are not there, as a user asks for them, no GPU.

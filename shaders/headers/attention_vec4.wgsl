@@ -10,51 +10,14 @@ struct Params { batch: u32, tokens: u32, width: u32, heads: u32, size: u32, scal
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>;
 
 fn load_qkv(base: u32, d: u32) -> vec4<f32> {
-    return qkv[(base + min(d, p.size - 4u)) / 4u];
+    return select(vec4<f32>(), qkv[(base + min(d, p.size - 4u)) / 4u], d < p.size);
 }
 
 fn load_kv(base: u32, d: u32) -> vec4<f32> {
     if !CACHED {
         return load_qkv(base, d);
     }
-    return cache[(base + min(d, p.size - 4u)) / 4u];
-}
-
-// What differs between invocations; apart from the workgroup's number, which must be seen to be uniform.
-struct Input {
-    @builtin(local_invocation_id) local: vec3<u32>,
-}
-
-// Four neighbours in each of 8 rows.
-struct Rows { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32>, r4: vec4<f32>, r5: vec4<f32>, r6: vec4<f32>, r7: vec4<f32> }
-
-// First elements of 8 rows.
-struct Bases { b0: u32, b1: u32, b2: u32, b3: u32, b4: u32, b5: u32, b6: u32, b7: u32 }
-
-fn query_rows(batch: u32, head: u32, row0: u32, input: Input) -> Bases {
-    return Bases(
-        query(batch, head, row0),
-        query(batch, head, row0 + 1u),
-        query(batch, head, row0 + 2u),
-        query(batch, head, row0 + 3u),
-        query(batch, head, row0 + 4u),
-        query(batch, head, row0 + 5u),
-        query(batch, head, row0 + 6u),
-        query(batch, head, row0 + 7u),
-    );
-}
-
-fn rows_qkv(b: Bases, d: u32) -> Rows {
-    return Rows(
-        load_qkv(b.b0, d),
-        load_qkv(b.b1, d),
-        load_qkv(b.b2, d),
-        load_qkv(b.b3, d),
-        load_qkv(b.b4, d),
-        load_qkv(b.b5, d),
-        load_qkv(b.b6, d),
-        load_qkv(b.b7, d),
-    );
+    return select(vec4<f32>(), cache[(base + min(d, p.size - 4u)) / 4u], d < p.size);
 }
 
 fn store_o(base: u32, d: u32, x: vec4<f32>) {

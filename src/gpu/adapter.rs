@@ -194,6 +194,19 @@ fn vendor_name(id: u32, driver: &str) -> String {
     .into()
 }
 
+/// Running sums that an invocation of a maker's cards keeps in registers, as their compilers show (docs/kernels.md); of unknown
+/// makers the fewest.
+pub(super) fn sums(vendor_id: u32) -> u32 {
+    match vendor_name(vendor_id, "").as_str() {
+        "NVIDIA" | "AMD" | "Apple" => 64,
+        "Intel" => 32,
+        _ => 16,
+    }
+}
+
+/// Two for each core of the largest cards. No interface tells their number; smaller cards lose little by more workgroups.
+pub(super) const FILL: u32 = 256;
+
 /// Bytes of memory that belong to the adapter.
 #[cfg(not(target_arch = "wasm32"))]
 fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
@@ -236,6 +249,8 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
     let capabilities = Capabilities {
         software: false,
         subgroup: None,
+        sums: sums(0),
+        fill: FILL,
         max_binding,
         max_buffer: u64::MAX,
         max_groups: 65535,

@@ -33,6 +33,10 @@ pub struct Capabilities {
     pub software: bool,
     /// The fixed subgroup size, where there is one and subgroup operations work.
     pub subgroup: Option<u32>,
+    /// Running sums that an invocation keeps in registers: what compilers hold without spilling (docs/kernels.md).
+    pub sums: u32,
+    /// Workgroups of 256 that keep every core busy.
+    pub fill: u32,
     /// Bytes one binding may have.
     pub max_binding: u64,
     /// Bytes one buffer may have.
@@ -117,6 +121,8 @@ impl Device {
         let capabilities = Capabilities {
             software: info.software,
             subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
+            sums: adapter::sums(info.vendor_id),
+            fill: if info.software { 1 } else { adapter::FILL },
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             max_groups: limits.max_compute_workgroups_per_dimension,

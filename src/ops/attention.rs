@@ -3,18 +3,9 @@
 use super::elementwise::vectorised;
 use super::{Launch, Lowered, Lowering, Operand};
 
-/// A kernel's header "multiples of 4", and the kernel that does its work in a subgroup.
-struct Variants {
-    header: &'static str,
-    subgroup: &'static str,
-}
-const FORWARD: Variants = Variants {
-    header: include_str!("../../shaders/headers/attention_vec4.wgsl"),
-    subgroup: "attention_subgroup",
-};
+/// Headers "multiples of 4".
+const FORWARD: &str = include_str!("../../shaders/headers/attention_vec4.wgsl");
 const BACKWARD: &str = include_str!("../../shaders/headers/attention_backward_vec4.wgsl");
-const QUERY: Variants = Variants { header: BACKWARD, subgroup: "attention_backward_query_subgroup" };
-const KEY: Variants = Variants { header: BACKWARD, subgroup: "attention_backward_key_subgroup" };
 
 struct Extents {
     batch: usize,
@@ -36,33 +27,45 @@ fn extents(l: &Lowering, packed: usize, [heads, kv_heads]: [usize; 2]) -> Extent
     Extents { batch, tokens, heads, kv_heads, size, parameters }
 }
 
-/// A kernel whose workgroups own 8 of the `rows` of one of `heads` heads and up to 8 columns a lane, and which does
-/// `share` of the op's work.
-fn tiled(
-    l: &Lowering,
-    e: &Extents,
-    mut launch: Launch,
-    variants: Variants,
-    [rows, heads]: [usize; 2],
-    share: f64,
-) -> Launch {
-    let aligned = e.size.is_multiple_of(4);
-    // On a CPU a load is a gather, and a barrier a context switch, so there lanes share what they load, within a subgroup.
-    let lanes = match (l.capabilities.software, l.capabilities.subgroup) {
-        (true, Some(size)) if aligned => {
-            launch.key.name = variants.subgroup;
-            size
-        }
-        (software, _) => {
-            launch.key.specialisation.header = aligned.then_some(variants.header);
-            if software { 8 } else { 32 }
-        }
-    };
+/// Lanes where a software adapter's kernels share what they load within a subgroup: there a load is a gather, and a barrier a
+/// context switch. They want four neighbours in one load.
+fn lanes(l: &Lowering, e: &Extents) -> Option<u32> {
+    l.capabilities.subgroup.filter(|_| l.capabilities.software && e.size.is_multiple_of(4))
+}
+
+/// A kernel in which a subgroup owns 8 of the `rows` of one of `heads` heads and 8 columns a lane.
+fn in_subgroup(e: &Extents, mut launch: Launch, lanes: u32, [rows, heads]: [usize; 2]) -> Launch {
     launch.key.specialisation.constants.push(("LANES", lanes));
-    launch.flops *= share;
     launch.groups =
         [rows.div_ceil(8) as u32, (e.batch * heads) as u32, e.size.div_ceil(8 * lanes as usize) as u32];
     launch
+}
+
+/// A kernel that shares tiles through workgroup memory. More rows and columns would need more registers than Intel's and
+/// Apple's compilers have (docs/kernels.md); a head beyond 128 columns is several workgroups'.
+fn tiled(e: &Extents, mut launch: Launch, header: &'static str, [rows, heads]: [usize; 2]) -> Launch {
+    let columns = e.size.div_ceil(32);
+    let parts = columns.div_ceil(4);
+    let chunks = columns.div_ceil(parts);
+    let tile = match rows {
+        ..=16 => 16,
+        _ if chunks > 2 => 32,
+        _ => 64,
+    };
+    launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(header);
+    launch.key.specialisation.constants.extend([("ROWS", tile as u32), ("CHUNKS", chunks as u32)]);
+    launch.groups = [rows.div_ceil(tile) as u32, (e.batch * heads) as u32, parts as u32];
+    launch
+}
+
+fn forward_launch(l: &Lowering, e: &Extents, mut launch: Launch, rows: [usize; 2]) -> Launch {
+    match lanes(l, e) {
+        Some(lanes) => {
+            launch.key.name = "attention_subgroup";
+            in_subgroup(e, launch, lanes, rows)
+        }
+        None => tiled(e, launch, FORWARD, rows),
+    }
 }
 
 /// Whether queries see no key before the first of their own text.
@@ -76,7 +79,7 @@ pub(super) fn forward(l: &Lowering, heads: [usize; 2], starts: bool) -> Lowered 
     let operands = vec![l.input(0), Operand::Unread, bounds, l.output(0), l.output(1)];
     let parameters = [&e.parameters[..], &[0]].concat();
     let launch = l.launch("attention", restricted(starts), operands, parameters, [1; 3]);
-    Lowered::one(tiled(l, &e, launch, FORWARD, [e.tokens, e.heads], 1.0))
+    Lowered::one(forward_launch(l, &e, launch, [e.tokens, e.heads]))
 }
 
 /// Writes the new keys and values into the cache, then attends to it.
@@ -93,7 +96,7 @@ pub(super) fn cached(l: &Lowering, heads: [usize; 2]) -> Lowered {
     let parameters = [&e.parameters[..], &[capacity as u32]].concat();
     let launch = l.launch("attention", vec![("CACHED", 1)], operands, parameters, [1; 3]);
     let rows = e.tokens * e.heads / e.kv_heads;
-    let launches = vec![write, tiled(l, &e, launch, FORWARD, [rows, e.kv_heads], 1.0)];
+    let launches = vec![write, forward_launch(l, &e, launch, [rows, e.kv_heads])];
     Lowered { launches, scratch: Vec::new() }
 }
 
@@ -107,9 +110,26 @@ pub(super) fn backward(l: &Lowering, heads: [usize; 2], starts: bool) -> Lowered
     sums.flops = 2.0 * (rows * e.size) as f64;
     let first = if starts { l.input(4) } else { Operand::Unread };
     let operands = vec![qkv, d_o, lse, delta, first, dqkv];
-    let each = |name| l.launch(name, restricted(starts), operands.clone(), e.parameters.clone(), [1; 3]);
-    let (query, key) = (each("attention_backward_query"), each("attention_backward_key"));
-    let query = tiled(l, &e, query, QUERY, [e.tokens, e.heads], 0.4);
-    let key = tiled(l, &e, key, KEY, [e.tokens, e.kv_heads], 0.6);
-    Lowered { launches: vec![sums, query, key], scratch: Vec::new() }
+    let each = |name, constants: Vec<_>, share: f64| {
+        let constants = [constants, restricted(starts)].concat();
+        let launch = l.launch(name, constants, operands.clone(), e.parameters.clone(), [1; 3]);
+        Launch { flops: launch.flops * share, ..launch }
+    };
+    let (queries, keys) = ([e.tokens, e.heads], [e.tokens, e.kv_heads]);
+    let launches = match lanes(l, &e) {
+        Some(lanes) => vec![
+            sums,
+            in_subgroup(&e, each("attention_backward_query_subgroup", vec![], 0.4), lanes, queries),
+            in_subgroup(&e, each("attention_backward_key_subgroup", vec![], 0.6), lanes, keys),
+        ],
+        None => {
+            // The gradients of q, k and v need three, three and two products a query and key.
+            let one = |gradient, share, rows| {
+                let launch = each("attention_backward", vec![("GRADIENT", gradient)], share);
+                tiled(&e, launch, BACKWARD, rows)
+            };
+            vec![sums, one(0, 0.375, queries), one(1, 0.375, keys), one(2, 0.25, keys)]
+        }
+    };
+    Lowered { launches, scratch: Vec::new() }
 }

@@ -105,11 +105,30 @@ fn matmuls() -> Vec<Case> {
     use Epilogue::{Bias, BiasGelu, BiasResidual, GeluBackward, None, Residual};
     let mut list = Vec::new();
     for layout in LAYOUTS {
-        for epilogue in [None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual] {
-            // Tiles are 64 or 8 rows, 64 columns, 16 or 4 of K; the last two sizes run the kernels for multiples of 4.
+        // Every way of finishing is the same code for every layout; with NN all are tried.
+        let epilogues: &[Epilogue] = match layout {
+            Layout::NN => &[None, Bias, BiasGelu, BiasResidual, GeluBackward, Residual],
+            Layout::NT => &[None, GeluBackward],
+            Layout::TN => &[None],
+        };
+        for &epilogue in epilogues {
+            // Tiles are 64 or 128 rows and columns (8 rows on software adapters), 16 or 4 of K; the last two sizes run the kernels
+            // for multiples of 4.
             for size in [[1, 1, 1], [7, 5, 3], [65, 129, 17], [4, 4, 4], [68, 132, 20]] {
                 list.push(matmul(layout, epilogue, size));
             }
+        }
+        // Tiles of 128 x 16 and 16 x 128, and K so long that it is split, in slices of which the last is shorter.
+        for size in [
+            [67, 15, 33],
+            [13, 67, 35],
+            [136, 16, 36],
+            [16, 136, 20],
+            [65, 70, 533],
+            [68, 72, 776],
+            [9, 12, 1028],
+        ] {
+            list.push(matmul(layout, None, size));
         }
         for size in [[67, 1, 13], [1, 67, 3], [2, 3, 131], [64, 64, 16], [63, 127, 33], [256, 192, 128]] {
             list.push(matmul(layout, None, size));
@@ -122,8 +141,11 @@ fn matmuls() -> Vec<Case> {
     for (layout, epilogue) in [(Layout::NN, BiasGelu), (Layout::NN, BiasResidual), (Layout::NT, GeluBackward)]
     {
         list.push(matmul(layout, epilogue, [128, 192, 96]));
+        list.push(matmul(layout, epilogue, [67, 69, 519]));
     }
-    for size in [[1, 1, 1], [7, 5, 3], [65, 129, 17], [68, 132, 20], [192, 128, 256]] {
+    for size in
+        [[1, 1, 1], [7, 5, 3], [65, 129, 17], [68, 132, 20], [192, 128, 256], [66, 71, 517], [68, 72, 1044]]
+    {
         list.push(matmul(Layout::TN, None, size).accumulated());
     }
     let op = Op::Matmul { layout: Layout::NT, epilogue: None };
@@ -290,7 +312,8 @@ fn attentions() -> Vec<Case> {
     }
     grouped([2, 70, 4, 1, 16], 1.0);
     let mut add = |[b, t, heads, size]: [usize; 4], amplitude| grouped([b, t, heads, heads, size], amplitude);
-    // A workgroup has 8 queries; blocks of keys are 32 or 128, columns of a workgroup 64 or 256.
+    // A workgroup has 16, 32 or 64 queries and up to 128 columns of the head, blocks have 32 keys; on software adapters it has 8
+    // queries, blocks of 32, columns of 32 or 64.
     for size in [1, 3, 16, 50, 64, 80, 128] {
         add([2, 7, 3, size], 1.0);
         add([1, 33, 2, size], 1.0);
@@ -299,6 +322,11 @@ fn attentions() -> Vec<Case> {
         add([1, 1, 2, size], 1.0);
         add([1, 8, 1, size], 1.0);
     }
+    // Several workgroups of each form, with heads that share keys.
+    grouped([1, 130, 2, 1, 64], 1.0);
+    grouped([1, 70, 3, 1, 100], 1.0);
+    let mut add = |[b, t, heads, size]: [usize; 4], amplitude| grouped([b, t, heads, heads, size], amplitude);
+    add([1, 65, 1, 136], 1.0);
     // Several blocks for every one of the 8 queries, and columns in both halves of a lane's 8.
     for size in [7, 8] {
         add([1, 167, 2, size], 1.0);

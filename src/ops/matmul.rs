@@ -69,9 +69,21 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
             ("matmul_rows", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
         }
         _ => {
+            let tile = Tile::choose(l, [m, n], k);
+            constants.extend(tile.constants());
+            let slices = tile.slices(l, [m, n], k);
+            if slices > 1 {
+                return split(
+                    l,
+                    [m, n, k],
+                    slices,
+                    tile,
+                    constants,
+                    Rest { code, bias, extra, second, aligned, packed },
+                );
+            }
             constants.extend(fixed);
-            let groups = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, 1];
-            ("matmul", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
+            ("matmul", aligned.then(|| MULTIPLES_OF_4.as_str()), tile.groups([m, n]))
         }
     };
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
@@ -84,4 +96,121 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     );
     launch.key.specialisation.header = packed.or(header);
     Lowered::one(launch)
+}
+
+/// What a workgroup of `matmul` owns of C. Whichever it is, an element is summed in the same order.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Invocations along N, of 256.
+    across: usize,
+    /// Rows of an invocation.
+    rows: usize,
+    /// Columns of an invocation in units of 4.
+    fours: usize,
+}
+
+impl Tile {
+    /// 128x128, 128x64, 64x64: the more sums an invocation has, the fewer loads are needed for each.
+    const SQUARE: [Tile; 3] = [Tile::new(16, 8, 2), Tile::new(16, 8, 1), Tile::new(16, 4, 1)];
+    /// 128x16 and 16x128, for matrices of low rank.
+    const TALL: Tile = Tile::new(4, 2, 1);
+    const FLAT: Tile = Tile::new(32, 2, 1);
+
+    const fn new(across: usize, rows: usize, fours: usize) -> Tile {
+        Tile { across, rows, fours }
+    }
+
+    /// The largest tile that the card's registers hold, of which C fills more than half, and that keeps all of the card busy,
+    /// with K split if need be.
+    fn choose(l: &Lowering, extents: [usize; 2], k: usize) -> Tile {
+        match extents {
+            [_, ..=16] => Tile::TALL,
+            [..=16, _] => Tile::FLAT,
+            _ => {
+                let fits = |tile: &&Tile| {
+                    let [high, wide] = tile.extents();
+                    let sums = 4 * tile.rows * tile.fours;
+                    sums <= l.capabilities.sums as usize && 2 * extents[0] > high && 2 * extents[1] > wide
+                };
+                let busy = |tile: &&Tile| {
+                    tile.count(extents) * tile.slices(l, extents, k) >= l.capabilities.fill as usize
+                };
+                let smallest = Tile::SQUARE[2];
+                *Tile::SQUARE.iter().filter(fits).find(busy).unwrap_or(&smallest)
+            }
+        }
+    }
+
+    /// Its rows and columns.
+    fn extents(self) -> [usize; 2] {
+        [256 / self.across * self.rows, 4 * self.across * self.fours]
+    }
+
+    fn groups(self, [m, n]: [usize; 2]) -> [u32; 3] {
+        let [high, wide] = self.extents();
+        [n.div_ceil(wide) as u32, m.div_ceil(high) as u32, 1]
+    }
+
+    fn count(self, extents: [usize; 2]) -> usize {
+        let [x, y, _] = self.groups(extents);
+        x as usize * y as usize
+    }
+
+    /// Into how many parts K is cut so that the card is busy, of at least 256 each: writing and reading a partial sum costs as
+    /// much as a few dozen of its terms.
+    fn slices(self, l: &Lowering, extents: [usize; 2], k: usize) -> usize {
+        let wanted = (l.capabilities.fill as usize).div_ceil(self.count(extents)).clamp(1, (k / 256).max(1));
+        let fits = (l.capabilities.max_binding.min(PARTIAL) / (4 * extents[0] * extents[1]) as u64).max(1);
+        wanted.min(fits as usize)
+    }
+
+    fn constants(self) -> [(&'static str, u32); 3] {
+        [("ACROSS", self.across as u32), ("ROWS", self.rows as u32), ("FOURS", self.fours as u32)]
+    }
+}
+
+/// Most bytes of partial sums.
+const PARTIAL: u64 = 64 << 20;
+
+/// What a split matmul needs beside its extents.
+struct Rest {
+    code: u32,
+    bias: Operand,
+    extra: Operand,
+    second: Operand,
+    aligned: bool,
+    packed: Option<&'static str>,
+}
+
+/// Partial sums of slices of K, then their sum and what is to be done with it.
+fn split(
+    l: &Lowering,
+    [m, n, k]: [usize; 3],
+    slices: usize,
+    tile: Tile,
+    mut constants: Vec<(&'static str, u32)>,
+    rest: Rest,
+) -> Lowered {
+    // Of whole steps of the kernel.
+    let slice = k.div_ceil(slices).next_multiple_of(16);
+    let slices = k.div_ceil(slice);
+    constants.push(("SPLIT", 1));
+    let unread = Operand::Unread;
+    let operands = vec![l.input(0), l.input(1), unread, unread, Operand::Scratch(0), Operand::Unwritten];
+    let [x, y, _] = tile.groups([m, n]);
+    let mut sums = l.launch(
+        "matmul",
+        constants,
+        operands,
+        [m, n, k, slice].map(|x| x as u32).to_vec(),
+        [x, y, slices as u32],
+    );
+    sums.key.specialisation.header = rest.packed.or(rest.aligned.then(|| MULTIPLES_OF_4.as_str()));
+    let constants = vec![("EPILOGUE", rest.code), ("ACCUMULATE", u32::from(l.accumulate))];
+    let operands = vec![Operand::Scratch(0), unread, rest.bias, rest.extra, l.output(0), rest.second];
+    let parameters = [m, n, slices, 0].map(|x| x as u32).to_vec();
+    let mut reduce = l.launch("matmul_reduce", constants, operands, parameters, l.each(m * n.div_ceil(4)));
+    reduce.flops = (m * n * slices) as f64;
+    reduce.key.specialisation.header = n.is_multiple_of(4).then(|| MULTIPLES_OF_4.as_str());
+    Lowered { launches: vec![sums, reduce], scratch: vec![(4 * m * n * slices) as u64] }
 }

@@ -138,6 +138,13 @@ pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
         ("native".into(), *native),
         (if native.software { "as on a GPU" } else { "as on a CPU" }.into(), other),
         ("without subgroups".into(), Capabilities { subgroup: None, ..*native }),
+        // What large matrices get on cards with many registers, with less, and where K is split.
+        ("as on a large GPU".into(), Capabilities { software: false, sums: 64, fill: 1, ..*native }),
+        (
+            "as on a GPU with few registers".into(),
+            Capabilities { software: false, sums: 32, fill: 1, ..*native },
+        ),
+        ("K in slices".into(), Capabilities { software: false, fill: 1 << 20, ..*native }),
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
     ]
