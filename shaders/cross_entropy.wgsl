@@ -30,48 +30,45 @@ fn logarithm(x: f32) -> f32 {
     return f32(bitcast<i32>(bits) >> 23u) * 0.69314718 + 2.0 * s * series;
 }
 
-var<workgroup> partial: array<f32, LANES>;
+var<workgroup> tops: array<f32, LANES>;
+var<workgroup> sums: array<f32, LANES>;
 
-// The largest logit of a row.
-fn maximum(lane: u32, base: u32) -> f32 {
-    var top = LOWEST;
-    for (var i = lane; i < p.columns; i += LANES) {
-        top = max(top, logits[base + i]);
-    }
-    partial[lane] = top;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            partial[lane] = max(partial[lane], partial[lane + half]);
-        }
-    }
-    workgroupBarrier();
-    top = partial[0];
-    workgroupBarrier();
-    return top;
+// A maximum, and Σ exp(logit − maximum).
+struct Statistics { top: f32, sum: f32 }
+
+fn both(a: Statistics, b: Statistics) -> Statistics {
+    let top = max(a.top, b.top);
+    return Statistics(top, a.sum * exp(a.top - top) + b.sum * exp(b.top - top));
 }
 
-// Σ exp(logits − top) of a row.
-fn total(lane: u32, base: u32, top: f32) -> f32 {
-    var sum = 0.0;
+// Of a row, whose logits come from memory once: those of a part are in a cache when they are looked at again.
+fn statistics(lane: u32, base: u32) -> Statistics {
+    var own = Statistics(LOWEST, 0.0);
     // In parts: beside a probability near 1 each of many thousand small ones would be rounded away.
     for (var part = lane; part < p.columns; part += PART * LANES) {
         let end = min(part + PART * LANES, p.columns);
-        var small = 0.0;
+        var top = LOWEST;
         for (var i = part; i < end; i += LANES) {
-            small += exp(logits[base + i] - top);
+            top = max(top, logits[base + i]);
         }
-        sum += small;
+        var sum = 0.0;
+        for (var i = part; i < end; i += LANES) {
+            sum += exp(logits[base + i] - top);
+        }
+        own = both(own, Statistics(top, sum));
     }
-    partial[lane] = sum;
+    tops[lane] = own.top;
+    sums[lane] = own.sum;
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if lane < half {
-            partial[lane] += partial[lane + half];
+            let added = both(Statistics(tops[lane], sums[lane]), Statistics(tops[lane + half], sums[lane + half]));
+            tops[lane] = added.top;
+            sums[lane] = added.sum;
         }
     }
     workgroupBarrier();
-    return partial[0];
+    return Statistics(tops[0], sums[0]);
 }
 
 @compute @workgroup_size(LANES, 1, 1)
@@ -98,8 +95,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             reached += given[at + 2u];
         }
     } else {
-        top = maximum(lane, base);
-        sum = total(lane, base, top);
+        let own = statistics(lane, base);
+        top = own.top;
+        sum = own.sum;
         if goal < p.columns {
             reached = logits[base + goal];
         }

@@ -1,6 +1,6 @@
 // embedding_backward: d_table[id] += the sum of the rows order[start..end] of dx, for each segment (id, start, end). The
 // host sorts the rows by token, so every row of the table has one owner: no atomics, one order of summation.
-// Grid: one workgroup a segment, segments over x and y.
+// Grid: (segments over x and y, ceil(columns/64)): a token that most rows have must not wait for one workgroup.
 
 struct Params { segments: u32, columns: u32 }
 
@@ -22,11 +22,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if start == end {
         return;
     }
-    for (var c = local.x; c < p.columns; c += 64u) {
-        var sum = 0.0;
-        for (var i = start; i < end; i++) {
-            sum += dx[order[i] * p.columns + c];
-        }
-        d_table[id * p.columns + c] += sum;
+    let c = group.z * 64u + local.x;
+    if c >= p.columns {
+        return;
     }
+    var sum = 0.0;
+    for (var i = start; i < end; i++) {
+        sum += dx[order[i] * p.columns + c];
+    }
+    d_table[id * p.columns + c] += sum;
 }

@@ -2,10 +2,10 @@
 // takes 16 of K at a time through workgroup memory; an invocation has ROWS x (4*FOURS) sums in registers. Which tile it is
 // changes no bit of the result. If SPLIT, workgroup z sums its own slice of K into the z-th of the matrices in c, and
 // `matmul_reduce` adds them.
-// Grid: (ceil(N/WIDE), ceil(M/HIGH), 1 or ceil(K/slice)). Variants: header of `matmul_subgroup` when M, N and K are multiples of 4.
+// Grid: (ceil(N/WIDE), up to ceil(M/HIGH), 1 or ceil(K/slice)): what would take a card too long is several launches. Variants: header of `matmul_subgroup` when M, N and K are multiples of 4.
 // Header "any shape": scalar elements. Four neighbours in a row at a time; indices are clamped into the matrix, so what
 // lies outside repeats its edge and the caller masks it.
-struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
+struct Params { m: u32, n: u32, k: u32, more: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
@@ -102,7 +102,7 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
     store(row, column, x);
 }
 
-override SPLIT: bool = false; // along K; p.epilogue is then the length of a slice
+override SPLIT: bool = false; // along K; p.more is then the length of a slice, and else the number of the first row of tiles
 override ACROSS: u32 = 16u;   // invocations along N, of 256
 override ROWS: u32 = 4u;      // of an invocation: 2, 4 or 8
 override FOURS: u32 = 1u;     // columns of an invocation in units of 4: 1 or 2
@@ -252,15 +252,15 @@ fn put4(slice: u32, row: u32, column: u32, s: Block) {
 
 @compute @workgroup_size(ACROSS, DOWN, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let row0 = group.y * HIGH;
+    let row0 = (group.y + select(p.more, 0u, SPLIT)) * HIGH;
     let column0 = group.x * WIDE;
     let i = local.y * ACROSS + local.x;
     let row = local.y * min(ROWS, 4u);
     var first = 0u;
     var end = p.k;
     if SPLIT {
-        first = group.z * p.epilogue;
-        end = min(first + p.epilogue, p.k);
+        first = group.z * p.more;
+        end = min(first + p.more, p.k);
     }
     var sums = Sums();
     var a0 = vec4<f32>();

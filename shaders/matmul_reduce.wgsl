@@ -3,7 +3,7 @@
 // Grid: one invocation per four columns, over x and y. Variants: header of `matmul_subgroup` when N is a multiple of 4.
 // Header "any shape": scalar elements. Four neighbours in a row at a time; indices are clamped into the matrix, so what
 // lies outside repeats its edge and the caller masks it.
-struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
+struct Params { m: u32, n: u32, k: u32, more: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;

@@ -5,7 +5,7 @@
 // `matmul` for any shape.
 // Header "multiples of 4": N and K are, so four neighbours in a row are one load. Indices are clamped into the
 // matrix, so what lies outside repeats its edge and the caller masks it.
-struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
+struct Params { m: u32, n: u32, k: u32, more: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;

@@ -6,7 +6,7 @@
 // Variants: header of `matmul` for any shape.
 // Header "multiples of 4": M, N and K all are, so four neighbours in a row are one load. Indices are clamped into the
 // matrix, so what lies outside repeats its edge and the caller masks it.
-struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
+struct Params { m: u32, n: u32, k: u32, more: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
@@ -48,7 +48,7 @@ fn store2(row: u32, column: u32, x: vec4<f32>) {
 
 // ---- body ----
 override LAYOUT: u32 = 0u;          // 0 NN, 1 NT, 2 TN
-// Params.epilogue: 0 none, 1 bias, 2 bias + gelu (u to c2), 3 bias + residual, 4 times gelu'(u), 5 residual; 8 more to add
+// Params.more: 0 none, 1 bias, 2 bias + gelu (u to c2), 3 bias + residual, 4 times gelu'(u), 5 residual; 8 more to add
 // to what c holds. A number of the launch and no constant of the pipeline: where drivers run on a CPU, compiling takes
 // longer than many launches, and so there are few to compile.
 
@@ -67,7 +67,7 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
     if row >= p.m || column >= p.n {
         return;
     }
-    let epilogue = p.epilogue & 7u;
+    let epilogue = p.more & 7u;
     var x = sum;
     if epilogue >= 1u && epilogue <= 3u {
         x += load_bias(column);
@@ -80,7 +80,7 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
     } else if epilogue == 4u {
         x *= gelu_derivative(load_extra(row, column));
     }
-    if p.epilogue >= 8u {
+    if p.more >= 8u {
         x += load_c(row, column);
     }
     store(row, column, x);

@@ -320,6 +320,44 @@ fn a_reader_that_goes_away_or_a_second_process_does_not_harm_a_run() {
 }
 
 #[test]
+fn kernels_are_measured_beside_ceilings_and_drawn_and_verify_looks_at_one_op() {
+    let place = Place::new();
+    let small = ["--devices", "0", "--sequence", "9", "--width", "24", "--heads", "3", "--vocabulary", "50"];
+    let bench = |more: &[&str]| place.succeed(&[&["bench"], &small[..], more].concat());
+    let report: serde_json::Value = serde_json::from_str(&bench(&["--json", "--svg", "roof.svg"])).unwrap();
+    let report = &report[0]["report"];
+    for number in ["gflops", "gb_s"] {
+        assert!(report["ceilings"][number].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let kernels = report["kernels"].as_array().unwrap();
+    assert!(kernels.len() > 25 && report["left_out"].as_array().unwrap().is_empty(), "{report}");
+    for kernel in kernels {
+        assert!(
+            kernel["seconds"].as_f64().unwrap() > 0.0 && kernel["share"].as_f64().unwrap() > 0.0,
+            "{kernel}"
+        );
+    }
+    let svg = std::fs::read_to_string(place.path("roof.svg")).unwrap();
+    assert!(svg.contains("MLP down, dW") && svg.ends_with("</svg>\n"), "{svg}");
+    assert!(bench(&[]).contains("tokens/s through one block"));
+    for (wrong, says) in
+        [(["--heads", "5"], "divide"), (["--width", "0"], "between 1"), (["--batch", "x"], "--batch")]
+    {
+        let output = place.command(&[&["bench"][..], &wrong].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(one_line(&output).contains(says), "{wrong:?}");
+    }
+    let only = place.succeed(&["verify", "--devices", "0", "--only", "Gather"]);
+    assert!(
+        only.contains("gather") && !only.contains("matmul") && only.contains("everything passed"),
+        "{only}"
+    );
+    let nothing = place.command(&["verify", "--only", "nothing"]).output().unwrap();
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(one_line(&nothing).contains("no op or shape"));
+}
+
+#[test]
 fn a_machine_without_an_adapter_is_told_how_to_get_one() {
     let place = Place::new();
     for verb in [&["devices"][..], &["train", "tiny.toml", "--out", "out"], &["verify"]] {

@@ -265,6 +265,7 @@ fn pages_are_linked_from_the_readme_and_from_the_help_of_their_verbs() {
         ("schedules.md", &["schedule", "plan"]),
         ("run.md", &["train", "finetune", "trace"]),
         ("first-lora.md", &["finetune"]),
+        ("kernels.md", &["verify", "bench"]),
         ("measurements.md", &[]),
     ] {
         assert!(readme.contains(&format!("(docs/{name})")), "{name}");

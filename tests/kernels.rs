@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use polystage::gpu::Capabilities;
 use polystage::ops::bench;
 use polystage::ops::verify::{Case, Outcome, cases, results, variants, verify};
 
@@ -42,11 +43,40 @@ fn packed_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give_with_every_
             }
         }
         // Any shape and multiples of 4, tiles and few rows, on workgroup memory at least; and the tables.
-        for part in
-            ["matmul, any shape, packed", "matmul, multiples of 4, packed", "matmul_rows, any", "embedding"]
-        {
-            assert!(seen.iter().any(|variant| variant.starts_with(part)), "{part} is not in {seen:?}");
+        for (kernel, header) in [
+            ("matmul, tiles of 128x128", "any shape, packed"),
+            ("matmul, tiles of 64x64", "multiples of 4, packed"),
+            ("matmul_rows", "any shape, packed"),
+            ("embedding", ""),
+        ] {
+            let ran = |variant: &String| variant.starts_with(kernel) && variant.contains(header);
+            assert!(seen.iter().any(ran), "{kernel}, {header} is not in {seen:?}");
         }
+    }
+}
+
+#[test]
+fn the_tile_of_a_matmul_changes_no_bit_of_its_result_on_any_adapter() {
+    for adapter in adapters() {
+        let device = &open(&[adapter.index])[0];
+        let card = Capabilities { software: false, fill: 1, ..*device.capabilities() };
+        let large = |case: &Case| case.op.name() == "matmul" && case.label.contains("65x129");
+        let mut tiles = std::collections::BTreeSet::new();
+        for case in cases().into_iter().filter(large) {
+            let run = |sums, dispatch| {
+                let capabilities = Capabilities { sums, dispatch, ..card };
+                device.block_on(results(device, &case, &capabilities)).expect("runs")
+            };
+            let (_, want) = run(16, u64::MAX);
+            for (sums, dispatch) in [(32, u64::MAX), (64, u64::MAX), (64, 1)] {
+                let (tile, got) = run(sums, dispatch);
+                let bits =
+                    |lists: &[Vec<f32>]| -> Vec<u32> { lists.concat().iter().map(|x| x.to_bits()).collect() };
+                assert_eq!(bits(&got), bits(&want), "{}: {}, {tile}", adapter.name, case.label);
+                tiles.insert(tile);
+            }
+        }
+        assert!(tiles.iter().any(|tile| tile.contains("128x128")), "{tiles:?}");
     }
 }
 

@@ -42,7 +42,16 @@ fn valid(what: &str, text: &str) -> (naga::Module, naga::valid::ModuleInfo) {
 /// A card, and what tells cards apart.
 pub fn card(sums: u32, fill: u32) -> Capabilities {
     let (max_binding, max_buffer, max_groups) = (1 << 30, 1 << 30, 65535);
-    Capabilities { software: false, subgroup: Some(32), sums, fill, max_binding, max_buffer, max_groups }
+    Capabilities {
+        software: false,
+        subgroup: Some(32),
+        sums,
+        fill,
+        dispatch: u64::MAX,
+        max_binding,
+        max_buffer,
+        max_groups,
+    }
 }
 
 /// The kernels that the ops choose with these capabilities, and those of what is no op.
@@ -60,14 +69,15 @@ pub fn kernels(capabilities: &Capabilities) -> HashSet<KernelKey> {
         |name, constants| KernelKey { name, specialisation: Specialisation { header: None, constants } };
     keys.insert(plain("square_sum", vec![("LANES", if capabilities.software { 8 } else { 64 })]));
     keys.extend([Weights::F32, Weights::BF16, Weights::BF16Only].map(adamw));
-    keys.extend(["accumulate", "pack", "unpack"].map(|name| plain(name, vec![])));
+    keys.extend(["accumulate", "ceiling", "pack", "unpack"].map(|name| plain(name, vec![])));
     keys
 }
 
 /// Every kernel, on adapters of every kind.
 fn variants() -> HashSet<KernelKey> {
-    let mut kinds = vec![card(16, 256), Capabilities { subgroup: None, ..card(16, 1 << 20) }];
+    let mut kinds = vec![card(16, 256), Capabilities { subgroup: None, ..card(16, 256) }];
     kinds.extend([16, 32, 64].map(|sums| card(sums, 1)));
+    kinds.extend([16, 32, 64].map(|sums| card(sums, 3)));
     let software = [None, Some(4), Some(8), Some(32)];
     kinds.extend(software.map(|subgroup| Capabilities { software: true, subgroup, ..card(16, 1) }));
     kinds.iter().flat_map(kernels).collect()

@@ -1,5 +1,5 @@
 // Header "multiples of 4, packed B": as "multiples of 4", but B holds bf16, element 2i in the low half of word i.
-struct Params { m: u32, n: u32, k: u32, epilogue: u32 }
+struct Params { m: u32, n: u32, k: u32, more: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;

@@ -3,6 +3,7 @@
 //! What reaches the terminal passes through here: [`say`] and [`note`] are lines for people, in which names and paths
 //! from anywhere do no harm; [`print`] and [`write`] are for what must stay as it is.
 
+mod bench;
 mod chat;
 mod config;
 mod devices;
@@ -55,6 +56,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     Devices(devices::Arguments),
+    Bench(bench::Arguments),
     Train(train::Arguments),
     Trace(trace::Arguments),
     Verify(verify::Arguments),
@@ -94,6 +96,7 @@ pub fn run(environment: &Environment) -> u8 {
     }
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
+        Verb::Bench(a) => bench::run(&a),
         Verb::Train(a) => train::run(&a, environment),
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),

@@ -17,7 +17,7 @@ use crate::train::prove::{self, Proof};
 /// one stage against several.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  polystage verify --devices 0,1\n\nThe exit status is 1 if anything fails."
+    after_help = "Example:\n  polystage verify --devices 0,1\n\nThe exit status is 1 if anything fails. Which kernel is chosen when: docs/kernels.md."
 )]
 pub(super) struct Arguments {
     /// Adapters, such as 0,1 (default: all).

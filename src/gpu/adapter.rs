@@ -207,6 +207,9 @@ pub(super) fn sums(vendor_id: u32) -> u32 {
 /// Two for each core of the largest cards. No interface tells their number; smaller cards lose little by more workgroups.
 pub(super) const FILL: u32 = 256;
 
+/// A millisecond on the largest cards, a third of a second on the smallest.
+pub(super) const DISPATCH: u64 = 32_000_000_000;
+
 /// Bytes of memory that belong to the adapter.
 #[cfg(not(target_arch = "wasm32"))]
 fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
@@ -251,6 +254,7 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
         subgroup: None,
         sums: sums(0),
         fill: FILL,
+        dispatch: DISPATCH,
         max_binding,
         max_buffer: u64::MAX,
         max_groups: 65535,

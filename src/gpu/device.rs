@@ -37,6 +37,8 @@ pub struct Capabilities {
     pub sums: u32,
     /// Workgroups of 256 that keep every core busy.
     pub fill: u32,
+    /// Floating-point operations of one dispatch, where it can be cut.
+    pub dispatch: u64,
     /// Bytes one binding may have.
     pub max_binding: u64,
     /// Bytes one buffer may have.
@@ -123,6 +125,7 @@ impl Device {
             subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
             sums: adapter::sums(info.vendor_id),
             fill: if info.software { 1 } else { adapter::FILL },
+            dispatch: adapter::DISPATCH,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             max_groups: limits.max_compute_workgroups_per_dimension,

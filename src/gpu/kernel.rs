@@ -26,6 +26,7 @@ kernels![
     "attention_delta",
     "attention_subgroup",
     "cache_write",
+    "ceiling",
     "column_sum",
     "cross_entropy",
     "elementwise",

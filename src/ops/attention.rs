@@ -44,15 +44,16 @@ fn in_subgroup(e: &Extents, mut launch: Launch, lanes: u32, [rows, heads]: [usiz
 /// A kernel that shares tiles through workgroup memory. More rows and columns would need more registers than Intel's and
 /// Apple's compilers have (docs/kernels.md); a head beyond 128 columns is several workgroups'.
 fn tiled(e: &Extents, mut launch: Launch, header: &'static str, [rows, heads]: [usize; 2]) -> Launch {
+    let aligned = e.size.is_multiple_of(4);
     let columns = e.size.div_ceil(32);
     let parts = columns.div_ceil(4);
     let chunks = columns.div_ceil(parts);
     let tile = match rows {
         ..=16 => 16,
-        _ if chunks > 2 => 32,
+        _ if chunks > 2 || chunks == 2 && !aligned => 32,
         _ => 64,
     };
-    launch.key.specialisation.header = e.size.is_multiple_of(4).then_some(header);
+    launch.key.specialisation.header = aligned.then_some(header);
     launch.key.specialisation.constants.extend([("ROWS", tile as u32), ("CHUNKS", chunks as u32)]);
     launch.groups = [rows.div_ceil(tile) as u32, (e.batch * heads) as u32, parts as u32];
     launch

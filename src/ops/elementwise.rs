@@ -50,41 +50,52 @@ pub(super) fn scale(l: &Lowering, factor: f32) -> Lowered {
     lowered
 }
 
-/// Rows that one invocation sums in the first stage: enough blocks to fill a GPU, few enough for the second stage.
+/// Rows that one invocation sums: so few that enough of them fill a GPU.
 const BLOCK: usize = 32;
 
-/// How many blocks of rows the first stage makes, and how many rows each has.
+/// How many blocks of rows a stage makes, and how many rows each has.
 pub(super) fn blocks(rows: usize) -> (usize, usize) {
     let block = BLOCK.max(rows.div_ceil(1024));
     (rows.div_ceil(block), block)
 }
 
-/// The second stage: one block of `rows` partial sums, added to `to` when that is a parameter's gradient.
-pub(super) fn sum_blocks(l: &Lowering, from: Operand, rows: usize, columns: usize, to: Operand) -> Launch {
-    let mut launch = l.launch(
-        "column_sum",
-        vec![("ACCUMULATE", l.accumulate as u32)],
-        vec![from, to],
-        vec![rows as u32, columns as u32, rows as u32, 0],
-        [columns.div_ceil(64) as u32, 1, 1],
-    );
-    launch.flops = (rows * columns) as f64;
-    launch
+/// Sums of columns in stages, of blocks of rows and then of blocks of their sums, so that no invocation adds many one after
+/// another; the last are added to `to` when that is a parameter's gradient. What stages leave goes to `scratch`.
+pub(super) fn sum_columns(
+    l: &Lowering,
+    from: Operand,
+    [rows, columns]: [usize; 2],
+    to: Operand,
+    scratch: &mut Vec<u64>,
+) -> Vec<Launch> {
+    let (mut from, mut rows, mut launches) = (from, rows, Vec::new());
+    loop {
+        let (count, block) = blocks(rows);
+        let to = if count == 1 {
+            to
+        } else {
+            scratch.push(4 * (count * columns) as u64);
+            Operand::Scratch(scratch.len() - 1)
+        };
+        let accumulate = count == 1 && l.accumulate;
+        let mut launch = l.launch(
+            "column_sum",
+            vec![("ACCUMULATE", accumulate as u32)],
+            vec![from, to],
+            vec![rows as u32, columns as u32, block as u32, 0],
+            [columns.div_ceil(64) as u32, count as u32, 1],
+        );
+        launch.flops = (rows * columns) as f64;
+        launches.push(launch);
+        if count == 1 {
+            return launches;
+        }
+        (from, rows) = (to, count);
+    }
 }
 
 pub(super) fn column_sum(l: &Lowering) -> Lowered {
-    let (rows, columns) = (l.rows(0), l.columns(0));
-    let (count, block) = blocks(rows);
-    if count == 1 {
-        return Lowered::one(sum_blocks(l, l.input(0), rows, columns, l.output(0)));
-    }
-    let first = l.launch(
-        "column_sum",
-        vec![("ACCUMULATE", 0)],
-        vec![l.input(0), Operand::Scratch(0)],
-        vec![rows as u32, columns as u32, block as u32, 0],
-        [columns.div_ceil(64) as u32, count as u32, 1],
-    );
-    let second = sum_blocks(l, Operand::Scratch(0), count, columns, l.output(0));
-    Lowered { launches: vec![first, second], scratch: vec![4 * (count * columns) as u64] }
+    let mut scratch = Vec::new();
+    let launches = sum_columns(l, l.input(0), [l.rows(0), l.columns(0)], l.output(0), &mut scratch);
+    Lowered { launches, scratch }
 }

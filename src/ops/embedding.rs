@@ -26,7 +26,9 @@ pub(super) fn table_backward(l: &Lowering) -> Lowered {
     let (segments, columns) = (l.rows(1), l.columns(0));
     let operands = vec![l.input(0), l.input(1), l.input(2), l.output(0)];
     let parameters = vec![segments as u32, columns as u32];
-    Lowered::one(l.launch("embedding_backward", vec![], operands, parameters, l.spread(segments)))
+    let [x, y, _] = l.spread(segments);
+    let groups = [x, y, columns.div_ceil(64) as u32];
+    Lowered::one(l.launch("embedding_backward", vec![], operands, parameters, groups))
 }
 
 /// Adds to the gradient, which is zero at the start of a step.

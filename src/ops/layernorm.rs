@@ -1,6 +1,6 @@
 //! Layer normalisation.
 
-use super::elementwise::{blocks, sum_blocks};
+use super::elementwise::{blocks, sum_columns};
 use super::{Lowered, Lowering, Operand};
 
 pub(super) fn forward(l: &Lowering, epsilon: f32) -> Lowered {
@@ -30,7 +30,10 @@ pub(super) fn weight_backward(l: &Lowering) -> Lowered {
         vec![rows as u32, columns as u32, block as u32, 0],
         [columns.div_ceil(64) as u32, count as u32, 1],
     );
-    let gain = sum_blocks(l, Operand::Scratch(0), count, columns, l.output(0));
-    let bias = sum_blocks(l, Operand::Scratch(1), count, columns, l.output(1));
-    Lowered { launches: vec![first, gain, bias], scratch: vec![4 * (count * columns) as u64; 2] }
+    let mut scratch = vec![4 * (count * columns) as u64; 2];
+    let mut launches = vec![first];
+    for i in 0..2 {
+        launches.extend(sum_columns(l, Operand::Scratch(i), [count, columns], l.output(i), &mut scratch));
+    }
+    Lowered { launches, scratch }
 }

@@ -83,7 +83,9 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
                 );
             }
             constants.extend(fixed);
-            ("matmul", aligned.then(|| MULTIPLES_OF_4.as_str()), tile.groups([m, n]))
+            let header = packed.or(aligned.then(|| MULTIPLES_OF_4.as_str()));
+            let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
+            return in_bands(l, tile, [m, n, k], constants, operands, header);
         }
     };
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
@@ -167,6 +169,31 @@ impl Tile {
     fn constants(self) -> [(&'static str, u32); 3] {
         [("ACROSS", self.across as u32), ("ROWS", self.rows as u32), ("FOURS", self.fours as u32)]
     }
+}
+
+/// Launches of so many rows of tiles each that none takes a card long: a driver takes one of two seconds for a hung card, and the
+/// slowest cards do some 10¹¹ operations a second.
+fn in_bands(
+    l: &Lowering,
+    tile: Tile,
+    [m, n, k]: [usize; 3],
+    constants: Vec<(&'static str, u32)>,
+    operands: Vec<Operand>,
+    header: Option<&'static str>,
+) -> Lowered {
+    let [x, y, _] = tile.groups([m, n]);
+    let all = 2.0 * m as f64 * n as f64 * k as f64;
+    let launches = (all / l.capabilities.dispatch as f64).ceil().clamp(1.0, y as f64) as u32;
+    let band = y.div_ceil(launches);
+    let launch = |first: u32| {
+        let rows = band.min(y - first);
+        let parameters = vec![m as u32, n as u32, k as u32, first];
+        let mut launch = l.launch("matmul", constants.clone(), operands.clone(), parameters, [x, rows, 1]);
+        launch.key.specialisation.header = header;
+        launch.flops *= rows as f64 / y as f64;
+        launch
+    };
+    Lowered { launches: (0..y).step_by(band as usize).map(launch).collect(), scratch: Vec::new() }
 }
 
 /// Most bytes of partial sums.

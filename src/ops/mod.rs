@@ -17,6 +17,8 @@ pub mod parameters;
 pub mod plan;
 pub mod program;
 mod rmsnorm;
+pub mod roofline;
+mod roofline_svg;
 mod rope;
 pub mod verify;
 

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use super::elementwise::{VECTORS, blocks, sum_blocks};
+use super::elementwise::{VECTORS, blocks, sum_columns};
 use super::{Launch, Lowered, Lowering, Operand};
 
 /// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for.
@@ -42,6 +42,7 @@ pub(super) fn weight_backward(l: &Lowering) -> Lowered {
         vec![rows as u32, columns as u32, block as u32, 0],
         [columns.div_ceil(64) as u32, count as u32, 1],
     );
-    let second = sum_blocks(l, Operand::Scratch(0), count, columns, l.output(0));
-    Lowered { launches: vec![first, second], scratch: vec![4 * (count * columns) as u64] }
+    let mut scratch = vec![4 * (count * columns) as u64];
+    let sums = sum_columns(l, Operand::Scratch(0), [count, columns], l.output(0), &mut scratch);
+    Lowered { launches: [vec![first], sums].concat(), scratch }
 }

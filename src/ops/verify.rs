@@ -139,12 +139,15 @@ pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
         (if native.software { "as on a GPU" } else { "as on a CPU" }.into(), other),
         ("without subgroups".into(), Capabilities { subgroup: None, ..*native }),
         // What large matrices get on cards with many registers, with less, and where K is split.
-        ("as on a large GPU".into(), Capabilities { software: false, sums: 64, fill: 1, ..*native }),
+        (
+            "as on a large GPU".into(),
+            Capabilities { software: false, sums: 64, fill: 1, dispatch: 1, ..*native },
+        ),
         (
             "as on a GPU with few registers".into(),
             Capabilities { software: false, sums: 32, fill: 1, ..*native },
         ),
-        ("K in slices".into(), Capabilities { software: false, fill: 1 << 20, ..*native }),
+        ("K in slices".into(), Capabilities { software: false, sums: 64, fill: 3, dispatch: 1, ..*native }),
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
     ]
@@ -172,7 +175,7 @@ pub fn single_node(case: &Case) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId
     Ok((StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries }, inputs, outputs))
 }
 
-fn parameter_name(index: usize) -> String {
+pub(super) fn parameter_name(index: usize) -> String {
     format!("parameter {index}")
 }
 
@@ -261,7 +264,7 @@ fn ulp(x: f64) -> f64 {
 }
 
 /// Kernels of a lowering, each once, then what tells their variants apart.
-fn describe(lowered: &Lowered) -> String {
+pub(super) fn describe(lowered: &Lowered) -> String {
     let (mut names, mut details) = (Vec::new(), Vec::new());
     let add = |list: &mut Vec<String>, text: String| {
         if !list.contains(&text) {
@@ -273,6 +276,17 @@ fn describe(lowered: &Lowered) -> String {
         add(&mut names, launch.key.name.to_string());
         if let Some((_, lanes)) = specialisation.constants.iter().find(|(name, _)| *name == "LANES") {
             add(&mut details, format!("{lanes} lanes"));
+        }
+        let constant = |wanted: &str| {
+            specialisation.constants.iter().find(|(name, _)| *name == wanted).map(|&(_, value)| value)
+        };
+        if let (Some(across), Some(rows), Some(fours)) =
+            (constant("ACROSS"), constant("ROWS"), constant("FOURS"))
+        {
+            add(&mut details, format!("tiles of {}x{}", 256 / across * rows, 4 * across * fours));
+        }
+        if let (Some(rows), Some(chunks)) = (constant("ROWS"), constant("CHUNKS")) {
+            add(&mut details, format!("tiles of {rows}x{}", 32 * chunks));
         }
         let text = source(launch.key.name, specialisation.header);
         if let Some(header) = text.split("// Header \"").nth(1).and_then(|rest| rest.split('"').next()) {
