@@ -103,6 +103,7 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
 }
 
 override SPLIT: bool = false; // along K; p.more is then the length of a slice, and else the number of the first row of tiles
+override WRITTEN_OUT: bool = true; // the loop over a tile: cards want it, drivers on a CPU compile it for seconds
 override ACROSS: u32 = 16u;   // invocations along N, of 256
 override ROWS: u32 = 4u;      // of an invocation: 2, 4 or 8
 override FOURS: u32 = 1u;     // columns of an invocation in units of 4: 1 or 2
@@ -284,10 +285,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         if HIGH > 64u { a1 = fetch_a(i + 256u, row0, k); }
         if i < WIDE * 4u { b0 = fetch_b(i, column0, k); }
         if WIDE > 64u { b1 = fetch_b(i + 256u, column0, k); }
-        sums = step(0u, local.y, local.x, sums);
-        sums = step(1u, local.y, local.x, sums);
-        sums = step(2u, local.y, local.x, sums);
-        sums = step(3u, local.y, local.x, sums);
+        if WRITTEN_OUT {
+            sums = step(0u, local.y, local.x, sums);
+            sums = step(1u, local.y, local.x, sums);
+            sums = step(2u, local.y, local.x, sums);
+            sums = step(3u, local.y, local.x, sums);
+        } else {
+            for (var four = 0u; four < 4u; four++) {
+                sums = step(four, local.y, local.x, sums);
+            }
+        }
     }
     let column = column0 + 4u * local.x;
     put4(group.z, row0 + row, column, sums.upper_left);

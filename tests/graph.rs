@@ -229,6 +229,7 @@ fn capabilities(software: bool) -> Capabilities {
         subgroup: software.then_some(8),
         sums: 16,
         fill: 256,
+        written_out: true,
         dispatch: u64::MAX,
         max_binding,
         max_buffer,

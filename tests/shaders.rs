@@ -47,6 +47,7 @@ pub fn card(sums: u32, fill: u32) -> Capabilities {
         subgroup: Some(32),
         sums,
         fill,
+        written_out: true,
         dispatch: u64::MAX,
         max_binding,
         max_buffer,

@@ -254,6 +254,7 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
         subgroup: None,
         sums: sums(0),
         fill: FILL,
+        written_out: true,
         dispatch: DISPATCH,
         max_binding,
         max_buffer: u64::MAX,

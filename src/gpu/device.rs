@@ -37,6 +37,8 @@ pub struct Capabilities {
     pub sums: u32,
     /// Workgroups of 256 that keep every core busy.
     pub fill: u32,
+    /// Short loops are written out: a card's compiler schedules them better, a driver on a CPU compiles them for seconds.
+    pub written_out: bool,
     /// Floating-point operations of one dispatch, where it can be cut.
     pub dispatch: u64,
     /// Bytes one binding may have.
@@ -125,6 +127,7 @@ impl Device {
             subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
             sums: adapter::sums(info.vendor_id),
             fill: if info.software { 1 } else { adapter::FILL },
+            written_out: !info.software,
             dispatch: adapter::DISPATCH,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,

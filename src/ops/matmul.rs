@@ -71,6 +71,7 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         _ => {
             let tile = Tile::choose(l, [m, n], k);
             constants.extend(tile.constants());
+            constants.push(("WRITTEN_OUT", u32::from(l.capabilities.written_out)));
             let slices = tile.slices(l, [m, n], k);
             if slices > 1 {
                 return split(
