@@ -563,7 +563,7 @@ fn two_small_devices_take_turns_behind_a_large_one_and_a_run_on_them_goes_on_bit
              memory_gb_s = 25\nlaunch_us = 1\nsubmit_us = 5\nbarrier_us = 20\n"
         )
     };
-    let [large, small] = [device("large", "64MiB", 8.0), device("small", "6MiB", 4.0)];
+    let [large, small] = [device("large", "64MiB", 8.0), device("small", "6MiB", 3.0)];
     let machine = format!("link = {{ latency_us = 50, gb_s = 8 }}\n{large}{small}{small}");
     std::fs::write(place.path("three.toml"), machine).unwrap();
     let text = "[model]\nkind = 'gpt2'\nlayers = 2\nwidth = 128\nheads = 4\ncontext = 32\nvocabulary = 256\n\
