@@ -145,6 +145,15 @@ fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f32> {
     return select(vec4<f32>(), load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n), k < p.k);
 }
 
+// Where vector i of the `four`th four of K stands.
+fn place_a(four: u32, i: u32) -> u32 {
+    return 4u * four * (HIGH / 4u) + select((i + 2u * four) % (HIGH / 4u), i, LAYOUT == 2u);
+}
+
+fn place_b(four: u32, i: u32) -> u32 {
+    return 4u * four * (WIDE / 4u) + select(i, (i + 2u * four) % (WIDE / 4u), LAYOUT == 1u);
+}
+
 fn put_a(i: u32, x: vec4<f32>) {
     if LAYOUT == 2u {
         a_tile[i] = x;
@@ -152,7 +161,7 @@ fn put_a(i: u32, x: vec4<f32>) {
     }
     let four = i % 4u;
     let row = i / 4u;
-    let at = 4u * four * (HIGH / 4u) + (row / 4u + 2u * four) % (HIGH / 4u);
+    let at = place_a(four, row / 4u);
     a_tile[at][row % 4u] = x.x;
     a_tile[at + HIGH / 4u][row % 4u] = x.y;
     a_tile[at + HIGH / 2u][row % 4u] = x.z;
@@ -166,7 +175,7 @@ fn put_b(i: u32, x: vec4<f32>) {
     }
     let four = i % 4u;
     let row = i / 4u;
-    let at = 4u * four * (WIDE / 4u) + (row / 4u + 2u * four) % (WIDE / 4u);
+    let at = place_b(four, row / 4u);
     b_tile[at][row % 4u] = x.x;
     b_tile[at + WIDE / 4u][row % 4u] = x.y;
     b_tile[at + WIDE / 2u][row % 4u] = x.z;
@@ -175,15 +184,6 @@ fn put_b(i: u32, x: vec4<f32>) {
 
 // Four rows of four columns.
 struct Block { r0: vec4<f32>, r1: vec4<f32>, r2: vec4<f32>, r3: vec4<f32> }
-
-// Where vector i of the `four`th four of K stands.
-fn place_a(four: u32, i: u32) -> u32 {
-    return 4u * four * (HIGH / 4u) + select((i + 2u * four) % (HIGH / 4u), i, LAYOUT == 2u);
-}
-
-fn place_b(four: u32, i: u32) -> u32 {
-    return 4u * four * (WIDE / 4u) + select(i, (i + 2u * four) % (WIDE / 4u), LAYOUT == 1u);
-}
 
 fn outer(a: vec4<f32>, b: vec4<f32>, s: Block) -> Block {
     return Block(fma(vec4(a.x), b, s.r0), fma(vec4(a.y), b, s.r1), fma(vec4(a.z), b, s.r2), fma(vec4(a.w), b, s.r3));

@@ -1,7 +1,7 @@
 //! What the shader compilers of four vendors say of every kernel that their cards may choose: Mesa's, for cards that are not here
 //! (`scripts/isa/fetch.sh`). NVK's is not NVIDIA's own and Honeykrisp's not Apple's; what counts are spills and registers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -133,19 +133,17 @@ fn label(key: &KernelKey) -> String {
 type Statistics = HashMap<String, f64>;
 
 impl Target {
-    /// What the compiler says of every kernel that the card may choose.
-    fn compile(&self, root: &Path, folder: &Path) -> BTreeMap<String, Statistics> {
-        // Tiles of every size that it holds, whole and with K split.
+    /// Every kernel that the card may choose: tiles of every size that it holds, whole and with K split.
+    fn chosen(&self) -> impl Iterator<Item = KernelKey> {
         let sums = [16, 32, 64].into_iter().filter(|&sums| sums <= self.sums);
-        let chosen = sums.flat_map(|sums| [1, 3, 256].map(|fill| kernels(&card(sums, fill)))).flatten();
-        let files: BTreeMap<String, String> = chosen
-            .map(|key| {
-                let label = label(&key);
-                let path = folder.join(format!("{}.spv", label.replace(' ', "_")));
-                std::fs::write(&path, spirv(&key)).unwrap();
-                (path.to_str().unwrap().to_string(), label)
-            })
-            .collect();
+        sums.flat_map(|sums| [1, 3, 256].map(|fill| kernels(&card(sums, fill)))).flatten()
+    }
+
+    /// What the compiler says of each, by its label.
+    fn compile(&self, root: &Path, files: &BTreeMap<String, String>) -> BTreeMap<String, Statistics> {
+        let chosen: BTreeSet<String> = self.chosen().map(|key| label(&key)).collect();
+        let labels: HashMap<&str, &str> =
+            chosen.iter().map(|label| (files[label].as_str(), label.as_str())).collect();
         let libraries = root.join("sid/usr/lib/x86_64-linux-gnu");
         let shims: Vec<String> = self
             .shims
@@ -159,7 +157,7 @@ impl Target {
             .arg(&libraries)
             .args(["--preload", &shims.join(":")])
             .arg(root.join("statistics"))
-            .args(files.keys())
+            .args(labels.keys())
             .env("VK_DRIVER_FILES", &manifest)
             .env("VK_ICD_FILENAMES", &manifest)
             .env("MESA_SHADER_CACHE_DISABLE", "true")
@@ -172,10 +170,10 @@ impl Target {
             let mut fields = line.split('\t').filter_map(|field| field.split_once('='));
             let Some(("file", file)) = fields.next() else { continue };
             let values = fields.filter_map(|(name, value)| Some((name.to_string(), value.parse().ok()?)));
-            known.insert(files[file].clone(), values.collect::<Statistics>());
+            known.insert(labels[file].to_string(), values.collect::<Statistics>());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(known.len(), files.len(), "{} compiled only these: {errors}", self.name);
+        assert_eq!(known.len(), labels.len(), "{} compiled only these: {errors}", self.name);
         known
     }
 
@@ -187,12 +185,18 @@ impl Target {
 
 /// Of each target, in their order.
 fn compile_for_all(root: &Path) -> Vec<BTreeMap<String, Statistics>> {
-    let compile = |target: &'static Target| {
-        let folder = tempfile::tempdir().unwrap();
-        target.compile(root, folder.path())
-    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = BTreeMap::new();
+    for key in TARGETS.iter().flat_map(Target::chosen) {
+        files.entry(label(&key)).or_insert_with_key(|label| {
+            let path = folder.path().join(format!("{}.spv", label.replace(' ', "_")));
+            std::fs::write(&path, spirv(&key)).unwrap();
+            path.to_str().unwrap().to_string()
+        });
+    }
     std::thread::scope(|scope| {
-        let running: Vec<_> = TARGETS.iter().map(|target| scope.spawn(move || compile(target))).collect();
+        let compile = |target: &'static Target| scope.spawn(|| target.compile(root, &files));
+        let running: Vec<_> = TARGETS.iter().map(compile).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }

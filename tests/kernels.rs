@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use polystage::gpu::Capabilities;
 use polystage::ops::bench;
-use polystage::ops::verify::{Case, Outcome, cases, results, variants, verify};
+use polystage::ops::verify::{Case, Outcome, cases, choices, results, verify};
 
 use crate::common::{adapters, open};
 
@@ -32,7 +32,7 @@ fn packed_weights_give_bit_for_bit_what_the_same_numbers_in_f32_give_with_every_
         let mut seen = std::collections::BTreeSet::new();
         for packed in cases().into_iter().filter(|case| case.packed) {
             let full = Case { packed: false, ..packed.clone() };
-            for (choice, capabilities) in variants(device.capabilities()) {
+            for (choice, capabilities) in choices(device.capabilities(), &packed).expect("a case") {
                 let run = |case| device.block_on(results(device, case, &capabilities)).expect("runs");
                 let ((variant, got), (_, want)) = (run(&packed), run(&full));
                 let bits = |lists: Vec<Vec<f32>>| -> Vec<Vec<u32>> {

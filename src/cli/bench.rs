@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::progress::Counter;
-use super::{adapters, open, parse_devices, print, save, say};
+use super::{adapters, once_each, open_named, print, save, say};
 use crate::error::{Error, Result};
 use crate::ops::roofline::{self, Report, Sizes};
-use crate::train::config::Devices;
 
 /// Measures every hot kernel on each adapter, beside what the adapter can do at most: a loop of multiplications and additions,
 /// and a copy.
@@ -79,14 +78,12 @@ impl Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let adapters = adapters()?;
-    let all = Devices::List(adapters.iter().map(|a| a.index).collect());
-    let devices = arguments.devices.as_deref().map(parse_devices).transpose()?.unwrap_or(all);
     // What is wrong with the sizes is said before anything is opened.
     adapters.iter().try_for_each(|a| arguments.sizes(a.software).map(|_| ()))?;
-    let mut devices = open(&devices, &adapters)?;
-    devices.dedup_by_key(|device| device.info().index);
+    let devices = open_named(arguments.devices.as_deref(), &adapters)?;
+    let devices = once_each(&devices);
     let mut reports = Vec::new();
-    for device in &devices {
+    for &device in &devices {
         let (index, name) = (device.info().index, device.info().name.clone());
         let sizes = arguments.sizes(device.info().software)?;
         let label = name.clone();

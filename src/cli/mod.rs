@@ -203,6 +203,23 @@ fn parse_devices(text: &str) -> Result<Devices> {
     })
 }
 
+/// Opens what `--devices` names, or every adapter.
+fn open_named(devices: Option<&str>, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
+    let all = Devices::List(adapters.iter().map(|a| a.index).collect());
+    open(&devices.map(parse_devices).transpose()?.unwrap_or(all), adapters)
+}
+
+/// One device of each adapter, in their order.
+fn once_each(devices: &[Device]) -> Vec<&Device> {
+    let mut list: Vec<&Device> = Vec::new();
+    for device in devices {
+        if list.iter().all(|known| known.info().index != device.info().index) {
+            list.push(device);
+        }
+    }
+    list
+}
+
 /// Opens what `devices` names.
 fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
     let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();

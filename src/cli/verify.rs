@@ -6,11 +6,10 @@ use std::ops::ControlFlow;
 use serde_json::json;
 
 use super::progress::Counter;
-use super::{adapters, open, parse_devices, print, say};
+use super::{adapters, once_each, open_named, print, say};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::ops::verify::{self, Outcome, cases};
-use crate::train::config::Devices;
 use crate::train::prove::{self, Proof};
 
 /// Proves the results of this machine's adapters: every op and kernel variant against a reference in 64-bit floats, then
@@ -33,9 +32,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let adapters = adapters()?;
-    let all = Devices::List(adapters.iter().map(|a| a.index).collect());
-    let devices = arguments.devices.as_deref().map(parse_devices).transpose()?.unwrap_or(all);
-    let devices = open(&devices, &adapters)?;
+    let devices = open_named(arguments.devices.as_deref(), &adapters)?;
     let wanted = arguments.only.as_deref().unwrap_or_default().to_lowercase();
     let cases: Vec<_> = cases().into_iter().filter(|c| c.label.to_lowercase().contains(&wanted)).collect();
     if cases.is_empty() {
@@ -44,13 +41,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     }
     let mut passed = true;
     let mut reports = Vec::new();
-    let mut seen = Vec::new();
-    for device in &devices {
+    for device in once_each(&devices) {
         let index = device.info().index;
-        if seen.contains(&index) {
-            continue;
-        }
-        seen.push(index);
         if !arguments.json {
             say(format!("adapter {index}: {}", device.info().name))?;
             say(format!(

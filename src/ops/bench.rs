@@ -2,13 +2,11 @@
 
 use serde::Serialize;
 
-use super::parameters::{Layout, Parameters};
 use super::plan::MemoryPlan;
-use super::program::{Slots, StageProgram};
-use super::verify::{Case, single_node};
+use super::verify::{Alone, Case, single_node};
 use crate::error::Result;
-use crate::gpu::{Buffer, Device, Mapping, now};
-use crate::graph::{Epilogue, Layout as MatmulLayout, Op, Phase};
+use crate::gpu::{Buffer, Device, Mapping, Recorder, now};
+use crate::graph::{Epilogue, Layout as MatmulLayout, Op};
 
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]
@@ -28,7 +26,7 @@ pub struct Speed {
 /// Seconds after which a measurement is long enough not to measure its own overhead.
 const LONG_ENOUGH: f64 = 0.025;
 /// Measurements of which the median counts.
-const REPEATS: usize = 5;
+pub(super) const REPEATS: usize = 5;
 
 /// What [`measure`] measures, one after another.
 pub const MEASUREMENTS: u64 = 4;
@@ -87,30 +85,41 @@ async fn run(device: &Device, op: &Op, shapes: &[Vec<usize>]) -> Result<f64> {
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
     let (stage, inputs, _) = single_node(&Case::new(op.clone(), &shapes))?;
     let plan = MemoryPlan::new(&stage, device.capabilities());
-    let parameters = Parameters::new(device, Layout::new(Vec::new()), false)?;
-    let mut program = StageProgram::new(device, stage, plan, 1, 1)?;
-    let slots = Slots { stash: 0, gradient: 0 };
+    let mut alone = Alone::new(device, stage, plan)?;
     for input in inputs {
-        // Zeros take less power, hence a higher clock, than what a training run multiplies.
-        let range = program.range(&parameters, input, slots)?;
-        let values: Vec<f32> = (0..range.bytes / 4).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
-        device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&values));
+        let range = alone.range(input)?;
+        device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&numbers(range.bytes as usize / 4)));
     }
-    let launches = program.launch_flops(Phase::Forward).len();
-    let mut times = Vec::new();
+    let mut record = |recorder: &mut Recorder<'_>| alone.record(recorder);
     // The first run also compiles and uploads.
-    for repeat in 0..=REPEATS {
-        let start = now();
-        let mut recorder = device.record();
-        program.record(&mut recorder, &parameters, Phase::Forward, 0..launches, slots)?;
-        recorder.submit(|| ());
-        device.below(1).await;
-        device.check("measuring")?;
-        if repeat > 0 {
-            times.push(now() - start);
-        }
+    together(device, &mut record, 1).await?;
+    let mut times = Vec::new();
+    for _ in 0..REPEATS {
+        times.push(together(device, &mut record, 1).await?);
     }
     Ok(median(times))
+}
+
+/// What is multiplied: zeros take less power, hence a higher clock, than what a training run has.
+pub(super) fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect()
+}
+
+/// Seconds of so many runs of what `record` records, in one submission.
+pub(super) async fn together(
+    device: &Device,
+    record: &mut impl FnMut(&mut Recorder<'_>) -> Result<()>,
+    times: usize,
+) -> Result<f64> {
+    let start = now();
+    let mut recorder = device.record();
+    for _ in 0..times {
+        record(&mut recorder)?;
+    }
+    recorder.submit(|| ());
+    device.below(1).await;
+    device.check("measuring")?;
+    Ok(now() - start)
 }
 
 /// Medians of the seconds to bring bytes from mapped memory to a device's buffer, and from there to the host.
@@ -144,7 +153,7 @@ fn copy(device: &Device, from: &Buffer, to: &Buffer, bytes: u64) {
     recorder.submit(|| ());
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
+pub(super) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }

@@ -1,7 +1,7 @@
 //! Matmul: which kernel, which header, which grid. B may be packed as bf16; what is summed, and in which order, is the
 //! same, so that a packed B gives bit for bit what its elements in f32 give.
 
-use super::{Lowered, Lowering, Operand};
+use super::{Launch, Lowered, Lowering, Operand};
 use crate::graph::{Epilogue, Layout, Op};
 
 /// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's, and
@@ -46,6 +46,7 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
     let rows = ("ROWS", m.next_power_of_two() as u32);
     let packed = l.packed(1).then_some(if aligned { PACKED_MULTIPLES_OF_4 } else { PACKED_ANY_SHAPE });
+    let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
     // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
     let (name, header, groups) = match l.capabilities.subgroup {
         Some(lanes) if l.capabilities.software => {
@@ -72,24 +73,14 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
             let tile = Tile::choose(l, [m, n], k);
             constants.extend(tile.constants());
             constants.push(("WRITTEN_OUT", u32::from(l.capabilities.written_out)));
-            let slices = tile.slices(l, [m, n], k);
-            if slices > 1 {
-                return split(
-                    l,
-                    [m, n, k],
-                    slices,
-                    tile,
-                    constants,
-                    Rest { code, bias, extra, second, aligned, packed },
-                );
-            }
-            constants.extend(fixed);
-            let header = packed.or(aligned.then(|| MULTIPLES_OF_4.as_str()));
-            let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
-            return in_bands(l, tile, [m, n, k], constants, operands, header);
+            let mut whole = l.launch("matmul", constants, operands, Vec::new(), tile.groups([m, n]));
+            whole.key.specialisation.header = packed.or(aligned.then(|| MULTIPLES_OF_4.as_str()));
+            return match tile.slices(l, [m, n], k) {
+                1 => in_bands(l, whole, [m, n, k], fixed),
+                slices => split(l, whole, [m, n, k], slices, fixed),
+            };
         }
     };
-    let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
     let mut launch = l.launch(
         name,
         constants,
@@ -176,23 +167,19 @@ impl Tile {
 /// slowest cards do some 10¹¹ operations a second.
 fn in_bands(
     l: &Lowering,
-    tile: Tile,
+    mut whole: Launch,
     [m, n, k]: [usize; 3],
-    constants: Vec<(&'static str, u32)>,
-    operands: Vec<Operand>,
-    header: Option<&'static str>,
+    fixed: [(&'static str, u32); 2],
 ) -> Lowered {
-    let [x, y, _] = tile.groups([m, n]);
-    let all = 2.0 * m as f64 * n as f64 * k as f64;
-    let launches = (all / l.capabilities.dispatch as f64).ceil().clamp(1.0, y as f64) as u32;
+    whole.key.specialisation.constants.extend(fixed);
+    let [x, y, _] = whole.groups;
+    let launches = (whole.flops / l.capabilities.dispatch as f64).ceil().clamp(1.0, y as f64) as u32;
     let band = y.div_ceil(launches);
     let launch = |first: u32| {
         let rows = band.min(y - first);
         let parameters = vec![m as u32, n as u32, k as u32, first];
-        let mut launch = l.launch("matmul", constants.clone(), operands.clone(), parameters, [x, rows, 1]);
-        launch.key.specialisation.header = header;
-        launch.flops *= rows as f64 / y as f64;
-        launch
+        let flops = whole.flops * (rows as f64 / y as f64);
+        Launch { parameters, groups: [x, rows, 1], flops, ..whole.clone() }
     };
     Lowered { launches: (0..y).step_by(band as usize).map(launch).collect(), scratch: Vec::new() }
 }
@@ -200,45 +187,32 @@ fn in_bands(
 /// Most bytes of partial sums.
 const PARTIAL: u64 = 64 << 20;
 
-/// What a split matmul needs beside its extents.
-struct Rest {
-    code: u32,
-    bias: Operand,
-    extra: Operand,
-    second: Operand,
-    aligned: bool,
-    packed: Option<&'static str>,
-}
-
 /// Partial sums of slices of K, then their sum and what is to be done with it.
 fn split(
     l: &Lowering,
+    whole: Launch,
     [m, n, k]: [usize; 3],
     slices: usize,
-    tile: Tile,
-    mut constants: Vec<(&'static str, u32)>,
-    rest: Rest,
+    fixed: [(&'static str, u32); 2],
 ) -> Lowered {
     // Of whole steps of the kernel.
     let slice = k.div_ceil(slices).next_multiple_of(16);
     let slices = k.div_ceil(slice);
-    constants.push(("SPLIT", 1));
-    let unread = Operand::Unread;
-    let operands = vec![l.input(0), l.input(1), unread, unread, Operand::Scratch(0), Operand::Unwritten];
-    let [x, y, _] = tile.groups([m, n]);
-    let mut sums = l.launch(
-        "matmul",
-        constants,
-        operands,
-        [m, n, k, slice].map(|x| x as u32).to_vec(),
-        [x, y, slices as u32],
-    );
-    sums.key.specialisation.header = rest.packed.or(rest.aligned.then(|| MULTIPLES_OF_4.as_str()));
-    let constants = vec![("EPILOGUE", rest.code), ("ACCUMULATE", u32::from(l.accumulate))];
-    let operands = vec![Operand::Scratch(0), unread, rest.bias, rest.extra, l.output(0), rest.second];
+    let partial = Operand::Scratch(0);
+    let operands = [&[partial, Operand::Unread][..], &whole.operands[2..]].concat();
     let parameters = [m, n, slices, 0].map(|x| x as u32).to_vec();
-    let mut reduce = l.launch("matmul_reduce", constants, operands, parameters, l.each(m * n.div_ceil(4)));
+    let groups = l.each(m * n.div_ceil(4));
+    let mut reduce = l.launch("matmul_reduce", fixed.to_vec(), operands, parameters, groups);
     reduce.flops = (m * n * slices) as f64;
     reduce.key.specialisation.header = n.is_multiple_of(4).then(|| MULTIPLES_OF_4.as_str());
+    let [x, y, _] = whole.groups;
+    let [a, b] = [whole.operands[0], whole.operands[1]];
+    let mut sums = Launch {
+        operands: vec![a, b, Operand::Unread, Operand::Unread, partial, Operand::Unwritten],
+        parameters: [m, n, k, slice].map(|x| x as u32).to_vec(),
+        groups: [x, y, slices as u32],
+        ..whole
+    };
+    sums.key.specialisation.constants.push(("SPLIT", 1));
     Lowered { launches: vec![sums, reduce], scratch: vec![(4 * m * n * slices) as u64] }
 }

@@ -4,14 +4,14 @@
 
 use serde::Serialize;
 
+use super::bench::{REPEATS, median, numbers, together};
 use super::parameters::{AdamStep, Layout as Pool, Parameters};
 use super::plan::MemoryPlan;
-use super::program::{Slots, StageProgram};
 use super::sort_rows;
-use super::verify::{Case, describe, single_node};
+use super::verify::{Alone, Case, describe, single_node};
 use crate::error::Result;
-use crate::gpu::{Device, KernelKey, Recorder, Specialisation, now};
-use crate::graph::{DType, Epilogue, Layout, Op, Phase, ValueId};
+use crate::gpu::{Device, KernelKey, Recorder, Specialisation};
+use crate::graph::{DType, Epilogue, Layout, Op, StageGraph, ValueId};
 use crate::model::{Init, Parameter};
 
 /// The model at whose sizes kernels run.
@@ -163,9 +163,16 @@ pub async fn measure(device: &Device, sizes: Sizes, mut each: impl FnMut()) -> R
     let mut report =
         Report { sizes, ceilings, kernels: Vec::new(), left_out: Vec::new(), block_seconds: 0.0 };
     for task in tasks(sizes) {
-        match too_large(device, &task.case) {
-            Some(reason) => report.left_out.push(format!("{}: {reason}", task.role)),
-            None => report.kernels.push(node(device, ceilings, task).await?),
+        let (stage, inputs, outputs) = single_node(&task.case)?;
+        let capabilities = device.capabilities();
+        let most = capabilities.max_binding.min(capabilities.max_buffer);
+        let values = inputs.iter().chain(&outputs);
+        let largest = values.map(|&id| stage.graph.value(id).bytes()).max().unwrap_or(0);
+        if largest > most {
+            let reason = format!("{largest} bytes in one binding, which holds {most}");
+            report.left_out.push(format!("{}: {reason}", task.role));
+        } else {
+            report.kernels.push(node(device, ceilings, task, (stage, inputs, outputs)).await?);
         }
         each();
     }
@@ -175,37 +182,10 @@ pub async fn measure(device: &Device, sizes: Sizes, mut each: impl FnMut()) -> R
     Ok(report)
 }
 
-/// Why a case does not fit, if it does not.
-fn too_large(device: &Device, case: &Case) -> Option<String> {
-    let most = device.capabilities().max_binding.min(device.capabilities().max_buffer);
-    let largest = case.shapes.iter().map(|shape| 4 * shape.iter().product::<usize>() as u64).max()?;
-    let result = case.shapes.first()?.first()? * case.shapes.get(1).and_then(|s| s.first()).unwrap_or(&0);
-    let largest = largest.max(if case.op.name() == "matmul" { 4 * result as u64 } else { 0 });
-    (largest > most).then(|| format!("{largest} bytes in one binding, which holds {most}"))
-}
-
 /// Seconds that the runs of one measurement take together, at least.
 const LONG_ENOUGH: f64 = 0.03;
-const REPEATS: usize = 5;
 /// Seconds that drivers let one submission take, with room.
 const MOST: f64 = 0.25;
-
-/// Seconds of so many runs in one submission.
-async fn together(
-    device: &Device,
-    record: &mut impl FnMut(&mut Recorder<'_>) -> Result<()>,
-    times: usize,
-) -> Result<f64> {
-    let start = now();
-    let mut recorder = device.record();
-    for _ in 0..times {
-        record(&mut recorder)?;
-    }
-    recorder.submit(|| ());
-    device.below(1).await;
-    device.check("measuring")?;
-    Ok(now() - start)
-}
 
 /// Median of the seconds of what `record` records once. It runs as often as it takes to measure it.
 async fn timed(device: &Device, mut record: impl FnMut(&mut Recorder<'_>) -> Result<()>) -> Result<f64> {
@@ -227,8 +207,7 @@ async fn timed(device: &Device, mut record: impl FnMut(&mut Recorder<'_>) -> Res
     for _ in 0..REPEATS {
         list.push(together(device, &mut record, times).await? / times as f64);
     }
-    list.sort_by(f64::total_cmp);
-    Ok(list[REPEATS / 2])
+    Ok(median(list))
 }
 
 /// 10⁹ operations a second of the kernel that does nothing else.
@@ -272,9 +251,13 @@ fn judged(ceilings: Ceilings, seconds: f64, flops: f64, bytes: f64) -> Measured 
     Measured { role, kernels, shapes, seconds, gflops, gb_s, intensity, share, each_block: 0 }
 }
 
-async fn node(device: &Device, ceilings: Ceilings, task: Task) -> Result<Measured> {
+async fn node(
+    device: &Device,
+    ceilings: Ceilings,
+    task: Task,
+    (stage, inputs, outputs): (StageGraph, Vec<ValueId>, Vec<ValueId>),
+) -> Result<Measured> {
     let Task { role, case, each_block } = task;
-    let (stage, inputs, outputs) = single_node(&case)?;
     let flops = stage.graph.flops(&stage.graph.nodes[0]);
     let bytes_of = |id: &ValueId| 4.0 * stage.graph.value(*id).len() as f64;
     // Where something is added to, it is read too.
@@ -286,28 +269,21 @@ async fn node(device: &Device, ceilings: Ceilings, task: Task) -> Result<Measure
     };
     let plan = MemoryPlan::new(&stage, device.capabilities());
     let kernels = describe(&plan.lowered[0]);
-    let list = stage.gradients.iter().enumerate().map(|(i, &(_, gradient))| {
-        Parameter::new(super::verify::parameter_name(i), stage.graph.shape(gradient), Init::Zeros)
-    });
-    let parameters = Parameters::new(device, Pool::new(list.collect()), case.accumulate)?;
-    let mut program = StageProgram::new(device, stage, plan, 1, 1)?;
-    let slots = Slots { stash: 0, gradient: 0 };
+    let mut alone = Alone::new(device, stage, plan)?;
     for (i, &input) in inputs.iter().enumerate() {
-        let range = program.range(&parameters, input, slots)?;
+        let range = alone.range(input)?;
         device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&content(&case, i)));
     }
-    let launches = program.launch_flops(Phase::Forward).len();
-    let seconds =
-        timed(device, |recorder| program.record(recorder, &parameters, Phase::Forward, 0..launches, slots));
+    let seconds = timed(device, |recorder| alone.record(recorder));
     let measured = judged(ceilings, seconds.await?, flops, bytes);
     Ok(Measured { role: role.into(), kernels, shapes: case.shapes, each_block, ..measured })
 }
 
-/// Words of an argument. Zeros would take less power, hence a higher clock, than what a training run multiplies.
+/// Words of an argument.
 fn content(case: &Case, argument: usize) -> Vec<u32> {
     let length: usize = case.shapes[argument].iter().product();
     if case.dtype(argument) == DType::F32 {
-        return (0..length).map(|i| ((i % 251) as f32 / 251.0 - 0.5).to_bits()).collect();
+        return bytemuck::cast_vec(numbers(length));
     }
     let tokens = |n: usize, vocabulary: usize| (0..n).map(|i| (i * 7919 % vocabulary) as u32).collect();
     match case.op {
@@ -322,9 +298,9 @@ fn content(case: &Case, argument: usize) -> Vec<u32> {
 
 /// AdamW on as many weights as a block has.
 async fn optimizer(device: &Device, ceilings: Ceilings, sizes: Sizes) -> Result<Measured> {
-    let shape = [12 * sizes.width, sizes.width];
-    let parameter = Parameter::new("weights", &shape, Init::Zeros);
-    let parameters = Parameters::new(device, Pool::new(vec![parameter]), true)?;
+    let shape = [sizes.width, sizes.width];
+    let weights = (0..12).map(|i| Parameter::new(format!("weights {i}"), &shape, Init::Zeros)).collect();
+    let parameters = Parameters::new(device, Pool::new(weights), true)?;
     let step = AdamStep {
         clip: 1.0,
         rate: 1e-3,
@@ -337,8 +313,8 @@ async fn optimizer(device: &Device, ceilings: Ceilings, sizes: Sizes) -> Result<
     };
     let seconds = timed(device, |recorder| parameters.record_adam(device, recorder, step)).await?;
     // Gradient, weight and two moments read, the last three written.
-    let elements = (shape[0] * shape[1]) as f64;
+    let elements = 12.0 * (shape[0] * shape[1]) as f64;
     let measured = judged(ceilings, seconds, 14.0 * elements, 28.0 * elements);
     let (role, kernels) = ("AdamW".into(), "adamw, f32".into());
-    Ok(Measured { role, kernels, shapes: vec![shape.to_vec()], each_block: 0, ..measured })
+    Ok(Measured { role, kernels, shapes: vec![shape.to_vec(); 12], each_block: 0, ..measured })
 }

@@ -11,7 +11,7 @@ use super::plan::MemoryPlan;
 use super::program::{Slots, StageProgram};
 use super::{Lowered, in_place};
 use crate::error::Result;
-use crate::gpu::{Capabilities, Device, Range, source};
+use crate::gpu::{Capabilities, Device, Range, Recorder, source};
 use crate::graph::{Fed, Graph, Op, Phase, StageGraph, ValueId};
 use crate::model::{Init, Parameter};
 use crate::reference;
@@ -98,13 +98,8 @@ pub async fn verify(
         let arguments = arguments(case);
         let wanted = wanted(case, &arguments);
         let node = single_node(case)?;
-        let mut seen: Vec<Vec<Lowered>> = Vec::new();
-        for (choice, capabilities) in variants(device.capabilities()) {
+        for (choice, capabilities) in choices(device.capabilities(), case)? {
             let plan = MemoryPlan::new(&node.0, &capabilities);
-            if seen.contains(&plan.lowered) {
-                continue;
-            }
-            seen.push(plan.lowered.clone());
             let variant = describe(&plan.lowered[0]);
             let got = run(device, case, &arguments, node.clone(), plan).await?;
             device.check(&format!("{}, {choice}", case.label))?;
@@ -132,7 +127,7 @@ pub async fn results(
 }
 
 /// The choices of kernels to try on a device: its own first, then what other devices would choose and it can run too.
-pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
+fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
     let other = Capabilities { software: !native.software, ..*native };
     vec![
         ("native".into(), *native),
@@ -151,6 +146,22 @@ pub fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
     ]
+}
+
+/// Of [`variants`] those that run a case on other launches than the ones before.
+pub fn choices(native: &Capabilities, case: &Case) -> Result<Vec<(String, Capabilities)>> {
+    let (stage, ..) = single_node(case)?;
+    let mut seen: Vec<Vec<Lowered>> = Vec::new();
+    let mut list = variants(native);
+    list.retain(|(_, capabilities)| {
+        let lowered = MemoryPlan::new(&stage, capabilities).lowered;
+        let new = !seen.contains(&lowered);
+        if new {
+            seen.push(lowered);
+        }
+        new
+    });
+    Ok(list)
 }
 
 /// A stage of one node, with its arguments and results.
@@ -175,7 +186,7 @@ pub fn single_node(case: &Case) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId
     Ok((StageGraph { graph, input, output, d_output, d_input, loss, gradients, boundaries }, inputs, outputs))
 }
 
-pub(super) fn parameter_name(index: usize) -> String {
+fn parameter_name(index: usize) -> String {
     format!("parameter {index}")
 }
 
@@ -193,6 +204,35 @@ fn wanted(case: &Case, arguments: &[Argument]) -> Vec<Vec<f64>> {
     wanted
 }
 
+/// One node on a device, with the parameters whose gradients it adds to.
+pub(super) struct Alone {
+    parameters: Parameters,
+    program: StageProgram,
+}
+
+impl Alone {
+    const SLOTS: Slots = Slots { stash: 0, gradient: 0 };
+
+    pub(super) fn new(device: &Device, stage: StageGraph, plan: MemoryPlan) -> Result<Alone> {
+        let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| {
+            Parameter::new(parameter_name(i), stage.graph.shape(gradient), Init::Zeros)
+        };
+        let list: Vec<_> = stage.gradients.iter().enumerate().map(parameter).collect();
+        let accumulates = !list.is_empty();
+        let parameters = Parameters::new(device, Layout::new(list), accumulates)?;
+        Ok(Alone { parameters, program: StageProgram::new(device, stage, plan, 1, 1)? })
+    }
+
+    pub(super) fn range(&self, id: ValueId) -> Result<Range> {
+        self.program.range(&self.parameters, id, Alone::SLOTS)
+    }
+
+    pub(super) fn record(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
+        let launches = self.program.launch_flops(Phase::Forward).len();
+        self.program.record(recorder, &self.parameters, Phase::Forward, 0..launches, Alone::SLOTS)
+    }
+}
+
 async fn run(
     device: &Device,
     case: &Case,
@@ -200,16 +240,8 @@ async fn run(
     (stage, inputs, outputs): (StageGraph, Vec<ValueId>, Vec<ValueId>),
     plan: MemoryPlan,
 ) -> Result<Vec<Vec<f32>>> {
-    let parameter = |(i, &(_, gradient)): (usize, &(ValueId, ValueId))| {
-        Parameter::new(parameter_name(i), stage.graph.shape(gradient), Init::Zeros)
-    };
-    let list = stage.gradients.iter().enumerate().map(parameter).collect();
-    let parameters = Parameters::new(device, Layout::new(list), case.accumulate)?;
-    let mut program = StageProgram::new(device, stage, plan, 1, 1)?;
-    let slots = Slots { stash: 0, gradient: 0 };
-    let ranges = |ids: &[ValueId]| {
-        ids.iter().map(|&id| program.range(&parameters, id, slots)).collect::<Result<Vec<Range>>>()
-    };
+    let mut alone = Alone::new(device, stage, plan)?;
+    let ranges = |ids: &[ValueId]| ids.iter().map(|&id| alone.range(id)).collect::<Result<Vec<Range>>>();
     let (from, to) = (ranges(&inputs)?, ranges(&outputs)?);
     for (index, range) in to.iter().enumerate() {
         // Unless it is to be added to, a result starts as NaN, so that an element nobody writes is found.
@@ -224,10 +256,9 @@ async fn run(
     for (range, argument) in from.iter().zip(arguments) {
         device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&argument.words()));
     }
-    let launches = program.launch_flops(Phase::Forward).len();
     device.compiled().await?;
     let mut recorder = device.record();
-    program.record(&mut recorder, &parameters, Phase::Forward, 0..launches, slots)?;
+    alone.record(&mut recorder)?;
     recorder.submit(|| ());
     let mut got = Vec::new();
     for range in &to {
@@ -274,12 +305,12 @@ pub(super) fn describe(lowered: &Lowered) -> String {
     for launch in &lowered.launches {
         let specialisation = &launch.key.specialisation;
         add(&mut names, launch.key.name.to_string());
-        if let Some((_, lanes)) = specialisation.constants.iter().find(|(name, _)| *name == "LANES") {
-            add(&mut details, format!("{lanes} lanes"));
-        }
         let constant = |wanted: &str| {
             specialisation.constants.iter().find(|(name, _)| *name == wanted).map(|&(_, value)| value)
         };
+        if let Some(lanes) = constant("LANES") {
+            add(&mut details, format!("{lanes} lanes"));
+        }
         if let (Some(across), Some(rows), Some(fours)) =
             (constant("ACROSS"), constant("ROWS"), constant("FOURS"))
         {
