@@ -181,6 +181,8 @@ fn the_page_of_runs_has_every_field_of_metrics_and_predictions_and_no_other() {
         loss: 1.0,
         valid_loss: Some(1.0),
         grad_norm: 1.0,
+        loss_scale: Some(1.0),
+        skipped: true,
         learning_rate: 1.0,
         tokens_per_second: 1.0,
         step_seconds: 1.0,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use polystage::gpu::{Capabilities, Device};
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::{AdamStep, Part};
@@ -10,7 +11,7 @@ use polystage::plan::{Optimizer, Sharding, Sum};
 use polystage::schedule::{generate, replicate};
 use safetensors::SafeTensors;
 
-use crate::common::{adapters, launch, nmse, shifted};
+use crate::common::{adapters, launch, launch_on, nmse, open, shifted};
 
 struct Golden {
     model: Model,
@@ -127,23 +128,27 @@ fn check_divided(
             report.gradient_norm,
             golden.norm[step]
         );
-        let t = step as i32 + 1;
-        let adam = AdamStep {
-            clip: (1.0 / (report.gradient_norm + 1e-6)).min(1.0) as f32,
-            rate: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            decay: 1e-3 * 0.1,
-            correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
-            correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
-        };
-        watch.block_on(executor.update(adam)).unwrap();
+        watch.block_on(executor.update(adam(step, report.gradient_norm))).unwrap();
     }
     for (name, want) in &golden.finals {
         let got = watch.block_on(executor.read(name, Part::Weight)).unwrap();
         let error = nmse(&got, want);
         assert!(error < 1e-8, "{at}: final {name} has NMSE {error:.2e}");
+    }
+}
+
+/// The optimizer's numbers after a step, counted from 0.
+fn adam(step: usize, gradient_norm: f64) -> AdamStep {
+    let t = step as i32 + 1;
+    AdamStep {
+        clip: (1.0 / (gradient_norm + 1e-6)).min(1.0) as f32,
+        rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        decay: 1e-3 * 0.1,
+        correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
+        correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
     }
 }
 
@@ -156,6 +161,43 @@ fn ten_steps_match_pytorch_in_float64_on_every_adapter_with_one_and_two_stages_i
         check(&golden, &[i, i], "1f1b", &[4]);
         check(&golden, &[i], "gpipe", &[2]);
         check(&golden, &[i, i], "gpipe", &[8]);
+    }
+}
+
+/// One stage in f16, and two of which the second computes in f32.
+#[test]
+fn ten_steps_in_f16_alone_and_beside_f32_are_within_a_percent_of_pytorch_in_float64() {
+    let golden = golden();
+    for adapter in adapters() {
+        let in_f16 = |device: &Device| device.with(Capabilities { f16: true, ..*device.capabilities() });
+        for count in [1, 2] {
+            let mut devices = open(&vec![adapter.index; count]);
+            devices[0] = in_f16(&devices[0]);
+            let setup = setup(&golden, "1f1b", &[4], count, &Division::none());
+            let mut executor = launch_on(&setup, &devices);
+            executor.scale(65536.0).unwrap();
+            let watch = executor.watch();
+            for (name, values) in &golden.weights {
+                watch.block_on(executor.write(name, Part::Weight, values)).unwrap();
+            }
+            for (step, tokens) in golden.tokens.iter().enumerate() {
+                let report = watch.block_on(executor.step(shifted(tokens, 32))).unwrap();
+                for (what, got, want) in [
+                    ("loss", report.loss, golden.loss[step]),
+                    ("norm", report.gradient_norm, golden.norm[step]),
+                ] {
+                    let off = (got - want).abs() / want;
+                    assert!(
+                        off < 0.01,
+                        "{} x {count}: {what} of step {step}: {got}, not {want}",
+                        adapter.name
+                    );
+                    // Not f32 by another name.
+                    assert!(off > 1e-9, "{} x {count}: {what} of step {step} is {got}", adapter.name);
+                }
+                watch.block_on(executor.update(adam(step, report.gradient_norm))).unwrap();
+            }
+        }
     }
 }
 

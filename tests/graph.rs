@@ -227,6 +227,8 @@ fn capabilities(software: bool) -> Capabilities {
     Capabilities {
         software,
         subgroup: software.then_some(8),
+        f16: false,
+        cooperative: 0,
         sums: 16,
         fill: 256,
         written_out: true,

@@ -308,6 +308,8 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
     let capabilities = Capabilities {
         software: true,
         subgroup: None,
+        f16: false,
+        cooperative: 0,
         sums: 16,
         fill: 1,
         written_out: true,

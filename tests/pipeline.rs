@@ -1,5 +1,6 @@
 //! p stages against one: bit for bit on one kind of adapter, within a tolerance over unlike ones.
 
+use polystage::gpu::Device;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Kind, Model, ModelConfig, Weights};
 use polystage::ops::parameters::Part;
@@ -59,13 +60,16 @@ pub fn trainer(config: &Config, indices: &[usize]) -> Trainer {
 }
 
 pub fn train(config: &Config, setup: Setup, indices: &[usize]) -> Trainer {
-    let devices = open(indices);
-    let plan = Plan::for_devices(setup, &devices).unwrap();
+    train_on(config, setup, &open(indices))
+}
+
+pub fn train_on(config: &Config, setup: Setup, devices: &[Device]) -> Trainer {
+    let plan = Plan::for_devices(setup, devices).unwrap();
     let predicted: Vec<u64> = plan.ranks.iter().map(|r| r.bytes).collect();
     let t = &config.train;
     let batches =
         Batches::new(Corpus::from_bytes(text()), t.batch, t.sequence, config.data.order, t.seed).unwrap();
-    let mut trainer = Trainer::launch(config, plan, &devices, batches).unwrap();
+    let mut trainer = Trainer::launch(config, plan, devices, batches).unwrap();
     let allocated: Vec<u64> = devices.iter().map(|d| d.allocated()).collect();
     assert_eq!(predicted, allocated, "the plan's bytes are what is allocated, to the byte");
     trainer.watch().block_on(trainer.initialise()).unwrap();

@@ -5,11 +5,10 @@ use std::path::Path;
 
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
 use polystage::gpu::{Capabilities, KERNELS, KernelKey, Specialisation, source};
-use polystage::graph::{Fed, Graph, Phase};
 use polystage::model::Weights;
 use polystage::ops::lower;
 use polystage::ops::parameters::adamw;
-use polystage::ops::verify::cases;
+use polystage::ops::verify::{cases, single_node};
 
 /// What WebGPU promises of every adapter.
 const STORAGE_BUFFERS: usize = 8;
@@ -33,7 +32,13 @@ fn files(folder: &str) -> BTreeMap<String, String> {
 fn valid(what: &str, text: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(text)
         .unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
-    let mut validator = Validator::new(ValidationFlags::all(), Allowed::SUBGROUP);
+    let mut validator = Validator::new(
+        ValidationFlags::all(),
+        Allowed::SUBGROUP
+            | Allowed::SHADER_FLOAT16
+            | Allowed::SHADER_FLOAT16_IN_FLOAT32
+            | Allowed::COOPERATIVE_MATRIX,
+    );
     let info = validator.validate(&module);
     let info = info.unwrap_or_else(|error| panic!("{what}: {}", error.emit_to_string(text)));
     (module, info)
@@ -45,6 +50,8 @@ pub fn card(sums: u32, fill: u32) -> Capabilities {
     Capabilities {
         software: false,
         subgroup: Some(32),
+        f16: false,
+        cooperative: 0,
         sums,
         fill,
         written_out: true,
@@ -59,11 +66,8 @@ pub fn card(sums: u32, fill: u32) -> Capabilities {
 pub fn kernels(capabilities: &Capabilities) -> HashSet<KernelKey> {
     let mut keys = HashSet::new();
     for case in cases() {
-        let mut graph = Graph::default();
-        let shapes = case.shapes.iter().enumerate();
-        let arguments: Vec<_> = shapes.map(|(i, s)| graph.input(Fed::Argument(case.dtype(i)), s)).collect();
-        graph.push(case.op, &arguments, Phase::Forward).unwrap();
-        let lowered = lower(&graph, &graph.nodes[0], capabilities, case.accumulate);
+        let graph = single_node(&case).unwrap().0.graph;
+        let lowered = lower(&graph, &graph.nodes[0], capabilities, case.accumulate, &graph.gradients());
         keys.extend(lowered.launches.into_iter().map(|launch| launch.key));
     }
     let plain =
@@ -81,6 +85,10 @@ fn variants() -> HashSet<KernelKey> {
     kinds.extend([16, 32, 64].map(|sums| card(sums, 3)));
     let software = [None, Some(4), Some(8), Some(32)];
     kinds.extend(software.map(|subgroup| Capabilities { software: true, subgroup, ..card(16, 1) }));
+    let in_f16 = |kind: &Capabilities| Capabilities { f16: true, ..*kind };
+    kinds.extend(kinds.iter().map(in_f16).collect::<Vec<_>>());
+    let cooperative = [8, 16].map(|cooperative| Capabilities { f16: true, cooperative, ..card(64, 3) });
+    kinds.extend(cooperative);
     kinds.iter().flat_map(kernels).collect()
 }
 
@@ -147,7 +155,9 @@ fn every_variant_that_an_op_can_choose_is_valid_and_within_what_webgpu_promises(
         assert!(storage.len() <= STORAGE_BUFFERS, "{what}: {} storage buffers", storage.len());
         let workgroup = in_space(|space| space == naga::AddressSpace::WorkGroup);
         let bytes: u32 = workgroup.iter().map(|v| module.types[v.ty].inner.size(module.to_ctx())).sum();
-        assert!(bytes <= WORKGROUP_BYTES, "{what}: {bytes} bytes of workgroup memory");
+        // Its cards have more.
+        let most = if key.name == "matmul_cooperative" { 28 << 10 } else { WORKGROUP_BYTES };
+        assert!(bytes <= most, "{what}: {bytes} bytes of workgroup memory");
         let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
         assert!((1..=INVOCATIONS).contains(&invocations), "{what}: {invocations} invocations");
     }

@@ -5,6 +5,8 @@
 mod common;
 // Graphs in f64, by the definitions of their ops.
 mod oracle;
+// Matrix products whose operands are in f16, and the scale of the loss.
+mod f16;
 // Ten steps in headless Chromium against the same steps here.
 mod browser;
 // What the page does with the engine, without a browser.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::measuring::Measuring;
-use super::{Budgets, Environment, adapters, budgets, open, parse_devices};
+use super::{Budgets, Environment, adapters, budgets, note, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
@@ -12,6 +12,7 @@ use crate::model::Model;
 use crate::pipeline::Plan;
 use crate::plan::{Candidate, Machine};
 use crate::profile::{Cache, Profiler, unmeasured};
+use crate::train::compute::without_wrong_matrices;
 use crate::train::config::{Axis, Config, Described, Devices};
 use crate::train::lessons::loudest;
 use crate::train::planning::{Planning, chosen, given_schedule};
@@ -143,6 +144,7 @@ pub(super) fn for_devices(
         Some(file) => described(config, arguments.read(file)?)?,
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?)?;
+            let devices = computing(config, devices.into_iter().enumerate())?;
             config.mesh.choice().check(devices.len())?;
             // What no measurement would change is refused before one is made.
             let unmeasured = unmeasured(&devices, &memories(&devices));
@@ -174,12 +176,31 @@ fn described(config: &Config, mut machine: Machine) -> Result<(Machine, BTreeMap
         ),
         other => other,
     })?;
+    let devices = computing(config, wanted.iter().copied().zip(devices))?;
     for ((&number, device), memory) in wanted.iter().zip(&devices).zip(memories(&devices)) {
         let profile = &mut machine.devices[number];
         profile.adapter = Some(device.info().index);
         profile.memory = [profile.memory, memory].into_iter().flatten().min();
     }
     Ok((machine, wanted.into_iter().zip(devices).collect()))
+}
+
+/// The devices with their numbers, computing in what the config says.
+pub(super) fn computing(
+    config: &Config,
+    devices: impl IntoIterator<Item = (usize, Device)>,
+) -> Result<Vec<Device>> {
+    let mut devices = config.train.compute.apply(devices)?;
+    for device in &mut devices {
+        if let Some(without) = device.block_on(without_wrong_matrices(device))? {
+            note(format!(
+                "warning: the cooperative matrices of {} give wrong results; it computes without them, no faster than in f32",
+                device.info().name
+            ));
+            *device = without;
+        }
+    }
+    Ok(devices)
 }
 
 /// Where measurements are kept.

@@ -204,6 +204,30 @@ pub(super) fn sums(vendor_id: u32) -> u32 {
     }
 }
 
+/// Rows and columns of the square matrices of f16 whose products a subgroup sums in f32: 16 or 8, and 0 where there are none, or less
+/// workgroup memory than their kernel takes.
+pub(super) fn cooperative(adapter: &wgpu::Adapter) -> u32 {
+    use wgpu::CooperativeScalarType::{F16, F32};
+
+    let features = wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    if !adapter.features().contains(features)
+        || adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_BYTES
+    {
+        return 0;
+    }
+    let shapes = adapter.cooperative_matrix_properties();
+    let has = |side: &u32| {
+        let fits = |p: &wgpu::CooperativeMatrixProperties| {
+            [p.m_size, p.n_size, p.k_size] == [*side; 3] && (p.ab_type, p.cr_type) == (F16, F32)
+        };
+        shapes.iter().any(fits)
+    };
+    [16, 8].into_iter().find(has).unwrap_or(0)
+}
+
+/// Bytes of workgroup memory of `matmul_cooperative` with the larger matrices.
+const COOPERATIVE_BYTES: u32 = 28 << 10;
+
 /// Two for each core of the largest cards. No interface tells their number; smaller cards lose little by more workgroups.
 pub(super) const FILL: u32 = 256;
 
@@ -252,6 +276,8 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
     let capabilities = Capabilities {
         software: false,
         subgroup: None,
+        f16: false,
+        cooperative: 0,
         sums: sums(0),
         fill: FILL,
         written_out: true,

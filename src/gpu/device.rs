@@ -33,6 +33,10 @@ pub struct Capabilities {
     pub software: bool,
     /// The fixed subgroup size, where there is one and subgroup operations work.
     pub subgroup: Option<u32>,
+    /// Matmuls round their operands to f16 and sum in f32.
+    pub f16: bool,
+    /// Rows and columns of the matrices of f16, summed in f32, that a subgroup multiplies together; 0 where there are none.
+    pub cooperative: u32,
     /// Running sums that an invocation keeps in registers: what compilers hold without spilling (docs/kernels.md).
     pub sums: u32,
     /// Workgroups of 256 that keep every core busy.
@@ -56,15 +60,14 @@ pub fn is_caught(panic: &std::panic::PanicHookInfo) -> bool {
     panic.payload_as_str().is_some_and(|text| text.starts_with("Error in Device::poll"))
 }
 
-/// An opened adapter. Cloning clones the handle.
+/// An opened adapter, and what the choice of its kernels depends on. Cloning clones the handle.
 #[derive(Clone, Debug)]
-pub struct Device(Arc<Inner>);
+pub struct Device(Arc<Inner>, Capabilities);
 
 struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: AdapterInfo,
-    capabilities: Capabilities,
     trusted: bool,
     kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
     state: Arc<State>,
@@ -95,7 +98,11 @@ impl Device {
         }
         let (adapter, info) = found.swap_remove(index);
         drop(found);
-        let wanted = wgpu::Features::SUBGROUP;
+        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
+        let cooperative = adapter::cooperative(&adapter);
+        if cooperative > 0 {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
         #[cfg(target_arch = "wasm32")]
         super::browser::prepare();
         let limits = adapter.limits();
@@ -103,6 +110,11 @@ impl Device {
             label: Some("polystage"),
             required_features: adapter.features() & wanted,
             required_limits: limits.clone(),
+            // SAFETY: what is experimental is used by one kernel, which is checked before anything is computed with it.
+            experimental_features: match cooperative {
+                0 => wgpu::ExperimentalFeatures::disabled(),
+                _ => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            },
             ..Default::default()
         });
         let title = format!("adapter {} ({})", info.index, info.name);
@@ -120,11 +132,13 @@ impl Device {
         #[cfg(target_arch = "wasm32")]
         let subgroups = super::browser::subgroups_granted();
         #[cfg(not(target_arch = "wasm32"))]
-        let subgroups = device.features().contains(wanted);
+        let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
         let fixed = info.subgroup_size[0] == info.subgroup_size[1] && info.subgroup_size[0] >= 4;
         let capabilities = Capabilities {
             software: info.software,
             subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
+            f16: false,
+            cooperative,
             sums: adapter::sums(info.vendor_id),
             fill: if info.software { 1 } else { adapter::FILL },
             written_out: !info.software,
@@ -139,14 +153,18 @@ impl Device {
             device,
             queue,
             info,
-            capabilities,
             trusted,
             kernels,
             state,
             #[cfg(not(target_arch = "wasm32"))]
             polling: Mutex::new(()),
         };
-        Ok(Device(Arc::new(inner)))
+        Ok(Device(Arc::new(inner), capabilities))
+    }
+
+    /// The same opened adapter, whose kernels are chosen as for these capabilities. It must have all that they say.
+    pub fn with(&self, capabilities: Capabilities) -> Device {
+        Device(self.0.clone(), capabilities)
     }
 
     /// The adapter.
@@ -156,7 +174,7 @@ impl Device {
 
     /// What kernel choices depend on.
     pub fn capabilities(&self) -> &Capabilities {
-        &self.0.capabilities
+        &self.1
     }
 
     pub(super) fn raw(&self) -> &wgpu::Device {
@@ -240,12 +258,12 @@ impl Device {
 
     fn allocate(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages, mapped: bool) -> Result<Buffer> {
         let size = bytes.next_multiple_of(4).max(16);
-        if size > self.0.capabilities.max_buffer {
+        if size > self.1.max_buffer {
             return Err(Error::Binding {
                 tensor: label.into(),
                 adapter: self.0.info.name.clone(),
                 need: size,
-                limit: self.0.capabilities.max_buffer,
+                limit: self.1.max_buffer,
                 help: None,
             });
         }

@@ -36,6 +36,7 @@ kernels![
     "layernorm_backward",
     "layernorm_weight_backward",
     "matmul",
+    "matmul_cooperative",
     "matmul_reduce",
     "matmul_rows",
     "matmul_rows_subgroup",

@@ -250,6 +250,21 @@ impl Graph {
         self.nodes.iter().filter(|n| n.phase == phase).map(|n| self.flops(n)).sum()
     }
 
+    /// Which values are gradients: what comes as one from the stage behind, what the loss makes of the logits, and whatever is made
+    /// of those.
+    pub fn gradients(&self) -> Vec<bool> {
+        let from_outside = |v: &Value| v.source == Source::Fed(Fed::OutputGradient);
+        let mut gradients: Vec<bool> = self.values.iter().map(from_outside).collect();
+        for node in &self.nodes {
+            let of_the_loss = matches!(node.op, Op::CrossEntropy { .. } | Op::CrossEntropyPart { .. });
+            let of_gradients = node.inputs.iter().any(|input| gradients[input.0]);
+            for (result, output) in node.outputs.iter().enumerate() {
+                gradients[output.0] = of_gradients || of_the_loss && result == 1;
+            }
+        }
+        gradients
+    }
+
     /// Checks that every node uses only earlier values and that shapes still agree: for graphs after a rewrite.
     pub fn verify(&self) -> Result<()> {
         let mut ready: Vec<bool> =

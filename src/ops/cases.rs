@@ -51,6 +51,16 @@ impl Case {
         }
     }
 
+    /// The argument that is a gradient in a backward pass: of matmuls alone, which care.
+    pub fn gradient(&self) -> Option<usize> {
+        let Op::Matmul { layout, epilogue } = self.op else { return None };
+        match (layout, epilogue) {
+            (Layout::TN, _) => Some(1).filter(|_| !self.packed),
+            (_, Epilogue::None | Epilogue::GeluBackward) => Some(0),
+            _ => None,
+        }
+    }
+
     fn packed(mut self) -> Case {
         (self.rounded, self.packed) = (true, true);
         self.label += ", packed";

@@ -1,23 +1,52 @@
 //! Matmul: which kernel, which header, which grid. B may be packed as bf16; what is summed, and in which order, is the
 //! same, so that a packed B gives bit for bit what its elements in f32 give.
 
+use std::sync::LazyLock;
+
 use super::{Launch, Lowered, Lowering, Operand};
 use crate::graph::{Epilogue, Layout, Op};
 
-/// Header of `matmul`: any shape. Header of `matmul_subgroup`: M, N and K multiples of 4. Each borrows the other's, and
-/// the kernels for few rows borrow one of them.
-static ANY_SHAPE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| header_of("matmul"));
-static MULTIPLES_OF_4: std::sync::LazyLock<String> =
-    std::sync::LazyLock::new(|| header_of("matmul_subgroup"));
+/// What stands above the body of a matmul: how it loads four neighbours.
+struct Headers {
+    /// For every kernel in f32.
+    full: String,
+    /// For those whose operands are rounded to f16 as they are loaded.
+    rounded: String,
+    /// For `matmul_cooperative` with matrices of 16x16 and of 8x8.
+    cooperative: [String; 2],
+}
 
-/// The same two headers for a packed B.
-const PACKED_ANY_SHAPE: &str = include_str!("../../shaders/headers/matmul_packed.wgsl");
-const PACKED_MULTIPLES_OF_4: &str = include_str!("../../shaders/headers/matmul_packed_vec4.wgsl");
+/// "Any shape", "multiples of 4", and the two for a packed B.
+static HEADERS: LazyLock<[Headers; 4]> = LazyLock::new(|| {
+    let packed = include_str!("../../shaders/headers/matmul_packed.wgsl").into();
+    let packed_multiples = include_str!("../../shaders/headers/matmul_packed_vec4.wgsl").into();
+    [header_of("matmul"), header_of("matmul_subgroup"), packed, packed_multiples].map(Headers::of)
+});
+
+const ROUNDED: &str = include_str!("../../shaders/parts/f16.wgsl");
+const OF_16: &str = include_str!("../../shaders/parts/cooperative_16.wgsl");
+const OF_8: &str = include_str!("../../shaders/parts/cooperative_8.wgsl");
+const DIRECTIVES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+
+impl Headers {
+    fn of(full: String) -> Headers {
+        let scaled = full
+            .replace("more: u32 }", "more: u32, scale: f32, back: f32 }")
+            .replace("// Header \"", "// Header \"f16, ");
+        let rounded =
+            scaled.replace("fn load_a(", "fn whole_a(").replace("fn load_b(", "fn whole_b(") + ROUNDED;
+        let cooperative = [OF_16, OF_8].map(|part| format!("{DIRECTIVES}{scaled}\n{part}"));
+        Headers { full, rounded, cooperative }
+    }
+}
 
 fn header_of(kernel: &str) -> String {
     let text = crate::gpu::source(kernel, None);
     text.split("// ---- body ----").next().unwrap_or_default().trim_end().to_string()
 }
+
+/// Rows or columns of C that are too few for square tiles.
+const THIN: usize = 16;
 
 /// Rows up to which reading B is most of the work. On a CPU `matmul_subgroup` does 8 rows in little more time.
 const FEW: usize = 16;
@@ -43,53 +72,74 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     let fixed = [("EPILOGUE", code), ("ACCUMULATE", accumulate)];
     // Of A and B only the transposed A is loaded along M.
     let aligned = n.is_multiple_of(4) && k.is_multiple_of(4) && (layout != 2 || m.is_multiple_of(4));
-    let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
-    let rows = ("ROWS", m.next_power_of_two() as u32);
-    let packed = l.packed(1).then_some(if aligned { PACKED_MULTIPLES_OF_4 } else { PACKED_ANY_SHAPE });
+    let headers = &HEADERS[usize::from(aligned) + 2 * usize::from(l.packed(1))];
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
+    let extents = [m, n, k].map(|x| x as u32);
+    let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
+    let lanes = l.capabilities.subgroup.filter(|_| l.capabilities.software).map(|lanes| lanes.max(8));
+    if few {
+        // Reading B is all the work, in f32 too.
+        let rows = ("ROWS", m.next_power_of_two() as u32);
+        constants.extend(fixed);
+        let (name, own, columns) = match (lanes, layout) {
+            (Some(lanes), _) => ("matmul_rows_subgroup", vec![("LANES", lanes), rows], lanes as usize),
+            (None, 1) => ("matmul_rows", vec![rows, ("QUADS", 1), ("SLICES", 64)], 1),
+            (None, _) => ("matmul_rows", vec![rows, ("QUADS", 8), ("SLICES", 8)], 8),
+        };
+        constants.extend(own);
+        let groups = l.spread(n.div_ceil(4 * columns));
+        let mut launch = l.launch(name, constants, operands, extents.to_vec(), groups);
+        launch.parameters.push(code + 8 * accumulate);
+        launch.key.specialisation.header = Some(&headers.full);
+        return Lowered::one(launch);
+    }
+    let f16 = l.capabilities.f16;
+    if f16 {
+        let gradient = (0..2).find(|&operand| l.is_gradient(operand)).map_or(0, |operand| operand as u32 + 1);
+        constants.push(("GRADIENT", gradient));
+    }
+    let header = if f16 { &headers.rounded } else { &headers.full };
     // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
-    let (name, header, groups) = match l.capabilities.subgroup {
-        Some(lanes) if l.capabilities.software => {
-            let lanes = lanes.max(8);
-            constants.push(("LANES", lanes));
-            let header = (!aligned).then(|| ANY_SHAPE.as_str());
-            if few {
-                constants.extend(fixed);
-                constants.push(rows);
-                ("matmul_rows_subgroup", header, l.spread(n.div_ceil(4 * lanes as usize)))
-            } else {
-                let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
-                ("matmul_subgroup", header, groups)
-            }
-        }
-        _ if few => {
-            let [quads, slices] = if layout == 1 { [1, 64] } else { [8, 8] };
-            constants.extend(fixed);
-            constants.extend([rows, ("QUADS", quads), ("SLICES", slices)]);
-            let groups = l.spread(n.div_ceil(4 * quads as usize));
-            ("matmul_rows", aligned.then(|| MULTIPLES_OF_4.as_str()), groups)
-        }
-        _ => {
+    if let Some(lanes) = lanes {
+        constants.push(("LANES", lanes));
+        let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
+        let mut launch = l.launch("matmul_subgroup", constants, operands, extents.to_vec(), groups);
+        launch.parameters.push(code + 8 * accumulate);
+        launch.key.specialisation.header = Some(header.as_str());
+        return Lowered::one(scaled(launch, f16));
+    }
+    let side = l.capabilities.cooperative as usize;
+    let cooperative = f16 && side > 0 && !l.capabilities.software && m.min(n) > THIN;
+    let (name, tile, header, step) = match cooperative {
+        true => ("matmul_cooperative", [8 * side; 2], &headers.cooperative[usize::from(side == 8)], 32),
+        false => {
             let tile = Tile::choose(l, [m, n], k);
             constants.extend(tile.constants());
             constants.push(("WRITTEN_OUT", u32::from(l.capabilities.written_out)));
-            let mut whole = l.launch("matmul", constants, operands, Vec::new(), tile.groups([m, n]));
-            whole.key.specialisation.header = packed.or(aligned.then(|| MULTIPLES_OF_4.as_str()));
-            return match tile.slices(l, [m, n], k) {
-                1 => in_bands(l, whole, [m, n, k], fixed),
-                slices => split(l, whole, [m, n, k], slices, fixed),
-            };
+            ("matmul", tile.extents(), header, 16)
         }
     };
-    let mut launch = l.launch(
-        name,
-        constants,
-        operands,
-        vec![m as u32, n as u32, k as u32, code + 8 * accumulate],
-        groups,
-    );
-    launch.key.specialisation.header = packed.or(header);
-    Lowered::one(launch)
+    let mut whole = l.launch(name, constants, operands, Vec::new(), groups(tile, [m, n]));
+    whole.key.specialisation.header = Some(header.as_str());
+    let mut lowered = match slices(l, tile, [m, n], k) {
+        1 => in_bands(l, whole, [m, n, k], fixed),
+        slices => split(l, whole, [m, n, k], (slices, step), fixed),
+    };
+    let of_operands = |launch: Launch| match launch.key.name == name {
+        true => scaled(launch, f16),
+        false => launch,
+    };
+    lowered.launches = lowered.launches.into_iter().map(of_operands).collect();
+    lowered
+}
+
+/// With the loss scale as its last two parameters, if it rounds its operands.
+fn scaled(mut launch: Launch, f16: bool) -> Launch {
+    if f16 {
+        launch.parameters.extend([1f32, 1.0].map(f32::to_bits));
+        launch.scaled = true;
+    }
+    launch
 }
 
 /// What a workgroup of `matmul` owns of C. Whichever it is, an element is summed in the same order.
@@ -118,8 +168,8 @@ impl Tile {
     /// with K split if need be.
     fn choose(l: &Lowering, extents: [usize; 2], k: usize) -> Tile {
         match extents {
-            [_, ..=16] => Tile::TALL,
-            [..=16, _] => Tile::FLAT,
+            [_, ..=THIN] => Tile::TALL,
+            [..=THIN, _] => Tile::FLAT,
             _ => {
                 let fits = |tile: &&Tile| {
                     let [high, wide] = tile.extents();
@@ -127,7 +177,8 @@ impl Tile {
                     sums <= l.capabilities.sums as usize && 2 * extents[0] > high && 2 * extents[1] > wide
                 };
                 let busy = |tile: &&Tile| {
-                    tile.count(extents) * tile.slices(l, extents, k) >= l.capabilities.fill as usize
+                    let tile = tile.extents();
+                    count(tile, extents) * slices(l, tile, extents, k) >= l.capabilities.fill as usize
                 };
                 let smallest = Tile::SQUARE[2];
                 *Tile::SQUARE.iter().filter(fits).find(busy).unwrap_or(&smallest)
@@ -140,27 +191,26 @@ impl Tile {
         [256 / self.across * self.rows, 4 * self.across * self.fours]
     }
 
-    fn groups(self, [m, n]: [usize; 2]) -> [u32; 3] {
-        let [high, wide] = self.extents();
-        [n.div_ceil(wide) as u32, m.div_ceil(high) as u32, 1]
-    }
-
-    fn count(self, extents: [usize; 2]) -> usize {
-        let [x, y, _] = self.groups(extents);
-        x as usize * y as usize
-    }
-
-    /// Into how many parts K is cut so that the card is busy, of at least 256 each: writing and reading a partial sum costs as
-    /// much as a few dozen of its terms.
-    fn slices(self, l: &Lowering, extents: [usize; 2], k: usize) -> usize {
-        let wanted = (l.capabilities.fill as usize).div_ceil(self.count(extents)).clamp(1, (k / 256).max(1));
-        let fits = (l.capabilities.max_binding.min(PARTIAL) / (4 * extents[0] * extents[1]) as u64).max(1);
-        wanted.min(fits as usize)
-    }
-
     fn constants(self) -> [(&'static str, u32); 3] {
         [("ACROSS", self.across as u32), ("ROWS", self.rows as u32), ("FOURS", self.fours as u32)]
     }
+}
+
+fn groups([high, wide]: [usize; 2], [m, n]: [usize; 2]) -> [u32; 3] {
+    [n.div_ceil(wide) as u32, m.div_ceil(high) as u32, 1]
+}
+
+fn count(tile: [usize; 2], extents: [usize; 2]) -> usize {
+    let [x, y, _] = groups(tile, extents);
+    x as usize * y as usize
+}
+
+/// Into how many parts K is cut so that the card is busy, of at least 256 each: writing and reading a partial sum costs as
+/// much as a few dozen of its terms.
+fn slices(l: &Lowering, tile: [usize; 2], extents: [usize; 2], k: usize) -> usize {
+    let wanted = (l.capabilities.fill as usize).div_ceil(count(tile, extents)).clamp(1, (k / 256).max(1));
+    let fits = (l.capabilities.max_binding.min(PARTIAL) / (4 * extents[0] * extents[1]) as u64).max(1);
+    wanted.min(fits as usize)
 }
 
 /// Launches of so many rows of tiles each that none takes a card long: a driver takes one of two seconds for a hung card, and the
@@ -187,16 +237,15 @@ fn in_bands(
 /// Most bytes of partial sums.
 const PARTIAL: u64 = 64 << 20;
 
-/// Partial sums of slices of K, then their sum and what is to be done with it.
+/// Partial sums of slices of K, each of whole steps of the kernel, then their sum and what is to be done with it.
 fn split(
     l: &Lowering,
     whole: Launch,
     [m, n, k]: [usize; 3],
-    slices: usize,
+    (slices, step): (usize, usize),
     fixed: [(&'static str, u32); 2],
 ) -> Lowered {
-    // Of whole steps of the kernel.
-    let slice = k.div_ceil(slices).next_multiple_of(16);
+    let slice = k.div_ceil(slices).next_multiple_of(step);
     let slices = k.div_ceil(slice);
     let partial = Operand::Scratch(0);
     let operands = [&[partial, Operand::Unread][..], &whole.operands[2..]].concat();
@@ -204,7 +253,7 @@ fn split(
     let groups = l.each(m * n.div_ceil(4));
     let mut reduce = l.launch("matmul_reduce", fixed.to_vec(), operands, parameters, groups);
     reduce.flops = (m * n * slices) as f64;
-    reduce.key.specialisation.header = n.is_multiple_of(4).then(|| MULTIPLES_OF_4.as_str());
+    reduce.key.specialisation.header = Some(&HEADERS[usize::from(n.is_multiple_of(4))].full);
     let [x, y, _] = whole.groups;
     let [a, b] = [whole.operands[0], whole.operands[1]];
     let mut sums = Launch {

@@ -49,6 +49,10 @@ pub struct Launch {
     pub operands: Vec<Operand>,
     /// Content of binding 0: 32-bit words.
     pub parameters: Vec<u32>,
+    /// Its last two parameters are the loss scale and what takes it back, both 1 until [`StageProgram::scale`] sets them.
+    ///
+    /// [`StageProgram::scale`]: program::StageProgram::scale
+    pub scaled: bool,
     /// Workgroups.
     pub groups: [u32; 3],
     /// Floating-point operations, for splitting submissions.
@@ -77,6 +81,8 @@ pub(crate) struct Lowering<'a> {
     capabilities: &'a Capabilities,
     /// Add to what the outputs hold: they are gradients of parameters.
     accumulate: bool,
+    /// Which values are gradients.
+    gradients: &'a [bool],
 }
 
 impl Lowering<'_> {
@@ -91,6 +97,11 @@ impl Lowering<'_> {
     /// Whether an argument is packed as bf16.
     fn packed(&self, input: usize) -> bool {
         self.graph.value(self.node.inputs[input]).dtype == DType::BF16
+    }
+
+    /// Whether an argument is a gradient.
+    fn is_gradient(&self, input: usize) -> bool {
+        self.gradients[self.node.inputs[input].0]
     }
 
     fn output(&self, i: usize) -> Operand {
@@ -126,6 +137,7 @@ impl Lowering<'_> {
             key: KernelKey { name, specialisation: Specialisation { header: None, constants } },
             operands,
             parameters,
+            scaled: false,
             groups,
             flops: self.graph.flops(self.node),
         }
@@ -148,9 +160,15 @@ pub(crate) fn spread(n: usize, capabilities: &Capabilities) -> [u32; 3] {
 }
 
 /// The launches of a node on a device with these capabilities. `accumulate`: its outputs are gradients of parameters,
-/// to be added to what is there.
-pub fn lower(graph: &Graph, node: &Node, capabilities: &Capabilities, accumulate: bool) -> Lowered {
-    let l = Lowering { graph, node, capabilities, accumulate };
+/// to be added to what is there. `gradients`: [`Graph::gradients`].
+pub fn lower(
+    graph: &Graph,
+    node: &Node,
+    capabilities: &Capabilities,
+    accumulate: bool,
+    gradients: &[bool],
+) -> Lowered {
+    let l = Lowering { graph, node, capabilities, accumulate, gradients };
     match node.op {
         Op::Embedding { places } => embedding::forward(&l, places),
         Op::EmbeddingBackward { .. } => embedding::table_backward(&l),

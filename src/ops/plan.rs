@@ -154,12 +154,13 @@ impl MemoryPlan {
                 },
             };
         }
+        let made_of_loss = graph.gradients();
         plan.lowered = graph
             .nodes
             .iter()
             .map(|node| {
                 let accumulate = node.outputs.iter().any(|o| gradients.contains_key(o));
-                lower(graph, node, capabilities, accumulate)
+                lower(graph, node, capabilities, accumulate, &made_of_loss)
             })
             .collect();
         plan.node_scratch = vec![Vec::new(); graph.nodes.len()];

@@ -123,6 +123,17 @@ impl StageProgram {
         })
     }
 
+    /// Sets the loss scale, a power of 2: what gradients are taken times while they are in f16.
+    pub fn scale(&self, scale: f32) {
+        for step in self.steps.iter().flatten() {
+            let launch = &self.plan.lowered[step.node].launches[step.launch];
+            if launch.scaled {
+                let at = step.uniform + 4 * (launch.parameters.len() as u64 - 2);
+                self.device.upload(&self.uniforms, at, bytemuck::cast_slice(&[scale, scale.recip()]));
+            }
+        }
+    }
+
     /// The caches, slot by slot and block by block.
     pub fn caches(&self) -> &[Vec<Buffer>] {
         &self.caches

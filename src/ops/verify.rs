@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 use super::arguments::{Argument, arguments, gradient_start};
-use super::parameters::{Layout, Parameters};
+use super::parameters::{self, Parameters};
 use super::plan::MemoryPlan;
 use super::program::{Slots, StageProgram};
 use super::{Lowered, in_place};
 use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Range, Recorder, source};
-use crate::graph::{Fed, Graph, Op, Phase, StageGraph, ValueId};
+use crate::graph::{Epilogue, Fed, Graph, Layout, Op, Phase, StageGraph, ValueId};
 use crate::model::{Init, Parameter};
 use crate::reference;
 
@@ -86,6 +86,10 @@ pub fn tolerance(op: &Op) -> (f64, &'static str) {
     }
 }
 
+/// The largest normalised mean squared error where operands are rounded to f16: each is off by up to 2^-11 of itself, which makes
+/// some 5e-8 of a sum of products.
+const IN_F16: f64 = 1e-6;
+
 /// Runs cases with every set of launches that the device can run; `each` sees the outcomes as they come, with the number of
 /// their case from 1 on, and says whether to go on.
 pub async fn verify(
@@ -101,9 +105,11 @@ pub async fn verify(
         for (choice, capabilities) in choices(device.capabilities(), case)? {
             let plan = MemoryPlan::new(&node.0, &capabilities);
             let variant = describe(&plan.lowered[0]);
+            let rounds = plan.lowered[0].launches.iter().any(|launch| launch.scaled);
+            let tolerance = if rounds { IN_F16 } else { tolerance(&case.op).0 };
             let got = run(device, case, &arguments, node.clone(), plan).await?;
             device.check(&format!("{}, {choice}", case.label))?;
-            let outcome = judge(case, variant, &got, &wanted);
+            let outcome = judge(case, variant, tolerance, &got, &wanted);
             let on = each(number, &outcome);
             outcomes.push(outcome);
             if on.is_break() {
@@ -126,10 +132,32 @@ pub async fn results(
     Ok((variant, run(device, case, &arguments(case), node, plan).await?))
 }
 
+/// Whether a matmul in each layout is right on the kernels that a device chooses for it; for one that computes in f16.
+///
+/// # Errors
+/// Those of the device.
+pub async fn matmuls_are_right(device: &Device) -> Result<bool> {
+    for layout in [Layout::NN, Layout::NT, Layout::TN] {
+        let op = Op::Matmul { layout, epilogue: Epilogue::None };
+        // More than a tile, and no multiple of anything.
+        let [a, b] = match layout {
+            Layout::NN => [[131, 77], [77, 135]],
+            Layout::NT => [[131, 77], [135, 77]],
+            Layout::TN => [[77, 131], [77, 135]],
+        };
+        let case = Case::new(op, &[&a, &b]);
+        let (variant, got) = results(device, &case, device.capabilities()).await?;
+        if !judge(&case, variant, IN_F16, &got, &wanted(&case, &arguments(&case))).passed {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The choices of kernels to try on a device: its own first, then what other devices would choose and it can run too.
 fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
     let other = Capabilities { software: !native.software, ..*native };
-    vec![
+    let mut variants = vec![
         ("native".into(), *native),
         (if native.software { "as on a GPU" } else { "as on a CPU" }.into(), other),
         ("without subgroups".into(), Capabilities { subgroup: None, ..*native }),
@@ -143,9 +171,21 @@ fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
             Capabilities { software: false, sums: 32, fill: 1, ..*native },
         ),
         ("K in slices".into(), Capabilities { software: false, sums: 64, fill: 3, dispatch: 1, ..*native }),
+        ("in f16".into(), Capabilities { f16: true, cooperative: 0, ..*native }),
+        (
+            "in f16 as on a large GPU".into(),
+            Capabilities { f16: true, cooperative: 0, software: false, sums: 64, fill: 1, ..*native },
+        ),
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
-    ]
+    ];
+    if native.cooperative > 0 {
+        let card = Capabilities { f16: true, software: false, fill: 1, ..*native };
+        variants.push(("in f16 by cooperative matrices".into(), card));
+        let sliced = Capabilities { fill: 3, dispatch: 1, ..card };
+        variants.push(("in f16 by cooperative matrices, K in slices".into(), sliced));
+    }
+    variants
 }
 
 /// Of [`variants`] those that run a case on other launches than the ones before.
@@ -171,7 +211,10 @@ pub fn single_node(case: &Case) -> Result<(StageGraph, Vec<ValueId>, Vec<ValueId
         .shapes
         .iter()
         .enumerate()
-        .map(|(i, shape)| graph.input(Fed::Argument(case.dtype(i)), shape))
+        .map(|(i, shape)| match case.gradient() == Some(i) {
+            true => graph.input(Fed::OutputGradient, shape),
+            false => graph.input(Fed::Argument(case.dtype(i)), shape),
+        })
         .collect();
     let outputs = graph.push(case.op.clone(), &inputs, Phase::Forward)?;
     let mut gradients = Vec::new();
@@ -204,6 +247,9 @@ fn wanted(case: &Case, arguments: &[Argument]) -> Vec<Vec<f64>> {
     wanted
 }
 
+/// The loss scale of a node alone: what is around 1 then stays within f16.
+const SCALE: f32 = 1024.0;
+
 /// One node on a device, with the parameters whose gradients it adds to.
 pub(super) struct Alone {
     parameters: Parameters,
@@ -219,8 +265,10 @@ impl Alone {
         };
         let list: Vec<_> = stage.gradients.iter().enumerate().map(parameter).collect();
         let accumulates = !list.is_empty();
-        let parameters = Parameters::new(device, Layout::new(list), accumulates)?;
-        Ok(Alone { parameters, program: StageProgram::new(device, stage, plan, 1, 1)? })
+        let parameters = Parameters::new(device, parameters::Layout::new(list), accumulates)?;
+        let program = StageProgram::new(device, stage, plan, 1, 1)?;
+        program.scale(SCALE);
+        Ok(Alone { parameters, program })
     }
 
     pub(super) fn range(&self, id: ValueId) -> Result<Range> {
@@ -267,8 +315,7 @@ async fn run(
     Ok(got)
 }
 
-fn judge(case: &Case, variant: String, got: &[Vec<f32>], wanted: &[Vec<f64>]) -> Outcome {
-    let (tolerance, _) = tolerance(&case.op);
+fn judge(case: &Case, variant: String, tolerance: f64, got: &[Vec<f32>], wanted: &[Vec<f64>]) -> Outcome {
     let (mut nmse, mut max_ulp, mut finite) = (0.0f64, 0.0f64, true);
     for (got, wanted) in got.iter().zip(wanted) {
         let size: f64 = wanted.iter().map(|w| w * w).sum();

@@ -295,6 +295,20 @@ impl Executor {
         self.tell(rank, Command::Slow(times))
     }
 
+    /// Sets what gradients are taken times while they are in f16, a power of 2: 1 at first. What steps give does not contain it.
+    ///
+    /// # Errors
+    ///
+    /// Those of a rank that has stopped.
+    pub fn scale(&mut self, scale: f32) -> Result<()> {
+        (0..self.commands.len()).try_for_each(|rank| self.tell(rank, Command::Scale(scale)))
+    }
+
+    /// Whether any device computes in f16.
+    pub fn computes_in_f16(&self) -> bool {
+        self.devices.iter().any(|device| device.capabilities().f16)
+    }
+
     /// Waits until every device has done all that it was given: an update returns before its end.
     pub async fn settle(&mut self) -> Result<()> {
         self.tell_all(|| Command::Settle).await

@@ -122,6 +122,7 @@ pub(super) fn build(
             log: logs[index].clone(),
             steps: 0,
             slow: 1.0,
+            scale: 1.0,
         });
     }
     for Hop { number, kind, from, to, out, inward } in links {

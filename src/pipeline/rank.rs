@@ -35,6 +35,8 @@ pub(super) enum Command {
     Settle,
     /// Make each action take so many times as long.
     Slow(f64),
+    /// Take gradients so many times while they are in f16.
+    Scale(f32),
     /// Logits of these rows of one microbatch, from the last stage.
     Infer(Arc<Batch>, Vec<usize>),
     /// New tokens of a group of texts; only the last stage answers, logits.
@@ -130,6 +132,8 @@ pub(super) struct Rank {
     pub(super) steps: usize,
     /// How many times as long each action is to take.
     pub(super) slow: f64,
+    /// What gradients are taken times while they are in f16.
+    pub(super) scale: f32,
 }
 
 impl Rank {
@@ -168,6 +172,13 @@ impl Rank {
                 Command::Infer(batch, rows) => self.infer(&batch, &rows).await.map(Reply::Values)?,
                 Command::Slow(times) => {
                     self.slow = times;
+                    continue;
+                }
+                Command::Scale(scale) => {
+                    if self.scale != scale {
+                        self.stages.values().for_each(|stage| stage.program.scale(scale));
+                        self.scale = scale;
+                    }
                     continue;
                 }
                 // The device answers these two, when it has done them.

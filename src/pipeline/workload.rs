@@ -147,7 +147,9 @@ pub fn kernels(
     let model = model.with_blocks(1)?;
     let purpose = Purpose::Training { tokens: sequences * sequence };
     let graph = model.stage_graph(0..model.layers(), sequences, sequence, purpose)?.graph;
-    let launches = graph.nodes.iter().flat_map(|node| lower(&graph, node, capabilities, false).launches);
+    let gradients = graph.gradients();
+    let lowered = |node| lower(&graph, node, capabilities, false, &gradients);
+    let launches = graph.nodes.iter().flat_map(|node| lowered(node).launches);
     Ok(launches.map(|launch| launch.key).collect())
 }
 
@@ -331,13 +333,14 @@ fn sums(stage: &Option<StageGraph>, wire: Wire) -> [Sums; 2] {
 
 /// Operations, bytes and launches of a layer's three programs, sums over a gang aside.
 fn work(stage: &StageGraph, capabilities: &Capabilities) -> KindWork {
+    let gradients = stage.graph.gradients();
     let of = |phase: Phase| {
         let mut work = Work::default();
         for node in stage.graph.nodes.iter().filter(|n| n.phase == phase && !n.op.is_collective()) {
             work.flops += stage.graph.flops(node);
             let touched = node.inputs.iter().chain(&node.outputs);
             work.bytes += touched.map(|&v| stage.graph.value(v).bytes() as f64).sum::<f64>();
-            work.launches += lower(&stage.graph, node, capabilities, false).launches.len();
+            work.launches += lower(&stage.graph, node, capabilities, false, &gradients).launches.len();
         }
         work
     };

@@ -3,6 +3,7 @@
 #[cfg(not(target_arch = "wasm32"))]
 pub mod advice;
 pub mod checkpoint;
+pub mod compute;
 pub mod config;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod curve;
@@ -14,6 +15,7 @@ pub mod export;
 pub mod keep;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod lessons;
+pub mod loss_scale;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod metrics;
 pub mod optimizer;

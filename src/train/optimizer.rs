@@ -15,10 +15,10 @@ pub fn learning_rate(config: &TrainConfig, step: u64) -> f64 {
     low + 0.5 * (config.learning_rate - low) * (1.0 + (std::f64::consts::PI * part).cos())
 }
 
-/// What the kernel needs for step `step`, counted from 0, given the norm of the whole gradient.
-pub fn adam_step(config: &TrainConfig, step: u64, gradient_norm: f64) -> AdamStep {
+/// What the kernel needs for step `step`, counted from 0, before which so many were skipped, given the norm of the whole gradient.
+pub fn adam_step(config: &TrainConfig, step: u64, skipped: u64, gradient_norm: f64) -> AdamStep {
     let rate = learning_rate(config, step);
-    let t = (step + 1) as f64;
+    let t = (step + 1 - skipped.min(step)) as f64;
     // PyTorch's clip_grad_norm_ adds 1e-6 to the norm; so do we, to take the same steps.
     let clip =
         if config.clip_norm > 0.0 { (config.clip_norm / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 };

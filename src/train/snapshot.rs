@@ -1,5 +1,6 @@
 //! A trainer's state in the host's memory, to go on with on other devices.
 
+use super::loss_scale::LossScale;
 use super::trainer::Trainer;
 use crate::error::Result;
 use crate::ops::parameters::Part;
@@ -11,6 +12,7 @@ const PARTS: [Part; 3] = [Part::Weight, Part::First, Part::Second];
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     step: u64,
+    scale: LossScale,
     /// By parameter, weight and both moments.
     tensors: Vec<(String, [Vec<f32>; 3])>,
 }
@@ -29,7 +31,7 @@ impl Trainer {
             }
             tensors.push((name, parts));
         }
-        Ok(Snapshot { step: self.step, tensors })
+        Ok(Snapshot { step: self.step, scale: self.scale, tensors })
     }
 
     /// Goes on from such a state of the same model.
@@ -42,7 +44,7 @@ impl Trainer {
                 self.executor.write(name, part, values).await?;
             }
         }
-        (self.step, self.since) = (snapshot.step, snapshot.step);
+        (self.step, self.since, self.scale) = (snapshot.step, snapshot.step, snapshot.scale);
         Ok(())
     }
 }

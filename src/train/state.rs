@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::checkpoint::{Checkpoint, Writer};
 use super::config::Config;
+use super::loss_scale::LossScale;
 use super::source::Origin;
 use super::trainer::{Shape, Trainer, names, trained};
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ impl Trainer {
         let state = json!({
             "step": self.step,
             "seed": self.config.train.seed,
+            "loss_scale": self.scale,
             "tokenizer": origin.tokenizer,
             "origin": origin.fingerprints,
         });
@@ -97,6 +99,8 @@ impl Trainer {
             }
         }
         (self.step, self.since) = (checkpoint.step, checkpoint.step);
+        // Those of earlier versions do not say.
+        self.scale = LossScale::read(&checkpoint.state["loss_scale"]).unwrap_or_default();
         Ok(())
     }
 

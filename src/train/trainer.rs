@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::config::{Config, Recompute};
 use super::data::{Batches, Corpus};
 use super::evaluate::{Evaluation, evaluate};
+use super::loss_scale::LossScale;
 use super::optimizer::{adam_step, learning_rate};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, now};
@@ -29,6 +30,12 @@ pub struct Row {
     pub valid_loss: Option<f64>,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
+    /// What gradients were taken times while they were in f16; none where no device computes in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// The gradient was not finite at this loss scale, so weights have stayed as they were.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Learning rate of the update.
     pub learning_rate: f64,
     /// Tokens of the batch over the seconds of the step.
@@ -93,6 +100,8 @@ pub struct Trainer {
     pub(super) step: u64,
     /// Steps that were done when the plan in force began.
     pub(super) since: u64,
+    /// For devices that compute in f16.
+    pub(super) scale: LossScale,
     pub(super) timeline: Vec<Event>,
     predicted: Option<f64>,
 }
@@ -185,6 +194,7 @@ impl Trainer {
             shape,
             step: 0,
             since: 0,
+            scale: LossScale::default(),
             timeline,
             predicted,
         })
@@ -240,24 +250,37 @@ impl Trainer {
         self.executor.initialise(self.config.train.seed).await
     }
 
-    /// One step.
+    /// One step. Where a device computes in f16 and the gradient is not finite, weights stay as they are and the loss scale is
+    /// halved for the next step.
     ///
     /// # Errors
     /// [`Error::Changed`] where a file of the data has: then the model is as it was before the step. [`Error::Diverged`];
     /// those of a device.
     pub async fn step(&mut self) -> Result<Row> {
         let start = now();
-        let report = self.executor.step(self.batches.examples(self.step)?).await?;
-        if !report.gradient_norm.is_finite() || !report.loss.is_finite() {
+        let examples = self.batches.examples(self.step)?;
+        let loss_scale = self.executor.computes_in_f16().then(|| self.scale.get());
+        if let Some(scale) = loss_scale {
+            self.executor.scale(scale as f32)?;
+        }
+        let report = self.executor.step(examples).await?;
+        let skipped = !report.gradient_norm.is_finite() || !report.loss.is_finite();
+        if skipped && loss_scale.is_none() {
             let message = format!(
                 "the loss ({}) or the gradient's norm ({}) is not finite; lower train.learning_rate or train.clip_norm",
                 report.loss, report.gradient_norm
             );
             return Err(Error::Diverged { step: self.step + 1, message });
         }
-        let mut adam = adam_step(&self.config.train, self.step, report.gradient_norm);
-        adam.clip *= report.gradient_scale as f32;
-        self.executor.update(adam).await?;
+        if skipped {
+            self.scale.bad(self.step + 1)?;
+        } else {
+            let mut adam =
+                adam_step(&self.config.train, self.step, self.scale.skipped(), report.gradient_norm);
+            adam.clip *= report.gradient_scale as f32;
+            self.executor.update(adam).await?;
+            self.scale.good();
+        }
         let rate = learning_rate(&self.config.train, self.step);
         self.step += 1;
         let seconds = now() - start;
@@ -281,6 +304,8 @@ impl Trainer {
             loss: report.loss,
             valid_loss: None,
             grad_norm: report.gradient_norm,
+            loss_scale,
+            skipped,
             learning_rate: rate,
             tokens_per_second: (self.config.train.batch * self.config.train.sequence) as f64 / seconds,
             step_seconds: seconds,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::again::command;
 use super::{Launch, Request};
-use crate::cli::planning::{cache, caution, device_budgets, for_devices, for_file, settle};
+use crate::cli::planning::{cache, caution, computing, device_budgets, for_devices, for_file, settle};
 use crate::cli::{Environment, adapters, open};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Device};
@@ -13,6 +13,7 @@ use crate::pipeline::{Plan, Setup};
 use crate::plan::Planned;
 use crate::text::Isolation;
 use crate::timeline::DeviceName;
+use crate::train::compute::Compute;
 use crate::train::config::Config;
 use crate::train::data::{Batches, Corpus};
 use crate::train::keep::{Before, keep};
@@ -69,6 +70,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     let (all, adapters, names, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?)?;
+        let devices = computing(&config, devices.into_iter().enumerate())?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let setup = match given {
             Some(schedule) => Trainer::setup_in(&config, schedule, budgets.devices)?,
@@ -104,6 +106,9 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
         Lessons::new(cache, planning.clone(), all.values().cloned().collect(), planned.best.clone())
     });
     settle(&mut config, &adapters, &plan);
+    if !devices.is_empty() {
+        config.train.compute = Compute::of(&devices);
+    }
     let isolation = environment.isolation.clone();
     Ok(Job {
         config,

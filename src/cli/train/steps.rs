@@ -84,6 +84,13 @@ pub(super) fn train(job: Job) -> Result<u8> {
             lessons.step(trainer.events());
         }
         bar.step(&row);
+        if let Some(scale) = row.loss_scale.filter(|_| row.skipped) {
+            bar.note(format!(
+                "step {}: the gradient is not finite at a loss scale of {scale}; weights stay as they are, and the scale is {} now",
+                row.step,
+                scale / 2.0
+            ));
+        }
         let judged = evaluate(&mut trainer, &config, &mut row, evaluated, &bar);
         run.log(&row)?;
         if let Err(error) = judged {

@@ -225,6 +225,12 @@ pub const TABLES: &[Table] = &[
                 "Matrices on the devices: f32, bf16 (with f32 masters), bf16-only. Under an adapter: as in its model's files.",
             ),
             key(
+                "compute",
+                "",
+                Default,
+                "Operands of matrix products: f32, f16 (sums and the rest in f32), or a list with one for each device.",
+            ),
+            key(
                 "evaluate_every",
                 "steps",
                 Default,

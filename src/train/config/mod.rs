@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::compute::Compute;
 use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
@@ -127,6 +128,10 @@ pub struct TrainConfig {
     /// `bf16-only`. By default `f32`; where an adapter is trained, `bf16` if the model's files store that.
     #[serde(default)]
     pub weights: Weights,
+    /// In what numbers devices multiply matrices: `"f32"`, `"f16"` (operands in f16, sums and everything else in f32), or a list with
+    /// one of them for each device.
+    #[serde(default)]
+    pub compute: Compute,
     /// Steps between evaluations, where there is text for them; the last step always has one.
     #[serde(default = "evaluate_every")]
     pub evaluate_every: u64,

@@ -275,6 +275,9 @@ impl Config {
         if self.data.split > 0.0 && !self.data.valid.is_empty() {
             return refuse("data.valid and data.split both say what to evaluate on; leave one out".into());
         }
+        if let Some(mistake) = t.compute.mistake() {
+            return refuse(mistake);
+        }
         if t.evaluate_every == 0 {
             return refuse("train.evaluate_every must be at least 1".into());
         }

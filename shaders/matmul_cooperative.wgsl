@@ -1,0 +1,320 @@
+// matmul_cooperative: C(M,N) = epilogue(A · B), as `matmul`, with A and B rounded to f16 and products summed in f32 by matrices that a
+// subgroup holds together. A workgroup of 256 owns a tile of C of 8 x 8 matrices and takes 32 of K at a time through workgroup memory; a
+// subgroup sums 2 x 4 of the tile's matrices, and then others until all are done: how many subgroups there are is the driver's choice.
+// If SPLIT, workgroup z sums its own slice of K into the z-th of the matrices in c, and `matmul_reduce` adds them.
+// Grid: (ceil(N/(8*SIZE)), up to ceil(M/(8*SIZE)), 1 or ceil(K/slice)). Variants: the headers of `matmul`, matrices of 8x8.
+// Header "any shape": scalar elements. Four neighbours in a row at a time; indices are clamped into the matrix, so what
+// lies outside repeats its edge and the caller masks it.
+enable f16;
+enable wgpu_cooperative_matrix;
+
+struct Params { m: u32, n: u32, k: u32, more: u32, scale: f32, back: f32 }
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read> extra: array<f32>; // residual or u, (M,N)
+@group(0) @binding(5) var<storage, read_write> c: array<f32>;
+@group(0) @binding(6) var<storage, read_write> c2: array<f32>;
+
+const EXACT = false; // whether K is known to be a multiple of 4
+
+fn load_a(row: u32, column: u32, rows: u32, columns: u32) -> vec4<f32> {
+    let base = min(row, rows - 1u) * columns;
+    let i = base + min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(columns - 1u));
+    return vec4(a[i.x], a[i.y], a[i.z], a[i.w]);
+}
+
+fn load_b(row: u32, column: u32, rows: u32, columns: u32) -> vec4<f32> {
+    let base = min(row, rows - 1u) * columns;
+    let i = base + min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(columns - 1u));
+    return vec4(b[i.x], b[i.y], b[i.z], b[i.w]);
+}
+
+fn inside(column: u32) -> vec4<u32> {
+    return min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(p.n - 1u));
+}
+
+fn load_bias(column: u32) -> vec4<f32> {
+    let i = inside(column);
+    return vec4(bias[i.x], bias[i.y], bias[i.z], bias[i.w]);
+}
+
+fn load_extra(row: u32, column: u32) -> vec4<f32> {
+    let i = row * p.n + inside(column);
+    return vec4(extra[i.x], extra[i.y], extra[i.z], extra[i.w]);
+}
+
+fn load_c(row: u32, column: u32) -> vec4<f32> {
+    let i = row * p.n + inside(column);
+    return vec4(c[i.x], c[i.y], c[i.z], c[i.w]);
+}
+
+fn store(row: u32, column: u32, x: vec4<f32>) {
+    let i = row * p.n + column;
+    c[i] = x.x;
+    if column + 1u < p.n { c[i + 1u] = x.y; }
+    if column + 2u < p.n { c[i + 2u] = x.z; }
+    if column + 3u < p.n { c[i + 3u] = x.w; }
+}
+
+fn store2(row: u32, column: u32, x: vec4<f32>) {
+    let i = row * p.n + column;
+    c2[i] = x.x;
+    if column + 1u < p.n { c2[i + 1u] = x.y; }
+    if column + 2u < p.n { c2[i + 2u] = x.z; }
+    if column + 3u < p.n { c2[i + 3u] = x.w; }
+}
+
+// ---- matrices of 16x16 ----
+const SIZE = 16u;
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sum = coop_mat16x16<f32, C>;
+
+const UNIT = 4u; // numbers in an element of a tile
+var<workgroup> a_tile: array<vec4<f16>, 1280>;
+var<workgroup> b_tile: array<vec4<f16>, 1280>;
+
+fn keep_a(at: u32, x: vec4<f16>) {
+    a_tile[at / 4u] = x;
+}
+
+fn keep_b(at: u32, x: vec4<f16>) {
+    b_tile[at / 4u] = x;
+}
+
+// ---- body ----
+override LAYOUT: u32 = 0u;          // 0 NN, 1 NT, 2 TN
+override EPILOGUE: u32 = 0u;        // 0 none, 1 bias, 2 bias + gelu (u to c2), 3 bias + residual, 4 times gelu'(u), 5 residual
+override ACCUMULATE: bool = false;  // add to what c holds
+override GRADIENT: u32 = 0u;        // which operand is a gradient, to be taken p.scale times: 0 none, 1 A, 2 B
+override SPLIT: bool = false;       // along K; p.more is then the length of a slice, and else the number of the first row of tiles
+
+// 1 / (1 + exp(-2z)), z = sqrt(2/pi)(x + 0.044715x^3): gelu(x) = x * gate(x). The bound keeps exp finite.
+fn gate(x: vec4<f32>) -> vec4<f32> {
+    let z = 0.7978845608028654 * (x + 0.044715 * x * x * x);
+    return 1.0 / (1.0 + exp(min(-2.0 * z, vec4(80.0))));
+}
+
+fn gelu_derivative(x: vec4<f32>) -> vec4<f32> {
+    let s = gate(x);
+    return s + x * s * (1.0 - s) * 1.5957691216057308 * (1.0 + 0.134145 * x * x);
+}
+
+fn finish(row: u32, column: u32, sum: vec4<f32>) {
+    if row >= p.m || column >= p.n {
+        return;
+    }
+    var x = sum;
+    if EPILOGUE >= 1u && EPILOGUE <= 3u {
+        x += load_bias(column);
+    }
+    if EPILOGUE == 2u {
+        store2(row, column, x);
+        x *= gate(x);
+    } else if EPILOGUE == 3u || EPILOGUE == 5u {
+        x += load_extra(row, column);
+    } else if EPILOGUE == 4u {
+        x *= gelu_derivative(load_extra(row, column));
+    }
+    if ACCUMULATE {
+        x += load_c(row, column);
+    }
+    store(row, column, x);
+}
+
+const WIDE = 8u * SIZE; // rows and columns of a tile
+const DEPTH = 32u;      // of K at a time
+// Numbers in a row of a tile of workgroup memory, with some more so that rows begin in different banks.
+const ALONG_K = DEPTH + 8u;
+const ACROSS_K = WIDE + 8u;
+
+// One matrix of each of eight subgroups.
+var<workgroup> sums: array<f32, 8u * SIZE * SIZE>;
+
+// As f16; what that cannot hold becomes NaN, so that it cannot be overlooked.
+fn held(x: vec4<f32>) -> vec4<f16> {
+    let nan = 0x7fc00000u;
+    return vec4<f16>(select(x, vec4(bitcast<f32>(nan)), abs(x) > vec4(65504.0)));
+}
+
+// Those of four along K that are before its end.
+fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
+    return select(vec4<f32>(), x, vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k));
+}
+
+// Vector i of the tiles at k0.
+fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f16> {
+    let scale = select(1.0, p.scale, GRADIENT == 1u);
+    if LAYOUT == 2u {
+        let k = k0 + i / (WIDE / 4u);
+        let x = load_a(k, row0 + i % (WIDE / 4u) * 4u, p.k, p.m);
+        return held(select(vec4<f32>(), x * scale, k < p.k));
+    }
+    let k = k0 + i % 8u * 4u;
+    return held(within(load_a(row0 + i / 8u, k, p.m, p.k) * scale, k));
+}
+
+fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f16> {
+    let scale = select(1.0, p.scale, GRADIENT == 2u);
+    if LAYOUT == 1u {
+        let k = k0 + i % 8u * 4u;
+        return held(within(load_b(column0 + i / 8u, k, p.n, p.k) * scale, k));
+    }
+    let k = k0 + i / (WIDE / 4u);
+    let x = load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n);
+    return held(select(vec4<f32>(), x * scale, k < p.k));
+}
+
+fn put_a(i: u32, x: vec4<f16>) {
+    if LAYOUT == 2u {
+        keep_a(i / (WIDE / 4u) * ACROSS_K + i % (WIDE / 4u) * 4u, x);
+    } else {
+        keep_a(i / 8u * ALONG_K + i % 8u * 4u, x);
+    }
+}
+
+fn put_b(i: u32, x: vec4<f16>) {
+    if LAYOUT == 1u {
+        keep_b(i / 8u * ALONG_K + i % 8u * 4u, x);
+    } else {
+        keep_b(i / (WIDE / 4u) * ACROSS_K + i % (WIDE / 4u) * 4u, x);
+    }
+}
+
+// The matrix of A at a row of the tile and at k of the step, and that of B at a column.
+fn left(row: u32, k: u32) -> Left {
+    if LAYOUT == 2u {
+        return coopLoad<Left>(&a_tile[(k * ACROSS_K + row) / UNIT], ACROSS_K / UNIT);
+    }
+    return coopLoadT<Left>(&a_tile[(row * ALONG_K + k) / UNIT], ALONG_K / UNIT);
+}
+
+fn right(column: u32, k: u32) -> Right {
+    if LAYOUT == 1u {
+        return coopLoad<Right>(&b_tile[(column * ALONG_K + k) / UNIT], ALONG_K / UNIT);
+    }
+    return coopLoadT<Right>(&b_tile[(k * ACROSS_K + column) / UNIT], ACROSS_K / UNIT);
+}
+
+// Where a workgroup is at work, and which of its eight blocks of 2 x 4 matrices its subgroups have now.
+struct At { i: u32, row0: u32, column0: u32, slice: u32, first: u32, end: u32, mine: u32 }
+
+// Writes one matrix of each block.
+fn leave(at: At, row: u32, column: u32, sum: Sum) {
+    let begin = at.mine * SIZE * SIZE;
+    let stride = SIZE;
+    workgroupBarrier();
+    coopStoreT(sum, &sums[begin], stride);
+    workgroupBarrier();
+    let unscale = select(p.back, 1.0, GRADIENT == 0u);
+    for (var v = at.i + at.first * (SIZE * SIZE / 4u); v < at.end * (SIZE * SIZE / 4u); v += 256u) {
+        let block = v / (SIZE * SIZE / 4u);
+        let r = at.row0 + block / 2u * (2u * SIZE) + row + v / (SIZE / 4u) % SIZE;
+        let c = at.column0 + block % 2u * (4u * SIZE) + column + v % (SIZE / 4u) * 4u;
+        let x = unscale * vec4(sums[4u * v], sums[4u * v + 1u], sums[4u * v + 2u], sums[4u * v + 3u]);
+        if !SPLIT {
+            finish(r, c, x);
+        } else if r < p.m && c < p.n {
+            store(at.slice * p.m + r, c, x);
+        }
+    }
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) i: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+) {
+    let row0 = (group.y + select(p.more, 0u, SPLIT)) * WIDE;
+    let column0 = group.x * WIDE;
+    var begin = 0u;
+    var end = p.k;
+    if SPLIT {
+        begin = group.z * p.more;
+        end = min(begin + p.more, p.k);
+    }
+    for (var first = 0u; first < 8u; first += subgroups) {
+        // Those beyond the last block sum it too.
+        let mine = min(first + subgroup, 7u);
+        let row = mine / 2u * (2u * SIZE);
+        let column = mine % 2u * (4u * SIZE);
+        var s00 = Sum();
+        var s01 = Sum();
+        var s02 = Sum();
+        var s03 = Sum();
+        var s10 = Sum();
+        var s11 = Sum();
+        var s12 = Sum();
+        var s13 = Sum();
+        var a0 = fetch_a(i, row0, begin);
+        var a1 = fetch_a(i + 256u, row0, begin);
+        var b0 = fetch_b(i, column0, begin);
+        var b1 = fetch_b(i + 256u, column0, begin);
+        var a2 = vec4<f16>();
+        var a3 = vec4<f16>();
+        var b2 = vec4<f16>();
+        var b3 = vec4<f16>();
+        if SIZE > 8u {
+            a2 = fetch_a(i + 512u, row0, begin);
+            a3 = fetch_a(i + 768u, row0, begin);
+            b2 = fetch_b(i + 512u, column0, begin);
+            b3 = fetch_b(i + 768u, column0, begin);
+        }
+        for (var k0 = begin; k0 < end; k0 += DEPTH) {
+            workgroupBarrier();
+            put_a(i, a0);
+            put_a(i + 256u, a1);
+            put_b(i, b0);
+            put_b(i + 256u, b1);
+            if SIZE > 8u {
+                put_a(i + 512u, a2);
+                put_a(i + 768u, a3);
+                put_b(i + 512u, b2);
+                put_b(i + 768u, b3);
+            }
+            workgroupBarrier();
+            // What comes next is on its way while this is multiplied.
+            let next = k0 + DEPTH;
+            a0 = fetch_a(i, row0, next);
+            a1 = fetch_a(i + 256u, row0, next);
+            b0 = fetch_b(i, column0, next);
+            b1 = fetch_b(i + 256u, column0, next);
+            if SIZE > 8u {
+                a2 = fetch_a(i + 512u, row0, next);
+                a3 = fetch_a(i + 768u, row0, next);
+                b2 = fetch_b(i + 512u, column0, next);
+                b3 = fetch_b(i + 768u, column0, next);
+            }
+            for (var k = 0u; k < DEPTH; k += SIZE) {
+                let upper = left(row, k);
+                let lower = left(row + SIZE, k);
+                let r0 = right(column, k);
+                s00 = coopMultiplyAdd(upper, r0, s00);
+                s10 = coopMultiplyAdd(lower, r0, s10);
+                let r1 = right(column + SIZE, k);
+                s01 = coopMultiplyAdd(upper, r1, s01);
+                s11 = coopMultiplyAdd(lower, r1, s11);
+                let r2 = right(column + 2u * SIZE, k);
+                s02 = coopMultiplyAdd(upper, r2, s02);
+                s12 = coopMultiplyAdd(lower, r2, s12);
+                let r3 = right(column + 3u * SIZE, k);
+                s03 = coopMultiplyAdd(upper, r3, s03);
+                s13 = coopMultiplyAdd(lower, r3, s13);
+            }
+        }
+        let at = At(i, row0, column0, group.z, first, min(first + subgroups, 8u), mine);
+        leave(at, 0u, 0u, s00);
+        leave(at, 0u, SIZE, s01);
+        leave(at, 0u, 2u * SIZE, s02);
+        leave(at, 0u, 3u * SIZE, s03);
+        leave(at, SIZE, 0u, s10);
+        leave(at, SIZE, SIZE, s11);
+        leave(at, SIZE, 2u * SIZE, s12);
+        leave(at, SIZE, 3u * SIZE, s13);
+    }
+}
