@@ -1,14 +1,23 @@
 // layernorm: y = (x − mean) / sqrt(variance + epsilon) · gain + bias over the last axis, and statistics (M,2) = mean, 1/σ.
 // Two passes over the row, mean first: one pass with sums of squares loses digits.
-// Grid: one workgroup a row, rows over x and y.
+// Grid: one workgroup a row, rows over x and y. Variant: header "multiples of 4".
+// Header "any size": one element at a time.
+alias Element = f32;
+const EACH = 1u; // f32 in an Element
+
+fn across(x: Element) -> f32 {
+    return x;
+}
+
+// ---- body ----
 
 struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> gain: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Element>;
+@group(0) @binding(2) var<storage, read> gain: array<Element>;
+@group(0) @binding(3) var<storage, read> bias: array<Element>;
+@group(0) @binding(4) var<storage, read_write> y: array<Element>;
 @group(0) @binding(5) var<storage, read_write> statistics: array<f32>;
 
 override LANES: u32 = 64u; // a power of two
@@ -35,20 +44,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let base = row * p.columns;
+    let columns = p.columns / EACH;
+    let base = row * columns;
     let n = f32(p.columns);
-    var sum = 0.0;
-    for (var i = lane; i < p.columns; i += LANES) {
+    var sum = Element();
+    for (var i = lane; i < columns; i += LANES) {
         sum += x[base + i];
     }
-    let mean = total(lane, sum) / n;
-    var squares = 0.0;
-    for (var i = lane; i < p.columns; i += LANES) {
+    let mean = total(lane, across(sum)) / n;
+    var squares = Element();
+    for (var i = lane; i < columns; i += LANES) {
         let d = x[base + i] - mean;
         squares = fma(d, d, squares);
     }
-    let inverse = inverseSqrt(total(lane, squares) / n + p.epsilon);
-    for (var i = lane; i < p.columns; i += LANES) {
+    let inverse = inverseSqrt(total(lane, across(squares)) / n + p.epsilon);
+    for (var i = lane; i < columns; i += LANES) {
         y[base + i] = (x[base + i] - mean) * inverse * gain[i] + bias[i];
     }
     if lane == 0u {

@@ -1,15 +1,24 @@
 // layernorm_backward: dx = (g − mean(g) − x̂ · mean(g · x̂)) / σ with g = dy · gain, plus `residual` if RESIDUAL.
-// Grid: one workgroup a row, rows over x and y.
+// Grid: one workgroup a row, rows over x and y. Variant: header "multiples of 4".
+// Header "any size": one element at a time.
+alias Element = f32;
+const EACH = 1u; // f32 in an Element
+
+fn across(x: Element) -> f32 {
+    return x;
+}
+
+// ---- body ----
 
 struct Params { rows: u32, columns: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> dy: array<f32>;
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> gain: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<Element>;
+@group(0) @binding(2) var<storage, read> x: array<Element>;
+@group(0) @binding(3) var<storage, read> gain: array<Element>;
 @group(0) @binding(4) var<storage, read> statistics: array<f32>;
-@group(0) @binding(5) var<storage, read> residual: array<f32>;
-@group(0) @binding(6) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(5) var<storage, read> residual: array<Element>;
+@group(0) @binding(6) var<storage, read_write> dx: array<Element>;
 
 override RESIDUAL: bool = false;
 override LANES: u32 = 64u; // a power of two
@@ -23,15 +32,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let base = row * p.columns;
+    let columns = p.columns / EACH;
+    let base = row * columns;
     let mean = statistics[2u * row];
     let inverse = statistics[2u * row + 1u];
-    var sums = vec2<f32>(); // of g and of g · x̂
-    for (var i = lane; i < p.columns; i += LANES) {
+    var sum = Element(); // of g
+    var product = Element(); // of g · x̂
+    for (var i = lane; i < columns; i += LANES) {
         let g = dy[base + i] * gain[i];
-        sums += vec2(g, g * (x[base + i] - mean) * inverse);
+        sum += g;
+        product += g * (x[base + i] - mean) * inverse;
     }
-    partial[lane] = sums;
+    partial[lane] = vec2(across(sum), across(product));
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if lane < half {
@@ -40,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     workgroupBarrier();
     let means = partial[0] / f32(p.columns);
-    for (var i = lane; i < p.columns; i += LANES) {
+    for (var i = lane; i < columns; i += LANES) {
         let hat = (x[base + i] - mean) * inverse;
         var d = (dy[base + i] * gain[i] - means.x - hat * means.y) * inverse;
         if RESIDUAL {

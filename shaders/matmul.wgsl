@@ -81,7 +81,7 @@ fn gelu_derivative(x: vec4<f32>) -> vec4<f32> {
 }
 
 fn finish(row: u32, column: u32, sum: vec4<f32>) {
-    if row >= p.m || column >= p.n {
+    if row >= p.m {
         return;
     }
     var x = sum;
@@ -237,12 +237,15 @@ fn step(four: u32, y: u32, x: u32, sums: Sums) -> Sums {
 fn put(slice: u32, row: u32, column: u32, sum: vec4<f32>) {
     if !SPLIT {
         finish(row, column, sum);
-    } else if row < p.m && column < p.n {
+    } else if row < p.m {
         store(slice * p.m + row, column, sum);
     }
 }
 
 fn put4(slice: u32, row: u32, column: u32, s: Block) {
+    if column >= p.n {
+        return;
+    }
     put(slice, row, column, s.r0);
     put(slice, row + 1u, column, s.r1);
     if ROWS > 2u {

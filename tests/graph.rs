@@ -227,6 +227,7 @@ fn capabilities(software: bool) -> Capabilities {
     Capabilities {
         software,
         subgroup: software.then_some(8),
+        has_f16: false,
         f16: false,
         cooperative: 0,
         sums: 16,

@@ -9,7 +9,7 @@ use std::process::Command;
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities as Allowed, ValidationFlags, Validator};
-use polystage::gpu::{KernelKey, source};
+use polystage::gpu::{Capabilities, KernelKey, source};
 
 use crate::shaders::{card, kernels};
 
@@ -22,6 +22,8 @@ struct Target {
     env: [&'static str; 2],
     /// What `polystage::gpu` says that its registers hold.
     sums: u32,
+    /// Rows and columns of the cooperative matrices that its driver shows.
+    cooperative: u32,
     /// Names of the registers and of what tells how many subgroups run at once.
     registers: &'static str,
     occupancy: &'static str,
@@ -37,6 +39,7 @@ const AMD: Target = Target {
     shims: &["libamdgpu_noop_drm_shim.so"],
     env: ["AMDGPU_GPU_ID", "navi31"],
     sums: 64,
+    cooperative: 16,
     registers: "VGPRs",
     occupancy: "Subgroups per SIMD",
     spills: &["Spilled VGPRs", "Spilled SGPRs", "Scratch size"],
@@ -48,6 +51,8 @@ const INTEL: Target = Target {
     shims: &["intel.so", "libamdgpu_noop_drm_shim.so"],
     env: ["INTEL_PCI", "56a0"],
     sums: 32,
+    // Of 8x16, which WGSL does not have.
+    cooperative: 0,
     registers: "GRF registers",
     occupancy: "subgroup",
     spills: &["Spills", "Fills", "Scratch Memory Size"],
@@ -62,6 +67,7 @@ static TARGETS: [Target; 6] = [
         shims: &["libnouveau_noop_drm_shim.so"],
         env: ["NOUVEAU_CHIPSET", "0x192"],
         sums: 64,
+        cooperative: 16,
         registers: "Number of GPRs",
         occupancy: "Max warps/SM",
         // What is kept in registers of another kind costs a move.
@@ -76,6 +82,8 @@ static TARGETS: [Target; 6] = [
         shims: &["libasahi_noop_drm_shim.so"],
         env: ["POLYSTAGE", "isa"],
         sums: 64,
+        // Mesa's driver emulates them.
+        cooperative: 0,
         registers: "GPRs",
         occupancy: "Threads",
         spills: &["Spills", "Fills", "Scratch"],
@@ -133,10 +141,15 @@ fn label(key: &KernelKey) -> String {
 type Statistics = HashMap<String, f64>;
 
 impl Target {
-    /// Every kernel that the card may choose: tiles of every size that it holds, whole and with K split.
+    /// Every kernel that the card may choose: tiles of every size that it holds, whole and with K split, in f32 and in f16.
     fn chosen(&self) -> impl Iterator<Item = KernelKey> {
         let sums = [16, 32, 64].into_iter().filter(|&sums| sums <= self.sums);
-        sums.flat_map(|sums| [1, 3, 256].map(|fill| kernels(&card(sums, fill)))).flatten()
+        let full = sums.flat_map(|sums| [1, 3, 256].map(|fill| card(sums, fill)));
+        let in_f16 = [1, 3].map(|fill| {
+            let (f16, cooperative) = (true, self.cooperative);
+            Capabilities { f16, cooperative, ..card(self.sums, fill) }
+        });
+        full.chain(in_f16).flat_map(|card| kernels(&card))
     }
 
     /// What the compiler says of each, by its label.

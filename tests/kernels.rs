@@ -18,7 +18,7 @@ fn every_op_with_every_kernel_variant_matches_the_reference_on_every_adapter() {
         let counts = format!("{}: {} of {} failed", adapter.name, failed.len(), outcomes.len());
         assert!(failed.is_empty(), "{counts}\n{failed:#?}");
         let ran = |kernel: &str| outcomes.iter().any(|o| o.variant.contains(kernel));
-        for kernel in ["matmul,", "elementwise", "attention_backward,", "layernorm, 64 lanes"] {
+        for kernel in ["matmul,", "elementwise", "attention_backward,", "layernorm,"] {
             assert!(ran(kernel), "{}: {kernel} did not run", adapter.name);
         }
         assert_eq!(ran("matmul_subgroup"), device.capabilities().subgroup.is_some(), "{}", adapter.name);

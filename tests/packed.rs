@@ -308,6 +308,7 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
     let capabilities = Capabilities {
         software: true,
         subgroup: None,
+        has_f16: false,
         f16: false,
         cooperative: 0,
         sums: 16,

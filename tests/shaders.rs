@@ -50,6 +50,7 @@ pub fn card(sums: u32, fill: u32) -> Capabilities {
     Capabilities {
         software: false,
         subgroup: Some(32),
+        has_f16: false,
         f16: false,
         cooperative: 0,
         sums,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::progress::Counter;
-use super::{adapters, once_each, open_named, print, save, say};
+use super::{Features, adapters, once_each, open_named, print, save, say};
 use crate::error::{Error, Result};
 use crate::ops::roofline::{self, Report, Sizes};
 
@@ -19,6 +19,8 @@ pub(super) struct Arguments {
     /// Adapters, such as 0,1 (default: all).
     #[arg(long)]
     devices: Option<String>,
+    #[command(flatten)]
+    features: Features,
     /// Sequences of a microbatch (default: 8, on software adapters 1).
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -80,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let adapters = adapters()?;
     // What is wrong with the sizes is said before anything is opened.
     adapters.iter().try_for_each(|a| arguments.sizes(a.software).map(|_| ()))?;
-    let devices = open_named(arguments.devices.as_deref(), &adapters)?;
+    let devices = open_named(arguments.devices.as_deref(), &adapters, &arguments.features)?;
     let devices = once_each(&devices);
     let mut reports = Vec::new();
     for &device in &devices {

@@ -31,11 +31,11 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Result, one_line};
 use crate::folder::write_atomic;
-use crate::gpu::{self, AdapterInfo, Device, OpenOptions};
+use crate::gpu::{self, AdapterInfo, Device, OpenOptions, Without};
 use crate::size;
 use crate::text::Isolation;
 use crate::train::config::Devices;
@@ -203,10 +203,51 @@ fn parse_devices(text: &str) -> Result<Devices> {
     })
 }
 
+/// What adapters are to do without.
+#[derive(clap::Args)]
+struct Features {
+    /// Use adapters as if they did not have these, to compare or to get round a driver's mistake.
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
+    without: Vec<Feature>,
+}
+
+/// Of those the names.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Feature {
+    /// 16-bit floats.
+    F16,
+    /// Operations among the invocations of a subgroup.
+    Subgroups,
+    /// Cooperative matrices.
+    Coop,
+}
+
+impl Features {
+    fn options(&self) -> OpenOptions {
+        let without = |feature| self.without.contains(&feature);
+        let without = Without {
+            f16: without(Feature::F16),
+            subgroups: without(Feature::Subgroups),
+            cooperative: without(Feature::Coop),
+        };
+        OpenOptions { without, ..OpenOptions::default() }
+    }
+
+    /// What of it must be given again when a run goes on.
+    fn again(&self) -> Vec<String> {
+        let names = self
+            .without
+            .iter()
+            .filter_map(|feature| Some(feature.to_possible_value()?.get_name().to_string()));
+        let names: Vec<String> = names.collect();
+        if names.is_empty() { names } else { vec!["--without".into(), names.join(",")] }
+    }
+}
+
 /// Opens what `--devices` names, or every adapter.
-fn open_named(devices: Option<&str>, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
+fn open_named(devices: Option<&str>, adapters: &[AdapterInfo], features: &Features) -> Result<Vec<Device>> {
     let all = Devices::List(adapters.iter().map(|a| a.index).collect());
-    open(&devices.map(parse_devices).transpose()?.unwrap_or(all), adapters)
+    open(&devices.map(parse_devices).transpose()?.unwrap_or(all), adapters, features)
 }
 
 /// One device of each adapter, in their order.
@@ -221,9 +262,9 @@ fn once_each(devices: &[Device]) -> Vec<&Device> {
 }
 
 /// Opens what `devices` names.
-fn open(devices: &Devices, adapters: &[AdapterInfo]) -> Result<Vec<Device>> {
+fn open(devices: &Devices, adapters: &[AdapterInfo], features: &Features) -> Result<Vec<Device>> {
     let software: Vec<bool> = adapters.iter().map(|a| a.software).collect();
-    let options = OpenOptions::default();
+    let options = features.options();
     devices.resolve(&software)?.into_iter().map(|i| pollster::block_on(Device::open(i, options))).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Where a model runs that is not trained, and how it is stored there.
 
 use super::planning::device_budgets;
-use super::{adapters, open, parse_devices};
+use super::{Features, adapters, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::mesh::Division;
@@ -19,6 +19,8 @@ pub(super) struct Placement {
     /// Bytes a device may use: 6GiB for each, or 0=6GiB,1=2GiB by the devices' numbers.
     #[arg(long)]
     memory: Option<String>,
+    #[command(flatten)]
+    features: Features,
     /// Devices that divide every layer among them, neighbours in the list: how many, or the share of each, such as 5,3.
     #[arg(long, value_name = "N")]
     tensor: Option<String>,
@@ -63,7 +65,7 @@ impl Placement {
             list.truncate(layers);
             wanted = Devices::List(list);
         }
-        let devices = open(&wanted, &adapters)?;
+        let devices = open(&wanted, &adapters, &self.features)?;
         let budgets = device_budgets(self.memory.as_deref(), &devices)?.devices;
         Ok((devices, budgets))
     }

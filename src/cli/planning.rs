@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::measuring::Measuring;
-use super::{Budgets, Environment, adapters, budgets, note, open, parse_devices};
+use super::{Budgets, Environment, Features, adapters, budgets, note, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
 use crate::gpu::{AdapterInfo, Device};
@@ -45,6 +45,8 @@ pub(super) struct MachineArguments {
     /// need no adapter.
     #[arg(long, value_name = "FILE")]
     pub(super) machine: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) features: Features,
     /// Measure again what earlier runs have measured.
     #[arg(long)]
     pub(super) measure: bool,
@@ -99,7 +101,8 @@ impl MachineArguments {
     pub(super) fn again(&self) -> Vec<String> {
         let machine = self.machine.as_ref().map(|file| file.display().to_string());
         let all = [("--memory", self.memory.clone()), ("--machine", machine)];
-        all.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
+        let given = all.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten();
+        given.chain(self.features.again()).collect()
     }
 
     /// Reads a machine file. Of a list on the command line it has every device; one in a config may be meant for the
@@ -141,9 +144,9 @@ pub(super) fn for_devices(
 ) -> Result<(Planning, BTreeMap<usize, Device>)> {
     let given = given_schedule(config, bases)?;
     let (machine, devices) = match &arguments.machine {
-        Some(file) => described(config, arguments.read(file)?)?,
+        Some(file) => described(config, arguments, file)?,
         None => {
-            let devices = open(&config.pipeline.devices, &adapters()?)?;
+            let devices = open(&config.pipeline.devices, &adapters()?, &arguments.features)?;
             let devices = computing(config, devices.into_iter().enumerate())?;
             config.mesh.choice().check(devices.len())?;
             // What no measurement would change is refused before one is made.
@@ -159,14 +162,19 @@ pub(super) fn for_devices(
 }
 
 /// Opens the devices of a machine file that a run may use. What a file says of their memory counts up to what they have.
-fn described(config: &Config, mut machine: Machine) -> Result<(Machine, BTreeMap<usize, Device>)> {
+fn described(
+    config: &Config,
+    arguments: &MachineArguments,
+    file: &Path,
+) -> Result<(Machine, BTreeMap<usize, Device>)> {
+    let mut machine = arguments.read(file)?;
     let wanted = chosen(&config.pipeline.devices, &machine)?;
     let wanted = wanted.unwrap_or_else(|| (0..machine.devices.len()).collect());
     let list = match &config.pipeline.devices {
         Devices::List(list) => list.clone(),
         _ => wanted.iter().map(|&device| machine.adapter(device)).collect(),
     };
-    let devices = open(&Devices::List(list), &adapters()?).map_err(|error| match error {
+    let devices = open(&Devices::List(list), &adapters()?, &arguments.features).map_err(|error| match error {
         Error::AdapterIndex { index, count } => Error::config(
             machine.name.as_str(),
             format!(

@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 use serde_json::json;
 
 use super::progress::Counter;
-use super::{adapters, once_each, open_named, print, say};
+use super::{Features, adapters, once_each, open_named, print, say};
 use crate::error::{Error, Result};
-use crate::gpu::Device;
+use crate::gpu::{Device, OpenOptions};
 use crate::ops::verify::{self, Outcome, cases};
 use crate::train::prove::{self, Proof};
 
@@ -22,6 +22,8 @@ pub(super) struct Arguments {
     /// Adapters, such as 0,1 (default: all).
     #[arg(long)]
     devices: Option<String>,
+    #[command(flatten)]
+    features: Features,
     /// Only ops and shapes with this in their name, such as matmul, and no pipelines.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -32,7 +34,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let adapters = adapters()?;
-    let devices = open_named(arguments.devices.as_deref(), &adapters)?;
+    let devices = open_named(arguments.devices.as_deref(), &adapters, &arguments.features)?;
     let wanted = arguments.only.as_deref().unwrap_or_default().to_lowercase();
     let cases: Vec<_> = cases().into_iter().filter(|c| c.label.to_lowercase().contains(&wanted)).collect();
     if cases.is_empty() {
@@ -63,7 +65,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
         }
         reports.push(json!({ "adapter": index, "name": device.info().name, "ops": outcomes }));
     }
-    let proofs = if arguments.only.is_none() { proofs(&devices)? } else { Vec::new() };
+    let proofs =
+        if arguments.only.is_none() { proofs(&devices, arguments.features.options())? } else { Vec::new() };
     passed &= proofs.iter().all(|p| p.passed);
     if arguments.json {
         let report = json!({ "passed": passed, "adapters": reports, "pipelines": proofs });
@@ -82,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 /// Pipelines over the named devices, and over each adapter opened twice and three times.
-fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
+fn proofs(devices: &[Device], options: OpenOptions) -> Result<Vec<Proof>> {
     let mut indices: Vec<usize> = devices.iter().map(|d| d.info().index).collect();
     let named = indices.clone();
     indices.sort();
@@ -93,7 +96,7 @@ fn proofs(devices: &[Device]) -> Result<Vec<Proof>> {
     let all: usize = lists.iter().map(|list| prove::comparisons(list.len())).sum();
     let bar = Counter::new(all as u64, |done, all| format!("one stage against several: {done}/{all}"));
     for list in &lists {
-        prove::prove(list, |proof| {
+        prove::prove(list, options, |proof| {
             proofs.push(proof);
             bar.one_more();
         })?;

@@ -44,8 +44,9 @@ pub struct AdapterInfo {
     pub max_workgroup: u32,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
-    /// Bytes that a plan may use by default: the card's own memory, or half of the free host memory for software
-    /// and integrated adapters; none where the system does not say.
+    /// Bytes that a plan may use by default: what of a card's own memory the driver says that others have left, or half of the
+    /// free host memory for software and integrated adapters, and on Metal the working set that it recommends; none where
+    /// the system does not say.
     pub memory: Option<u64>,
 }
 
@@ -234,27 +235,46 @@ pub(super) const FILL: u32 = 256;
 /// A millisecond on the largest cards, a third of a second on the smallest.
 pub(super) const DISPATCH: u64 = 32_000_000_000;
 
-/// Bytes of memory that belong to the adapter.
-#[cfg(not(target_arch = "wasm32"))]
+/// Bytes of the adapter's memory that this program may use.
+#[cfg(all(not(target_arch = "wasm32"), not(target_vendor = "apple")))]
 fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
+    use ash::{ext, vk};
+
     if kind != wgpu::DeviceType::DiscreteGpu {
         return free_host_memory().map(|bytes| bytes / 2);
     }
     // SAFETY: the handles are only asked for properties while the adapter lives.
-    #[cfg(not(target_vendor = "apple"))]
     unsafe {
         let hal = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
-        let instance = hal.shared_instance().raw_instance();
-        let properties = instance.get_physical_device_memory_properties(hal.raw_physical_device());
-        let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
-        // Bit 0 of the flags is DEVICE_LOCAL; the largest such heap is the card's memory.
-        heaps.iter().filter(|h| h.flags.as_raw() & 1 == 1).map(|h| h.size).max()
+        let (instance, card) = (hal.shared_instance().raw_instance(), hal.raw_physical_device());
+        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut properties = vk::PhysicalDeviceMemoryProperties2::default();
+        let tells = hal.physical_device_capabilities().supports_extension(ext::memory_budget::NAME);
+        let memory = match tells {
+            true => {
+                properties = properties.push_next(&mut budget);
+                instance.get_physical_device_memory_properties2(card, &mut properties);
+                properties.memory_properties
+            }
+            false => instance.get_physical_device_memory_properties(card),
+        };
+        let heaps = memory.memory_heaps_as_slice().iter().enumerate();
+        let own = heaps.filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+        // The largest such heap is the card's memory. Of it others have taken some: a desktop, a browser.
+        let (number, heap) = own.max_by_key(|(_, heap)| heap.size)?;
+        let left = if tells { budget.heap_budget[number] } else { 0 };
+        Some(if left > 0 { left.min(heap.size) } else { heap.size })
     }
-    #[cfg(target_vendor = "apple")]
-    {
-        let _ = adapter;
-        None
-    }
+}
+
+/// As much as Metal says that it keeps fast.
+#[cfg(target_vendor = "apple")]
+fn memory(adapter: &wgpu::Adapter, _: wgpu::DeviceType) -> Option<u64> {
+    use objc2_metal::MTLDevice;
+
+    // SAFETY: the handle is only asked for a property while the adapter lives.
+    let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Metal>() }?;
+    Some(hal.raw_device().recommendedMaxWorkingSetSize()).filter(|&bytes| bytes > 0)
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -263,7 +283,7 @@ fn memory(_: &wgpu::Adapter, _: wgpu::DeviceType) -> Option<u64> {
 }
 
 /// MemAvailable of Linux; other systems do not say without a further library.
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(not(target_arch = "wasm32"), not(target_vendor = "apple")))]
 fn free_host_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
@@ -276,6 +296,7 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
     let capabilities = Capabilities {
         software: false,
         subgroup: None,
+        has_f16: false,
         f16: false,
         cooperative: 0,
         sums: sums(0),

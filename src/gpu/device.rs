@@ -17,11 +17,24 @@ pub struct OpenOptions {
     pub trusted_shaders: bool,
     /// Look at OpenGL adapters too.
     pub gl: bool,
+    /// What is not to be used, even where the adapter has it.
+    pub without: Without,
+}
+
+/// Features of adapters that nothing depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    /// 16-bit floats in shaders.
+    pub f16: bool,
+    /// Subgroup operations.
+    pub subgroups: bool,
+    /// Cooperative matrices, which take 16-bit floats.
+    pub cooperative: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { trusted_shaders: !cfg!(debug_assertions), gl: false }
+        OpenOptions { trusted_shaders: !cfg!(debug_assertions), gl: false, without: Without::default() }
     }
 }
 
@@ -33,6 +46,8 @@ pub struct Capabilities {
     pub software: bool,
     /// The fixed subgroup size, where there is one and subgroup operations work.
     pub subgroup: Option<u32>,
+    /// There are 16-bit floats in shaders.
+    pub has_f16: bool,
     /// Matmuls round their operands to f16 and sum in f32.
     pub f16: bool,
     /// Rows and columns of the matrices of f16, summed in f32, that a subgroup multiplies together; 0 where there are none.
@@ -52,6 +67,13 @@ pub struct Capabilities {
     /// Workgroups along one axis of a dispatch.
     pub max_groups: u32,
 }
+
+/// The longest that a message from another device waits while this one works. Where the work is done by the cores that look for
+/// messages, looking less often leaves them more time for it.
+#[cfg(not(target_arch = "wasm32"))]
+const REACTION: std::time::Duration = std::time::Duration::from_micros(200);
+#[cfg(not(target_arch = "wasm32"))]
+const SOFTWARE_REACTION: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Whether a panic is the way in which wgpu says, to a thread that waits for a device, that the device is lost. [`Device`]
 /// catches it and makes an error of it, so that there is no more to be said of it.
@@ -96,13 +118,16 @@ impl Device {
         if index >= found.len() {
             return Err(Error::AdapterIndex { index, count: found.len() });
         }
-        let (adapter, info) = found.swap_remove(index);
+        let (adapter, mut info) = found.swap_remove(index);
         drop(found);
-        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
-        let cooperative = adapter::cooperative(&adapter);
-        if cooperative > 0 {
-            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        }
+        let Without { f16, subgroups, cooperative } = options.without;
+        info.f16 &= !f16;
+        info.subgroups &= !subgroups;
+        let cooperative = if f16 || cooperative { 0 } else { adapter::cooperative(&adapter) };
+        let mut wanted = wgpu::Features::empty();
+        wanted.set(wgpu::Features::SUBGROUP, !subgroups);
+        wanted.set(wgpu::Features::SHADER_F16, !f16);
+        wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, cooperative > 0);
         #[cfg(target_arch = "wasm32")]
         super::browser::prepare();
         let limits = adapter.limits();
@@ -130,13 +155,14 @@ impl Device {
             lost.fail(Failure::worded(words, Failure::Lost));
         });
         #[cfg(target_arch = "wasm32")]
-        let subgroups = super::browser::subgroups_granted();
+        let subgroups = !subgroups && super::browser::subgroups_granted();
         #[cfg(not(target_arch = "wasm32"))]
         let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
         let fixed = info.subgroup_size[0] == info.subgroup_size[1] && info.subgroup_size[0] >= 4;
         let capabilities = Capabilities {
             software: info.software,
             subgroup: (subgroups && fixed).then_some(info.subgroup_size[0]),
+            has_f16: info.f16,
             f16: false,
             cooperative,
             sums: adapter::sums(info.vendor_id),
@@ -453,7 +479,7 @@ impl Device {
                 // A message from another device must not wait long behind this one's work, nor may a map
                 // callback that needs no submission wait for ever.
                 if self.in_flight() > 0 {
-                    self.poll(Duration::from_millis(1));
+                    self.poll(if self.1.software { SOFTWARE_REACTION } else { REACTION });
                 } else {
                     self.poll(Duration::ZERO);
                     if !unpark.1.load(Ordering::Acquire) {

@@ -99,3 +99,14 @@ pub(super) fn column_sum(l: &Lowering) -> Lowered {
     let launches = sum_columns(l, l.input(0), [l.rows(0), l.columns(0)], l.output(0), &mut scratch);
     Lowered { launches, scratch }
 }
+
+/// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for.
+pub(super) fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usize) -> Lowered {
+    let vectors = columns.is_multiple_of(4);
+    let loads = if vectors { columns / 4 } else { columns };
+    let lanes = loads.next_power_of_two().clamp(8, l.lanes() as usize);
+    launch.key.specialisation.constants.push(("LANES", lanes as u32));
+    launch.key.specialisation.header = vectors.then_some(VECTORS);
+    launch.groups = l.spread(rows);
+    Lowered::one(launch)
+}

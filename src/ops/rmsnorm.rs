@@ -1,18 +1,7 @@
 //! Root-mean-square normalisation.
 
-use super::elementwise::{VECTORS, blocks, sum_columns};
-use super::{Launch, Lowered, Lowering, Operand};
-
-/// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for.
-fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usize) -> Lowered {
-    let vectors = columns.is_multiple_of(4);
-    let loads = if vectors { columns / 4 } else { columns };
-    let lanes = loads.next_power_of_two().clamp(8, l.lanes() as usize);
-    launch.key.specialisation.constants.push(("LANES", lanes as u32));
-    launch.key.specialisation.header = vectors.then_some(VECTORS);
-    launch.groups = l.spread(rows);
-    Lowered::one(launch)
-}
+use super::elementwise::{blocks, by_row, sum_columns};
+use super::{Lowered, Lowering, Operand};
 
 pub(super) fn forward(l: &Lowering, epsilon: f32) -> Lowered {
     let (rows, columns) = (l.elements(0) / l.columns(1), l.columns(1));

@@ -171,14 +171,14 @@ fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
             Capabilities { software: false, sums: 32, fill: 1, ..*native },
         ),
         ("K in slices".into(), Capabilities { software: false, sums: 64, fill: 3, dispatch: 1, ..*native }),
-        ("in f16".into(), Capabilities { f16: true, cooperative: 0, ..*native }),
-        (
-            "in f16 as on a large GPU".into(),
-            Capabilities { f16: true, cooperative: 0, software: false, sums: 64, fill: 1, ..*native },
-        ),
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
     ];
+    if native.has_f16 {
+        variants.push(("in f16".into(), Capabilities { f16: true, cooperative: 0, ..*native }));
+        let card = Capabilities { f16: true, cooperative: 0, software: false, sums: 64, fill: 1, ..*native };
+        variants.push(("in f16 as on a large GPU".into(), card));
+    }
     if native.cooperative > 0 {
         let card = Capabilities { f16: true, software: false, fill: 1, ..*native };
         variants.push(("in f16 by cooperative matrices".into(), card));

@@ -95,7 +95,7 @@ impl Way {
 }
 
 /// `ranks`: for how many devices the sizes must do, which are those of every run that is compared.
-fn trace(indices: &[usize], of: Way, ranks: usize) -> Result<Trace> {
+fn trace((indices, options): (&[usize], OpenOptions), of: Way, ranks: usize) -> Result<Trace> {
     // Interleaving wants two stages a device and whole rounds of microbatches.
     let (layers, microbatches) = (5.max(2 * ranks), 4usize.next_multiple_of(ranks));
     let sizes = [
@@ -113,7 +113,6 @@ fn trace(indices: &[usize], of: Way, ranks: usize) -> Result<Trace> {
         (0u32..4000).map(|i| b"pipelines keep every device busy; "[(i * i / 7 % 34) as usize]).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed)?;
-    let options = OpenOptions::default();
     let devices =
         indices.iter().map(|&i| pollster::block_on(Device::open(i, options))).collect::<Result<Vec<_>>>()?;
     let plan = Plan::for_devices(Trainer::setup(&config, vec![None; devices.len()])?, &devices)?;
@@ -152,16 +151,16 @@ fn divisions(ranks: usize) -> Vec<Way> {
 
 /// Compares these adapters in every named schedule, as replicas of the whole model and as a gang that divides every layer, with the first of them alone.
 /// `each` hears of every comparison.
-pub fn prove(indices: &[usize], mut each: impl FnMut(Proof)) -> Result<()> {
-    let alone = trace(&indices[..1], Way::of("1f1b"), indices.len())?;
+pub fn prove(indices: &[usize], options: OpenOptions, mut each: impl FnMut(Proof)) -> Result<()> {
+    let alone = trace((&indices[..1], options), Way::of("1f1b"), indices.len())?;
     for division in divisions(indices.len()) {
-        each(compare(indices, division, &alone)?);
+        each(compare((indices, options), division, &alone)?);
     }
     Ok(())
 }
 
-fn compare(indices: &[usize], of: Way, alone: &Trace) -> Result<Proof> {
-    let split = trace(indices, of, indices.len())?;
+fn compare((indices, options): (&[usize], OpenOptions), of: Way, alone: &Trace) -> Result<Proof> {
+    let split = trace((indices, options), of, indices.len())?;
     let pairs = alone.0.iter().zip(&split.0);
     let loss_difference = pairs.map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
     let bits = |t: &Trace| t.1.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();

@@ -69,7 +69,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     let mut changed = None;
     let (all, adapters, names, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
-        let devices = open(&config.pipeline.devices, &adapters()?)?;
+        let devices = open(&config.pipeline.devices, &adapters()?, &machine.features)?;
         let devices = computing(&config, devices.into_iter().enumerate())?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let setup = match given {
