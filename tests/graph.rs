@@ -233,6 +233,7 @@ fn capabilities(software: bool) -> Capabilities {
         sums: 16,
         fill: 256,
         written_out: true,
+        tiles: Default::default(),
         dispatch: u64::MAX,
         max_binding,
         max_buffer,

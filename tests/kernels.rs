@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use polystage::gpu::Capabilities;
+use polystage::gpu::{Capabilities, Tiles};
 use polystage::ops::bench;
+use polystage::ops::tune::tune;
 use polystage::ops::verify::{Case, Outcome, cases, choices, results, verify};
 
 use crate::common::{adapters, open};
@@ -63,21 +64,43 @@ fn the_tile_of_a_matmul_changes_no_bit_of_its_result_on_any_adapter() {
         let large = |case: &Case| case.op.name() == "matmul" && case.label.contains("129");
         let mut tiles = std::collections::BTreeSet::new();
         for case in cases().into_iter().filter(large) {
-            let run = |sums, dispatch| {
-                let capabilities = Capabilities { sums, dispatch, ..card };
+            let run = |sums, dispatch, tile| {
+                let capabilities = Capabilities { sums, dispatch, tiles: Tiles([[tile; 3]; 3]), ..card };
                 device.block_on(results(device, &case, &capabilities)).expect("runs")
             };
-            let (_, want) = run(16, u64::MAX);
-            for (sums, dispatch) in [(32, u64::MAX), (64, u64::MAX), (64, 1)] {
-                let (tile, got) = run(sums, dispatch);
+            let (_, want) = run(16, u64::MAX, 0);
+            let by_number = [1, 2, 3, 4, 5].map(|tile| (64, u64::MAX, tile));
+            for (sums, dispatch, tile) in
+                [(32, u64::MAX, 0), (64, u64::MAX, 0), (64, 1, 0)].into_iter().chain(by_number)
+            {
+                let (tile, got) = run(sums, dispatch, tile);
                 let bits =
                     |lists: &[Vec<f32>]| -> Vec<u32> { lists.concat().iter().map(|x| x.to_bits()).collect() };
                 assert_eq!(bits(&got), bits(&want), "{}: {}, {tile}", adapter.name, case.label);
                 tiles.insert(tile);
             }
         }
-        assert!(tiles.iter().any(|tile| tile.contains("128x128")), "{tiles:?}");
+        for tile in ["128x128", "128x64", "64x128", "64x64", "64x32"] {
+            assert!(
+                tiles.iter().any(|known| known.contains(&format!("tiles of {tile},"))),
+                "{tile}: {tiles:?}"
+            );
+        }
     }
+}
+
+#[test]
+fn tiles_are_measured_in_the_time_there_is_and_are_none_where_there_is_no_time() {
+    let adapter = &adapters()[0];
+    let device = &open(&[adapter.index])[0];
+    let card = device.with(Capabilities { software: false, fill: 1, ..*device.capabilities() });
+    let none = device.block_on(tune(&card, [32; 3], 0.0)).expect("measures");
+    assert_eq!(none, Tiles::default());
+    let start = std::time::Instant::now();
+    let tiles = device.block_on(tune(&card, [32, 48, 64], 5.0)).expect("measures");
+    assert!(tiles.0.concat().iter().all(|&number| number <= 5), "{tiles:?}");
+    // One measurement may go beyond the end.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -314,6 +314,7 @@ fn the_planner_counts_the_bytes_of_packed_weights_layer_by_layer_and_keys_its_ti
         sums: 16,
         fill: 1,
         written_out: true,
+        tiles: Default::default(),
         dispatch: u64::MAX,
         max_binding: 1 << 30,
         max_buffer: 1 << 30,

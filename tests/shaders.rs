@@ -56,6 +56,7 @@ pub fn card(sums: u32, fill: u32) -> Capabilities {
         sums,
         fill,
         written_out: true,
+        tiles: Default::default(),
         dispatch: u64::MAX,
         max_binding,
         max_buffer,

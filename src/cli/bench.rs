@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::planning::{cache, tuned};
 use super::progress::Counter;
-use super::{Features, adapters, once_each, open_named, print, save, say};
+use super::{Environment, Features, adapters, once_each, open_named, print, save, say};
 use crate::error::{Error, Result};
 use crate::ops::roofline::{self, Report, Sizes};
 
@@ -78,11 +79,12 @@ impl Arguments {
     }
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8> {
+pub(super) fn run(arguments: &Arguments, environment: &Environment) -> Result<u8> {
     let adapters = adapters()?;
     // What is wrong with the sizes is said before anything is opened.
     adapters.iter().try_for_each(|a| arguments.sizes(a.software).map(|_| ()))?;
     let devices = open_named(arguments.devices.as_deref(), &adapters, &arguments.features)?;
+    let devices = tuned(devices, cache(environment).as_ref())?;
     let devices = once_each(&devices);
     let mut reports = Vec::new();
     for &device in &devices {

@@ -96,7 +96,7 @@ pub fn run(environment: &Environment) -> u8 {
     }
     let result = match arguments.verb {
         Verb::Devices(a) => devices::run(&a),
-        Verb::Bench(a) => bench::run(&a),
+        Verb::Bench(a) => bench::run(&a, environment),
         Verb::Train(a) => train::run(&a, environment),
         Verb::Trace(a) => trace::run(&a, environment.plain),
         Verb::Verify(a) => verify::run(&a),

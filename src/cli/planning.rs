@@ -7,8 +7,9 @@ use super::measuring::Measuring;
 use super::{Budgets, Environment, Features, adapters, budgets, note, open, parse_devices};
 use crate::error::{Error, Result};
 use crate::folder::files::read_text;
-use crate::gpu::{AdapterInfo, Device};
+use crate::gpu::{AdapterInfo, Capabilities, Device};
 use crate::model::Model;
+use crate::ops::tune::{SIDES, tune};
 use crate::pipeline::Plan;
 use crate::plan::{Candidate, Machine};
 use crate::profile::{Cache, Profiler, unmeasured};
@@ -144,10 +145,10 @@ pub(super) fn for_devices(
 ) -> Result<(Planning, BTreeMap<usize, Device>)> {
     let given = given_schedule(config, bases)?;
     let (machine, devices) = match &arguments.machine {
-        Some(file) => described(config, arguments, file)?,
+        Some(file) => described(config, arguments, file, environment)?,
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?, &arguments.features)?;
-            let devices = computing(config, devices.into_iter().enumerate())?;
+            let devices = computing(config, devices.into_iter().enumerate(), environment)?;
             config.mesh.choice().check(devices.len())?;
             // What no measurement would change is refused before one is made.
             let unmeasured = unmeasured(&devices, &memories(&devices));
@@ -166,6 +167,7 @@ fn described(
     config: &Config,
     arguments: &MachineArguments,
     file: &Path,
+    environment: &Environment,
 ) -> Result<(Machine, BTreeMap<usize, Device>)> {
     let mut machine = arguments.read(file)?;
     let wanted = chosen(&config.pipeline.devices, &machine)?;
@@ -184,7 +186,7 @@ fn described(
         ),
         other => other,
     })?;
-    let devices = computing(config, wanted.iter().copied().zip(devices))?;
+    let devices = computing(config, wanted.iter().copied().zip(devices), environment)?;
     for ((&number, device), memory) in wanted.iter().zip(&devices).zip(memories(&devices)) {
         let profile = &mut machine.devices[number];
         profile.adapter = Some(device.info().index);
@@ -193,11 +195,39 @@ fn described(
     Ok((machine, wanted.into_iter().zip(devices).collect()))
 }
 
+/// GPUs with the tiles that are fastest on them: those of the cache, or measured now and kept there.
+pub(super) fn tuned(mut devices: Vec<Device>, cache: Option<&Cache>) -> Result<Vec<Device>> {
+    let Some(cache) = cache else { return Ok(devices) };
+    for device in devices.iter_mut() {
+        if device.capabilities().software {
+            continue;
+        }
+        let tiles = match cache.read_tiles(device) {
+            Some(tiles) => tiles,
+            None => {
+                note(format!("choosing tiles for {}, once and for some seconds", device.info().name));
+                let tiles = device.block_on(tune(device, SIDES, TUNING))?;
+                cache.write_tiles(device, tiles);
+                tiles
+            }
+        };
+        *device = device.with(Capabilities { tiles, ..*device.capabilities() });
+    }
+    Ok(devices)
+}
+
+/// Seconds for which tiles are measured.
+const TUNING: f64 = 4.0;
+
 /// The devices with their numbers, computing in what the config says.
 pub(super) fn computing(
     config: &Config,
     devices: impl IntoIterator<Item = (usize, Device)>,
+    environment: &Environment,
 ) -> Result<Vec<Device>> {
+    let (numbers, devices): (Vec<usize>, Vec<Device>) = devices.into_iter().unzip();
+    let devices = tuned(devices, cache(environment).as_ref())?;
+    let devices = numbers.into_iter().zip(devices);
     let mut devices = config.train.compute.apply(devices)?;
     for device in &mut devices {
         if let Some(without) = device.block_on(without_wrong_matrices(device))? {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Capabilities;
+use super::{Capabilities, Tiles};
 use crate::error::Error;
 
 /// One adapter, as listed by `polystage devices`.
@@ -302,6 +302,7 @@ pub(crate) fn imagined(index: usize, name: &str, max_binding: Option<u64>) -> (A
         sums: sums(0),
         fill: FILL,
         written_out: true,
+        tiles: Tiles::default(),
         dispatch: DISPATCH,
         max_binding,
         max_buffer: u64::MAX,

@@ -58,6 +58,8 @@ pub struct Capabilities {
     pub fill: u32,
     /// Short loops are written out: a card's compiler schedules them better, a driver on a CPU compiles them for seconds.
     pub written_out: bool,
+    /// The tiles of matmuls that were measured to be fastest.
+    pub tiles: Tiles,
     /// Floating-point operations of one dispatch, where it can be cut.
     pub dispatch: u64,
     /// Bytes one binding may have.
@@ -67,6 +69,11 @@ pub struct Capabilities {
     /// Workgroups along one axis of a dispatch.
     pub max_groups: u32,
 }
+
+/// Numbers of tiles by layout of the matmul and by size of its result, from small to large; 0 where nothing was measured, and the
+/// table decides. Which tile it is changes no bit of a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Tiles(pub [[u8; 3]; 3]);
 
 /// The longest that a message from another device waits while this one works. Where the work is done by the cores that look for
 /// messages, looking less often leaves them more time for it.
@@ -168,6 +175,7 @@ impl Device {
             sums: adapter::sums(info.vendor_id),
             fill: if info.software { 1 } else { adapter::FILL },
             written_out: !info.software,
+            tiles: Tiles::default(),
             dispatch: adapter::DISPATCH,
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,

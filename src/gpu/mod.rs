@@ -18,7 +18,7 @@ pub use adapter::{AdapterInfo, list, none_found};
 pub use buffer::{BindGroup, Buffer, Mapping, Range};
 #[cfg(not(target_arch = "wasm32"))]
 pub use device::is_caught;
-pub use device::{Capabilities, Device, OpenOptions, Without};
+pub use device::{Capabilities, Device, OpenOptions, Tiles, Without};
 pub use kernel::{KERNELS, Kernel, KernelKey, Specialisation, source};
 pub use recorder::Recorder;
 

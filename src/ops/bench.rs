@@ -81,7 +81,7 @@ async fn grow(
 }
 
 /// The median of the seconds of a node that runs alone.
-async fn run(device: &Device, op: &Op, shapes: &[Vec<usize>]) -> Result<f64> {
+pub(super) async fn run(device: &Device, op: &Op, shapes: &[Vec<usize>]) -> Result<f64> {
     let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
     let (stage, inputs, _) = single_node(&Case::new(op.clone(), &shapes))?;
     let plan = MemoryPlan::new(&stage, device.capabilities());

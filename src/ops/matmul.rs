@@ -110,10 +110,14 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     }
     let side = l.capabilities.cooperative as usize;
     let cooperative = f16 && side > 0 && !l.capabilities.software && m.min(n) > THIN;
+    // Whether K is cut changes bits: the table says it, and not what was measured.
+    let table = if cooperative { [8 * side; 2] } else { Tile::choose(l, [m, n], k).extents() };
+    let count = slices(l, table, [m, n], k);
     let (name, tile, header, step) = match cooperative {
-        true => ("matmul_cooperative", [8 * side; 2], &headers.cooperative[usize::from(side == 8)], 32),
+        true => ("matmul_cooperative", table, &headers.cooperative[usize::from(side == 8)], 32),
         false => {
-            let tile = Tile::choose(l, [m, n], k);
+            let measured = Tile::measured(l, layout, [m, n]).filter(|_| count == 1);
+            let tile = measured.unwrap_or_else(|| Tile::choose(l, [m, n], k));
             constants.extend(tile.constants());
             constants.push(("WRITTEN_OUT", u32::from(l.capabilities.written_out)));
             ("matmul", tile.extents(), header, 16)
@@ -121,9 +125,9 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     };
     let mut whole = l.launch(name, constants, operands, Vec::new(), groups(tile, [m, n]));
     whole.key.specialisation.header = Some(header.as_str());
-    let mut lowered = match slices(l, tile, [m, n], k) {
+    let mut lowered = match count {
         1 => in_bands(l, whole, [m, n, k], fixed),
-        slices => split(l, whole, [m, n, k], (slices, step), fixed),
+        count => split(l, whole, [m, n, k], (count, step), fixed),
     };
     let of_operands = |launch: Launch| match launch.key.name == name {
         true => scaled(launch, f16),
@@ -156,6 +160,8 @@ struct Tile {
 impl Tile {
     /// 128x128, 128x64, 64x64: the more sums an invocation has, the fewer loads are needed for each.
     const SQUARE: [Tile; 3] = [Tile::new(16, 8, 2), Tile::new(16, 8, 1), Tile::new(16, 4, 1)];
+    /// 64x128 and 64x32, which the table never has.
+    const OTHERS: [Tile; 2] = [Tile::new(32, 8, 1), Tile::new(8, 2, 1)];
     /// 128x16 and 16x128, for matrices of low rank.
     const TALL: Tile = Tile::new(4, 2, 1);
     const FLAT: Tile = Tile::new(32, 2, 1);
@@ -186,6 +192,14 @@ impl Tile {
         }
     }
 
+    /// The fastest on this card, if that was measured.
+    fn measured(l: &Lowering, layout: u32, extents: [usize; 2]) -> Option<Tile> {
+        let number = l.capabilities.tiles.0[layout as usize][size(extents)?];
+        let mut all = Tile::SQUARE.into_iter().chain(Tile::OTHERS);
+        let tile = all.nth(usize::from(number).checked_sub(1)?)?;
+        (4 * tile.rows * tile.fours <= l.capabilities.sums as usize).then_some(tile)
+    }
+
     /// Its rows and columns.
     fn extents(self) -> [usize; 2] {
         [256 / self.across * self.rows, 4 * self.across * self.fours]
@@ -194,6 +208,18 @@ impl Tile {
     fn constants(self) -> [(&'static str, u32); 3] {
         [("ACROSS", self.across as u32), ("ROWS", self.rows as u32), ("FOURS", self.fours as u32)]
     }
+}
+
+/// How many tiles there are to choose from.
+pub(super) const TILES: u8 = 5;
+
+/// The sides of square results from which on they are middling, and large.
+const SIZES: [usize; 2] = [512, 1536];
+
+/// The number of a result's size in [`crate::gpu::Tiles`]; none where it has too few rows or columns to be free.
+fn size([m, n]: [usize; 2]) -> Option<usize> {
+    let is = |side: &usize| m * n >= side * side;
+    (m.min(n) > THIN).then(|| SIZES.iter().filter(|side| is(side)).count())
 }
 
 fn groups([high, wide]: [usize; 2], [m, n]: [usize; 2]) -> [u32; 3] {

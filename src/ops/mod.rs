@@ -20,6 +20,7 @@ mod rmsnorm;
 pub mod roofline;
 mod roofline_svg;
 mod rope;
+pub mod tune;
 pub mod verify;
 
 pub use embedding::sort_rows;

@@ -11,7 +11,7 @@ use super::plan::MemoryPlan;
 use super::program::{Slots, StageProgram};
 use super::{Lowered, in_place};
 use crate::error::Result;
-use crate::gpu::{Capabilities, Device, Range, Recorder, source};
+use crate::gpu::{Capabilities, Device, Range, Recorder, Tiles, source};
 use crate::graph::{Epilogue, Fed, Graph, Layout, Op, Phase, StageGraph, ValueId};
 use crate::model::{Init, Parameter};
 use crate::reference;
@@ -156,6 +156,7 @@ pub async fn matmuls_are_right(device: &Device) -> Result<bool> {
 
 /// The choices of kernels to try on a device: its own first, then what other devices would choose and it can run too.
 fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
+    let single = Capabilities { software: false, fill: 1, ..*native };
     let other = Capabilities { software: !native.software, ..*native };
     let mut variants = vec![
         ("native".into(), *native),
@@ -171,6 +172,9 @@ fn variants(native: &Capabilities) -> Vec<(String, Capabilities)> {
             Capabilities { software: false, sums: 32, fill: 1, ..*native },
         ),
         ("K in slices".into(), Capabilities { software: false, sums: 64, fill: 3, dispatch: 1, ..*native }),
+        // Tiles that only a measurement chooses.
+        ("tiles of 64x128".into(), Capabilities { tiles: Tiles([[4; 3]; 3]), sums: 64, ..single }),
+        ("tiles of 64x32".into(), Capabilities { tiles: Tiles([[5; 3]; 3]), sums: 64, ..single }),
         // As few as a huge tensor leaves: the grid must go on along the second axis.
         ("few groups along an axis".into(), Capabilities { max_groups: 5, ..*native }),
     ];

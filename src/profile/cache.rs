@@ -2,15 +2,23 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::folder::files::read_text;
 use crate::folder::{hex, write_atomic};
-use crate::gpu::{Device, KERNELS};
+use crate::gpu::{Device, KERNELS, Tiles};
 use crate::plan::{DeviceProfile, Link, Machine};
 
 /// Counts the ways in which times have been measured: those of another way are measured again.
 const WAY: u32 = 6;
+
+/// The fastest tiles of an adapter, as a file.
+#[derive(Serialize, Deserialize)]
+struct Tuned {
+    name: String,
+    tiles: Tiles,
+}
 
 /// A folder of measurements.
 #[derive(Clone, Debug)]
@@ -51,6 +59,25 @@ impl Cache {
     pub(super) fn write_profile(&self, key: &str, profile: DeviceProfile) -> bool {
         let link = Link { gb_s: 1.0, ..Link::default() };
         self.write(key, Machine { link, devices: vec![profile], ..Machine::default() })
+    }
+
+    /// The adapter's fastest tiles; a damaged file counts as none.
+    pub fn read_tiles(&self, device: &Device) -> Option<Tiles> {
+        let key = self.key(&[device]);
+        let text = read_text(&self.tiles(&key)).ok()?;
+        toml::from_str::<Tuned>(&text).ok().filter(|tuned| tuned.name == key).map(|tuned| tuned.tiles)
+    }
+
+    /// Keeps them; whether that worked.
+    pub fn write_tiles(&self, device: &Device, tiles: Tiles) -> bool {
+        let tuned = Tuned { name: self.key(&[device]), tiles };
+        let Ok(text) = toml::to_string(&tuned) else { return false };
+        std::fs::create_dir_all(&self.folder).is_ok()
+            && write_atomic(&self.tiles(&tuned.name), text.as_bytes()).is_ok()
+    }
+
+    fn tiles(&self, key: &str) -> PathBuf {
+        self.file(key).with_extension("tiles.toml")
     }
 
     fn file(&self, key: &str) -> PathBuf {

@@ -1,0 +1,50 @@
+//! Which tile of a matmul is fastest on this card. They give the same bits, so that a clock may choose; whether K is cut, or
+//! cooperative matrices are used, is never measured.
+
+use super::bench::run;
+use super::matmul::TILES;
+use crate::error::Result;
+use crate::gpu::{Capabilities, Device, Tiles, now};
+use crate::graph::{Epilogue, Layout, Op};
+
+/// Sides of results, one of each size, and terms of their sums.
+pub const SIDES: [usize; 3] = [384, 1024, 2048];
+const TERMS: usize = 1024;
+
+/// What a tile must gain on the table's to be chosen: less is noise.
+const GAIN: f64 = 0.03;
+
+/// Measures for about so many seconds; what there was no time for is left to the table. Nothing else should run on the device.
+/// `sides`: usually [`SIDES`].
+///
+/// # Errors
+/// Those of the device.
+pub async fn tune(device: &Device, sides: [usize; 3], seconds: f64) -> Result<Tiles> {
+    let end = now() + seconds;
+    let mut best = Tiles::default();
+    let native = Capabilities { f16: false, tiles: Tiles::default(), ..*device.capabilities() };
+    // What takes most of a step first.
+    for (size, side) in sides.into_iter().enumerate().rev() {
+        for (layout, wanted) in [Layout::NN, Layout::NT, Layout::TN].into_iter().zip(&mut best.0) {
+            let op = Op::Matmul { layout, epilogue: Epilogue::None };
+            let shapes = match layout {
+                Layout::NN => [[side, TERMS], [TERMS, side]],
+                Layout::NT => [[side, TERMS], [side, TERMS]],
+                Layout::TN => [[TERMS, side], [TERMS, side]],
+            };
+            let shapes = shapes.map(|shape| shape.to_vec());
+            let mut shortest = run(&device.with(native), &op, &shapes).await? * (1.0 - GAIN);
+            for number in 1..=TILES {
+                if now() > end {
+                    return Ok(best);
+                }
+                let capabilities = Capabilities { tiles: Tiles([[number; 3]; 3]), ..native };
+                let time = run(&device.with(capabilities), &op, &shapes).await?;
+                if time < shortest {
+                    (shortest, wanted[size]) = (time, number);
+                }
+            }
+        }
+    }
+    Ok(best)
+}
