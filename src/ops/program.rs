@@ -144,10 +144,10 @@ impl StageProgram {
         &self.stage
     }
 
-    /// Floating-point operations of each launch of a program, for splitting it into submissions.
-    pub fn launch_flops(&self, phase: Phase) -> Vec<f64> {
-        let steps = &self.steps[program(phase)];
-        steps.iter().map(|s| self.plan.lowered[s.node].launches[s.launch].flops).collect()
+    /// Kernel and floating-point operations of each launch of a program, for splitting it into submissions.
+    pub fn launches(&self, phase: Phase) -> Vec<(&'static str, f64)> {
+        let launch = |s: &Step| &self.plan.lowered[s.node].launches[s.launch];
+        self.steps[program(phase)].iter().map(launch).map(|launch| (launch.key.name, launch.flops)).collect()
     }
 
     /// What the members of a gang do together in a program, in order.

@@ -280,7 +280,7 @@ impl Alone {
     }
 
     pub(super) fn record(&mut self, recorder: &mut Recorder<'_>) -> Result<()> {
-        let launches = self.program.launch_flops(Phase::Forward).len();
+        let launches = self.program.launches(Phase::Forward).len();
         self.program.record(recorder, &self.parameters, Phase::Forward, 0..launches, Alone::SLOTS)
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use super::batch::Batch;
 use super::link::Recorded;
 use super::log::State;
+use super::pace::Work;
 use super::rank::{Rank, Stage};
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Recorder, now};
@@ -33,7 +34,8 @@ pub(super) struct Recording<'d> {
     /// Copies in it that something follows.
     pub(super) copies: Vec<Recorded>,
     pub(super) what: What,
-    /// Floating-point operations in it.
+    /// What its kernels have to do, and the seconds that they are expected to take.
+    work: Work,
     used: f64,
     /// Since when it has been recorded.
     started: f64,
@@ -41,12 +43,20 @@ pub(super) struct Recording<'d> {
 
 impl<'d> Recording<'d> {
     pub(super) fn new(device: &'d Device, what: What) -> Recording<'d> {
-        Recording { device, recorder: device.record(), copies: Vec::new(), what, used: 0.0, started: now() }
+        Recording {
+            device,
+            recorder: device.record(),
+            copies: Vec::new(),
+            what,
+            work: Work::default(),
+            used: 0.0,
+            started: now(),
+        }
     }
 
     /// Whether anything is in it.
     pub(super) fn is_open(&self) -> bool {
-        self.used > 0.0
+        self.work != Work::default()
     }
 
     /// As what the host's copies for it are logged: of weights that come, and of gradients that leave.
@@ -80,12 +90,12 @@ pub(super) struct Stops {
 
 impl Rank {
     /// Hands over a submission that the host has been recording since `started`, once the device has room for it.
-    pub(super) async fn submit(&self, recorder: Recorder<'_>, what: What, flops: f64, started: f64) {
+    pub(super) async fn submit(&self, recorder: Recorder<'_>, what: What, work: Work, started: f64) {
         self.log.host(what, started);
         let depth = if self.device.capabilities().software { SOFTWARE_DEPTH } else { DEPTH };
         self.device.below(depth).await;
         let handed = now();
-        self.log.submitted(what, flops);
+        self.log.submitted(what, work);
         let log = self.log.clone();
         recorder.submit(move || log.finished());
         self.log.host(what, handed);
@@ -93,21 +103,23 @@ impl Rank {
 
     /// Floating-point operations of a step's actions, as the log counts them.
     pub(super) fn step_flops(&self) -> f64 {
-        self.actions.iter().map(|&action| self.flops_of(action)).sum()
+        let launches = self.actions.iter().flat_map(|&action| self.launches_of(action));
+        launches.map(|(_, flops)| flops).sum()
     }
 
-    fn flops_of(&self, action: Action) -> f64 {
+    fn launches_of(&self, action: Action) -> Vec<(&'static str, f64)> {
         let stage = self.stages.get(&action.stage);
-        let flops = |stage: &Stage| {
-            phases(action.kind).iter().flat_map(|&phase| stage.program.launch_flops(phase)).sum::<f64>()
+        let launches = |stage: &Stage| {
+            phases(action.kind).iter().flat_map(|&phase| stage.program.launches(phase)).collect()
         };
-        stage.map_or(0.0, flops)
+        stage.map_or(Vec::new(), launches)
     }
 
     /// Hands over what has been recorded of something, and goes on recording it.
     pub(super) async fn submit_part(&self, recording: &mut Recording<'_>) {
         let recorder = std::mem::replace(&mut recording.recorder, recording.device.record());
-        self.submit(recorder, recording.what, recording.used, recording.started).await;
+        let work = std::mem::take(&mut recording.work);
+        self.submit(recorder, recording.what, work, recording.started).await;
         recording.copies.drain(..).for_each(Recorded::submitted);
         (recording.used, recording.started) = (0.0, now());
         self.log.state(State::Working(recording.what));
@@ -115,8 +127,8 @@ impl Rank {
 
     /// Hands over the last of it.
     pub(super) async fn submit_last(&self, recording: Recording<'_>) {
-        let Recording { recorder, copies, what, used, started, .. } = recording;
-        self.submit(recorder, what, used, started).await;
+        let Recording { recorder, copies, what, work, started, .. } = recording;
+        self.submit(recorder, what, work, started).await;
         copies.into_iter().for_each(Recorded::submitted);
     }
 
@@ -134,24 +146,26 @@ impl Rank {
             self.feed(action, batch)?;
         }
         let slots = self.slots(action);
-        let budget = SUBMISSION_SECONDS
-            * self.log.rate().unwrap_or(if device.capabilities().software { 2e9 } else { 1e10 });
         let completes = self.exchange.completes(action);
         // What others wait for leaves part by part.
         let budget = match completes {
-            true => budget.min(self.flops_of(action) / PARTS),
-            false => budget,
+            true => {
+                let all: f64 = self.log.expect(&self.launches_of(action)).iter().sum();
+                SUBMISSION_SECONDS.min(all / PARTS)
+            }
+            false => SUBMISSION_SECONDS,
         };
         let missing = || no_stage(action);
         // Launches of the phases before.
         let mut before = 0;
         for &phase in phases(action.kind) {
             let stops = self.stops(action, phase, completes)?;
-            let flops = self.stages.get(&action.stage).ok_or_else(missing)?.program.launch_flops(phase);
+            let launches = self.stages.get(&action.stage).ok_or_else(missing)?.program.launches(phase);
+            let seconds = self.log.expect(&launches);
             let mut from = 0;
-            while from < flops.len() {
+            while from < launches.len() {
                 self.together(&mut recording, action, slots, &stops, from).await?;
-                if recording.used > 0.0 && recording.used + flops[from] > budget {
+                if recording.is_open() && recording.used + seconds[from] > budget {
                     self.host.iter_mut().for_each(|host| host.flush(&mut recording));
                     self.submit_part(&mut recording).await;
                     self.progress(completes.then_some((action.stage, before + from))).await?;
@@ -159,10 +173,12 @@ impl Rank {
                     recording.started = now();
                 }
                 let mut to = from;
-                while to < flops.len()
-                    && (to == from || !stops.at.contains(&to) && recording.used + flops[to] <= budget)
+                while to < launches.len()
+                    && (to == from || !stops.at.contains(&to) && recording.used + seconds[to] <= budget)
                 {
-                    recording.used += flops[to];
+                    let (kernel, flops) = launches[to];
+                    recording.work.add(kernel, flops);
+                    recording.used += seconds[to];
                     to += 1;
                 }
                 if stops.at.contains(&from) {
@@ -175,8 +191,8 @@ impl Rank {
                 }
                 from = to;
             }
-            self.together(&mut recording, action, slots, &stops, flops.len()).await?;
-            before += flops.len();
+            self.together(&mut recording, action, slots, &stops, launches.len()).await?;
+            before += launches.len();
         }
         if self.slow > 1.0 {
             self.linger(&mut recording, begun).await;

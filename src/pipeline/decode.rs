@@ -183,8 +183,7 @@ impl Rank {
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(values));
         }
         let (input, output) = (program.stage().input, program.stage().output);
-        let (sums, launches) =
-            (program.collectives(Phase::Forward), program.launch_flops(Phase::Forward).len());
+        let (sums, launches) = (program.collectives(Phase::Forward), program.launches(Phase::Forward).len());
         let range = |id| program.range(parameters, id, slots);
         let (input, output) = (input.map(range).transpose()?, output.map(range).transpose()?);
         let ends = self.stages.get_mut(&at).map(|stage| &mut stage.ends);

@@ -16,6 +16,7 @@ use super::compute::phases;
 use super::link::{Incoming, Outgoing, Piece, connect_all};
 use super::log::State;
 use super::owners::{Other, Shard};
+use super::pace::Work;
 use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::{BindGroup, Buffer, Device, Kernel, KernelKey, Specialisation, now};
@@ -344,7 +345,7 @@ impl Rank {
         for tag in out.sent..out.buckets.len().min(most) {
             let mut recorder = self.device.record();
             let recorded = out.link.record(&mut recorder, &out.buckets[tag], self.tag(tag)).await?;
-            self.submit(recorder, what, 0.0, now()).await;
+            self.submit(recorder, what, Work::default(), now()).await;
             recorded.submitted();
             out.sent = tag + 1;
         }
@@ -367,7 +368,7 @@ impl Rank {
         if let Some((kernel, group, groups)) = after {
             recorder.dispatch(kernel, group, groups);
         }
-        self.submit(recorder, what, 0.0, now()).await;
+        self.submit(recorder, what, Work::default(), now()).await;
         recorded.submitted();
         Ok(())
     }

@@ -94,7 +94,8 @@ impl Executor {
     pub fn launch(plan: Plan, devices: &[Device]) -> Result<Executor> {
         let (parameters, parts) = plan.divided().into_iter().unzip();
         let (members, vocabulary) = (plan.members.len(), plan.setup.model.vocabulary);
-        let logs: Vec<Arc<Log>> = (0..devices.len()).map(|rank| Arc::new(Log::new(rank))).collect();
+        let log = |(rank, device): (usize, &Device)| Arc::new(Log::new(rank, device.capabilities().software));
+        let logs: Vec<Arc<Log>> = devices.iter().enumerate().map(log).collect();
         let names = devices.iter().map(|d| d.info().name.clone()).collect();
         let holders = plan.holders.clone();
         let last = plan.placement.stages() - 1;

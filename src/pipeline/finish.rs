@@ -3,6 +3,7 @@
 use super::gang::Gang;
 use super::host::HostLink;
 use super::log::State;
+use super::pace::Work;
 use super::rank::{Rank, StepPart};
 use crate::error::Result;
 use crate::gpu::now;
@@ -19,7 +20,7 @@ impl Rank {
         if !self.host.as_ref().is_some_and(HostLink::streams_gradients) {
             self.parameters.record_clear(&mut recorder);
         }
-        self.submit(recorder, What::CLEAR, 0.0, started).await;
+        self.submit(recorder, What::CLEAR, Work::default(), started).await;
         Ok(())
     }
 
@@ -30,7 +31,7 @@ impl Rank {
         let mut recorder = device.record();
         self.parameters.record_fold(&mut recorder);
         self.folded = true;
-        self.submit(recorder, What::NORM, 0.0, started).await;
+        self.submit(recorder, What::NORM, Work::default(), started).await;
         Ok(())
     }
 
@@ -55,7 +56,7 @@ impl Rank {
         if let Some((losses, staging)) = &self.losses {
             recorder.copy(losses, 0, staging, 0, losses.bytes());
         }
-        self.submit(recorder, What::NORM, 0.0, started).await;
+        self.submit(recorder, What::NORM, Work::default(), started).await;
         Ok(())
     }
 
@@ -85,7 +86,7 @@ impl Rank {
         let started = now();
         let mut recorder = device.record();
         self.parameters.record_adam(&device, &mut recorder, step)?;
-        self.submit(recorder, What::UPDATE, 0.0, started).await;
+        self.submit(recorder, What::UPDATE, Work::default(), started).await;
         match self.host.is_some() {
             true => self.renew_weights().await,
             false => self.exchange_weights().await,

@@ -1,6 +1,7 @@
 //! Forward passes alone: losses and logits of whole sequences.
 
 use super::batch::Batch;
+use super::pace::Work;
 use super::rank::Rank;
 use crate::error::Result;
 use crate::gpu::now;
@@ -27,7 +28,7 @@ impl Rank {
                 let started = now();
                 let mut recorder = self.device.record();
                 recorder.copy(losses, 0, staging, 0, losses.bytes());
-                self.submit(recorder, What::Losses, 0.0, started).await;
+                self.submit(recorder, What::Losses, Work::default(), started).await;
                 self.read_losses().await?
             }
         };

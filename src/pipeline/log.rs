@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use super::link::HostCopy;
+use super::pace::{Pace, Work};
 use crate::gpu::now;
 use crate::timeline::{Event, Track, What};
 
@@ -37,7 +38,7 @@ impl State {
 struct Running {
     what: What,
     submitted: f64,
-    flops: f64,
+    work: Work,
 }
 
 struct Inner {
@@ -46,8 +47,8 @@ struct Inner {
     running: VecDeque<Running>,
     events: Vec<Event>,
     last_end: f64,
-    busy: f64,
     flops: f64,
+    pace: Pace,
 }
 
 /// Shared between a rank, its device's callbacks and the watcher.
@@ -57,15 +58,15 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(rank: usize) -> Log {
+    pub(super) fn new(rank: usize, software: bool) -> Log {
         let inner = Inner {
             state: State::Idle,
             beat: now(),
             running: VecDeque::new(),
             events: Vec::new(),
             last_end: 0.0,
-            busy: 0.0,
             flops: 0.0,
+            pace: Pace::new(software),
         };
         Log { rank, inner: Mutex::new(inner) }
     }
@@ -80,10 +81,10 @@ impl Log {
         (inner.state, inner.beat) = (state, now());
     }
 
-    /// A submission of `flops` operations is about to be handed over.
-    pub(super) fn submitted(&self, what: What, flops: f64) {
+    /// A submission of so much work is about to be handed over.
+    pub(super) fn submitted(&self, what: What, work: Work) {
         let submitted = now();
-        self.lock().running.push_back(Running { what, submitted, flops });
+        self.lock().running.push_back(Running { what, submitted, work });
     }
 
     /// The oldest submission has finished.
@@ -94,8 +95,8 @@ impl Log {
         let Some(running) = inner.running.pop_front() else { return };
         let start = running.submitted.max(inner.last_end);
         inner.last_end = end;
-        inner.busy += end - start;
-        inner.flops += running.flops;
+        inner.flops += running.work.flops();
+        inner.pace.learn(&running.work, end - start);
         // The parts of one action that was split into several submissions are one event.
         if let Some(last) = inner.events.iter_mut().rev().find(|e| e.track == Track::Compute)
             && last.what == running.what
@@ -148,10 +149,10 @@ impl Log {
         std::mem::take(&mut self.lock().events)
     }
 
-    /// Measured operations a second, once there is enough to go by.
-    pub(super) fn rate(&self) -> Option<f64> {
+    /// How long launches are expected to take, as what is known by now.
+    pub(super) fn expect(&self, launches: &[(&'static str, f64)]) -> Vec<f64> {
         let inner = self.lock();
-        (inner.busy > 0.05).then(|| inner.flops / inner.busy)
+        launches.iter().map(|&(kernel, flops)| inner.pace.seconds(kernel, flops)).collect()
     }
 
     /// What the device is doing, for people.

@@ -20,6 +20,7 @@ pub mod link;
 mod load;
 mod log;
 pub mod owners;
+mod pace;
 mod partition;
 mod plan;
 mod rank;
