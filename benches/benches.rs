@@ -109,7 +109,7 @@ impl Node {
             let values = random(range.bytes as usize / 4, &format!("argument {index}"));
             device.upload(&range.buffer, range.offset, bytemuck::cast_slice(&values));
         }
-        let launches = program.launch_flops(Phase::Forward).len();
+        let launches = program.launches(Phase::Forward).len();
         Node { device: device.clone(), program, parameters, launches, flops }
     }
 

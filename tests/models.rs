@@ -326,7 +326,7 @@ impl Decoder {
                 device.upload(&range.buffer, range.offset, bytemuck::cast_slice(list));
             }
         }
-        let launches = program.launch_flops(Phase::Forward).len();
+        let launches = program.launches(Phase::Forward).len();
         let mut recorder = device.record();
         program.record(&mut recorder, &self.parameters, Phase::Forward, 0..launches, slots).unwrap();
         recorder.submit(|| ());
