@@ -93,10 +93,13 @@ fn proofs(devices: &[Device], options: OpenOptions) -> Result<Vec<Proof>> {
     let mut proofs = Vec::new();
     let mut lists: Vec<Vec<usize>> = indices.iter().flat_map(|&i| [vec![i; 2], vec![i; 3]]).collect();
     lists.extend((indices.len() > 1).then_some(named));
-    let all: usize = lists.iter().map(|list| prove::comparisons(list.len())).sum();
+    let without: Vec<usize> =
+        devices.iter().map(Device::info).filter(|info| !info.f16).map(|info| info.index).collect();
+    let in_f16 = |list: &[usize]| list.iter().all(|index| !without.contains(index));
+    let all: usize = lists.iter().map(|list| prove::comparisons(list.len(), in_f16(list))).sum();
     let bar = Counter::new(all as u64, |done, all| format!("one stage against several: {done}/{all}"));
     for list in &lists {
-        prove::prove(list, options, |proof| {
+        prove::prove(list, options, in_f16(list), |proof| {
             proofs.push(proof);
             bar.one_more();
         })?;

@@ -6,7 +6,7 @@ use super::config::Config;
 use super::data::{Batches, Corpus};
 use super::trainer::Trainer;
 use crate::error::Result;
-use crate::gpu::{Device, OpenOptions};
+use crate::gpu::{Capabilities, Device, OpenOptions};
 use crate::ops::parameters::Part;
 use crate::pipeline::Plan;
 use crate::schedule::NAMES;
@@ -23,7 +23,7 @@ pub struct Proof {
     /// Words for people.
     pub found: String,
     /// On one adapter: identical; where replicas or gangs add up in another order, losses within 1e-5. Over unlike adapters: within
-    /// 1e-4.
+    /// 1e-4. In f16: within 1e-2 of f32.
     pub passed: bool,
 }
 
@@ -33,6 +33,9 @@ const UNLIKE: f64 = 1e-4;
 /// Largest relative difference of losses where the same gradients are added in another order: a few units in the last place
 /// a step, which steps amplify.
 const REORDERED: f64 = 1e-5;
+
+/// Largest relative difference of losses of f16 and f32.
+const IN_F16: f64 = 0.01;
 
 const CONFIG: &str = "
 [model]
@@ -69,11 +72,13 @@ struct Way {
     members: usize,
     /// Whether by token too.
     by_token: bool,
+    /// Whether operands are rounded to f16.
+    f16: bool,
 }
 
 impl Way {
     fn of(schedule: &'static str) -> Way {
-        Way { schedule, replicas: 1, level: 1, members: 1, by_token: false }
+        Way { schedule, replicas: 1, level: 1, members: 1, by_token: false, f16: false }
     }
 
     fn words(&self) -> String {
@@ -82,6 +87,7 @@ impl Way {
             return format!("every layer on {}{by_token}", self.members);
         }
         match (self.replicas, self.level) {
+            _ if self.f16 => format!("{} in f16", self.schedule),
             (1, _) => self.schedule.to_string(),
             (many, 1) => format!("{many} replicas"),
             (many, level) => format!("{many} replicas, ZeRO {level}"),
@@ -113,8 +119,11 @@ fn trace((indices, options): (&[usize], OpenOptions), of: Way, ranks: usize) -> 
         (0u32..4000).map(|i| b"pipelines keep every device busy; "[(i * i / 7 % 34) as usize]).collect();
     let t = &config.train;
     let batches = Batches::new(Corpus::from_bytes(text), t.batch, t.sequence, config.data.order, t.seed)?;
-    let devices =
-        indices.iter().map(|&i| pollster::block_on(Device::open(i, options))).collect::<Result<Vec<_>>>()?;
+    let open = |&index: &usize| {
+        let device = pollster::block_on(Device::open(index, options))?;
+        Ok(device.with(Capabilities { f16: of.f16, ..*device.capabilities() }))
+    };
+    let devices = indices.iter().map(open).collect::<Result<Vec<_>>>()?;
     let plan = Plan::for_devices(Trainer::setup(&config, vec![None; devices.len()])?, &devices)?;
     let mut trainer = Trainer::launch(&config, plan, &devices, batches)?;
     let watch = trainer.watch();
@@ -132,12 +141,12 @@ fn trace((indices, options): (&[usize], OpenOptions), of: Way, ranks: usize) -> 
     Ok((losses, gradients))
 }
 
-/// How many comparisons [`prove`] makes of so many adapters.
-pub fn comparisons(ranks: usize) -> usize {
-    divisions(ranks).len()
+/// How many comparisons [`prove`] makes of so many adapters, which all have f16 or do not.
+pub fn comparisons(ranks: usize, f16: bool) -> usize {
+    divisions(ranks, f16).len()
 }
 
-fn divisions(ranks: usize) -> Vec<Way> {
+fn divisions(ranks: usize, f16: bool) -> Vec<Way> {
     let mut all: Vec<Way> = NAMES.iter().map(|name| Way::of(name)).collect();
     if ranks > 1 {
         all.extend([1, 3].map(|level| Way { replicas: ranks, level, ..Way::of("1f1b") }));
@@ -146,14 +155,15 @@ fn divisions(ranks: usize) -> Vec<Way> {
     if (2..=HEADS).contains(&ranks) {
         all.extend([false, true].map(|by_token| Way { members: ranks, by_token, ..Way::of("1f1b") }));
     }
+    all.extend(f16.then(|| Way { f16, ..Way::of("1f1b") }));
     all
 }
 
 /// Compares these adapters in every named schedule, as replicas of the whole model and as a gang that divides every layer, with the first of them alone.
-/// `each` hears of every comparison.
-pub fn prove(indices: &[usize], options: OpenOptions, mut each: impl FnMut(Proof)) -> Result<()> {
+/// If all of them have f16, in that too. `each` hears of every comparison.
+pub fn prove(indices: &[usize], options: OpenOptions, f16: bool, mut each: impl FnMut(Proof)) -> Result<()> {
     let alone = trace((&indices[..1], options), Way::of("1f1b"), indices.len())?;
-    for division in divisions(indices.len()) {
+    for division in divisions(indices.len(), f16) {
         each(compare((indices, options), division, &alone)?);
     }
     Ok(())
@@ -172,6 +182,7 @@ fn compare((indices, options): (&[usize], OpenOptions), of: Way, alone: &Trace) 
         format!("losses differ by up to {loss_difference:.1e}")
     };
     let passed = match (alike, of.keeps_order()) {
+        _ if of.f16 => loss_difference <= IN_F16,
         (true, true) => identical,
         (true, false) => loss_difference <= REORDERED,
         (false, _) => loss_difference <= UNLIKE,
