@@ -136,8 +136,8 @@ var<workgroup> sums: array<f32, 8u * SIZE * SIZE>;
 
 // As f16; what that cannot hold becomes NaN, so that it cannot be overlooked.
 fn held(x: vec4<f32>) -> vec4<f16> {
-    let nan = 0x7fc00000u;
-    return vec4<f16>(select(x, vec4(bitcast<f32>(nan)), abs(x) > vec4(65504.0)));
+    let bits = select(bitcast<vec4<u32>>(x), vec4(0x7fc00000u), abs(x) > vec4(65504.0));
+    return vec4<f16>(bitcast<vec4<f32>>(bits));
 }
 
 // Those of four along K that are before its end.

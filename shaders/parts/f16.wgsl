@@ -7,8 +7,8 @@ override GRADIENT: u32 = 0u; // which operand is a gradient: 0 none, 1 A, 2 B
 fn rounded(x: vec4<f32>, scale: f32, back: f32) -> vec4<f32> {
     let y = x * scale;
     let half = vec4(unpack2x16float(pack2x16float(y.xy)), unpack2x16float(pack2x16float(y.zw)));
-    let nan = 0x7fc00000u;
-    return select(half * back, vec4(bitcast<f32>(nan)), abs(y) > vec4(65504.0));
+    // By its bits: compilers may assume that no number is NaN.
+    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(half * back), vec4(0x7fc00000u), abs(y) > vec4(65504.0)));
 }
 
 fn load_a(row: u32, column: u32, rows: u32, columns: u32) -> vec4<f32> {

@@ -148,8 +148,9 @@ pub(super) fn for_devices(
         Some(file) => described(config, arguments, file, environment)?,
         None => {
             let devices = open(&config.pipeline.devices, &adapters()?, &arguments.features)?;
-            let devices = computing(config, devices.into_iter().enumerate(), environment)?;
             config.mesh.choice().check(devices.len())?;
+            config.train.compute.check(devices.len())?;
+            let devices = computing(config, devices.into_iter().enumerate(), environment)?;
             // What no measurement would change is refused before one is made.
             let unmeasured = unmeasured(&devices, &memories(&devices));
             let opened = devices.iter().cloned().enumerate().collect();
@@ -230,7 +231,13 @@ pub(super) fn computing(
     let devices = numbers.into_iter().zip(devices);
     let mut devices = config.train.compute.apply(devices)?;
     for device in &mut devices {
-        if let Some(without) = device.block_on(without_wrong_matrices(device))? {
+        let tried = device.block_on(without_wrong_matrices(device)).inspect_err(|_| {
+            note(format!(
+                "the cooperative matrices of {} cannot be used; --without coop leaves them out",
+                device.info().name
+            ));
+        });
+        if let Some(without) = tried? {
             note(format!(
                 "warning: the cooperative matrices of {} give wrong results; it computes without them, no faster than in f32",
                 device.info().name

@@ -210,7 +210,9 @@ pub(super) fn sums(vendor_id: u32) -> u32 {
 pub(super) fn cooperative(adapter: &wgpu::Adapter) -> u32 {
     use wgpu::CooperativeScalarType::{F16, F32};
 
-    let features = wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    use wgpu::Features as F;
+
+    let features = F::SHADER_F16 | F::SUBGROUP | F::EXPERIMENTAL_COOPERATIVE_MATRIX;
     if !adapter.features().contains(features)
         || adapter.limits().max_compute_workgroup_storage_size < COOPERATIVE_BYTES
     {

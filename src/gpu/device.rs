@@ -130,7 +130,7 @@ impl Device {
         let Without { f16, subgroups, cooperative } = options.without;
         info.f16 &= !f16;
         info.subgroups &= !subgroups;
-        let cooperative = if f16 || cooperative { 0 } else { adapter::cooperative(&adapter) };
+        let cooperative = if f16 || subgroups || cooperative { 0 } else { adapter::cooperative(&adapter) };
         let mut wanted = wgpu::Features::empty();
         wanted.set(wgpu::Features::SUBGROUP, !subgroups);
         wanted.set(wgpu::Features::SHADER_F16, !f16);

@@ -55,7 +55,8 @@ impl Case {
     pub fn gradient(&self) -> Option<usize> {
         let Op::Matmul { layout, epilogue } = self.op else { return None };
         match (layout, epilogue) {
-            (Layout::TN, _) => Some(1).filter(|_| !self.packed),
+            // Both orders occur: of weights that are (in, out) and of those that are (out, in).
+            (Layout::TN, _) => Some(usize::from(self.accumulate)).filter(|_| !self.packed),
             (_, Epilogue::None | Epilogue::GeluBackward) => Some(0),
             _ => None,
         }

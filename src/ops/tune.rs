@@ -7,9 +7,13 @@ use crate::error::Result;
 use crate::gpu::{Capabilities, Device, Tiles, now};
 use crate::graph::{Epilogue, Layout, Op};
 
-/// Sides of results, one of each size, and terms of their sums.
+/// Sides of results, one of each size, and terms of their sums: too few to be cut into slices.
 pub const SIDES: [usize; 3] = [384, 1024, 2048];
-const TERMS: usize = 1024;
+const TERMS: usize = 480;
+
+/// Operations after which a launch is not lost in the time that it takes to hand it over, and the most launches that make them.
+const ENOUGH: usize = 4_000_000_000;
+const MOST: usize = 32;
 
 /// What a tile must gain on the table's to be chosen: less is noise.
 const GAIN: f64 = 0.03;
@@ -33,13 +37,14 @@ pub async fn tune(device: &Device, sides: [usize; 3], seconds: f64) -> Result<Ti
                 Layout::TN => [[TERMS, side], [TERMS, side]],
             };
             let shapes = shapes.map(|shape| shape.to_vec());
-            let mut shortest = run(&device.with(native), &op, &shapes).await? * (1.0 - GAIN);
+            let times = ENOUGH.div_ceil(2 * side * side * TERMS).clamp(1, MOST);
+            let mut shortest = run(&device.with(native), &op, &shapes, times).await? * (1.0 - GAIN);
             for number in 1..=TILES {
                 if now() > end {
                     return Ok(best);
                 }
                 let capabilities = Capabilities { tiles: Tiles([[number; 3]; 3]), ..native };
-                let time = run(&device.with(capabilities), &op, &shapes).await?;
+                let time = run(&device.with(capabilities), &op, &shapes, times).await?;
                 if time < shortest {
                     (shortest, wanted[size]) = (time, number);
                 }

@@ -137,13 +137,16 @@ pub async fn results(
 /// # Errors
 /// Those of the device.
 pub async fn matmuls_are_right(device: &Device) -> Result<bool> {
-    for layout in [Layout::NN, Layout::NT, Layout::TN] {
+    // More than a tile: multiples of 4, and of nothing.
+    for ([m, n, k], layout) in [[132, 136, 80], [131, 135, 77]]
+        .into_iter()
+        .flat_map(|extents| [Layout::NN, Layout::NT, Layout::TN].map(|layout| (extents, layout)))
+    {
         let op = Op::Matmul { layout, epilogue: Epilogue::None };
-        // More than a tile, and no multiple of anything.
         let [a, b] = match layout {
-            Layout::NN => [[131, 77], [77, 135]],
-            Layout::NT => [[131, 77], [135, 77]],
-            Layout::TN => [[77, 131], [77, 135]],
+            Layout::NN => [[m, k], [k, n]],
+            Layout::NT => [[m, k], [n, k]],
+            Layout::TN => [[k, m], [k, n]],
         };
         let case = Case::new(op, &[&a, &b]);
         let (variant, got) = results(device, &case, device.capabilities()).await?;

@@ -172,6 +172,9 @@ impl Rank {
                     self.log.state(State::Working(recording.what));
                     recording.started = now();
                 }
+                if stops.at.contains(&from) {
+                    self.before_launch(&mut recording, (action.stage, phase), &stops, from).await?;
+                }
                 let mut to = from;
                 while to < launches.len()
                     && (to == from || !stops.at.contains(&to) && recording.used + seconds[to] <= budget)
@@ -180,9 +183,6 @@ impl Rank {
                     recording.work.add(kernel, flops);
                     recording.used += seconds[to];
                     to += 1;
-                }
-                if stops.at.contains(&from) {
-                    self.before_launch(&mut recording, (action.stage, phase), &stops, from).await?;
                 }
                 let stage = self.stages.get_mut(&action.stage).ok_or_else(missing)?;
                 stage.program.record(&mut recording.recorder, &self.parameters, phase, from..to, slots)?;

@@ -39,7 +39,16 @@ impl Cache {
         }
         let adapters: Vec<String> = devices
             .iter()
-            .map(|d| format!("{} / {} / {}", d.info().name, d.info().backend, d.info().driver))
+            .map(|d| {
+                let (info, capabilities) = (d.info(), d.capabilities());
+                let subgroups = if info.subgroups { "" } else { " / no subgroups" };
+                let f16 = match (capabilities.f16, capabilities.cooperative) {
+                    (false, _) => String::new(),
+                    (true, 0) => " / f16".into(),
+                    (true, side) => format!(" / f16 by {side}"),
+                };
+                format!("{} / {} / {}{subgroups}{f16}", info.name, info.backend, info.driver)
+            })
             .collect();
         let shaders = hex(&shaders.finalize()[..6]);
         format!("{} / shaders {shaders} / way {WAY} / {}", adapters.join(" + "), self.environment)

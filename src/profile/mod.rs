@@ -333,7 +333,8 @@ impl Profiler<'_> {
 
 /// Of the devices that are the same adapter as this one, the first.
 pub fn first_of_adapter(devices: &[Device], device: usize) -> usize {
-    let adapter = |device: usize| devices[device].info().index;
+    // What it computes in makes it another one.
+    let adapter = |device: usize| (devices[device].info().index, devices[device].capabilities().f16);
     (0..=device).find(|&d| adapter(d) == adapter(device)).unwrap_or(device)
 }
 

@@ -41,6 +41,21 @@ impl Compute {
         ))
     }
 
+    /// Refuses a list for another number of devices.
+    ///
+    /// # Errors
+    /// [`Error::Config`] in one line.
+    pub fn check(&self, devices: usize) -> Result<()> {
+        match self {
+            Compute::Each(names) if names.len() != devices => {
+                let message =
+                    format!("is for {} devices, and there are {devices}; give one for each", names.len());
+                Err(Error::config("train.compute", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// As such devices are to be kept in a config, where these are their numbers from now on.
     pub fn of(devices: &[Device]) -> Compute {
         let name = |device: &Device| if device.capabilities().f16 { "f16" } else { "f32" }.to_string();

@@ -60,7 +60,8 @@ impl LossScale {
     /// [`Error::Diverged`] where the scale was 1, so that it is not to blame.
     pub fn bad(&mut self, step: u64) -> Result<()> {
         if self.scale <= 1.0 {
-            let message = "the gradient is not finite at a loss scale of 1; lower train.learning_rate, or compute in f32";
+            let message = "the loss or its gradient is not finite in f16, whatever the loss scale; lower train.learning_rate, or \
+                           compute in f32 (train.compute)";
             return Err(Error::Diverged { step, message: message.into() });
         }
         (self.scale, self.good, self.skipped) = (self.scale / 2.0, 0, self.skipped + 1);

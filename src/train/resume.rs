@@ -148,6 +148,9 @@ fn changed_keys(old: &Table, new: &Table) -> Vec<String> {
             let [before, now] = [old, new].map(|table| table.and_then(|table| table.get(key)));
             let name = format!("{section}.{key}");
             match (before, now) {
+                // A list is kept in the order of the plan, of the devices that it uses.
+                (Some(Value::Array(_)), Some(_)) | (Some(_), Some(Value::Array(_)))
+                    if name == "train.compute" => {}
                 (Some(before), Some(now)) if before != now => {
                     warnings.push(format!("resuming with {name} = {}, which was {}", show(now), show(before)))
                 }

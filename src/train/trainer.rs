@@ -279,7 +279,9 @@ impl Trainer {
                 adam_step(&self.config.train, self.step, self.scale.skipped(), report.gradient_norm);
             adam.clip *= report.gradient_scale as f32;
             self.executor.update(adam).await?;
-            self.scale.good();
+            if loss_scale.is_some() {
+                self.scale.good();
+            }
         }
         let rate = learning_rate(&self.config.train, self.step);
         self.step += 1;

@@ -70,6 +70,7 @@ pub(super) fn prepare(request: Request, environment: &Environment) -> Result<Job
     let (all, adapters, names, plan, planned) = if launch.no_plan {
         let given = given_schedule(&config, bases)?;
         let devices = open(&config.pipeline.devices, &adapters()?, &machine.features)?;
+        config.train.compute.check(devices.len())?;
         let devices = computing(&config, devices.into_iter().enumerate(), environment)?;
         let budgets = device_budgets(machine.memory.as_deref(), &devices)?;
         let setup = match given {
