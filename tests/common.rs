@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use polystage::gpu::{AdapterInfo, Device, OpenOptions};
 use polystage::layers::Layers;
+use polystage::ops::parameters::AdamStep;
 use polystage::pipeline::{Batch, Executor, Plan, Setup};
 
 /// Cuts after so many layers each; 3.5 is in the middle of block 2.
@@ -138,5 +139,20 @@ pub fn copy_folder(from: &Path, to: &Path) {
             true => copy_folder(&path, &to.join(name)),
             false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
         }
+    }
+}
+
+/// What PyTorch's AdamW does after a step, counted from 0, with the settings of the scripts that made the golden data.
+pub fn adam(step: usize, norm: f64, rate: f64) -> AdamStep {
+    let t = step as i32 + 1;
+    AdamStep {
+        clip: (1.0 / (norm + 1e-6)).min(1.0) as f32,
+        rate: rate as f32,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        decay: (rate * 0.1) as f32,
+        correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
+        correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
     }
 }

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use polystage::gpu::{Capabilities, Device};
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
-use polystage::ops::parameters::{AdamStep, Part};
+use polystage::ops::parameters::Part;
 use polystage::pipeline::{Setup, Use};
 use polystage::plan::{Optimizer, Sharding, Sum};
 use polystage::schedule::{generate, replicate};
 use safetensors::SafeTensors;
 
-use crate::common::{adapters, launch, launch_on, nmse, open, shifted};
+use crate::common::{adam, adapters, launch, launch_on, nmse, open, shifted};
 
 struct Golden {
     model: Model,
@@ -128,27 +128,12 @@ fn check_divided(
             report.gradient_norm,
             golden.norm[step]
         );
-        watch.block_on(executor.update(adam(step, report.gradient_norm))).unwrap();
+        watch.block_on(executor.update(adam(step, report.gradient_norm, 1e-3))).unwrap();
     }
     for (name, want) in &golden.finals {
         let got = watch.block_on(executor.read(name, Part::Weight)).unwrap();
         let error = nmse(&got, want);
         assert!(error < 1e-8, "{at}: final {name} has NMSE {error:.2e}");
-    }
-}
-
-/// The optimizer's numbers after a step, counted from 0.
-fn adam(step: usize, gradient_norm: f64) -> AdamStep {
-    let t = step as i32 + 1;
-    AdamStep {
-        clip: (1.0 / (gradient_norm + 1e-6)).min(1.0) as f32,
-        rate: 1e-3,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        decay: 1e-3 * 0.1,
-        correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
-        correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
     }
 }
 
@@ -195,7 +180,7 @@ fn ten_steps_in_f16_alone_and_beside_f32_are_within_a_percent_of_pytorch_in_floa
                     // Not f32 by another name.
                     assert!(off > 1e-9, "{} x {count}: {what} of step {step} is {got}", adapter.name);
                 }
-                watch.block_on(executor.update(adam(step, report.gradient_norm))).unwrap();
+                watch.block_on(executor.update(adam(step, report.gradient_norm, 1e-3))).unwrap();
             }
         }
     }

@@ -11,7 +11,7 @@ use polystage::graph::{Fed, Phase};
 use polystage::layers::Layers;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Parameter, Purpose, init};
-use polystage::ops::parameters::{AdamStep, Part};
+use polystage::ops::parameters::Part;
 use polystage::pipeline::workload::{shape_key, workload};
 use polystage::pipeline::{Executor, Plan, Setup, Use};
 use polystage::plan::Sharding;
@@ -21,7 +21,7 @@ use polystage::schedule::{NAMES, default_chunks, generate};
 use safetensors::SafeTensors;
 use serde_json::json;
 
-use crate::common::{adapters, cut_at, launch_on, nmse, open, shifted};
+use crate::common::{adam, adapters, cut_at, launch_on, nmse, open, shifted};
 use crate::models::distance;
 use crate::oracle;
 
@@ -150,25 +150,10 @@ impl Golden {
                 let sum: f64 = gradients.iter().flatten().map(|&g: &f32| (g as f64).powi(2)).sum();
                 assert!((report.gradient_norm / sum.sqrt() - 1.0).abs() < 1e-6, "{}: norm", self.name);
             }
-            watch.block_on(executor.update(adam(step, report.gradient_norm))).unwrap();
+            watch.block_on(executor.update(adam(step, report.gradient_norm, 1e-2))).unwrap();
         }
         pollster::block_on(executor.stop());
         (losses, gradients, steps)
-    }
-}
-
-/// What PyTorch's AdamW does with the settings of the script.
-fn adam(step: usize, norm: f64) -> AdamStep {
-    let t = step as i32 + 1;
-    AdamStep {
-        clip: (1.0 / (norm + 1e-6)).min(1.0) as f32,
-        rate: 1e-2,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        decay: 1e-2 * 0.1,
-        correction1: (1.0 / (1.0 - 0.9f64.powi(t))) as f32,
-        correction2: (1.0 / (1.0 - 0.95f64.powi(t))) as f32,
     }
 }
 
@@ -370,7 +355,7 @@ fn a_new_adapter_starts_at_the_base_model_the_same_for_every_cut_and_comes_back_
         watch.block_on(executor.initialise_adapter(5)).unwrap();
         let first = watch.block_on(executor.step(shifted(&golden.tokens, golden.sequence))).unwrap();
         if adapter.is_some() {
-            watch.block_on(executor.update(adam(0, first.gradient_norm))).unwrap();
+            watch.block_on(executor.update(adam(0, first.gradient_norm, 1e-2))).unwrap();
             let path = root.path().join(devices.len().to_string());
             save(&mut executor, &path, &config);
             let read = adapter::open(&path).unwrap();

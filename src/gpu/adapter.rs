@@ -209,7 +209,6 @@ pub(super) fn sums(vendor_id: u32) -> u32 {
 /// workgroup memory than their kernel takes.
 pub(super) fn cooperative(adapter: &wgpu::Adapter) -> u32 {
     use wgpu::CooperativeScalarType::{F16, F32};
-
     use wgpu::Features as F;
 
     let features = F::SHADER_F16 | F::SUBGROUP | F::EXPERIMENTAL_COOPERATIVE_MATRIX;

@@ -20,22 +20,25 @@ struct Headers {
 static HEADERS: LazyLock<[Headers; 4]> = LazyLock::new(|| {
     let packed = include_str!("../../shaders/headers/matmul_packed.wgsl").into();
     let packed_multiples = include_str!("../../shaders/headers/matmul_packed_vec4.wgsl").into();
-    [header_of("matmul"), header_of("matmul_subgroup"), packed, packed_multiples].map(Headers::of)
+    // What is special about its matrices stands at the end of its header.
+    let own = header_of("matmul_cooperative");
+    let of_16 = &own[own.find("// ---- matrices of 16x16").unwrap_or(own.len())..];
+    [header_of("matmul"), header_of("matmul_subgroup"), packed, packed_multiples]
+        .map(|full| Headers::of(full, of_16))
 });
 
 const ROUNDED: &str = include_str!("../../shaders/parts/f16.wgsl");
-const OF_16: &str = include_str!("../../shaders/parts/cooperative_16.wgsl");
 const OF_8: &str = include_str!("../../shaders/parts/cooperative_8.wgsl");
 const DIRECTIVES: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
 
 impl Headers {
-    fn of(full: String) -> Headers {
+    fn of(full: String, of_16: &str) -> Headers {
         let scaled = full
             .replace("more: u32 }", "more: u32, scale: f32, back: f32 }")
             .replace("// Header \"", "// Header \"f16, ");
         let rounded =
             scaled.replace("fn load_a(", "fn whole_a(").replace("fn load_b(", "fn whole_b(") + ROUNDED;
-        let cooperative = [OF_16, OF_8].map(|part| format!("{DIRECTIVES}{scaled}\n{part}"));
+        let cooperative = [of_16, OF_8].map(|part| format!("{DIRECTIVES}{scaled}\n{part}"));
         Headers { full, rounded, cooperative }
     }
 }
@@ -74,7 +77,6 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     let aligned = n.is_multiple_of(4) && k.is_multiple_of(4) && (layout != 2 || m.is_multiple_of(4));
     let headers = &HEADERS[usize::from(aligned) + 2 * usize::from(l.packed(1))];
     let operands = vec![l.input(0), l.input(1), bias, extra, l.output(0), second];
-    let extents = [m, n, k].map(|x| x as u32);
     let few = layout != 2 && m <= if l.capabilities.software { FEW_ON_CPU } else { FEW };
     let lanes = l.capabilities.subgroup.filter(|_| l.capabilities.software).map(|lanes| lanes.max(8));
     if few {
@@ -88,8 +90,8 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
         };
         constants.extend(own);
         let groups = l.spread(n.div_ceil(4 * columns));
-        let mut launch = l.launch(name, constants, operands, extents.to_vec(), groups);
-        launch.parameters.push(code + 8 * accumulate);
+        let words = parameters([m, n, k, (code + 8 * accumulate) as usize], false);
+        let mut launch = l.launch(name, constants, operands, words, groups);
         launch.key.specialisation.header = Some(&headers.full);
         return Lowered::one(launch);
     }
@@ -103,21 +105,23 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     if let Some(lanes) = lanes {
         constants.push(("LANES", lanes));
         let groups = [n.div_ceil(8 * lanes as usize) as u32, m.div_ceil(8) as u32, 1];
-        let mut launch = l.launch("matmul_subgroup", constants, operands, extents.to_vec(), groups);
-        launch.parameters.push(code + 8 * accumulate);
+        let words = parameters([m, n, k, (code + 8 * accumulate) as usize], f16);
+        let mut launch = l.launch("matmul_subgroup", constants, operands, words, groups);
         launch.key.specialisation.header = Some(header.as_str());
-        return Lowered::one(scaled(launch, f16));
+        launch.scaled = f16;
+        return Lowered::one(launch);
     }
     let side = l.capabilities.cooperative as usize;
     let cooperative = f16 && side > 0 && !l.capabilities.software && m.min(n) > THIN;
     // Whether K is cut changes bits: the table says it, and not what was measured.
-    let table = if cooperative { [8 * side; 2] } else { Tile::choose(l, [m, n], k).extents() };
-    let count = slices(l, table, [m, n], k);
-    let (name, tile, header, step) = match cooperative {
-        true => ("matmul_cooperative", table, &headers.cooperative[usize::from(side == 8)], 32),
-        false => {
+    let table = (!cooperative).then(|| Tile::choose(l, [m, n], k));
+    let extents = table.map_or([8 * side; 2], Tile::extents);
+    let count = slices(l, extents, [m, n], k);
+    let (name, tile, header, step) = match table {
+        None => ("matmul_cooperative", extents, &headers.cooperative[usize::from(side == 8)], 32),
+        Some(table) => {
             let measured = Tile::measured(l, layout, [m, n]).filter(|_| count == 1);
-            let tile = measured.unwrap_or_else(|| Tile::choose(l, [m, n], k));
+            let tile = measured.unwrap_or(table);
             constants.extend(tile.constants());
             constants.push(("WRITTEN_OUT", u32::from(l.capabilities.written_out)));
             ("matmul", tile.extents(), header, 16)
@@ -125,25 +129,18 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     };
     let mut whole = l.launch(name, constants, operands, Vec::new(), groups(tile, [m, n]));
     whole.key.specialisation.header = Some(header.as_str());
-    let mut lowered = match count {
+    whole.scaled = f16;
+    match count {
         1 => in_bands(l, whole, [m, n, k], fixed),
         count => split(l, whole, [m, n, k], (count, step), fixed),
-    };
-    let of_operands = |launch: Launch| match launch.key.name == name {
-        true => scaled(launch, f16),
-        false => launch,
-    };
-    lowered.launches = lowered.launches.into_iter().map(of_operands).collect();
-    lowered
+    }
 }
 
-/// With the loss scale as its last two parameters, if it rounds its operands.
-fn scaled(mut launch: Launch, f16: bool) -> Launch {
-    if f16 {
-        launch.parameters.extend([1f32, 1.0].map(f32::to_bits));
-        launch.scaled = true;
-    }
-    launch
+/// The four numbers of every matmul, and behind them the loss scale where operands are rounded.
+fn parameters(numbers: [usize; 4], scaled: bool) -> Vec<u32> {
+    let scale = [1f32, 1.0].map(f32::to_bits);
+    let scale = if scaled { &scale[..] } else { &[] };
+    [&numbers.map(|x| x as u32)[..], scale].concat()
 }
 
 /// What a workgroup of `matmul` owns of C. Whichever it is, an element is summed in the same order.
@@ -253,7 +250,7 @@ fn in_bands(
     let band = y.div_ceil(launches);
     let launch = |first: u32| {
         let rows = band.min(y - first);
-        let parameters = vec![m as u32, n as u32, k as u32, first];
+        let parameters = parameters([m, n, k, first as usize], whole.scaled);
         let flops = whole.flops * (rows as f64 / y as f64);
         Launch { parameters, groups: [x, rows, 1], flops, ..whole.clone() }
     };
@@ -275,16 +272,16 @@ fn split(
     let slices = k.div_ceil(slice);
     let partial = Operand::Scratch(0);
     let operands = [&[partial, Operand::Unread][..], &whole.operands[2..]].concat();
-    let parameters = [m, n, slices, 0].map(|x| x as u32).to_vec();
     let groups = l.each(m * n.div_ceil(4));
-    let mut reduce = l.launch("matmul_reduce", fixed.to_vec(), operands, parameters, groups);
+    let mut reduce =
+        l.launch("matmul_reduce", fixed.to_vec(), operands, parameters([m, n, slices, 0], false), groups);
     reduce.flops = (m * n * slices) as f64;
     reduce.key.specialisation.header = Some(&HEADERS[usize::from(n.is_multiple_of(4))].full);
     let [x, y, _] = whole.groups;
     let [a, b] = [whole.operands[0], whole.operands[1]];
     let mut sums = Launch {
         operands: vec![a, b, Operand::Unread, Operand::Unread, partial, Operand::Unwritten],
-        parameters: [m, n, k, slice].map(|x| x as u32).to_vec(),
+        parameters: parameters([m, n, k, slice], whole.scaled),
         groups: [x, y, slices as u32],
         ..whole
     };
