@@ -218,14 +218,18 @@ fn a_stream_gives_up_on_bytes_that_never_become_a_character() {
 
 proptest! {
     #[test]
-    fn a_streams_pieces_joined_are_the_text(text in "\\PC{0,40}", piece in any::<bool>()) {
-        for tokenizer in [Tokenizer::bytes(), open(&if piece { sentence_piece() } else { byte_level() })] {
+    fn a_streams_pieces_joined_are_the_text(text in "(\\PC|▁){0,40}") {
+        // SentencePiece writes a space as U+2581, so it cannot tell the two in the text apart.
+        let spaced = text.replace('\u{2581}', " ");
+        let tokenizers =
+            [(Tokenizer::bytes(), &text), (open(&byte_level()), &text), (open(&sentence_piece()), &spaced)];
+        for (tokenizer, expected) in tokenizers {
             let tokens = tokenizer.encode(&text, false).expect("encoded");
             let mut stream = tokenizer.stream();
             let mut joined: String = tokens.iter().map(|&t| stream.push(t).expect("pushed")).collect();
             joined += &stream.finish().expect("finished");
             prop_assert_eq!(&joined, &tokenizer.decode(&tokens).expect("decoded"));
-            prop_assert_eq!(&joined, &text);
+            prop_assert_eq!(&joined, expected);
         }
     }
 
