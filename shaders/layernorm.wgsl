@@ -11,7 +11,7 @@ fn across(x: Element) -> f32 {
 
 // ---- body ----
 
-struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
+struct Params { rows: u32, epsilon: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Element>;
@@ -20,7 +20,9 @@ struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
 @group(0) @binding(4) var<storage, read_write> y: array<Element>;
 @group(0) @binding(5) var<storage, read_write> statistics: array<f32>;
 
-override LANES: u32 = 64u; // a power of two
+override COLUMNS: u32 = 4u; // of a row; known to the compiler, whose loops over it then need no tests
+override LANES: u32 = 64u;  // a power of two
+override KEPT: u32 = 0u;    // elements of the row that an invocation keeps in registers, of at most 8; of the rest each pass reads memory
 
 var<workgroup> partial: array<f32, LANES>;
 
@@ -44,21 +46,41 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let columns = p.columns / EACH;
+    let columns = COLUMNS / EACH;
     let base = row * columns;
-    let n = f32(p.columns);
+    let n = f32(COLUMNS);
+    var kept: array<Element, 8>;
     var sum = Element();
-    for (var i = lane; i < columns; i += LANES) {
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            kept[j] = x[base + i];
+            sum += kept[j];
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         sum += x[base + i];
     }
     let mean = total(lane, across(sum)) / n;
     var squares = Element();
-    for (var i = lane; i < columns; i += LANES) {
+    for (var j = 0u; j < KEPT; j++) {
+        if lane + j * LANES < columns {
+            kept[j] -= mean;
+            squares = fma(kept[j], kept[j], squares);
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         let d = x[base + i] - mean;
         squares = fma(d, d, squares);
     }
     let inverse = inverseSqrt(total(lane, across(squares)) / n + p.epsilon);
-    for (var i = lane; i < columns; i += LANES) {
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            y[base + i] = kept[j] * inverse * gain[i] + bias[i];
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         y[base + i] = (x[base + i] - mean) * inverse * gain[i] + bias[i];
     }
     if lane == 0u {

@@ -10,7 +10,7 @@ fn across(x: Element) -> f32 {
 
 // ---- body ----
 
-struct Params { rows: u32, columns: u32 }
+struct Params { rows: u32, unused: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<Element>;
@@ -21,9 +21,19 @@ struct Params { rows: u32, columns: u32 }
 @group(0) @binding(6) var<storage, read_write> dx: array<Element>;
 
 override RESIDUAL: bool = false;
-override LANES: u32 = 64u; // a power of two
+override COLUMNS: u32 = 4u; // of a row; known to the compiler, whose loops over it then need no tests
+override LANES: u32 = 64u;  // a power of two
+override KEPT: u32 = 0u;    // elements of the rows that an invocation keeps in registers, of at most 8; of the rest each pass reads memory
 
 var<workgroup> partial: array<vec2<f32>, LANES>;
+
+fn put(at: u32, d: Element) {
+    if RESIDUAL {
+        dx[at] = d + residual[at];
+    } else {
+        dx[at] = d;
+    }
+}
 
 @compute @workgroup_size(LANES, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
@@ -32,16 +42,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let columns = p.columns / EACH;
+    let columns = COLUMNS / EACH;
     let base = row * columns;
     let mean = statistics[2u * row];
     let inverse = statistics[2u * row + 1u];
-    var sum = Element(); // of g
-    var product = Element(); // of g · x̂
-    for (var i = lane; i < columns; i += LANES) {
+    var g: array<Element, 8>;
+    var hat: array<Element, 8>; // x̂
+    var sum = Element();        // of g
+    var product = Element();    // of g · x̂
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            g[j] = dy[base + i] * gain[i];
+            hat[j] = (x[base + i] - mean) * inverse;
+            sum += g[j];
+            product += g[j] * hat[j];
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         let g = dy[base + i] * gain[i];
         sum += g;
-        product += g * (x[base + i] - mean) * inverse;
+        product += g * ((x[base + i] - mean) * inverse);
     }
     partial[lane] = vec2(across(sum), across(product));
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
@@ -51,13 +72,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     workgroupBarrier();
-    let means = partial[0] / f32(p.columns);
-    for (var i = lane; i < columns; i += LANES) {
-        let hat = (x[base + i] - mean) * inverse;
-        var d = (dy[base + i] * gain[i] - means.x - hat * means.y) * inverse;
-        if RESIDUAL {
-            d += residual[base + i];
+    let means = partial[0] / f32(COLUMNS);
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            put(base + i, (g[j] - means.x - hat[j] * means.y) * inverse);
         }
-        dx[base + i] = d;
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
+        let hat = (x[base + i] - mean) * inverse;
+        put(base + i, (dy[base + i] * gain[i] - means.x - hat * means.y) * inverse);
     }
 }

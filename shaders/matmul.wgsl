@@ -275,7 +275,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     if HIGH > 64u { a1 = fetch_a(i + 256u, row0, first); }
     if i < WIDE * 4u { b0 = fetch_b(i, column0, first); }
     if WIDE > 64u { b1 = fetch_b(i + 256u, column0, first); }
-    for (var k0 = first; k0 < end; k0 += DEPTH) {
+    // Tested at its end: RADV takes 3 % fewer cycles for it. What lies past K was fetched as zeros.
+    var k0 = first;
+    loop {
         workgroupBarrier();
         if i < HIGH * 4u { put_a(i, a0); }
         if HIGH > 64u { put_a(i + 256u, a1); }
@@ -283,11 +285,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         if WIDE > 64u { put_b(i + 256u, b1); }
         workgroupBarrier();
         // What comes next is on its way while this is multiplied.
-        let k = k0 + DEPTH;
-        if i < HIGH * 4u { a0 = fetch_a(i, row0, k); }
-        if HIGH > 64u { a1 = fetch_a(i + 256u, row0, k); }
-        if i < WIDE * 4u { b0 = fetch_b(i, column0, k); }
-        if WIDE > 64u { b1 = fetch_b(i + 256u, column0, k); }
+        k0 += DEPTH;
+        if i < HIGH * 4u { a0 = fetch_a(i, row0, k0); }
+        if HIGH > 64u { a1 = fetch_a(i + 256u, row0, k0); }
+        if i < WIDE * 4u { b0 = fetch_b(i, column0, k0); }
+        if WIDE > 64u { b1 = fetch_b(i + 256u, column0, k0); }
         if WRITTEN_OUT {
             sums = step(0u, local.y, local.x, sums);
             sums = step(1u, local.y, local.x, sums);
@@ -298,6 +300,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
                 sums = step(four, local.y, local.x, sums);
             }
         }
+        if k0 >= end { break; }
     }
     let column = column0 + 4u * local.x;
     put4(group.z, row0 + row, column, sums.upper_left);

@@ -10,7 +10,7 @@ fn across(x: Element) -> f32 {
 
 // ---- body ----
 
-struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
+struct Params { rows: u32, epsilon: f32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Element>;
@@ -18,7 +18,9 @@ struct Params { rows: u32, columns: u32, epsilon: f32, unused: u32 }
 @group(0) @binding(3) var<storage, read_write> y: array<Element>;
 @group(0) @binding(4) var<storage, read_write> statistics: array<f32>;
 
-override LANES: u32 = 64u; // a power of two
+override COLUMNS: u32 = 4u; // of a row; known to the compiler, whose loops over it then need no tests
+override LANES: u32 = 64u;  // a power of two
+override KEPT: u32 = 0u;    // elements of the row that an invocation keeps in registers, of at most 8; of the rest each pass reads memory
 
 var<workgroup> partial: array<f32, LANES>;
 
@@ -29,10 +31,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let columns = p.columns / EACH;
+    let columns = COLUMNS / EACH;
     let base = row * columns;
+    var kept: array<Element, 8>;
     var squares = Element();
-    for (var i = lane; i < columns; i += LANES) {
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            kept[j] = x[base + i];
+            squares = fma(kept[j], kept[j], squares);
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         squares = fma(x[base + i], x[base + i], squares);
     }
     partial[lane] = across(squares);
@@ -43,8 +53,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     workgroupBarrier();
-    let inverse = inverseSqrt(partial[0] / f32(p.columns) + p.epsilon);
-    for (var i = lane; i < columns; i += LANES) {
+    let inverse = inverseSqrt(partial[0] / f32(COLUMNS) + p.epsilon);
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            y[base + i] = kept[j] * inverse * gain[i];
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         y[base + i] = x[base + i] * inverse * gain[i];
     }
     if lane == 0u {

@@ -10,7 +10,7 @@ fn across(x: Element) -> f32 {
 
 // ---- body ----
 
-struct Params { rows: u32, columns: u32 }
+struct Params { rows: u32, unused: u32 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<Element>;
@@ -21,9 +21,19 @@ struct Params { rows: u32, columns: u32 }
 @group(0) @binding(6) var<storage, read_write> dx: array<Element>;
 
 override RESIDUAL: bool = false;
-override LANES: u32 = 64u; // a power of two
+override COLUMNS: u32 = 4u; // of a row; known to the compiler, whose loops over it then need no tests
+override LANES: u32 = 64u;  // a power of two
+override KEPT: u32 = 0u;    // elements of the rows that an invocation keeps in registers, of at most 8; of the rest each pass reads memory
 
 var<workgroup> partial: array<f32, LANES>;
+
+fn put(at: u32, d: Element) {
+    if RESIDUAL {
+        dx[at] = d + residual[at];
+    } else {
+        dx[at] = d;
+    }
+}
 
 @compute @workgroup_size(LANES, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
@@ -32,11 +42,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= p.rows {
         return;
     }
-    let columns = p.columns / EACH;
+    let columns = COLUMNS / EACH;
     let base = row * columns;
     let inverse = statistics[row];
-    var sum = Element(); // of g · x
-    for (var i = lane; i < columns; i += LANES) {
+    var g: array<Element, 8>;
+    var kept: array<Element, 8>; // of x
+    var sum = Element();         // of g · x
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            g[j] = dy[base + i] * gain[i];
+            kept[j] = x[base + i];
+            sum = fma(g[j], kept[j], sum);
+        }
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
         sum = fma(dy[base + i] * gain[i], x[base + i], sum);
     }
     partial[lane] = across(sum);
@@ -47,12 +67,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     workgroupBarrier();
-    let share = partial[0] / f32(p.columns) * inverse * inverse;
-    for (var i = lane; i < columns; i += LANES) {
-        var d = (dy[base + i] * gain[i] - x[base + i] * share) * inverse;
-        if RESIDUAL {
-            d += residual[base + i];
+    let share = partial[0] / f32(COLUMNS) * inverse * inverse;
+    for (var j = 0u; j < KEPT; j++) {
+        let i = lane + j * LANES;
+        if i < columns {
+            put(base + i, (g[j] - kept[j] * share) * inverse);
         }
-        dx[base + i] = d;
+    }
+    for (var i = lane + KEPT * LANES; i < columns; i += LANES) {
+        put(base + i, (dy[base + i] * gain[i] - x[base + i] * share) * inverse);
     }
 }

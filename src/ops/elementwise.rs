@@ -100,12 +100,23 @@ pub(super) fn column_sum(l: &Lowering) -> Lowered {
     Lowered { launches, scratch }
 }
 
-/// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for.
+/// Elements of a row that an invocation can keep: the arrays of the kernels.
+const KEPT: usize = 8;
+
+/// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for. Cards keep the
+/// row in registers, with more lanes for rows that else would not fit; on a CPU memory is as near.
 pub(super) fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usize) -> Lowered {
     let vectors = columns.is_multiple_of(4);
     let loads = if vectors { columns / 4 } else { columns };
-    let lanes = loads.next_power_of_two().clamp(8, l.lanes() as usize);
-    launch.key.specialisation.constants.push(("LANES", lanes as u32));
+    let software = l.capabilities.software;
+    let most = if software { l.lanes() as usize } else { loads.div_ceil(KEPT).clamp(l.lanes() as usize, 256) };
+    let lanes = loads.next_power_of_two().clamp(8, most.next_power_of_two());
+    let kept = if software { 0 } else { loads.div_ceil(lanes).min(KEPT) };
+    launch.key.specialisation.constants.extend([
+        ("COLUMNS", columns as u32),
+        ("LANES", lanes as u32),
+        ("KEPT", kept as u32),
+    ]);
     launch.key.specialisation.header = vectors.then_some(VECTORS);
     launch.groups = l.spread(rows);
     Lowered::one(launch)

@@ -6,7 +6,7 @@ use super::{Lowered, Lowering, Operand};
 pub(super) fn forward(l: &Lowering, epsilon: f32) -> Lowered {
     let (rows, columns) = (l.elements(0) / l.columns(1), l.columns(1));
     let operands = vec![l.input(0), l.input(1), l.output(0), l.output(1)];
-    let parameters = vec![rows as u32, columns as u32, epsilon.to_bits(), 0];
+    let parameters = vec![rows as u32, epsilon.to_bits()];
     by_row(l, l.launch("rmsnorm", vec![], operands, parameters, [1; 3]), rows, columns)
 }
 
@@ -15,7 +15,7 @@ pub(super) fn backward(l: &Lowering, residual: bool) -> Lowered {
     let extra = if residual { l.input(4) } else { Operand::Unread };
     let operands = vec![l.input(0), l.input(1), l.input(2), l.input(3), extra, l.output(0)];
     let constants = vec![("RESIDUAL", residual as u32)];
-    let parameters = vec![rows as u32, columns as u32];
+    let parameters = vec![rows as u32, 0];
     by_row(l, l.launch("rmsnorm_backward", constants, operands, parameters, [1; 3]), rows, columns)
 }
 
