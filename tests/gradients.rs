@@ -273,6 +273,44 @@ fn gradients_of_whole_models_and_of_every_stage_match_finite_differences() {
     }
 }
 
+/// Also of a frozen head, where only what comes before it is trained.
+#[test]
+fn divided_logits_give_the_losses_and_gradients_of_whole_ones_and_never_exist_whole() {
+    for kind in KINDS {
+        let config = ModelConfig { vocabulary: 300, ..model(kind).config().clone() };
+        let plain = Model::new(&config).unwrap();
+        let first = plain.linear_layers()[0].name.clone();
+        let adapter = Lora { rank: 2, scale: 0.5, modules: vec![first] };
+        let frozen = Model::with_adapter(&config, Some(&adapter)).unwrap();
+        let (all, head) = (0..plain.layers(), plain.layers() - 1..plain.layers());
+        for (model, range) in [(&plain, &all), (&plain, &head), (&frozen, &all)] {
+            for purpose in [Purpose::Training { tokens: 10 }, Purpose::Evaluation] {
+                let what = format!("{kind:?} layers {range:?}, {purpose:?}");
+                let whole = model.stage_graph(range.clone(), 2, 5, purpose).unwrap();
+                let mut divided = whole.clone();
+                // Three parts of 128, 128 and 44 columns.
+                divided.divide_logits(4 * 10 * 128).unwrap();
+                divided.graph.verify().unwrap();
+                let [a, b] = [&whole, &divided].map(|stage| {
+                    let mut values = feeds(stage, 300);
+                    let phases = [Phase::Forward, Phase::Input, Phase::Weight];
+                    oracle::run(&stage.graph, &phases, &mut values);
+                    let made = stage.graph.nodes.iter().flat_map(|node| &node.outputs);
+                    let rows_of_three = made.map(|&id| stage.graph.shape(id)).filter(|s| s.len() == 3);
+                    let results: Vec<Vec<f64>> =
+                        stage.results().iter().map(|id| values[id.0].clone().unwrap()).collect();
+                    (rows_of_three.map(|s| s[2]).max(), results)
+                });
+                assert_eq!((a.0, b.0), (Some(300), Some(128)), "{what}");
+                assert_eq!(whole.results(), divided.results(), "{what}");
+                for (a, b) in a.1.iter().flatten().zip(b.1.iter().flatten()) {
+                    approx::assert_relative_eq!(a, b, epsilon = 1e-14, max_relative = 1e-10);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn gradients_of_an_adapter_match_finite_differences_and_frozen_weights_have_none() {
     for kind in KINDS {

@@ -61,6 +61,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         Just(Op::CrossEntropy { scale: 0.5 }),
         Just(Op::Sum { exact: false }),
         Just(Op::Spread),
+        (0usize..4, 0usize..4).prop_map(|(first, count)| Op::Slice { first, count }),
+        (0usize..4).prop_map(|parts| Op::Stack { parts }),
         (0usize..3, 0usize..3, 0usize..4).prop_map(|(member, members, first)| Op::LogitStatistics {
             member,
             members,
@@ -88,7 +90,8 @@ fn accepted_or_explained(op: &Op, shapes: &[Vec<usize>]) -> Result<bool, TestCas
             let sizes: Vec<usize> = reference::apply(op, &shapes, &inputs).iter().map(Vec::len).collect();
             let inferred: Vec<usize> = outputs.iter().map(|s| s.iter().product()).collect();
             prop_assert_eq!(sizes, inferred, "{:?} {:?}", op, shapes);
-            prop_assert!(op.flops(&shapes) > 0.0, "{:?} costs nothing", op);
+            let is_view = matches!(op, Op::Slice { .. } | Op::Stack { .. });
+            prop_assert!(is_view || op.flops(&shapes) > 0.0, "{:?} costs nothing", op);
             Ok(true)
         }
         Err(error) => {
@@ -241,12 +244,17 @@ fn capabilities(software: bool) -> Capabilities {
     }
 }
 
-/// The value in whose memory each value lies, if an op works in place.
+/// The value in whose memory each value lies, if an op works in place or takes or makes part of something.
 fn homes(stage: &StageGraph) -> Vec<ValueId> {
     let mut home: Vec<ValueId> = (0..stage.graph.values.len()).map(ValueId).collect();
     for node in &stage.graph.nodes {
         if let Some((argument, result)) = in_place(&node.op) {
             home[node.inputs[argument].0] = node.outputs[result];
+        }
+        match node.op {
+            Op::Slice { .. } => home[node.outputs[0].0] = node.inputs[0],
+            Op::Stack { .. } => node.inputs.iter().for_each(|part| home[part.0] = node.outputs[0]),
+            _ => {}
         }
     }
     home
@@ -296,7 +304,7 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
                 );
             }
             owner.retain(|buffer, _| !distinct.contains(buffer));
-            owner.extend(node.outputs.iter().filter_map(|&o| Some((scratch(o)?, o))));
+            owner.extend(node.outputs.iter().filter_map(|&o| Some((scratch(o)?, home[o.0]))));
             done.extend(node.outputs.iter().copied());
         }
         // F's results are taken when F ends; those of I when W, which may follow at once, has ended.
@@ -305,7 +313,7 @@ fn memory_is_sound(stage: &StageGraph, plan: &MemoryPlan) -> Result<(), TestCase
                 if let Some(buffer) = scratch(result) {
                     prop_assert_eq!(
                         owner.get(&buffer),
-                        Some(&result),
+                        Some(&home[result.0]),
                         "{} was lost",
                         graph.value(result).name
                     );
@@ -353,10 +361,14 @@ proptest! {
         software in any::<bool>(),
         recompute in any::<bool>(),
         join in any::<bool>(),
+        divide in any::<bool>(),
     ) {
         let mut stage = setup.graph();
         if recompute {
             stage.recompute();
+        }
+        if divide {
+            stage.divide_logits((4 * 128 * setup.batch * setup.sequence) as u64).unwrap();
         }
         if join {
             stage.join_backward();

@@ -7,8 +7,8 @@ use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
-use crate::common::{adapters, cut_at};
-use crate::pipeline::{assert_same, train};
+use crate::common::{adapters, cut_at, nmse};
+use crate::pipeline::{assert_same, measure, train};
 use crate::replicas::{SHARES, UNEVEN, mesh, of_shares, run};
 
 /// As [`mesh`], with the microbatches dealt out.
@@ -102,6 +102,37 @@ fn ties_across_uneven_replicas_adapters_packed_weights_and_recomputation_change_
             }
         }
     }
+}
+
+/// Logits of 134.2 MB in two pieces, where activations are computed again.
+#[test]
+fn logits_too_large_for_one_piece_are_divided_and_give_the_same_bits_on_every_mesh_and_the_losses_of_whole_ones()
+ {
+    let i = adapters()[0].index;
+    let large = |microbatches: usize, more: &[&str]| {
+        let size = ["model.vocabulary=131073", "model.layers=1", "model.width=6", "model.context=256"];
+        let text = ["train.sequence=256", "mesh.sum=microbatch"];
+        let batch = ["train.batch", "pipeline.microbatches"].map(|key| format!("{key}={microbatches}"));
+        let batch = batch.each_ref().map(String::as_str);
+        crate::pipeline::config(&[&size[..], &text, &batch, more].concat())
+    };
+    let again = "pipeline.recompute=true";
+    let whole = crate::pipeline::run(&large(1, &[]), &[i], 1);
+    let divided = crate::pipeline::run(&large(1, &[again]), &[i], 1);
+    // The sum of exponentials is added in another order, in f32.
+    approx::assert_relative_eq!(whole.0[0], divided.0[0], max_relative = 1e-6);
+    for ((name, a), (_, b)) in whole.1.iter().zip(&divided.1) {
+        let error = nmse(b, &a.iter().map(|&x| x as f64).collect::<Vec<_>>());
+        assert!(error < 1e-9, "gradient of {name} has NMSE {error:.2e}");
+    }
+    let split = large(1, &[again, "pipeline.schedule=zb-h1"]);
+    assert_same("zb-h1", &divided, &crate::pipeline::run(&split, &[i, i], 1));
+    // Weights and gradients that pass the devices.
+    let packed = [again, "train.weights=bf16"];
+    let alone = crate::pipeline::run(&large(2, &packed), &[i], 1);
+    let passing = large(2, &[&packed[..], &["mesh.zero=3"]].concat());
+    let setup = Trainer::setup_in(&passing, mesh("1f1b", 1, &[1, 1]), vec![None; 2]).unwrap();
+    assert_same("ZeRO 3", &alone, &measure(train(&passing, setup, &[i, i]), 1));
 }
 
 #[test]

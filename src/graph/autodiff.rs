@@ -254,6 +254,8 @@ fn backward(
         Op::Matmul { .. }
         | Op::CrossEntropy { .. }
         | Op::LogitStatistics { .. }
+        | Op::Slice { .. }
+        | Op::Stack { .. }
         | Op::CrossEntropyPart { .. }
         | Op::EmbeddingBackward { .. }
         | Op::PositionBackward { .. }

@@ -11,11 +11,13 @@ pub mod autodiff;
 mod collective;
 mod fed;
 pub mod fuse;
+mod logits;
 mod op;
 mod recompute;
 
 pub use autodiff::{StageGraph, differentiate};
 pub use fed::Fed;
+pub use logits::LOGIT_BYTES;
 pub use op::{Activation, Epilogue, Layout, Op};
 
 use std::sync::Arc;
@@ -209,7 +211,9 @@ impl Graph {
             .into_iter()
             .enumerate()
             .map(|(output, shape)| {
-                self.add_value(op.name(), shape, DType::F32, Source::Node { node, output })
+                // A view is what it is a view of.
+                let dtype = if let Op::Slice { .. } = op { self.value(inputs[0]).dtype } else { DType::F32 };
+                self.add_value(op.name(), shape, dtype, Source::Node { node, output })
             })
             .collect::<Vec<_>>();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), phase });

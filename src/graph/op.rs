@@ -176,6 +176,18 @@ pub enum Op {
         /// Whether the terms travel as they are, whatever else does.
         exact: bool,
     },
+    /// (x(R,..)) → (rows `first` to `first + count` of its first axis), in the same memory. No kernel.
+    Slice {
+        /// The first row.
+        first: usize,
+        /// How many.
+        count: usize,
+    },
+    /// (parts(R,..)) → (their rows, one part's after another's), in the same memory. No kernel.
+    Stack {
+        /// How many.
+        parts: usize,
+    },
     /// (x) → (x), which every member of a gang goes on with: the gradient is the sum of theirs (f, ibid.). Nothing but this
     /// is left of it after differentiation.
     Spread,
@@ -286,6 +298,8 @@ impl Op {
             Op::AttentionCached { .. } => "attention_cached",
             Op::CrossEntropy { .. } => "cross_entropy",
             Op::Sum { .. } => "sum",
+            Op::Slice { .. } => "slice",
+            Op::Stack { .. } => "stack",
             Op::Spread => "spread",
             Op::ReduceScatter { .. } => "reduce_scatter",
             Op::AllGather { .. } => "all_gather",
@@ -315,9 +329,11 @@ impl Op {
             | Op::Activate(_)
             | Op::ColumnSum
             | Op::Sum { .. }
+            | Op::Slice { .. }
             | Op::Spread
             | Op::ReduceScatter { .. }
             | Op::AllGather { .. } => 1,
+            Op::Stack { parts } => *parts,
             Op::Attention { starts, .. } => 1 + usize::from(*starts),
             Op::AddBias
             | Op::Add
@@ -351,6 +367,7 @@ impl Op {
     pub fn reads_packed(&self, argument: usize) -> bool {
         match self {
             Op::Matmul { .. } | Op::Gather => argument == 1,
+            Op::Slice { .. } => true,
             Op::Embedding { .. } => argument == 1 || argument == 2,
             _ => false,
         }
@@ -541,6 +558,16 @@ impl Op {
                 self.expect(ok, shapes)?;
                 Ok(vec![vec![qkv[0], qkv[1], heads * size], cache.to_vec()])
             }
+            Op::Slice { first, count } => {
+                self.expect(count > 0 && first.saturating_add(count) <= shapes[0][0], shapes)?;
+                Ok(vec![[&[count], &shapes[0][1..]].concat()])
+            }
+            Op::Stack { .. } => {
+                let alike = |part: &&[usize]| part[1..] == shapes[0][1..];
+                self.expect(shapes.first().is_some_and(|_| shapes.iter().all(alike)), shapes)?;
+                let rows = shapes.iter().map(|part| part[0]).sum();
+                Ok(vec![[&[rows], &shapes[0][1..]].concat()])
+            }
             Op::CrossEntropy { .. } => {
                 self.expect(product(shapes[1]) == rows(shapes[0]), shapes)?;
                 Ok(vec![vec![rows(shapes[0])], shapes[0].to_vec()])
@@ -591,6 +618,7 @@ impl Op {
             Op::LayerNormBackward { .. } => 10.0 * size,
             Op::Activate(_) => 12.0 * size,
             Op::ActivateBackward(_) => 20.0 * size,
+            Op::Slice { .. } | Op::Stack { .. } => 0.0,
             Op::CrossEntropy { .. } => 12.0 * size,
             Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => size,
             Op::LogitStatistics { .. } | Op::CrossEntropyPart { .. } => 6.0 * size,

@@ -109,7 +109,8 @@ pub(super) fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usi
     let vectors = columns.is_multiple_of(4);
     let loads = if vectors { columns / 4 } else { columns };
     let software = l.capabilities.software;
-    let most = if software { l.lanes() as usize } else { loads.div_ceil(KEPT).clamp(l.lanes() as usize, 256) };
+    let most =
+        if software { l.lanes() as usize } else { loads.div_ceil(KEPT).clamp(l.lanes() as usize, 256) };
     let lanes = loads.next_power_of_two().clamp(8, most.next_power_of_two());
     let kept = if software { 0 } else { loads.div_ceil(lanes).min(KEPT) };
     launch.key.specialisation.constants.extend([

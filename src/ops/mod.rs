@@ -204,7 +204,8 @@ pub fn lower(
         Op::CrossEntropyPart { scale, first, vocabulary } => {
             cross_entropy::part(&l, scale, first, vocabulary)
         }
-        // The link adds; and nothing is left of the other.
+        // The link adds; of what is spread nothing is left; and parts lie where the whole does.
+        Op::Slice { .. } | Op::Stack { .. } => Lowered::default(),
         Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => Lowered::default(),
     }
 }

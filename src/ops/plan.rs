@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Lowered, in_place, lower};
 use crate::gpu::Capabilities;
-use crate::graph::{Fed, Phase, Source, StageGraph, ValueId};
+use crate::graph::{Fed, Op, Phase, Source, StageGraph, ValueId};
 
 /// Offset alignment of uniform and storage bindings that every adapter accepts.
 pub const ALIGNMENT: u64 = 256;
@@ -49,6 +49,8 @@ pub struct Streams {
 pub struct MemoryPlan {
     /// Home of each value; none for values that nothing uses, and for weights that pass.
     pub place: Vec<Option<Place>>,
+    /// The value in whose memory each lies, itself for most, and the first byte there.
+    pub whole: Vec<(ValueId, u64)>,
     /// For each program, the scratch buffers of weights that pass.
     pub passing: [HashMap<ValueId, usize>; 3],
     /// Bytes of the buffers of one stash slot.
@@ -90,24 +92,17 @@ impl MemoryPlan {
     pub fn streaming(stage: &StageGraph, capabilities: &Capabilities, streams: Streams) -> MemoryPlan {
         let graph = &stage.graph;
         let gradients: HashMap<ValueId, ValueId> = stage.gradients.iter().map(|&(p, g)| (g, p)).collect();
-        // An argument that a result replaces in memory has the result's home.
-        let mut home: Vec<ValueId> = (0..graph.values.len()).map(ValueId).collect();
         // A result in the place of what is fed from outside stays until the next run.
         let mut updated: HashSet<ValueId> = HashSet::new();
         for node in &graph.nodes {
-            if let Some((argument, result)) = in_place(&node.op) {
-                home[node.inputs[argument].0] = node.outputs[result];
-                if matches!(graph.value(node.inputs[argument]).source, Source::Fed(_)) {
-                    updated.insert(node.outputs[result]);
-                }
+            if let Some((argument, result)) = in_place(&node.op)
+                && matches!(graph.value(node.inputs[argument]).source, Source::Fed(_))
+            {
+                updated.insert(node.outputs[result]);
             }
         }
-        // What is added to the gradient of one parameter has one place.
-        for (at, (parameter, gradient)) in stage.gradients.iter().enumerate() {
-            if let Some((_, first)) = stage.gradients[..at].iter().find(|(other, _)| other == parameter) {
-                home[gradient.0] = *first;
-            }
-        }
+        let whole = wholes(stage);
+        let home: Vec<ValueId> = whole.iter().map(|of| of.0).collect();
         let last_phase = {
             let mut last: HashMap<ValueId, Phase> = HashMap::new();
             for node in &graph.nodes {
@@ -120,6 +115,7 @@ impl MemoryPlan {
         };
         let mut plan = MemoryPlan {
             place: vec![None; graph.values.len()],
+            whole,
             passing: Default::default(),
             stash: Vec::new(),
             slot: Vec::new(),
@@ -159,7 +155,7 @@ impl MemoryPlan {
             .nodes
             .iter()
             .map(|node| {
-                let accumulate = node.outputs.iter().any(|o| gradients.contains_key(o));
+                let accumulate = node.outputs.iter().any(|o| gradients.contains_key(&home[o.0]));
                 lower(graph, node, capabilities, accumulate, &made_of_loss)
             })
             .collect();
@@ -192,7 +188,8 @@ impl MemoryPlan {
                 last_use.insert(home[value.0], index);
             }
             if node.phase == phase {
-                last_read.extend(node.inputs.iter().filter(|id| passes(id)).map(|id| (*id, index)));
+                last_read
+                    .extend(node.inputs.iter().map(|id| home[id.0]).filter(passes).map(|id| (id, index)));
             }
         }
         // B runs I and W in one go and sends the input's gradient after both, so a result keeps its buffer.
@@ -200,10 +197,10 @@ impl MemoryPlan {
         let mut free: Vec<usize> =
             (0..self.scratch.len()).filter(|&b| !kept.contains(&Some(Place::Scratch(b)))).collect();
         for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| n.phase == phase) {
-            for weight in node.inputs.iter().filter(|id| passes(id)) {
-                if !self.passing[program(phase)].contains_key(weight) {
-                    let buffer = take(&mut self.scratch, &mut free, graph.value(*weight).bytes());
-                    self.passing[program(phase)].insert(*weight, buffer);
+            for weight in node.inputs.iter().map(|id| home[id.0]).filter(passes) {
+                if !self.passing[program(phase)].contains_key(&weight) {
+                    let buffer = take(&mut self.scratch, &mut free, graph.value(weight).bytes());
+                    self.passing[program(phase)].insert(weight, buffer);
                 }
             }
             for output in &node.outputs {
@@ -231,7 +228,7 @@ impl MemoryPlan {
                     free.push(buffer);
                 }
             }
-            let read: HashSet<ValueId> = node.inputs.iter().copied().collect();
+            let read: HashSet<ValueId> = node.inputs.iter().map(|id| home[id.0]).collect();
             let mut gone: Vec<ValueId> =
                 read.into_iter().filter(|id| last_read.get(id) == Some(&index)).collect();
             gone.sort();
@@ -258,6 +255,47 @@ impl MemoryPlan {
     pub fn uniform_bytes(&self) -> u64 {
         self.lowered.iter().map(|l| l.launches.len() as u64 * ALIGNMENT).sum()
     }
+}
+
+/// For each value the one in whose memory it lies, and the first byte there.
+fn wholes(stage: &StageGraph) -> Vec<(ValueId, u64)> {
+    let graph = &stage.graph;
+    let mut within: Vec<Option<(ValueId, u64)>> = vec![None; graph.values.len()];
+    for node in &graph.nodes {
+        // An argument that a result replaces in memory lies where the result does.
+        if let Some((argument, result)) = in_place(&node.op) {
+            within[node.inputs[argument].0] = Some((node.outputs[result], 0));
+        }
+        match node.op {
+            Op::Slice { first, .. } => {
+                let of = graph.value(node.inputs[0]);
+                let row = of.len() / of.shape[0];
+                within[node.outputs[0].0] = Some((node.inputs[0], of.dtype.bytes(first * row)));
+            }
+            Op::Stack { .. } => {
+                let mut offset = 0;
+                for part in &node.inputs {
+                    within[part.0] = Some((node.outputs[0], offset));
+                    offset += graph.value(*part).bytes();
+                }
+            }
+            _ => {}
+        }
+    }
+    // What is added to the gradient of one parameter has one place.
+    for (at, (parameter, gradient)) in stage.gradients.iter().enumerate() {
+        if let Some((_, first)) = stage.gradients[..at].iter().find(|(other, _)| other == parameter) {
+            within[gradient.0] = Some((*first, 0));
+        }
+    }
+    let resolve = |id: usize| {
+        let mut at = (ValueId(id), 0);
+        while let Some((of, offset)) = within[at.0.0] {
+            at = (of, at.1 + offset);
+        }
+        at
+    };
+    (0..graph.values.len()).map(resolve).collect()
 }
 
 fn push(sizes: &mut Vec<u64>, bytes: u64, place: fn(usize) -> Place) -> Place {

@@ -180,7 +180,11 @@ impl StageProgram {
         let mut made: Vec<(ValueId, std::ops::Range<usize>)> = Vec::new();
         for (at, step) in self.steps[program(phase)].iter().enumerate() {
             let node = &self.stage.graph.nodes[step.node];
-            for &(parameter, _) in self.stage.gradients.iter().filter(|of| node.outputs.contains(&of.1)) {
+            let makes = |of: &&(ValueId, ValueId)| {
+                let whole = |id: ValueId| self.plan.whole[id.0].0;
+                node.outputs.iter().any(|&output| whole(output) == whole(of.1))
+            };
+            for &(parameter, _) in self.stage.gradients.iter().filter(makes) {
                 match made.iter_mut().find(|of| of.0 == parameter) {
                     Some((_, launches)) => launches.end = at + 1,
                     None => made.push((parameter, at..at + 1)),
@@ -216,6 +220,7 @@ impl StageProgram {
         let mut all: Vec<(ValueId, usize)> = Vec::new();
         for (at, step) in self.steps[program(phase)].iter().enumerate() {
             for &input in &self.stage.graph.nodes[step.node].inputs {
+                let input = self.plan.whole[input.0].0;
                 let passes = self.plan.passing[program(phase)].contains_key(&input);
                 if passes && !all.iter().any(|of| of.0 == input) {
                     all.push((input, at));
@@ -234,10 +239,14 @@ impl StageProgram {
     /// Where a value lies for these slots.
     pub fn range(&self, parameters: &Parameters, id: ValueId, slots: Slots) -> Result<Range> {
         let value = self.stage.graph.value(id);
+        let (whole, offset) = self.plan.whole[id.0];
+        let part = |of: Range| Range { offset: of.offset + offset, bytes: value.bytes(), buffer: of.buffer };
         let buffer = match self.plan.place[id.0] {
-            Some(Place::Weight) => return parameters.weight(&value.name),
+            Some(Place::Weight) => {
+                return parameters.weight(&self.stage.graph.value(whole).name).map(part);
+            }
             Some(Place::Gradient(of)) => {
-                return parameters.gradient(&self.stage.graph.value(of).name);
+                return parameters.gradient(&self.stage.graph.value(of).name).map(part);
             }
             Some(Place::Stash(i)) => &self.stash[slots.stash][i],
             Some(Place::Slot(i)) => &self.slots[slots.gradient][i],
@@ -249,7 +258,7 @@ impl StageProgram {
                 return Err(Error::Shape { op: "program", message });
             }
         };
-        Ok(buffer.range(0, value.bytes()))
+        Ok(buffer.range(offset, value.bytes()))
     }
 
     /// Records launches `which` of a program.
@@ -287,10 +296,13 @@ impl StageProgram {
         let mut ranges = vec![self.uniforms.range(step.uniform, 4 * launch.parameters.len() as u64)];
         for &operand in &launch.operands {
             ranges.push(match operand {
-                Operand::Value(id) => match self.passing_range(phase, id) {
-                    Some(range) => range,
-                    None => self.range(parameters, id, slots)?,
-                },
+                Operand::Value(id) => {
+                    let (whole, offset) = self.plan.whole[id.0];
+                    match self.passing_range(phase, whole) {
+                        Some(of) => of.buffer.range(of.offset + offset, self.stage.graph.value(id).bytes()),
+                        None => self.range(parameters, id, slots)?,
+                    }
+                }
                 Operand::Scratch(i) => self.scratch[self.plan.node_scratch[step.node][i]]
                     .range(0, self.plan.lowered[step.node].scratch[i]),
                 Operand::Unread => self.unread.whole(),

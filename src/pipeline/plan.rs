@@ -324,7 +324,7 @@ impl Plan {
         let layers = self.stages[stage].clone();
         let (gang, member) = (self.gang(rank), self.member(rank));
         let mut graph = self.model.part_of_stage(layers, batch, sequence, purpose, member)?;
-        graph.arrange(self.setup.recompute.contains(&stage), self.schedule.splits(stage));
+        graph.arrange(self.setup.recompute.contains(&stage), self.schedule.splits(stage))?;
         check_bindings(&graph, adapter, capabilities)?;
         // Every group of texts keeps its caches, whatever the schedule.
         let own = |count| SlotPlan { count, slot: (0..count).collect() };

@@ -2,7 +2,7 @@
 
 use super::plan::streams;
 use super::{gang, host, link, owners};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Capabilities, KernelKey};
 use crate::graph::{Phase, StageGraph};
 use crate::mesh::Wire;
@@ -194,7 +194,10 @@ fn batching(
         sequences,
         microbatches,
         shape: shape_key(model, sequences, sequence),
-        footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities, streams)).collect(),
+        footprints: kernels
+            .iter()
+            .map(|capabilities| graphs.footprint(capabilities, streams))
+            .collect::<Result<_>>()?,
         activation: wire.travelling(activation),
         // With half of what the shortest ring has beside its two buffers.
         link_buffer: link::memory(activation, 1, wire) - wire.buffers(activation) / 2,
@@ -254,26 +257,29 @@ impl Graphs {
         Ok(graphs)
     }
 
-    fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Footprint {
+    fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Result<Footprint> {
         let activation = self.activation;
         let mut memory = vec![FormMemory::default(); KINDS.len()];
         let mut ends = EndMemory::default();
         for form in StageForm::ALL {
             let held = |graph: &StageGraph| held(graph, form, capabilities, streams);
-            let single: Vec<LayerMemory> =
-                self.single.iter().map(|graph| graph.as_ref().map(held).unwrap_or_default()).collect();
+            let alone = |graph: &Option<StageGraph>| graph.as_ref().map(held).transpose();
+            let single: Vec<LayerMemory> = self
+                .single
+                .iter()
+                .map(|graph| Ok(alone(graph)?.unwrap_or_default()))
+                .collect::<Result<_>>()?;
             let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
             let before_last =
                 LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
             let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
-            let scratch = held(&self.blocks).scratch;
+            let scratch = held(&self.blocks)?.scratch;
             for (kind, pair) in self.pairs.iter().enumerate() {
                 // What it adds to its neighbour is its own; the rest belongs to the stage's ends.
                 let own = |(beside, pair): &(usize, StageGraph)| {
-                    let pair = held(pair);
-                    LayerMemory { scratch, ..difference(&pair, &single[*beside]) }
+                    Ok::<_, Error>(LayerMemory { scratch, ..difference(&held(pair)?, &single[*beside]) })
                 };
-                memory[kind][form] = pair.as_ref().map_or(single[kind], own);
+                memory[kind][form] = pair.as_ref().map_or(Ok(single[kind]), own)?;
             }
             let (first, last) = (0, KINDS.len() - 1);
             memory[first][form] = difference(&single[first], &before_last);
@@ -285,18 +291,23 @@ impl Graphs {
         }
         let of_kind = |stage: &Option<StageGraph>| stage.as_ref().map(|stage| work(stage, capabilities));
         let work = self.single.iter().map(|stage| of_kind(stage).unwrap_or_default()).collect();
-        Footprint { work, memory, ends }
+        Ok(Footprint { work, memory, ends })
     }
 }
 
 /// What a stage holds on its own.
-fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities, streams: Streams) -> LayerMemory {
+fn held(
+    stage: &StageGraph,
+    form: StageForm,
+    capabilities: &Capabilities,
+    streams: Streams,
+) -> Result<LayerMemory> {
     let mut stage = stage.clone();
-    stage.arrange(form.recompute, form.split);
+    stage.arrange(form.recompute, form.split)?;
     let plan = MemoryPlan::streaming(&stage, capabilities, streams);
     let scratch = plan.scratch.iter().sum();
     let (stash, gradient) = (plan.bytes(1, 0) - plan.bytes(0, 0), plan.bytes(0, 1) - plan.bytes(0, 0));
-    LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient }
+    Ok(LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient })
 }
 
 fn difference(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {

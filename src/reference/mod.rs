@@ -49,6 +49,11 @@ pub fn apply(op: &Op, shapes: &[&[usize]], inputs: &[&[f64]]) -> Vec<Vec<f64>> {
         Op::CrossEntropyPart { scale, first, vocabulary } => {
             cross_entropy::part(shapes, inputs, scale as f64, [first, vocabulary])
         }
+        Op::Slice { first, count } => {
+            let row = inputs[0].len() / shapes[0][0];
+            vec![inputs[0][first * row..][..count * row].to_vec()]
+        }
+        Op::Stack { .. } => vec![inputs.concat()],
         // Of a gang of one.
         Op::Sum { .. } | Op::Spread | Op::ReduceScatter { .. } | Op::AllGather { .. } => {
             vec![inputs[0].to_vec()]
