@@ -7,7 +7,7 @@ use polystage::train::config::Config;
 use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
-use crate::common::{adapters, cut_at, nmse};
+use crate::common::{adapters, cut_at, nmse, open};
 use crate::pipeline::{assert_same, measure, train};
 use crate::replicas::{SHARES, UNEVEN, mesh, of_shares, run};
 
@@ -117,6 +117,12 @@ fn logits_too_large_for_one_piece_are_divided_and_give_the_same_bits_on_every_me
         crate::pipeline::config(&[&size[..], &text, &batch, more].concat())
     };
     let again = "pipeline.recompute=true";
+    let bytes = |config: &Config| {
+        let setup = Trainer::setup(config, vec![None]).unwrap();
+        Plan::for_devices(setup, &open(&[i])).unwrap().ranks[0].bytes
+    };
+    let saved = bytes(&large(1, &[])) - bytes(&large(1, &[again]));
+    assert!(saved > 60 << 20, "half of the logits exist at a time: {saved} bytes less");
     let whole = crate::pipeline::run(&large(1, &[]), &[i], 1);
     let divided = crate::pipeline::run(&large(1, &[again]), &[i], 1);
     // The sum of exponentials is added in another order, in f32.

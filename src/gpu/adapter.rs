@@ -45,8 +45,8 @@ pub struct AdapterInfo {
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
     /// Bytes that a plan may use by default: what of a card's own memory the driver says that others have left, or half of the
-    /// free host memory for software and integrated adapters, and on Metal the working set that it recommends; none where
-    /// the system does not say.
+    /// free host memory for software and integrated adapters; with DirectX the budget of the system, and with Metal the working
+    /// set that it recommends; none where the system does not say.
     pub memory: Option<u64>,
 }
 
@@ -241,6 +241,10 @@ pub(super) const DISPATCH: u64 = 32_000_000_000;
 fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
     use ash::{ext, vk};
 
+    #[cfg(windows)]
+    if let Some(bytes) = budget(adapter).filter(|_| kind != wgpu::DeviceType::Cpu) {
+        return Some(bytes);
+    }
     if kind != wgpu::DeviceType::DiscreteGpu {
         return free_host_memory().map(|bytes| bytes / 2);
     }
@@ -266,6 +270,20 @@ fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
         let left = if tells { budget.heap_budget[number] } else { 0 };
         Some(if left > 0 { left.min(heap.size) } else { heap.size })
     }
+}
+
+/// What DirectX 12 says that the system leaves this program of the memory that is the card's own, or as near to it as any.
+#[cfg(windows)]
+fn budget(adapter: &wgpu::Adapter) -> Option<u64> {
+    use windows::Win32::Graphics::Dxgi::{DXGI_MEMORY_SEGMENT_GROUP_LOCAL, DXGI_QUERY_VIDEO_MEMORY_INFO};
+
+    let mut said = DXGI_QUERY_VIDEO_MEMORY_INFO::default();
+    // SAFETY: the handle is only asked for a property while the adapter lives.
+    unsafe {
+        let hal = adapter.as_hal::<wgpu::hal::api::Dx12>()?;
+        hal.raw_adapter().QueryVideoMemoryInfo(0, DXGI_MEMORY_SEGMENT_GROUP_LOCAL, &mut said).ok()?;
+    }
+    Some(said.Budget).filter(|&bytes| bytes > 0)
 }
 
 /// As much as Metal says that it keeps fast.
