@@ -352,6 +352,16 @@ fn kernels_are_measured_beside_ceilings_and_drawn_and_verify_looks_at_one_op() {
         only.contains("gather") && !only.contains("matmul") && only.contains("everything passed"),
         "{only}"
     );
+    // Every software adapter has subgroups of one size, and so kernels for them.
+    let cached = ["verify", "--only", "AttentionCached { heads: 3"];
+    assert!(place.succeed(&cached).contains("attention_subgroup"));
+    for without in ["subgroups", "f16,subgroups,coop"] {
+        let plain = place.succeed(&[&cached[..], &["--without", without]].concat());
+        assert!(!plain.contains("_subgroup") && plain.contains("everything passed"), "{without}: {plain}");
+    }
+    let output = place.command(&["verify", "--without", "tensors"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(one_line(&output).contains("--without"));
     let nothing = place.command(&["verify", "--only", "nothing"]).output().unwrap();
     assert_eq!(nothing.status.code(), Some(2));
     assert!(one_line(&nothing).contains("no op or shape"));

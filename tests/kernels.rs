@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use polystage::gpu::{Capabilities, Tiles};
+use polystage::gpu::{Capabilities, Device, KernelKey, OpenOptions, Tiles};
 use polystage::ops::bench;
 use polystage::ops::tune::tune;
 use polystage::ops::verify::{Case, Outcome, cases, choices, results, verify};
+use polystage::profile::Cache;
 
 use crate::common::{adapters, open};
 
@@ -101,6 +102,43 @@ fn tiles_are_measured_in_the_time_there_is_and_are_none_where_there_is_no_time()
     assert!(tiles.0.concat().iter().all(|&number| number <= 5), "{tiles:?}");
     // One measurement may go beyond the end.
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
+/// Whether a driver has anything to put into the file is its own affair: those on a CPU have not.
+#[test]
+fn compiled_kernels_are_kept_by_adapter_and_a_damaged_file_counts_as_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = Cache { folder: folder.path().into(), environment: String::new() };
+    let files = || -> Vec<_> {
+        let entries = std::fs::read_dir(folder.path()).expect("read");
+        let paths = entries.map(|entry| entry.expect("read").path());
+        paths.filter(|path| path.extension().is_some_and(|end| end == "kernels")).collect()
+    };
+    let adapters = adapters();
+    let compile = || {
+        for adapter in &adapters {
+            let opened = pollster::block_on(Device::open(adapter.index, OpenOptions::default()));
+            let device = opened.expect("opens");
+            cache.keep_kernels(&device);
+            let key = KernelKey { name: "accumulate", specialisation: Default::default() };
+            device.kernel(&key).expect("compiles");
+            device.block_on(device.compiled()).expect("keeps");
+        }
+    };
+    compile();
+    let kept = files();
+    assert_eq!(kept.len(), adapters.len(), "{kept:?}");
+    for path in &kept {
+        let mut bytes = std::fs::read(path).expect("read");
+        assert!(bytes.len() > 32, "a sum and what it is of");
+        bytes[40] ^= 1;
+        std::fs::write(path, bytes).expect("written");
+    }
+    compile();
+    std::fs::write(&kept[0], "").expect("written");
+    compile();
+    assert_eq!(files(), kept);
+    assert!(kept.iter().all(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 32)));
 }
 
 #[test]

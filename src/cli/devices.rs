@@ -1,9 +1,9 @@
 //! `polystage devices`.
 
 use super::progress::Counter;
-use super::{adapters, print, say, show_bytes};
+use super::{Features, adapters, print, say, show_bytes};
 use crate::error::Result;
-use crate::gpu::{AdapterInfo, Device, OpenOptions};
+use crate::gpu::{AdapterInfo, Device};
 use crate::ops::bench;
 
 /// Lists the adapters of this machine, each GPU once.
@@ -13,6 +13,8 @@ pub(super) struct Arguments {
     /// Measure each adapter: matmul, memory, upload, read-back.
     #[arg(long)]
     bench: bool,
+    #[command(flatten)]
+    features: Features,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -23,7 +25,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8> {
     let mut list = Vec::new();
     for adapter in &adapters {
         let speed = if arguments.bench {
-            let device = pollster::block_on(Device::open(adapter.index, OpenOptions::default()))?;
+            let device = pollster::block_on(Device::open(adapter.index, arguments.features.options()))?;
             let name = adapter.name.clone();
             let bar = Counter::new(bench::MEASUREMENTS, move |done, all| {
                 format!("measuring {name}, {}/{all}", (done + 1).min(all))

@@ -196,9 +196,12 @@ fn described(
     Ok((machine, wanted.into_iter().zip(devices).collect()))
 }
 
-/// GPUs with the tiles that are fastest on them: those of the cache, or measured now and kept there.
+/// The devices with the kernels that were compiled before, and GPUs with the tiles that are fastest on them: those of the cache, or
+/// measured now and kept there.
 pub(super) fn tuned(mut devices: Vec<Device>, cache: Option<&Cache>) -> Result<Vec<Device>> {
     let Some(cache) = cache else { return Ok(devices) };
+    // Of an adapter that is there several times one is enough, and two would write one file at once.
+    super::once_each(&devices).into_iter().for_each(|device| cache.keep_kernels(device));
     for device in devices.iter_mut() {
         if device.capabilities().software {
             continue;

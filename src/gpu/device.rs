@@ -1,9 +1,13 @@
 //! An opened adapter: buffers, kernels, submissions, errors, and how a thread waits for it.
 
 use std::collections::HashMap;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
+#[cfg(not(target_arch = "wasm32"))]
+use super::pipelines::Pipelines;
 use super::state::{Failure, State};
 use super::{AdapterInfo, BindGroup, Buffer, Kernel, KernelKey, Mapping, Range, Recorder, adapter};
 #[cfg(not(target_arch = "wasm32"))]
@@ -103,6 +107,8 @@ struct Inner {
     /// Held by the thread that polls.
     #[cfg(not(target_arch = "wasm32"))]
     polling: Mutex<()>,
+    #[cfg(not(target_arch = "wasm32"))]
+    pipelines: OnceLock<Pipelines>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -135,6 +141,7 @@ impl Device {
         wanted.set(wgpu::Features::SUBGROUP, !subgroups);
         wanted.set(wgpu::Features::SHADER_F16, !f16);
         wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, cooperative > 0);
+        wanted.set(wgpu::Features::PIPELINE_CACHE, true);
         #[cfg(target_arch = "wasm32")]
         super::browser::prepare();
         let limits = adapter.limits();
@@ -192,6 +199,8 @@ impl Device {
             state,
             #[cfg(not(target_arch = "wasm32"))]
             polling: Mutex::new(()),
+            #[cfg(not(target_arch = "wasm32"))]
+            pipelines: OnceLock::new(),
         };
         Ok(Device(Arc::new(inner), capabilities))
     }
@@ -222,7 +231,8 @@ impl Device {
         self.poll(std::time::Duration::ZERO);
     }
 
-    /// Resolves when every kernel that was asked for can be used: in a browser that is later.
+    /// Resolves when every kernel that was asked for can be used: in a browser that is later. Elsewhere those that are to be kept
+    /// are handed over ([`Device::keep_kernels`]).
     ///
     /// # Errors
     /// Those of [`Device::check`].
@@ -232,7 +242,14 @@ impl Device {
             self.0.state.fail(Failure::worded(words, Failure::Other));
             return self.check("compiling its kernels");
         }
+        #[cfg(not(target_arch = "wasm32"))]
+        self.0.pipelines.get().into_iter().for_each(Pipelines::hand_over);
         Ok(())
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn pipelines(&self) -> &OnceLock<Pipelines> {
+        &self.0.pipelines
     }
 
     /// Resolves after so many seconds, in which the device goes on.

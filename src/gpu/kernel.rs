@@ -155,6 +155,9 @@ impl Kernel {
                 // Kernels write workgroup memory before they read it.
                 zero_initialize_workgroup_memory: false,
             },
+            #[cfg(not(target_arch = "wasm32"))]
+            cache: device.pipelines().get().map(super::pipelines::Pipelines::cache),
+            #[cfg(target_arch = "wasm32")]
             cache: None,
         });
         device.check(&format!("compiling kernel {}", key.name))?;

@@ -10,6 +10,8 @@ mod browser;
 mod buffer;
 mod device;
 mod kernel;
+#[cfg(not(target_arch = "wasm32"))]
+mod pipelines;
 mod recorder;
 mod state;
 

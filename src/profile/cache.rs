@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::folder::files::read_text;
+use crate::folder::files::{read_bytes, read_text};
 use crate::folder::{hex, write_atomic};
 use crate::gpu::{Device, KERNELS, Tiles};
 use crate::plan::{DeviceProfile, Link, Machine};
 
 /// Counts the ways in which times have been measured: those of another way are measured again.
 const WAY: u32 = 6;
+
+/// No driver's kernels of one program are more.
+const KERNEL_BYTES: u64 = 1 << 30;
 
 /// The fastest tiles of an adapter, as a file.
 #[derive(Serialize, Deserialize)]
@@ -83,6 +86,29 @@ impl Cache {
         let Ok(text) = toml::to_string(&tuned) else { return false };
         std::fs::create_dir_all(&self.folder).is_ok()
             && write_atomic(&self.tiles(&tuned.name), text.as_bytes()).is_ok()
+    }
+
+    /// From now on compiles no kernel again that is kept here, and keeps what else it compiles. One file an adapter, which a
+    /// program with other shaders or another driver replaces; one that is damaged counts as none.
+    pub fn keep_kernels(&self, device: &Device) {
+        let info = device.info();
+        let name = hex(&Sha256::digest(format!("{} / {}", info.name, info.backend))[..12]);
+        let path = self.folder.join(name).with_extension("kernels");
+        let key = self.key(&[device]);
+        let sum = move |data: &[u8]| Sha256::new().chain_update(&key).chain_update(data).finalize();
+        let kept = read_bytes(&path, KERNEL_BYTES).ok();
+        let kept = kept.as_ref().and_then(|bytes| bytes.split_first_chunk::<32>());
+        let kept = kept.filter(|(said, data)| said[..] == sum(data)[..]).map(|(_, data)| data);
+        let folder = self.folder.clone();
+        // SAFETY: its sum says that it is what was written here.
+        unsafe {
+            device.keep_kernels(kept, move |data| {
+                // A cache that cannot be written costs seconds next time, nothing else.
+                if std::fs::create_dir_all(&folder).is_ok() {
+                    let _ = write_atomic(&path, &[&sum(data)[..], data].concat());
+                }
+            });
+        }
     }
 
     fn tiles(&self, key: &str) -> PathBuf {

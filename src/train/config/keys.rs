@@ -276,7 +276,7 @@ pub const TABLES: &[Table] = &[
                 "recompute",
                 "",
                 or("stages that would not fit otherwise", "true"),
-                "Stages that compute activations again in the backward pass: true, false, or a list.",
+                "Stages that compute activations again in the backward pass: true, false, or a list. Logits of more than 128 MiB then exist in parts only.",
             ),
             key(
                 "replan",
