@@ -236,7 +236,11 @@ fn elementwise() -> Vec<Case> {
 fn rows() -> Vec<Case> {
     let epsilon = 1e-5;
     let mut list = Vec::new();
-    for [m, c] in [[1, 1], [1, 3], [7, 5], [63, 65], [130, 100], [5, 1003], [256, 192]] {
+    // Cards keep up to 8192 columns of a row in registers.
+    let long = [[3, 2048], [2, 4100], [2, 8300]];
+    for [m, c] in
+        [[1, 1], [1, 3], [7, 5], [63, 65], [130, 100], [5, 1003], [256, 192]].into_iter().chain(long)
+    {
         let (x, gain, statistics) = ([m, c], [c], [m, 2]);
         for amplitude in [1.0, 100.0] {
             list.push(Case::new(Op::LayerNorm { epsilon }, &[&x, &gain, &gain]).amplified(amplitude));
@@ -258,7 +262,10 @@ fn rows() -> Vec<Case> {
         [256, 1, 192],
         [7, 3, 5],
         [33, 9, 80],
-    ] {
+    ]
+    .into_iter()
+    .chain(long.map(|[m, c]| [m, 1, c]))
+    {
         let (x, gain, statistics) = ([m, heads * c], [c], [m * heads]);
         for amplitude in [1.0, 100.0] {
             let epsilon = 1e-6;
