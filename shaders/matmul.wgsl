@@ -126,7 +126,7 @@ fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
     return select(vec4<f32>(), x, vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k));
 }
 
-// Vector i of the tiles at k0. Past K there are zeros in A's, and so in the product, whatever B's repeats of its edge.
+// Vector i of the tiles at k0. Past K both have zeros: without B's RADV takes 2 % less, and waits for what was to be on its way.
 fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f32> {
     if LAYOUT == 2u {
         let k = k0 + i / (HIGH / 4u);
@@ -139,10 +139,10 @@ fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f32> {
 fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f32> {
     if LAYOUT == 1u {
         let k = k0 + i % 4u * 4u;
-        return load_b(column0 + i / 4u, k, p.n, p.k);
+        return within(load_b(column0 + i / 4u, k, p.n, p.k), k);
     }
     let k = k0 + i / (WIDE / 4u);
-    return load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n);
+    return select(vec4<f32>(), load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n), k < p.k);
 }
 
 // Where vector i of the `four`th four of K stands.

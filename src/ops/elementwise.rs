@@ -100,8 +100,8 @@ pub(super) fn column_sum(l: &Lowering) -> Lowered {
     Lowered { launches, scratch }
 }
 
-/// Elements of a row that an invocation can keep: the arrays of the kernels.
-const KEPT: usize = 8;
+/// Elements of a row that an invocation keeps, where 256 are enough for the row; and that it can: the arrays of the kernels.
+const KEPT: [usize; 2] = [4, 8];
 
 /// One workgroup a row of `columns`; short rows, such as heads, take no more lanes than they have loads for. Cards keep the
 /// row in registers, with more lanes for rows that else would not fit; on a CPU memory is as near.
@@ -110,9 +110,9 @@ pub(super) fn by_row(l: &Lowering, mut launch: Launch, rows: usize, columns: usi
     let loads = if vectors { columns / 4 } else { columns };
     let software = l.capabilities.software;
     let most =
-        if software { l.lanes() as usize } else { loads.div_ceil(KEPT).clamp(l.lanes() as usize, 256) };
+        if software { l.lanes() as usize } else { loads.div_ceil(KEPT[0]).clamp(l.lanes() as usize, 256) };
     let lanes = loads.next_power_of_two().clamp(8, most.next_power_of_two());
-    let kept = if software { 0 } else { loads.div_ceil(lanes).min(KEPT) };
+    let kept = if software { 0 } else { loads.div_ceil(lanes).min(KEPT[1]) };
     launch.key.specialisation.constants.extend([
         ("COLUMNS", columns as u32),
         ("LANES", lanes as u32),
