@@ -6,6 +6,7 @@ use polystage::Error;
 use polystage::folder::ModelFolder;
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
+use polystage::graph::LOGIT_BYTES;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::pipeline::{Setup, Use};
@@ -29,6 +30,7 @@ fn without_caches(folder: &ModelFolder, prompts: &[Vec<u32>], count: usize, devi
         model: model.config().clone(),
         adapter: None,
         weights: Weights::F32,
+        logits: LOGIT_BYTES,
         batch: 1,
         sequence,
         schedule: generate("gpipe", 1, 1).unwrap(),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use polystage::gpu::{Capabilities, Device};
+use polystage::graph::LOGIT_BYTES;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::ops::parameters::Part;
@@ -68,6 +69,7 @@ fn setup(golden: &Golden, schedule: &str, shares: &[usize], devices: usize, tens
         model: golden.model.config().clone(),
         adapter: None,
         weights: Weights::F32,
+        logits: LOGIT_BYTES,
         batch: 8 / microbatches,
         sequence: 32,
         schedule: replicate(&shares.iter().map(replica).collect::<Vec<_>>()).unwrap(),

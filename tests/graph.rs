@@ -142,6 +142,26 @@ fn recomputation_keeps_the_layers_inputs_and_joining_holds_nothing_between_i_and
     );
 }
 
+#[test]
+fn of_logits_in_many_parts_one_exists_at_a_time_and_three_tables_of_what_is_known_of_all() {
+    let config = ModelConfig {
+        kind: Kind::Gpt2,
+        layers: 1,
+        width: 4,
+        heads: 1,
+        context: 64,
+        vocabulary: 60 * 128,
+        ..Default::default()
+    };
+    let model = Model::new(&config).unwrap().with_logits(4 * 64 * 128);
+    let stage = model.stage_graph(3..4, 1, 64, Purpose::Training { tokens: 64 }).unwrap();
+    let plan = MemoryPlan::new(&stage, &capabilities(true));
+    let (logits, statistics, activation) = (4 * 64 * 128, 4 * 60 * 64 * 3, 4 * 64 * 4);
+    let sum = |sizes: &[u64]| sizes.iter().sum::<u64>();
+    let all = sum(&plan.scratch) + sum(&plan.stash);
+    assert!(all < logits + 3 * statistics + 20 * activation, "{all}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

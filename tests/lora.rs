@@ -7,7 +7,7 @@ use polystage::folder::ModelFolder;
 use polystage::folder::adapter::{self, Adapter, AdapterConfig, Module, Targets};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Device;
-use polystage::graph::{Fed, Phase};
+use polystage::graph::{Fed, LOGIT_BYTES, Phase};
 use polystage::layers::Layers;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Parameter, Purpose, init};
@@ -109,6 +109,7 @@ impl Golden {
             model: self.model.config().clone(),
             adapter: Some(self.adapter.lora()),
             weights: self.model.weights(),
+            logits: LOGIT_BYTES,
             batch: 1,
             sequence: self.sequence,
             schedule: generate(name, devices, if purpose.trains() { self.batch } else { 1 }).unwrap(),
@@ -291,6 +292,7 @@ fn the_planner_measures_a_model_with_its_adapter_and_counts_its_bytes() {
             model: model.config().clone(),
             adapter: model.adapter().cloned(),
             weights: model.weights(),
+            logits: LOGIT_BYTES,
             batch: 2,
             sequence: 13,
             schedule: best.schedule.clone(),

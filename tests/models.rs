@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use polystage::gpu::Device;
-use polystage::graph::{Fed, Phase, Source, StageGraph};
+use polystage::graph::{Fed, LOGIT_BYTES, Phase, Source, StageGraph};
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Purpose};
 use polystage::ops::parameters::{Layout, Parameters, Part};
@@ -158,6 +158,7 @@ fn check(golden: &Golden, devices: &[Device], recompute: &[usize], tensor: &Divi
         model: golden.model.config().clone(),
         adapter: golden.model.adapter().cloned(),
         weights: golden.model.weights(),
+        logits: LOGIT_BYTES,
         batch: 1,
         sequence: golden.sequence,
         schedule: generate(if training { "1f1b" } else { "gpipe" }, stages, microbatches).unwrap(),

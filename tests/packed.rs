@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use polystage::folder::{Dtype, adapter};
 use polystage::generate::{Extent, Generator, Sampling};
 use polystage::gpu::Capabilities;
+use polystage::graph::LOGIT_BYTES;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Model, Weights};
 use polystage::ops::packed::{round, widen};
@@ -195,6 +196,7 @@ fn a_folder_of_bf16_is_packed_by_default_and_computes_the_same_logits_and_texts_
                     schedule: generate("gpipe", devices, 1).unwrap(),
                     cuts: None,
                     shared: false,
+                    logits: LOGIT_BYTES,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
                     tensor: Division::none(),
@@ -250,6 +252,7 @@ fn an_adapter_trains_on_a_packed_base_model_as_on_the_same_numbers_in_f32_bit_fo
                     schedule: generate("1f1b", devices, 4).unwrap(),
                     cuts: None,
                     shared: false,
+                    logits: LOGIT_BYTES,
                     recompute: Vec::new(),
                     sharding: Sharding::default(),
                     tensor: Division::none(),

@@ -1,6 +1,7 @@
 //! p stages against one: bit for bit on one kind of adapter, within a tolerance over unlike ones.
 
 use polystage::gpu::Device;
+use polystage::graph::LOGIT_BYTES;
 use polystage::mesh::{Division, Wire};
 use polystage::model::{Kind, Model, ModelConfig, Weights};
 use polystage::ops::parameters::Part;
@@ -225,6 +226,7 @@ fn a_model_that_does_not_fit_is_refused_before_allocating_and_says_where_and_by_
     let setup = Setup {
         adapter: None,
         weights: Weights::F32,
+        logits: LOGIT_BYTES,
         model: ModelConfig {
             kind: Kind::Gpt2,
             layers: 2,

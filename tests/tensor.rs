@@ -124,9 +124,7 @@ fn results(model: &Model, division: &Division) -> Results {
         model.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
     let mut stages: Vec<StageGraph> = gang.iter().map(|member| graph(model, member.as_ref())).collect();
     // As they run: what is computed meanwhile, and computed again, is as well there.
-    for stage in &mut stages {
-        stage.arrange(division.sequence, !division.sequence).unwrap();
-    }
+    stages.iter_mut().for_each(|stage| stage.arrange(division.sequence, !division.sequence));
     let parts: Vec<HashMap<String, Parameter>> = gang
         .iter()
         .map(|member| {

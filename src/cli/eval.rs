@@ -117,6 +117,7 @@ fn setup(
         purpose: Use::Evaluation,
         adapter: model.adapter().cloned(),
         weights: model.weights(),
+        logits: model.logits(),
         budgets,
     })
 }

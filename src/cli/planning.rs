@@ -280,8 +280,8 @@ pub(super) fn caution(
 const PATIENCE: f64 = 3.0;
 
 fn measure(config: &Config, devices: &[Device], fresh: bool, environment: &Environment) -> Result<Machine> {
-    let model =
-        Model::with_adapter(&config.model, config.lora()?.as_ref())?.with_weights(config.train.weights);
+    let model = Model::with_adapter(&config.model, config.lora()?.as_ref())?;
+    let model = model.with_weights(config.train.weights).with_logits(config.train.logit_bytes());
     let memories = memories(devices);
     let profiler = Profiler {
         model: &model,

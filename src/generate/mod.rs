@@ -139,6 +139,7 @@ impl Generator {
             model: config.clone(),
             adapter: model.adapter().cloned(),
             weights: model.weights(),
+            logits: model.logits(),
             batch,
             sequence: chunk,
             schedule: schedule::generate("gpipe", stages, groups)?,

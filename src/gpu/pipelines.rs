@@ -1,6 +1,6 @@
 //! Compiled kernels that outlast the program, where wgpu keeps them: with Vulkan.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Device;
 
@@ -13,6 +13,8 @@ pub(super) struct Pipelines {
     keep: Keep,
     /// Whether something was compiled since.
     is_more: AtomicBool,
+    /// Bytes of what is kept: pipelines are only ever added.
+    bytes: AtomicUsize,
 }
 
 impl Device {
@@ -20,7 +22,7 @@ impl Device {
     /// Does nothing where kernels cannot be kept.
     ///
     /// # Safety
-    /// What is `kept` came from `keep`: drivers may trust it. Of another driver or adapter it may be; it then counts as nothing.
+    /// What is `kept` came from `keep` on this adapter: drivers may trust it. Of another driver it may be; it then counts as nothing.
     pub unsafe fn keep_kernels(&self, kept: Option<&[u8]>, keep: impl Fn(&[u8]) + Send + Sync + 'static) {
         if !self.raw().features().contains(wgpu::Features::PIPELINE_CACHE) {
             return;
@@ -32,6 +34,7 @@ impl Device {
             cache,
             keep: Box::new(keep),
             is_more: AtomicBool::new(false),
+            bytes: AtomicUsize::new(kept.map_or(0, <[u8]>::len)),
         });
     }
 }
@@ -47,6 +50,7 @@ impl Pipelines {
     pub(super) fn hand_over(&self) {
         if self.is_more.swap(false, Ordering::Relaxed)
             && let Some(data) = self.cache.get_data()
+            && self.bytes.swap(data.len(), Ordering::Relaxed) != data.len()
         {
             (self.keep)(&data);
         }

@@ -1,11 +1,10 @@
 //! Logits in parts of the vocabulary, so that they never exist whole.
 
-use super::{Epilogue, Graph, Layout, Op, Phase, Source, StageGraph, ValueId};
+use super::{DType, Epilogue, Graph, Layout, Op, Phase, Source, StageGraph, ValueId};
 use crate::error::Result;
 
-/// Bytes of logits that exist at a time where they are divided: what every adapter binds at once, and enough columns for a
-/// matmul to be efficient.
-pub const LOGIT_BYTES: u64 = 128 << 20;
+/// Bytes of logits that exist at once unless somebody wants fewer: as much as adapters bind.
+pub const LOGIT_BYTES: u64 = 2 << 30;
 
 /// Columns of a part are a multiple of this: rows of weights begin where they may be bound, packed ones too.
 const COLUMNS: usize = 128;
@@ -24,7 +23,7 @@ struct Head {
 }
 
 impl StageGraph {
-    /// Divides logits of more than `most` bytes: F goes through the vocabulary part by part for what the loss takes of each row,
+    /// Divides logits of more than `most` bytes into parts of no more, or of 128 columns where that is too few: F goes through the vocabulary part by part for what the loss takes of each row,
     /// its maximum and its sum of exponentials (Milakov and Gimelshein 2018, arXiv 1805.02867); the backward pass computes
     /// each part again and turns it into gradients at once, those of the weight too, which are then in I. Costs one more of
     /// the head's forward pass. Logits that the members of a gang divide already, or that are more than a matmul with a weight,
@@ -36,11 +35,11 @@ impl StageGraph {
         let Some(head) = self.head() else { return Ok(()) };
         let logits = self.graph.value(self.graph.nodes[head.logits].outputs[0]);
         let vocabulary = logits.columns();
-        let parts = logits.bytes().div_ceil(most.max(1)) as usize;
-        let columns = vocabulary.div_ceil(parts).next_multiple_of(COLUMNS);
-        if columns >= vocabulary {
+        let columns = (most / DType::F32.bytes(logits.rows())) as usize;
+        if columns >= vocabulary || vocabulary <= COLUMNS {
             return Ok(());
         }
+        let columns = (columns / COLUMNS).max(1) * COLUMNS;
         let divided = Divided { vocabulary, columns, head };
         let nodes = std::mem::take(&mut self.graph.nodes);
         let graph = &mut self.graph;
@@ -137,22 +136,23 @@ impl Divided {
     fn score(&self, graph: &mut Graph, loss: ValueId) -> Result<Scored> {
         let members = self.vocabulary.div_ceil(self.columns);
         let phase = Phase::Forward;
-        let (mut weights, mut logits, mut own) = (Vec::new(), Vec::new(), Vec::new());
-        for member in 0..members {
+        let mut weights = Vec::new();
+        let mut part = |graph: &mut Graph, member: usize| -> Result<[ValueId; 2]> {
             let (first, count) = (self.first(member), self.count(member));
             let weight = graph.push(Op::Slice { first, count }, &[self.head.w], phase)?[0];
             weights.push(weight);
-            logits.push(self.logits(graph, weight, phase)?);
+            let logits = self.logits(graph, weight, phase)?;
             let op = Op::LogitStatistics { member, members, first };
-            own.push(graph.push(op, &[logits[member], self.head.targets], phase)?[0]);
-        }
-        let mut statistics = own[0];
-        for &other in &own[1..] {
-            statistics = graph.push(Op::Add, &[statistics, other], phase)?[0];
+            Ok([logits, graph.push(op, &[logits, self.head.targets], phase)?[0]])
+        };
+        let [mut logits, mut statistics] = part(graph, 0)?;
+        for member in 1..members {
+            let own;
+            [logits, own] = part(graph, member)?;
+            statistics = graph.push(Op::Add, &[statistics, own], phase)?[0];
         }
         // Of the losses every part would say the same; this one's logits are still there.
-        let last = members - 1;
-        self.cross_entropy(graph, (last, logits[last]), statistics, phase)?;
+        self.cross_entropy(graph, (members - 1, logits), statistics, phase)?;
         graph.rename(0, loss);
         Ok(Scored { weights, statistics })
     }

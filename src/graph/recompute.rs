@@ -2,25 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Graph, LOGIT_BYTES, Node, Phase, StageGraph, ValueId};
-use crate::error::Result;
+use super::{Graph, Node, Phase, StageGraph, ValueId};
 
 impl StageGraph {
     /// Makes of it what is to run: with the activations of its layers computed again or kept, I and W apart or one, and
     /// collectives as early as can be.
-    ///
-    /// # Errors
-    /// None that a graph of a model's layers makes.
-    pub fn arrange(&mut self, recompute: bool, split: bool) -> Result<()> {
+    pub fn arrange(&mut self, recompute: bool, split: bool) {
         if recompute {
             self.recompute();
-            self.divide_logits(LOGIT_BYTES)?;
         }
         if !split {
             self.join_backward();
         }
         self.advance_collectives();
-        Ok(())
     }
 
     /// Makes I and W one program, B, in the order in which differentiation appended their nodes: what one layer leaves

@@ -21,7 +21,7 @@ pub use weights::Weights;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::graph::{Fed, Graph, Op, StageGraph, ValueId, differentiate, fuse};
+use crate::graph::{Fed, Graph, LOGIT_BYTES, Op, StageGraph, ValueId, differentiate, fuse};
 use crate::layers::Layers;
 use tensor::Member;
 
@@ -121,6 +121,7 @@ pub struct Model {
     adapter: Option<Lora>,
     weights: Weights,
     shared: bool,
+    logits: u64,
 }
 
 impl Model {
@@ -133,7 +134,14 @@ impl Model {
         };
         let blocks = (0..config.layers).flat_map(block);
         let layers = [Layer::Embedding].into_iter().chain(blocks).chain([Layer::Head]).collect();
-        Ok(Model { config: config.canonical(), layers, adapter: None, weights: Weights::F32, shared: false })
+        Ok(Model {
+            config: config.canonical(),
+            layers,
+            adapter: None,
+            weights: Weights::F32,
+            shared: false,
+            logits: LOGIT_BYTES,
+        })
     }
 
     /// As [`Model::new`] with an adapter, if there is one: then its matrices alone are trained.
@@ -157,6 +165,16 @@ impl Model {
         Model { shared, ..self }
     }
 
+    /// The same model, of whose logits at most so many bytes exist at once ([`StageGraph::divide_logits`]).
+    pub fn with_logits(self, bytes: u64) -> Model {
+        Model { logits: bytes, ..self }
+    }
+
+    /// Bytes of logits that exist at once, at most.
+    pub fn logits(&self) -> u64 {
+        self.logits
+    }
+
     /// How its matrices are stored.
     pub fn weights(&self) -> Weights {
         self.weights
@@ -178,7 +196,9 @@ impl Model {
 
     /// The same model with so many blocks, each with every part that the adapter has in some block.
     pub fn with_blocks(&self, layers: usize) -> Result<Model> {
-        let kept = |model: Model| model.with_weights(self.weights).with_shared_sequences(self.shared);
+        let kept = |model: Model| {
+            model.with_weights(self.weights).with_shared_sequences(self.shared).with_logits(self.logits)
+        };
         let model = kept(Model::new(&ModelConfig { layers, ..self.config.clone() })?);
         let Some(adapter) = &self.adapter else { return Ok(model) };
         let parts = self.adapted_parts();
@@ -409,6 +429,7 @@ impl Model {
         stage.boundaries = boundaries;
         stage.gather_again();
         fuse::fuse(&mut stage);
+        stage.divide_logits(self.logits)?;
         stage.graph.verify()?;
         Ok(stage)
     }

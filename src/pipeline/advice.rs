@@ -161,6 +161,7 @@ mod tests {
             model: toml::from_str(model).unwrap(),
             adapter: None,
             weights: Weights::F32,
+            logits: crate::graph::LOGIT_BYTES,
             batch: 4,
             sequence: 512,
             schedule: schedule::generate(name, 1, 1).unwrap(),

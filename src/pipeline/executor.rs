@@ -536,6 +536,7 @@ mod tests {
             model,
             adapter: None,
             weights: Weights::F32,
+            logits: crate::graph::LOGIT_BYTES,
             batch: 1,
             sequence: 8,
             schedule: generate("gpipe", 2, 2).unwrap(),

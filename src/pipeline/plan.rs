@@ -7,7 +7,7 @@ use super::owners::{Holders, Shard, holders, shards};
 use super::{gang, host, link, load, partition, store};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterInfo, Capabilities, Device};
-use crate::graph::StageGraph;
+use crate::graph::{Phase, Source, StageGraph, ValueId};
 use crate::layers::Layers;
 use crate::mesh::{Division, Wire};
 use crate::model::tensor::{Member, members, members_by_group};
@@ -16,7 +16,7 @@ use crate::ops::parameters::Layout;
 use crate::ops::plan::{MemoryPlan, Streams};
 use crate::ops::program::DUMMY_BYTES;
 use crate::plan::Sharding;
-use crate::schedule::{Placement, Schedule, SlotPlan};
+use crate::schedule::{Kind, Placement, Schedule, SlotPlan};
 
 /// What a pipeline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct Setup {
     pub shared: bool,
     /// Stages that compute the activations of their layers again in the backward pass.
     pub recompute: Vec<usize>,
+    /// Most bytes of logits that exist at once ([`Model::with_logits`]).
+    pub logits: u64,
     /// Who has what of the state when training.
     pub sharding: Sharding,
     /// How the members of a gang divide every layer. A rank of the schedule is a gang; its devices follow one another.
@@ -93,7 +95,7 @@ impl Setup {
     /// The model, with its adapter, stored as it says.
     pub fn model(&self) -> Result<Model> {
         let model = Model::with_adapter(&self.model, self.adapter.as_ref())?.with_weights(self.weights);
-        Ok(model.with_shared_sequences(self.shared))
+        Ok(model.with_shared_sequences(self.shared).with_logits(self.logits))
     }
 }
 
@@ -158,7 +160,8 @@ pub struct Plan {
 /// A tensor must fit one binding.
 fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capabilities) -> Result<()> {
     let limit = capabilities.max_binding;
-    match stage.graph.values.iter().find(|value| value.bytes() > limit) {
+    let mut exist = stage.graph.values.iter().filter(|value| value.source != Source::Removed);
+    match exist.find(|value| value.bytes() > limit) {
         None => Ok(()),
         Some(value) => Err(Error::Binding {
             tensor: format!("{} {:?}", value.name, value.shape),
@@ -168,6 +171,25 @@ fn check_bindings(stage: &StageGraph, adapter: &AdapterInfo, capabilities: &Capa
             help: None,
         }),
     }
+}
+
+/// The gradient of a weight that I makes, as of logits in parts, is added in the order of I, which schedules need not keep: only
+/// that of W is theirs to keep.
+fn check_sums(graph: &StageGraph, schedule: &Schedule, rank: usize, stage: usize) -> Result<()> {
+    let is_made = |id: &ValueId| graph.gradients.iter().any(|(_, gradient)| gradient == id);
+    let mut of_i = graph.graph.nodes.iter().filter(|node| node.phase == Phase::Input);
+    if !schedule.splits(stage) || !of_i.any(|node| node.outputs.iter().any(is_made)) {
+        return Ok(());
+    }
+    let own = schedule.ranks[rank].iter().filter(|of| of.kind == Kind::I && of.stage == stage);
+    if own.map(|action| action.microbatch).is_sorted() {
+        return Ok(());
+    }
+    let message = format!(
+        "I of stage {stage} is not in the order of microbatches, in which the gradient of logits in parts is added, or the results \
+         would depend on the schedule; order it so, or raise train.logits"
+    );
+    Err(Error::config("pipeline.schedule", message))
 }
 
 impl Plan {
@@ -324,8 +346,9 @@ impl Plan {
         let layers = self.stages[stage].clone();
         let (gang, member) = (self.gang(rank), self.member(rank));
         let mut graph = self.model.part_of_stage(layers, batch, sequence, purpose, member)?;
-        graph.arrange(self.setup.recompute.contains(&stage), self.schedule.splits(stage))?;
+        graph.arrange(self.setup.recompute.contains(&stage), self.schedule.splits(stage));
         check_bindings(&graph, adapter, capabilities)?;
+        check_sums(&graph, &self.schedule, gang, stage)?;
         // Every group of texts keeps its caches, whatever the schedule.
         let own = |count| SlotPlan { count, slot: (0..count).collect() };
         Ok(StagePlan {

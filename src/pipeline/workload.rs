@@ -2,9 +2,9 @@
 
 use super::plan::streams;
 use super::{gang, host, link, owners};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Capabilities, KernelKey};
-use crate::graph::{Phase, StageGraph};
+use crate::graph::{LOGIT_BYTES, Phase, Source, StageGraph};
 use crate::mesh::Wire;
 use crate::model::tensor::Member;
 use crate::model::{KINDS, Model, OF_BLOCK, Parameter, Purpose};
@@ -131,6 +131,9 @@ pub fn family_key(model: &Model) -> String {
         table.insert("adapter rank".into(), adapter.rank.into());
         table.insert("adapts".into(), model.adapted_parts().join(" ").into());
     }
+    if let (true, Some(table)) = (model.logits() != LOGIT_BYTES, config.as_object_mut()) {
+        table.insert("logits".into(), model.logits().into());
+    }
     if let (true, Some(table)) = (model.weights().packed(), config.as_object_mut()) {
         table.insert("weights".into(), model.weights().name().into());
     }
@@ -186,7 +189,10 @@ fn batching(
 ) -> Result<(Batching, u64)> {
     let graphs = Graphs::new((model, member), sequences, microbatches, sequence)?;
     let activation = graphs.activation;
-    let largest = |stage: &StageGraph| stage.graph.values.iter().map(|v| v.bytes()).max().unwrap_or(0);
+    let largest = |stage: &StageGraph| {
+        let exist = stage.graph.values.iter().filter(|value| value.source != Source::Removed);
+        exist.map(|value| value.bytes()).max().unwrap_or(0)
+    };
     let largest = |kind: &Option<StageGraph>| kind.as_ref().map_or(0, largest);
     let rings =
         gang::largest(graphs.single.iter().flatten(), wire).map_or(0, |bytes| gang::rings(bytes, wire));
@@ -194,10 +200,7 @@ fn batching(
         sequences,
         microbatches,
         shape: shape_key(model, sequences, sequence),
-        footprints: kernels
-            .iter()
-            .map(|capabilities| graphs.footprint(capabilities, streams))
-            .collect::<Result<_>>()?,
+        footprints: kernels.iter().map(|capabilities| graphs.footprint(capabilities, streams)).collect(),
         activation: wire.travelling(activation),
         // With half of what the shortest ring has beside its two buffers.
         link_buffer: link::memory(activation, 1, wire) - wire.buffers(activation) / 2,
@@ -257,29 +260,26 @@ impl Graphs {
         Ok(graphs)
     }
 
-    fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Result<Footprint> {
+    fn footprint(&self, capabilities: &Capabilities, streams: Streams) -> Footprint {
         let activation = self.activation;
         let mut memory = vec![FormMemory::default(); KINDS.len()];
         let mut ends = EndMemory::default();
         for form in StageForm::ALL {
             let held = |graph: &StageGraph| held(graph, form, capabilities, streams);
-            let alone = |graph: &Option<StageGraph>| graph.as_ref().map(held).transpose();
-            let single: Vec<LayerMemory> = self
-                .single
-                .iter()
-                .map(|graph| Ok(alone(graph)?.unwrap_or_default()))
-                .collect::<Result<_>>()?;
+            let single: Vec<LayerMemory> =
+                self.single.iter().map(|graph| graph.as_ref().map(held).unwrap_or_default()).collect();
             let after_first = LayerMemory { stash: activation, ..LayerMemory::default() };
             let before_last =
                 LayerMemory { gradient: activation, fixed: DUMMY_BYTES, ..LayerMemory::default() };
             let last_end = LayerMemory { fixed: DUMMY_BYTES, ..LayerMemory::default() };
-            let scratch = held(&self.blocks)?.scratch;
+            let scratch = held(&self.blocks).scratch;
             for (kind, pair) in self.pairs.iter().enumerate() {
                 // What it adds to its neighbour is its own; the rest belongs to the stage's ends.
                 let own = |(beside, pair): &(usize, StageGraph)| {
-                    Ok::<_, Error>(LayerMemory { scratch, ..difference(&held(pair)?, &single[*beside]) })
+                    let pair = held(pair);
+                    LayerMemory { scratch, ..difference(&pair, &single[*beside]) }
                 };
-                memory[kind][form] = pair.as_ref().map_or(Ok(single[kind]), own)?;
+                memory[kind][form] = pair.as_ref().map_or(single[kind], own);
             }
             let (first, last) = (0, KINDS.len() - 1);
             memory[first][form] = difference(&single[first], &before_last);
@@ -291,23 +291,18 @@ impl Graphs {
         }
         let of_kind = |stage: &Option<StageGraph>| stage.as_ref().map(|stage| work(stage, capabilities));
         let work = self.single.iter().map(|stage| of_kind(stage).unwrap_or_default()).collect();
-        Ok(Footprint { work, memory, ends })
+        Footprint { work, memory, ends }
     }
 }
 
 /// What a stage holds on its own.
-fn held(
-    stage: &StageGraph,
-    form: StageForm,
-    capabilities: &Capabilities,
-    streams: Streams,
-) -> Result<LayerMemory> {
+fn held(stage: &StageGraph, form: StageForm, capabilities: &Capabilities, streams: Streams) -> LayerMemory {
     let mut stage = stage.clone();
-    stage.arrange(form.recompute, form.split)?;
+    stage.arrange(form.recompute, form.split);
     let plan = MemoryPlan::streaming(&stage, capabilities, streams);
     let scratch = plan.scratch.iter().sum();
     let (stash, gradient) = (plan.bytes(1, 0) - plan.bytes(0, 0), plan.bytes(0, 1) - plan.bytes(0, 0));
-    Ok(LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient })
+    LayerMemory { fixed: plan.uniform_bytes() + DUMMY_BYTES, scratch, stash, gradient }
 }
 
 fn difference(a: &LayerMemory, b: &LayerMemory) -> LayerMemory {
@@ -405,6 +400,7 @@ mod tests {
             model: config.clone(),
             adapter: None,
             weights: Weights::F32,
+            logits: LOGIT_BYTES,
             batch: 2,
             sequence: 64,
             schedule: schedule.clone(),

@@ -92,9 +92,10 @@ impl Cache {
     /// program with other shaders or another driver replaces; one that is damaged counts as none.
     pub fn keep_kernels(&self, device: &Device) {
         let info = device.info();
-        let name = hex(&Sha256::digest(format!("{} / {}", info.name, info.backend))[..12]);
-        let path = self.folder.join(name).with_extension("kernels");
-        let key = self.key(&[device]);
+        // wgpu takes those of another card for a mistake of its caller, and two cards may have one name.
+        let card = format!("{} {} {} {}", info.index, info.backend, info.vendor_id, info.device_id);
+        let path = self.folder.join(hex(&Sha256::digest(&card)[..12])).with_extension("kernels");
+        let key = format!("{card} / {}", self.key(&[device]));
         let sum = move |data: &[u8]| Sha256::new().chain_update(&key).chain_update(data).finalize();
         let kept = read_bytes(&path, KERNEL_BYTES).ok();
         let kept = kept.as_ref().and_then(|bytes| bytes.split_first_chunk::<32>());

@@ -142,6 +142,7 @@ impl Probe {
             model: model.config().clone(),
             adapter: model.adapter().cloned(),
             weights: model.weights(),
+            logits: model.logits(),
             batch: sequences,
             sequence,
             cuts: Some(cuts),

@@ -160,6 +160,7 @@ impl Trainer {
             model: config.model.clone(),
             adapter: config.lora()?,
             weights: config.train.weights,
+            logits: config.train.logit_bytes(),
             batch: config.train.batch / microbatches,
             sequence: config.train.sequence,
             recompute: match &config.pipeline.recompute {

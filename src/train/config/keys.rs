@@ -231,6 +231,12 @@ pub const TABLES: &[Table] = &[
                 "Operands of matrix products: f32, f16 (sums and the rest in f32), or a list with one for each device.",
             ),
             key(
+                "logits",
+                "MiB",
+                Default,
+                "Most logits at once; more are computed in parts of the vocabulary, twice. Not under mesh.tensor or an adapter of the head.",
+            ),
+            key(
                 "evaluate_every",
                 "steps",
                 Default,
@@ -276,7 +282,7 @@ pub const TABLES: &[Table] = &[
                 "recompute",
                 "",
                 or("stages that would not fit otherwise", "true"),
-                "Stages that compute activations again in the backward pass: true, false, or a list. Logits of more than 128 MiB then exist in parts only.",
+                "Stages that compute activations again in the backward pass: true, false, or a list.",
             ),
             key(
                 "replan",

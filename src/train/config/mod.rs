@@ -15,6 +15,7 @@ use super::compute::Compute;
 use super::data::{BadLines, Order};
 use crate::error::{Error, Result};
 use crate::folder::adapter::{AdapterConfig as PeftConfig, Targets};
+use crate::graph::LOGIT_BYTES;
 use crate::layers::Layers;
 use crate::mesh::{Division, Wire};
 use crate::model::{Model, ModelConfig, Weights};
@@ -132,6 +133,10 @@ pub struct TrainConfig {
     /// one of them for each device.
     #[serde(default)]
     pub compute: Compute,
+    /// Most MiB of logits that exist at once: more are computed a part of the vocabulary at a time, once in the forward and once in
+    /// the backward pass.
+    #[serde(default = "logits")]
+    pub logits: u64,
     /// Steps between evaluations, where there is text for them; the last step always has one.
     #[serde(default = "evaluate_every")]
     pub evaluate_every: u64,
@@ -144,6 +149,11 @@ pub struct TrainConfig {
 pub const WARMUP: u64 = 10;
 
 impl TrainConfig {
+    /// Bytes of logits that exist at once, at most.
+    pub fn logit_bytes(&self) -> u64 {
+        self.logits.saturating_mul(1 << 20)
+    }
+
     /// Steps over which the learning rate rises.
     pub fn warmup(&self) -> u64 {
         self.warmup.unwrap_or(WARMUP.min(self.steps.div_ceil(10)))
@@ -502,6 +512,10 @@ fn beta2() -> f64 {
 fn epsilon() -> f64 {
     1e-8
 }
+fn logits() -> u64 {
+    LOGIT_BYTES >> 20
+}
+
 fn seed() -> u64 {
     1
 }

@@ -278,6 +278,9 @@ impl Config {
         if let Some(mistake) = t.compute.mistake() {
             return refuse(mistake);
         }
+        if t.logits == 0 {
+            return refuse("train.logits must be at least 1".into());
+        }
         if t.evaluate_every == 0 {
             return refuse("train.evaluate_every must be at least 1".into());
         }

@@ -225,7 +225,8 @@ impl Planning {
     ) -> Result<Planning> {
         let lora = config.lora()?;
         let model = Model::with_adapter(&config.model, lora.as_ref())?;
-        let model = model.with_weights(config.train.weights).with_shared_sequences(config.shared);
+        let model = model.with_weights(config.train.weights).with_logits(config.train.logit_bytes());
+        let model = model.with_shared_sequences(config.shared);
         let counts = match &given {
             Some(schedule) => vec![schedule.microbatches],
             None => config.microbatches(),
@@ -350,6 +351,7 @@ impl Planning {
             model: self.config.model.clone(),
             adapter: self.lora.clone(),
             weights: self.config.train.weights,
+            logits: self.config.train.logit_bytes(),
             batch: candidate.batch,
             sequence: self.config.train.sequence,
             schedule: candidate.schedule.clone(),
