@@ -1,6 +1,6 @@
 //! Who has what of the state: levels of ZeRO, sums by microbatch, the host's memory.
 
-use polystage::gpu::Capabilities;
+use polystage::gpu::{Capabilities, Device};
 use polystage::pipeline::Plan;
 use polystage::schedule::{Schedule, generate, replicate_in_turn};
 use polystage::train::checkpoint;
@@ -9,7 +9,7 @@ use polystage::train::trainer::Trainer;
 
 use crate::cli::Place;
 use crate::common::{adapters, cut_at, nmse, open};
-use crate::pipeline::{assert_same, measure, train};
+use crate::pipeline::{assert_same, measure, train, train_on};
 use crate::replicas::{SHARES, UNEVEN, mesh, of_shares, run};
 
 /// As [`mesh`], with the microbatches dealt out.
@@ -108,51 +108,53 @@ fn ties_across_uneven_replicas_adapters_packed_weights_and_recomputation_change_
 /// Logits of 2.4 MB in three parts, of which only one exists at a time.
 #[test]
 fn logits_in_parts_give_the_same_bits_on_every_mesh_and_the_losses_and_gradients_of_whole_ones() {
-    let most = "train.logits=1";
-    let ways = [&[][..], &["train.weights=bf16"], &["train.compute=f16"], &["adapter.rank=3"]];
+    let ways =
+        [(&[][..], false), (&[], true), (&["train.weights=bf16"], false), (&["adapter.rank=3"], false)];
     for (number, adapter) in adapters().into_iter().enumerate() {
-        let i = adapter.index;
-        // All on one adapter, and on others the first.
-        for more in &ways[..if number == 0 { ways.len() } else { 1 }] {
-            let large = |of: &[&str]| {
+        // All on the last adapter, and on others the first.
+        let is_last = number + 1 == adapters().len();
+        for &(more, f16) in
+            ways[..if is_last { ways.len() } else { 1 }].iter().filter(|way| !way.1 || adapter.f16)
+        {
+            let config = |of: &[&str]| {
                 let size = ["model.vocabulary=16001", "mesh.sum=microbatch"];
-                crate::pipeline::config(&[&size[..], *more, of].concat())
+                crate::pipeline::config(&[&size[..], more, of].concat())
             };
-            if more[..] == ["train.compute=f16"] && !adapter.f16 {
-                continue;
-            }
-            let what = format!("{more:?} on {}", adapter.name);
-            let bytes = |config: &Config| {
-                let setup = Trainer::setup(config, vec![None]).unwrap();
-                Plan::for_devices(setup, &open(&[i])).unwrap().ranks[0].bytes
+            let devices = |count: usize| -> Vec<Device> {
+                let f16 = |device: Device| device.with(Capabilities { f16, ..*device.capabilities() });
+                open(&vec![adapter.index; count]).into_iter().map(f16).collect()
             };
-            let saved = bytes(&large(&[])) - bytes(&large(&[most]));
-            assert!(saved > 1_000_000, "{what}: {saved} bytes less");
-            let whole = crate::pipeline::run(&large(&[]), &[i], 2);
-            let parts = crate::pipeline::run(&large(&[most]), &[i], 2);
+            let run = |of: &[&str], schedule: Option<Schedule>, count: usize| {
+                let (config, devices) = (config(of), devices(count));
+                let budgets = vec![None; count];
+                let setup = match schedule {
+                    Some(schedule) => Trainer::setup_in(&config, schedule, budgets),
+                    None => Trainer::setup(&config, budgets),
+                };
+                let bytes =
+                    Plan::for_devices(setup.as_ref().unwrap().clone(), &devices).unwrap().ranks[0].bytes;
+                (bytes, measure(train_on(&config, setup.unwrap(), &devices), 2))
+            };
+            let (what, most) = (format!("{more:?} on {}, f16: {f16}", adapter.name), "train.logits=1");
+            let (whole, parts) = (run(&[], None, 1), run(&[most], None, 1));
+            assert!(whole.0 - parts.0 > 1_000_000, "{what}: {} and {} bytes", whole.0, parts.0);
             // Sums over the vocabulary are added in another order: in f32, or of operands rounded to f16.
-            let in_f16 = more.contains(&"train.compute=f16");
-            for (a, b) in whole.0.iter().zip(&parts.0) {
-                approx::assert_relative_eq!(a, b, max_relative = if in_f16 { 1e-4 } else { 1e-6 });
+            let (loss, gradient) = if f16 { (1e-4, 1e-5) } else { (1e-6, 1e-8) };
+            for (a, b) in whole.1.0.iter().zip(&parts.1.0) {
+                approx::assert_relative_eq!(a, b, max_relative = loss);
             }
-            for ((name, a), (_, b)) in whole.1.iter().zip(&parts.1) {
+            for ((name, a), (_, b)) in whole.1.1.iter().zip(&parts.1.1) {
                 let error = nmse(b, &a.iter().map(|&x| x as f64).collect::<Vec<_>>());
-                let most = if in_f16 { 1e-5 } else { 1e-8 };
-                assert!(error < most, "{what}: gradient of {name} has NMSE {error:.2e}");
+                assert!(error < gradient, "{what}: gradient of {name} has NMSE {error:.2e}");
             }
-            for schedule in ["1f1b", "zb-h1"] {
-                let schedule = format!("pipeline.schedule={schedule}");
-                let deep = large(&[most, &schedule, "pipeline.recompute=true"]);
-                assert_same(&format!("{what} {schedule}"), &parts, &crate::pipeline::run(&deep, &[i, i], 2));
-            }
-            // Weights and gradients that pass the devices, with I and W in one and apart.
-            for schedule in ["1f1b", "zb-h1"] {
-                let passing = large(&[most, "train.batch=8", "pipeline.microbatches=4", "mesh.zero=3"]);
-                let alone = large(&[most, "train.batch=8", "pipeline.microbatches=4"]);
-                let setup = Trainer::setup_in(&passing, mesh(schedule, 1, &[2, 2]), vec![None; 2]).unwrap();
-                let passed = measure(train(&passing, setup, &[i, i]), 2);
-                let alone = crate::pipeline::run(&alone, &[i], 2);
-                assert_same(&format!("{what} ZeRO 3 {schedule}"), &alone, &passed);
+            // I and W in one and apart; weights and gradients that pass the devices.
+            for (name, recompute) in
+                [("1f1b", "pipeline.recompute=false"), ("zb-h1", "pipeline.recompute=true")]
+            {
+                let deep = run(&[most, recompute], Some(generate(name, 2, 3).unwrap()), 2);
+                assert_same(&format!("{what} {name}"), &parts.1, &deep.1);
+                let passing = run(&[most, "mesh.zero=3"], Some(mesh(name, 1, &[2, 1])), 2);
+                assert_same(&format!("{what} ZeRO 3 {name}"), &parts.1, &passing.1);
             }
         }
     }
