@@ -234,7 +234,7 @@ pub const TABLES: &[Table] = &[
                 "logits",
                 "MiB",
                 Default,
-                "Most logits at once; more are computed in parts of the vocabulary, twice. Not under mesh.tensor or an adapter of the head.",
+                "Most logits at once; more are computed in parts of the vocabulary, twice. Not divided with mesh.tensor.",
             ),
             key(
                 "evaluate_every",
