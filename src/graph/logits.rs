@@ -6,6 +6,9 @@ use crate::error::Result;
 /// Bytes of logits that exist at once unless somebody wants fewer: as much as adapters bind.
 pub const LOGIT_BYTES: u64 = 2 << 30;
 
+/// Where memory is short: enough for the columns of a part to be worth a matmul.
+pub const FEW_LOGIT_BYTES: u64 = 128 << 20;
+
 /// Columns of a part are a multiple of this: rows of weights begin where they may be bound, packed ones too.
 const COLUMNS: usize = 128;
 
@@ -137,18 +140,28 @@ impl Divided {
         let members = self.vocabulary.div_ceil(self.columns);
         let phase = Phase::Forward;
         let mut weights = Vec::new();
-        let mut part = |graph: &mut Graph, member: usize| -> Result<[ValueId; 2]> {
-            let (first, count) = (self.first(member), self.count(member));
-            let weight = graph.push(Op::Slice { first, count }, &[self.head.w], phase)?[0];
+        let mut logits_of = |graph: &mut Graph, member: usize| -> Result<ValueId> {
+            let op = Op::Slice { first: self.first(member), count: self.count(member) };
+            let weight = graph.push(op, &[self.head.w], phase)?[0];
             weights.push(weight);
-            let logits = self.logits(graph, weight, phase)?;
-            let op = Op::LogitStatistics { member, members, first };
-            Ok([logits, graph.push(op, &[logits, self.head.targets], phase)?[0]])
+            self.logits(graph, weight, phase)
         };
-        let [mut logits, mut statistics] = part(graph, 0)?;
+        let known = |graph: &mut Graph, member: usize, logits: ValueId| -> Result<ValueId> {
+            let op = Op::LogitStatistics { member, members, first: self.first(member) };
+            Ok(graph.push(op, &[logits, self.head.targets], phase)?[0])
+        };
+        let mut logits = logits_of(graph, 0)?;
+        let mut statistics = known(graph, 0, logits)?;
+        let mut own = None;
         for member in 1..members {
-            let own;
-            [logits, own] = part(graph, member)?;
+            logits = logits_of(graph, member)?;
+            // While the place of logits is taken, so that this takes another.
+            if let Some(own) = own {
+                statistics = graph.push(Op::Add, &[statistics, own], phase)?[0];
+            }
+            own = Some(known(graph, member, logits)?);
+        }
+        if let Some(own) = own {
             statistics = graph.push(Op::Add, &[statistics, own], phase)?[0];
         }
         // Of the losses every part would say the same; this one's logits are still there.

@@ -17,7 +17,7 @@ mod recompute;
 
 pub use autodiff::{StageGraph, differentiate};
 pub use fed::Fed;
-pub use logits::LOGIT_BYTES;
+pub use logits::{FEW_LOGIT_BYTES, LOGIT_BYTES};
 pub use op::{Activation, Epilogue, Layout, Op};
 
 use std::sync::Arc;

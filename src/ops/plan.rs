@@ -205,7 +205,8 @@ impl MemoryPlan {
             }
             for output in &node.outputs {
                 let id = home[output.0];
-                if self.place[id.0].is_none() {
+                // A part of a weight that passes lies where that does.
+                if self.place[id.0].is_none() && !passes(&id) {
                     let buffer = take(&mut self.scratch, &mut free, graph.value(id).bytes());
                     self.place[id.0] = Some(Place::Scratch(buffer));
                 }

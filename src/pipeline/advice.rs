@@ -5,6 +5,7 @@ use std::iter::successors;
 use super::{Plan, Setup, Use};
 use crate::error::Error;
 use crate::gpu::{AdapterInfo, Capabilities};
+use crate::graph::FEW_LOGIT_BYTES;
 use crate::model::Weights;
 use crate::plan::{Optimizer, Sharding};
 use crate::schedule;
@@ -95,6 +96,8 @@ fn help(setup: &Setup, adapters: &Adapters) -> Vec<String> {
         let recompute = (0..setup.schedule.stages).collect();
         let changed = Setup { recompute, ..setup.clone() };
         first(&mut [(changed, "--set pipeline.recompute=true".to_string())].into_iter());
+        let changed = Setup { logits: setup.logits.min(FEW_LOGIT_BYTES), ..setup.clone() };
+        first(&mut [(changed, format!("--set train.logits={}", FEW_LOGIT_BYTES >> 20))].into_iter());
         if setup.cuts.is_some() {
             let changed = Setup { cuts: None, ..setup.clone() };
             first(&mut [(changed, "pipeline.cuts left out".to_string())].into_iter());
@@ -146,6 +149,7 @@ fn more_memory(setup: &Setup, adapters: &Adapters) -> Option<String> {
 mod tests {
     use super::*;
     use crate::gpu::imagined;
+    use crate::graph::LOGIT_BYTES;
     use crate::mesh::{Division, Wire};
     use crate::plan::Sharding;
 
@@ -161,7 +165,7 @@ mod tests {
             model: toml::from_str(model).unwrap(),
             adapter: None,
             weights: Weights::F32,
-            logits: crate::graph::LOGIT_BYTES,
+            logits: LOGIT_BYTES,
             batch: 4,
             sequence: 512,
             schedule: schedule::generate(name, 1, 1).unwrap(),
@@ -203,6 +207,19 @@ mod tests {
             assert!(!said.contains("microbatches") && !said.contains("recompute"), "{said}");
             assert!(!said.contains("train."), "{said}");
         }
+    }
+
+    #[test]
+    fn fewer_logits_at_once_are_advised_where_they_are_what_does_not_fit() {
+        let adapters = [card(0, None, u64::MAX)];
+        let mut setup = setup(Use::Training, "1f1b", None);
+        setup.model.vocabulary = 70_000;
+        let whole = Plan::cut(&setup, &adapters).unwrap().ranks[0].bytes;
+        // Of 573 MB of logits 134 are left.
+        setup.budgets = vec![Some(whole - (400 << 20))];
+        let error = Plan::cut(&setup, &adapters).err().unwrap();
+        let said = with_help(error, &setup, &adapters).to_string();
+        assert!(said.contains("--set train.logits=128"), "{said}");
     }
 
     #[test]

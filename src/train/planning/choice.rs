@@ -5,6 +5,7 @@ use std::iter::successors;
 
 use super::{ALIKE, Planning};
 use crate::error::{Error, Result};
+use crate::graph::FEW_LOGIT_BYTES;
 use crate::mesh::Division;
 use crate::model::Weights;
 use crate::plan::{Optimizer, Planned, ScheduleChoice, Sharding, check, fits, plan};
@@ -213,6 +214,9 @@ impl Planning {
             (Config { train, ..config.clone() }, format!("--set train.weights={}", weights.name()))
         });
         found.extend(stored.into_iter().find(|(config, _)| fits(config)).map(|(_, words)| words));
+        let logits = config.train.logits.min(FEW_LOGIT_BYTES >> 20);
+        let parts = Config { train: TrainConfig { logits, ..config.train.clone() }, ..config.clone() };
+        found.extend(fits(&parts).then(|| format!("--set train.logits={logits}")));
         let shorter = successors(Some(config.train.sequence / 2), |sequence| Some(sequence / 2));
         let mut shorter = shorter.take_while(|&sequence| sequence >= SHORTEST).map(|sequence| {
             let train = TrainConfig { sequence, ..config.train.clone() };
