@@ -508,6 +508,10 @@ fn tampered(machine: &str, factor: f64) -> String {
     let mut table: toml::Table = machine.parse().unwrap();
     let shapes = table["devices"][1]["shapes"].as_array_mut().unwrap();
     for shape in shapes {
+        // On a machine that is busy with other tests submitting may take as long as all the rest.
+        if let Some(seconds) = shape.get_mut("submit_us") {
+            *seconds = toml::Value::Float(seconds.as_float().unwrap() * factor);
+        }
         for (_, layer) in shape["layers"].as_table_mut().unwrap() {
             for (_, seconds) in layer.as_table_mut().unwrap() {
                 *seconds = toml::Value::Float(seconds.as_float().unwrap() * factor);

@@ -26,11 +26,11 @@ struct Head {
 }
 
 impl StageGraph {
-    /// Divides logits of more than `most` bytes into parts of no more, or of 128 columns where that is too few: F goes through the vocabulary part by part for what the loss takes of each row,
-    /// its maximum and its sum of exponentials (Milakov and Gimelshein 2018, arXiv 1805.02867); the backward pass computes
-    /// each part again and turns it into gradients at once, those of the weight too, which are then in I. Costs one more of
-    /// the head's forward pass. Logits that the members of a gang divide already, or that are more than a matmul with a weight,
-    /// stay as they are.
+    /// Divides logits of more than `most` bytes into parts of no more, or of 128 columns where that is too few. F goes through the
+    /// vocabulary part by part for what the loss takes of each row, its maximum and its sum of exponentials (Milakov and
+    /// Gimelshein 2018, arXiv 1805.02867); the backward pass computes each part again and turns it into gradients at once, those
+    /// of the weight too, which are then in I. Costs one more of the head's forward pass. Logits that the members of a gang
+    /// divide already, or that are more than a matmul with a weight, stay as they are.
     ///
     /// # Errors
     /// None for graphs that [`super::Graph::verify`] accepts.

@@ -16,6 +16,9 @@ const WAY: u32 = 6;
 /// No driver's kernels of one program are more.
 const KERNEL_BYTES: u64 = 1 << 30;
 
+/// Fewer bytes are headers alone, of drivers that put no kernel there: those on a CPU.
+const KERNEL_HEADERS: usize = 1 << 10;
+
 /// The fastest tiles of an adapter, as a file.
 #[derive(Serialize, Deserialize)]
 struct Tuned {
@@ -104,6 +107,9 @@ impl Cache {
         // SAFETY: its sum says that it is what was written here.
         unsafe {
             device.keep_kernels(kept, move |data| {
+                if data.len() < KERNEL_HEADERS {
+                    return;
+                }
                 // A cache that cannot be written costs seconds next time, nothing else.
                 if std::fs::create_dir_all(&folder).is_ok() {
                     let _ = write_atomic(&path, &[&sum(data)[..], data].concat());
