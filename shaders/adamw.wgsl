@@ -50,6 +50,19 @@ fn updated(i: u32, w: vec4<f32>, inside: vec4<bool>, shrink: f32) -> vec4<f32> {
     return select(w, w * shrink - update, inside);
 }
 
+// To the nearest, ties to even; what is not a number stays none.
+fn rounded(x: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(x);
+    let nearest = (bits + 0x7fffu + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
+    return select(nearest, (bits >> vec4(16u)) | vec4(0x40u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
+}
+
+// As bf16, two of them a word: for the headers of packed weights.
+fn words(x: vec4<f32>) -> vec2<u32> {
+    let halves = rounded(x);
+    return halves.xz | (halves.yw << vec2(16u));
+}
+
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let chunk = group.y * groups.x + group.x;
