@@ -5,12 +5,12 @@ use std::cell::LazyCell;
 use std::collections::HashSet;
 
 use super::batch::Batch;
-use super::link::Recorded;
+use super::link::{Combine, Incoming, Recorded};
 use super::log::State;
 use super::pace::Work;
 use super::rank::{Rank, Stage};
 use crate::error::{Error, Result};
-use crate::gpu::{Device, Recorder, now};
+use crate::gpu::{Device, Range, Recorder, now};
 use crate::graph::{Fed, Phase, ValueId};
 use crate::ops::program::{Collective, Slots};
 use crate::ops::sort_rows;
@@ -225,13 +225,14 @@ impl Rank {
     ) -> Result<()> {
         for of in stops.collectives.iter().filter(|of| of.begun == launches || of.ready == launches) {
             let stage = self.stages.get(&action.stage).ok_or_else(|| no_stage(action))?;
-            let [from, to] = [of.from, of.to].map(|end| stage.program.range(&self.parameters, end, slots));
+            let range = |end| stage.program.range(&self.parameters, end, slots);
+            let (from, to) = (range(of.from)?, range(of.to)?);
             if of.begun == launches {
                 self.host.iter_mut().for_each(|host| host.flush(recording));
-                self.begin_collective(recording, of, from?).await?;
+                self.begin_collective(recording, of, from, &to).await?;
             }
             if of.ready == launches {
-                self.end_collective(recording, of, to?).await?;
+                self.end_collective(recording, of, to).await?;
             }
         }
         Ok(())
@@ -271,10 +272,9 @@ impl Rank {
         [hop(action.stage.checked_sub(1)), hop(Some(action.stage))]
     }
 
-    /// Waits for what the action needs from a neighbour and records its copy into place.
-    async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>) -> Result<Option<Recorded>> {
+    /// What an action needs from a neighbour, if anything: the end at which it arrives, where it belongs, and as what it is known.
+    fn arrival(&mut self, action: Action) -> Result<Option<(&mut Incoming, Range, What)>> {
         let (slots, [before, after]) = (self.slots(action), self.hops(action));
-        let log = self.log.clone();
         let stage = self.stages.get_mut(&action.stage).ok_or_else(|| no_stage(action))?;
         let (ends, value, kind) = (&mut stage.ends, stage.program.stage(), action.kind);
         let (incoming, value, kind) = match kind {
@@ -284,10 +284,26 @@ impl Rank {
         };
         let (Some(incoming), Some(value)) = (incoming, value) else { return Ok(None) };
         let to = stage.program.range(&self.parameters, value, slots)?;
-        let receive = What::Action(Action { kind, ..action });
-        log.state(State::Waiting(receive));
+        Ok(Some((incoming, to, What::Action(Action { kind, ..action }))))
+    }
+
+    /// Orders what these actions need from neighbours, so that it is copied as soon as it arrives.
+    pub(super) fn order(&mut self, actions: impl Iterator<Item = Action>) -> Result<()> {
+        for action in actions {
+            if let Some((incoming, to, _)) = self.arrival(action)? {
+                incoming.order(action.microbatch, to.bytes, Combine::Sum { first: 0 }, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for what the action needs from a neighbour and records its copy into place.
+    async fn receive(&mut self, action: Action, recorder: &mut Recorder<'_>) -> Result<Option<Recorded>> {
+        let log = self.log.clone();
+        let Some((incoming, to, what)) = self.arrival(action)? else { return Ok(None) };
+        log.state(State::Waiting(what));
         let (recorded, copy) = incoming.record(recorder, &[(to, 0)], action.microbatch).await?;
-        log.copied(receive, copy);
+        log.copied(what, copy);
         Ok(Some(recorded))
     }
 

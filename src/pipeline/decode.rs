@@ -201,7 +201,7 @@ impl Rank {
             if let Some(of) = of {
                 let range = |id| program.range(parameters, id, slots);
                 let (gives, gets) = (range(of.from)?, range(of.to)?);
-                self.begin_collective(&mut recording, of, gives).await?;
+                self.begin_collective(&mut recording, of, gives, &gets).await?;
                 self.end_collective(&mut recording, of, gets).await?;
             }
             from = to;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures_util::future::try_join;
 
 use super::compute::phases;
-use super::link::{Incoming, Outgoing, Piece, connect_all};
+use super::link::{Combine, Incoming, Outgoing, Piece, connect_all, length};
 use super::log::State;
 use super::owners::{Other, Shard};
 use super::pace::Work;
@@ -224,6 +224,16 @@ fn pieces(
 }
 
 impl Rank {
+    /// Orders the gradients that others will send in this step.
+    pub(super) fn order_gradients(&mut self) {
+        let first = self.tag(0);
+        for sum in &mut self.exchange.gradients_in {
+            for (at, bucket) in sum.buckets.iter().enumerate() {
+                sum.link.order(first.wrapping_add(at), bucket.0, Combine::Sum { first: 0 }, false);
+            }
+        }
+    }
+
     /// R: sends the gradients of a stage, as many as the links hold; [`Rank::exchange_gradients`] sends the rest.
     pub(super) async fn send_gradients(&mut self, stage: usize) -> Result<()> {
         if self.exchange.folds.contains(&stage) {
@@ -319,6 +329,11 @@ impl Rank {
     pub(super) async fn exchange_weights(&mut self) -> Result<()> {
         let mut exchange = std::mem::take(&mut self.exchange);
         let (out, inward) = (&mut exchange.weights_out, &mut exchange.weights_in);
+        for In { link, buckets, .. } in inward.iter_mut() {
+            for (at, to) in buckets.iter().enumerate() {
+                link.order(self.tag(at), length(to), Combine::Sum { first: 0 }, false);
+            }
+        }
         let this = &*self;
         let send = async {
             for out in out {

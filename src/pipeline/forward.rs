@@ -13,7 +13,10 @@ impl Rank {
     /// The forward actions alone. Where the schedule has backward actions between them a send may have to wait for the
     /// receiver; it does not wait for ever, because the schedule itself is an order in which no ring overflows.
     async fn run_forward(&mut self, batch: &Batch) -> Result<()> {
-        for action in self.actions.clone().into_iter().filter(|action| action.kind == Kind::F) {
+        let mut actions = self.actions.clone();
+        actions.retain(|action| action.kind == Kind::F);
+        self.order(actions.iter().copied())?;
+        for action in actions {
             self.compute(action, batch).await?;
         }
         Ok(())

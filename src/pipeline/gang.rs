@@ -81,19 +81,36 @@ impl Gang {
     pub(super) fn sent(&self) -> u64 {
         self.out.bytes
     }
+
+    /// What a member makes of what all have given.
+    fn combine(&self, of: &Collective) -> Combine {
+        match of.op {
+            Op::ReduceScatter { first, .. } => Combine::Sum { first: first * of.columns },
+            Op::AllGather { batch, sequence, .. } => {
+                let rows = |member| self.division.rows(member, batch * sequence).len();
+                Combine::Beside(
+                    (0..self.division.members()).map(|member| rows(member) * of.columns).collect(),
+                )
+            }
+            _ => Combine::Sum { first: 0 },
+        }
+    }
 }
 
 impl Rank {
-    /// Hands over what this member gives of a collective.
+    /// Hands over what this member gives of a collective, and orders what it gets.
     pub(super) async fn begin_collective(
         &mut self,
         recording: &mut Recording<'_>,
         of: &Collective,
         from: Range,
+        to: &Range,
     ) -> Result<()> {
         let Some(mut gang) = self.gang.take() else { return Ok(()) };
-        let sent = gang.out.give(&mut recording.recorder, &[(from, 0)], gang.begun, is_exact(&of.op)).await?;
+        let (tag, exact) = (gang.begun, is_exact(&of.op));
+        let sent = gang.out.give(&mut recording.recorder, &[(from, 0)], tag, exact).await?;
         recording.copies.push(sent);
+        gang.inward.order(tag, to.bytes, gang.combine(of), exact);
         gang.begun += 1;
         self.gang = Some(gang);
         self.submit_part(recording).await;
@@ -109,15 +126,6 @@ impl Rank {
     ) -> Result<()> {
         let Some(mut gang) = self.gang.take() else { return Ok(()) };
         let (tag, what) = (gang.begun - 1, recording.what);
-        let columns = of.columns;
-        let combine = match of.op {
-            Op::ReduceScatter { first, .. } => Combine::Sum { first: first * columns },
-            Op::AllGather { batch, sequence, .. } => {
-                let rows = |member| gang.division.rows(member, batch * sequence).len();
-                Combine::Beside((0..gang.division.members()).map(|member| rows(member) * columns).collect())
-            }
-            _ => Combine::Sum { first: 0 },
-        };
         if !gang.inward.has(tag) {
             // The device goes on with what is not waiting for it.
             if recording.is_open() {
@@ -126,9 +134,9 @@ impl Rank {
             }
             self.log.state(State::Waiting(what));
         }
-        let to = [(to, 0)];
+        let (combine, exact) = (gang.combine(of), is_exact(&of.op));
         let (received, copy) =
-            gang.inward.take(&mut recording.recorder, &to, tag, &combine, is_exact(&of.op)).await?;
+            gang.inward.take(&mut recording.recorder, &[(to, 0)], tag, &combine, exact).await?;
         self.log.copied(what, copy);
         self.log.state(State::Working(what));
         recording.copies.push(received);

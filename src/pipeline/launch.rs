@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+#[cfg(not(target_arch = "wasm32"))]
+use std::thread::JoinHandle;
 
 use futures_channel::mpsc;
 
@@ -140,11 +142,23 @@ pub(super) fn build(
     Ok(ranks)
 }
 
+#[cfg(not(target_arch = "wasm32"))]
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+    thread.map_err(|e| Error::failed(name, format!("there is no thread for it: {e}")))
+}
+
+/// Gives what waits for no device a thread.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn alone(name: &str, future: impl Future<Output = ()> + Send + 'static) -> Result<JoinHandle<()>> {
+    thread(name, move || pollster::block_on(future))
+}
+
 /// The threads of the ranks; in a browser, where there is one thread, there are none.
 #[derive(Default)]
 pub(super) struct Threads {
     #[cfg(not(target_arch = "wasm32"))]
-    started: Vec<std::thread::JoinHandle<()>>,
+    started: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
@@ -164,11 +178,8 @@ impl Threads {
         #[cfg(not(target_arch = "wasm32"))]
         {
             let device = rank.device.clone();
-            let thread = std::thread::Builder::new().name(format!("rank {}", rank.index));
-            let name = format!("rank {} ({})", rank.index, device.info().name);
-            let spawned = thread.spawn(move || device.block_on(rank.serve(inbox, reply)));
-            let refused = |e| Error::failed(name, format!("there is no thread for it: {e}"));
-            self.started.push(spawned.map_err(refused)?);
+            let name = format!("rank {}", rank.index);
+            self.started.push(thread(&name, move || device.block_on(rank.serve(inbox, reply)))?);
         }
         Ok(())
     }

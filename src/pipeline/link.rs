@@ -1,21 +1,22 @@
 //! The way between devices: the only place that moves data between them while a step runs.
 //!
 //! Staged: a sender copies into a read-back buffer of its own device and maps it; a receiver copies from that mapping
-//! straight into a mapped upload buffer of its device, one host copy in all, and gives the read-back buffer back. Where a
-//! link has several senders, the host adds what they sent as it copies; where it has several receivers, each copies from
-//! the one mapping, and the last gives it back. Rings are kept for the whole run. Between stages they have as many buffers as
+//! straight into a mapped upload buffer of its device, one host copy in all, and gives the read-back buffer back
+//! ([`super::courier`]). Where a link has several senders, the host adds what they sent as it copies; where it has several
+//! receivers, each copies from the one mapping, and the last gives it back. Rings are kept for the whole run. Between stages they have as many buffers as
 //! microbatches can be in flight, and one more, so a send never has to wait for the receiver and the schedule's proof holds.
 //!
 //! Tensors travel as they are, or each rounded to bf16 ([`Wire`]): then sums are taken in f32 and rounded once more.
 //!
 //! Two stages on one device hand over through a ring of the device's own memory; the host sees nothing of it.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
 
+use super::courier::{Collector, Courier, Order, Source};
 use super::log::Log;
 use super::store::{Arrived, Store};
 use super::wire::Narrow;
@@ -52,14 +53,14 @@ impl Ring {
 }
 
 /// A filled buffer on its way.
-struct Message {
-    tag: usize,
-    filled: Arc<Filled>,
+pub(super) struct Message {
+    pub(super) tag: usize,
+    pub(super) filled: Arc<Filled>,
 }
 
 /// A sender's buffer, which goes back to its ring when the last receiver is done with it.
-struct Filled {
-    buffer: Buffer,
+pub(super) struct Filled {
+    pub(super) buffer: Buffer,
     mapped: bool,
     back: mpsc::UnboundedSender<Buffer>,
 }
@@ -88,25 +89,21 @@ pub struct Outgoing {
 }
 
 /// The receiving end.
-pub struct Incoming {
-    /// The senders: what arrives is the sum over groups of the sum over each group.
-    groups: Vec<Vec<Source>>,
-    /// The upload ring; none where both ends are on one device.
-    upload: Option<Upload>,
+pub struct Incoming(Arrival);
+
+enum Arrival {
+    /// Both ends are on one device.
+    Local(Source),
+    Staged(Box<Staged>),
 }
 
-/// Where one sender's tensors arrive.
-struct Source {
-    filled: mpsc::UnboundedReceiver<Message>,
-    early: HashMap<usize, Arc<Filled>>,
-    /// Keeps the sender's ring open.
-    _back: Arc<mpsc::UnboundedSender<Buffer>>,
-}
-
-struct Upload {
-    free: Ring,
+struct Staged {
+    courier: Courier,
+    /// What was ordered and has not been taken, in order.
+    ordered: VecDeque<usize>,
     /// Where rounded tensors become f32 again, if they are.
     narrow: Option<Narrow>,
+    /// Where upload buffers go back to.
     writable: mpsc::UnboundedSender<Buffer>,
 }
 
@@ -168,62 +165,72 @@ pub fn connect_all(
     wire: Wire,
 ) -> Result<(Vec<Outgoing>, Vec<Incoming>)> {
     let travelling = wire.travelling(bytes);
+    let mut outgoing = Vec::new();
+    let mut arriving: Vec<Vec<Vec<Source>>> = to.iter().map(|_| Vec::new()).collect();
+    for group in from {
+        arriving.iter_mut().for_each(|groups| groups.push(Vec::new()));
+        for device in group {
+            let buffer = || device.staging("link read-back", travelling, Mapping::Read);
+            let (end, sources) = join(to.len(), slots, buffer)?;
+            let groups = arriving.iter_mut().filter_map(|groups| groups.last_mut());
+            groups.zip(sources).for_each(|(group, source)| group.push(source));
+            outgoing.push(Outgoing { narrow: Narrow::new(device, wire, bytes, true)?, ..end });
+        }
+    }
     let mut incoming = Vec::new();
-    for device in to {
+    for (device, groups) in to.iter().zip(arriving) {
         let (writable, free) = mpsc::unbounded();
         for _ in 0..slots {
             // The receiver is held here, so sending cannot fail.
             let _ = writable.unbounded_send(device.staging("link upload", travelling, Mapping::Write)?);
         }
         let narrow = Narrow::new(device, wire, bytes, false)?;
-        let upload = Some(Upload { free: Ring::new(free), narrow, writable });
-        incoming.push(Incoming { groups: Vec::new(), upload });
-    }
-    let mut outgoing = Vec::new();
-    for group in from {
-        incoming.iter_mut().for_each(|end| end.groups.push(Vec::new()));
-        for device in group {
-            let buffer = || device.staging("link read-back", travelling, Mapping::Read);
-            let end = join(&mut incoming, slots, buffer)?;
-            outgoing.push(Outgoing { narrow: Narrow::new(device, wire, bytes, true)?, ..end });
-        }
+        let courier = Courier::new(Collector { groups, free: Ring::new(free) })?;
+        let staged = Staged { courier, ordered: VecDeque::new(), narrow, writable };
+        incoming.push(Incoming(Arrival::Staged(Box::new(staged))));
     }
     Ok((outgoing, incoming))
 }
 
 /// Connects two stages on one device.
 pub fn connect_local(device: &Device, bytes: u64, slots: usize) -> Result<(Outgoing, Incoming)> {
-    let mut incoming = [Incoming { groups: vec![Vec::new()], upload: None }];
-    let outgoing = join(&mut incoming, slots, || device.buffer("hand-over", bytes))?;
-    let [incoming] = incoming;
-    Ok((outgoing, incoming))
+    let (outgoing, mut sources) = join(1, slots, || device.buffer("hand-over", bytes))?;
+    Ok((Outgoing { local: true, ..outgoing }, Incoming(Arrival::Local(sources.remove(0)))))
 }
 
-/// A sender to these receivers, in the last of their groups.
+/// A sender to so many receivers, and where each of them gets what it sends.
 #[cfg_attr(
     target_arch = "wasm32",
     expect(clippy::arc_with_non_send_sync, reason = "one thread there, and threads everywhere else")
 )]
-fn join(to: &mut [Incoming], slots: usize, buffer: impl Fn() -> Result<Buffer>) -> Result<Outgoing> {
+fn join(
+    receivers: usize,
+    slots: usize,
+    buffer: impl Fn() -> Result<Buffer>,
+) -> Result<(Outgoing, Vec<Source>)> {
     let (back, free) = mpsc::unbounded();
     for _ in 0..slots {
         let _ = back.unbounded_send(buffer()?);
     }
     let back = Arc::new(back);
-    let local = to.iter().any(|end| end.upload.is_none());
-    let mut filled = Vec::new();
-    for end in to {
+    let source = |_| {
         let (sender, arriving) = mpsc::unbounded();
-        filled.push(sender);
-        let source = Source { filled: arriving, early: HashMap::new(), _back: back.clone() };
-        if let Some(group) = end.groups.last_mut() {
-            group.push(source);
-        }
-    }
-    Ok(Outgoing { free: Ring::new(free), back: Arc::downgrade(&back), filled, local, narrow: None, bytes: 0 })
+        (sender, Source::new(arriving, back.clone()))
+    };
+    let (filled, sources) = (0..receivers).map(source).unzip();
+    let outgoing = Outgoing {
+        free: Ring::new(free),
+        back: Arc::downgrade(&back),
+        filled,
+        local: false,
+        narrow: None,
+        bytes: 0,
+    };
+    Ok((outgoing, sources))
 }
 
 /// What a receiver makes of what its senders sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Combine {
     /// The sum over groups of the sum over each group, from this element of theirs on.
     Sum {
@@ -237,12 +244,12 @@ pub enum Combine {
 /// A part of a tensor on a device, and the bytes before it in what travels.
 pub type Piece = (Range, u64);
 
-fn length(pieces: &[Piece]) -> u64 {
+pub(super) fn length(pieces: &[Piece]) -> u64 {
     pieces.iter().map(|(range, at)| at + range.bytes).max().unwrap_or(0)
 }
 
 /// What a rank says whose neighbour has gone. The neighbour has said before why.
-fn closed() -> Error {
+pub(super) fn closed() -> Error {
     Error::failed("link", "the other device has stopped")
 }
 
@@ -305,32 +312,23 @@ fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
     }
 }
 
-impl Source {
-    /// Whether tensor number `tag` is there.
-    fn has(&mut self, tag: usize) -> bool {
-        while let Ok(message) = self.filled.try_recv() {
-            self.early.insert(message.tag, message.filled);
-        }
-        self.early.contains_key(&tag)
-    }
-
-    /// Waits for tensor number `tag`.
-    async fn wait(&mut self, tag: usize) -> Result<Arc<Filled>> {
-        loop {
-            if let Some(filled) = self.early.remove(&tag) {
-                return Ok(filled);
-            }
-            let message = self.filled.next().await.ok_or_else(closed)?;
-            self.early.insert(message.tag, message.filled);
-        }
-    }
-}
-
 impl Incoming {
-    /// Whether tensor number `tag` can be recorded without waiting.
-    pub fn has(&mut self, tag: usize) -> bool {
-        self.groups.iter_mut().flatten().all(|source| source.has(tag))
-            && self.upload.as_mut().is_none_or(|ring| ring.free.has_room())
+    /// Orders tensor number `tag` of so many bytes, which is to be taken after all that were ordered before: the host's copy is
+    /// then made as soon as it arrives. What is not ordered is copied when it is taken.
+    pub(super) fn order(&mut self, tag: usize, bytes: u64, combine: Combine, exact: bool) {
+        if let Arrival::Staged(staged) = &mut self.0 {
+            let wire = if exact || staged.narrow.is_none() { Wire::F32 } else { Wire::BF16 };
+            staged.courier.ask(Order { tag, bytes, combine, wire });
+            staged.ordered.push_back(tag);
+        }
+    }
+
+    /// Whether tensor number `tag`, which was ordered, can be recorded without waiting.
+    pub(super) fn has(&mut self, tag: usize) -> bool {
+        match &mut self.0 {
+            Arrival::Local(_) => false,
+            Arrival::Staged(staged) => staged.ordered.front() == Some(&tag) && staged.courier.has_next(),
+        }
     }
 
     /// Waits for tensor number `tag` and records its copy into `to`; says when the host copied it, if it did.
@@ -352,57 +350,40 @@ impl Incoming {
         combine: &Combine,
         exact: bool,
     ) -> Result<(Recorded, Option<HostCopy>)> {
-        let mut groups = Vec::with_capacity(self.groups.len());
-        for group in &mut self.groups {
-            let mut arrived = Vec::with_capacity(group.len());
-            for source in group {
-                arrived.push(source.wait(tag).await?);
-            }
-            groups.push(arrived);
+        let bytes = length(to);
+        if let Arrival::Staged(staged) = &self.0
+            && staged.ordered.is_empty()
+        {
+            self.order(tag, bytes, combine.clone(), exact);
         }
         let copy = |recorder: &mut Recorder<'_>, buffer: &Buffer| {
             for (to, at) in to {
                 recorder.copy(buffer, *at, &to.buffer, to.offset, to.bytes);
             }
         };
-        let Some(ring) = &mut self.upload else {
-            groups.iter().flatten().for_each(|filled| copy(recorder, &filled.buffer));
-            return Ok((Recorded(After::Nothing), None));
+        let staged = match &mut self.0 {
+            Arrival::Staged(staged) => staged,
+            Arrival::Local(source) => {
+                copy(recorder, &source.wait(tag).await?.buffer);
+                return Ok((Recorded(After::Nothing), None));
+            }
         };
-        let upload = ring.free.next().await?;
-        let bytes = length(to);
-        let narrow = ring.narrow.as_ref().filter(|_| !exact);
-        let (wire, size) = if narrow.is_some() { (Wire::BF16, 2) } else { (Wire::F32, 4) };
-        let (elements, travelling) = (bytes as usize / 4, wire.travelling(bytes));
-        let start = now();
-        match (combine, &groups[..]) {
-            (Combine::Sum { first: 0 }, [group]) if group.len() == 1 => {
-                group[0].buffer.copy_mapped(&upload, travelling)?;
-            }
-            (Combine::Sum { first }, groups) => {
-                let buffers = |group: &Vec<Arc<Filled>>| group.iter().map(|of| of.buffer.clone()).collect();
-                let buffers: Vec<Vec<Buffer>> = groups.iter().map(buffers).collect();
-                upload.sum_mapped(&buffers, *first..first + elements, size == 2)?;
-            }
-            (Combine::Beside(sizes), groups) => {
-                let senders = groups.iter().flatten().map(|filled| &filled.buffer);
-                upload
-                    .join_mapped(senders.zip(sizes.iter().map(|size_of| size * size_of)), size * elements)?;
-            }
+        let ready = staged.courier.next().await?;
+        staged.ordered.pop_front();
+        if ready.tag != tag {
+            let message = format!("tensor {} came where {tag} was to be taken; please report it", ready.tag);
+            return Err(Error::failed("link", message));
         }
-        let done = HostCopy { start, end: now(), bytes: travelling };
-        drop(groups);
-        upload.unmap();
-        match narrow {
-            None => copy(recorder, &upload),
+        match staged.narrow.as_ref().filter(|_| !exact) {
+            None => copy(recorder, &ready.buffer),
             Some(narrow) => {
-                recorder.copy(&upload, 0, &narrow.words, 0, travelling);
+                recorder.copy(&ready.buffer, 0, &narrow.words, 0, ready.copy.bytes);
                 narrow.record(recorder, bytes);
                 copy(recorder, &narrow.wide);
             }
         }
-        let recorded = Recorded(After::Return { buffer: upload, writable: ring.writable.clone() });
-        Ok((recorded, Some(done)))
+        let recorded = Recorded(After::Return { buffer: ready.buffer, writable: staged.writable.clone() });
+        Ok((recorded, Some(ready.copy)))
     }
 }
 

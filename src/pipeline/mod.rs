@@ -7,6 +7,7 @@
 mod advice;
 mod batch;
 mod compute;
+mod courier;
 mod decode;
 mod exchange;
 mod executor;

@@ -225,6 +225,8 @@ impl Rank {
     async fn step(&mut self, batch: &Batch) -> Result<StepPart> {
         self.steps += 1;
         let actions = self.actions.clone();
+        self.order(actions.iter().copied().filter(|action| !action.kind.is_whole()))?;
+        self.order_gradients();
         for &action in &actions[..self.update_at()] {
             match action.kind {
                 Kind::C => self.clear().await?,

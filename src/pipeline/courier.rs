@@ -1,0 +1,210 @@
+//! The host's copies for one receiving end of a link: what has arrived from its senders becomes a filled upload buffer.
+//!
+//! A rank orders what it will take, in that order. Natively a thread of the link's own does the copying as tensors arrive, while
+//! the rank records and its device works; a browser has one thread, and the rank copies when it takes. An order waits for nothing
+//! that comes after it, so an end that runs ahead can hold up no other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_channel::mpsc;
+use futures_util::{FutureExt, StreamExt, stream};
+
+use super::link::{Combine, Filled, HostCopy, Message, Ring, closed};
+use crate::error::Result;
+use crate::gpu::{Buffer, now};
+use crate::mesh::Wire;
+
+/// Where one sender's tensors arrive.
+pub(super) struct Source {
+    filled: mpsc::UnboundedReceiver<Message>,
+    early: HashMap<usize, Arc<Filled>>,
+    /// Keeps the sender's ring open.
+    _back: Arc<mpsc::UnboundedSender<Buffer>>,
+}
+
+impl Source {
+    pub(super) fn new(
+        filled: mpsc::UnboundedReceiver<Message>,
+        back: Arc<mpsc::UnboundedSender<Buffer>>,
+    ) -> Source {
+        Source { filled, early: HashMap::new(), _back: back }
+    }
+
+    /// Waits for tensor number `tag`.
+    pub(super) async fn wait(&mut self, tag: usize) -> Result<Arc<Filled>> {
+        loop {
+            if let Some(filled) = self.early.remove(&tag) {
+                return Ok(filled);
+            }
+            let message = self.filled.next().await.ok_or_else(closed)?;
+            self.early.insert(message.tag, message.filled);
+        }
+    }
+}
+
+/// What a rank will take.
+pub(super) struct Order {
+    pub(super) tag: usize,
+    /// Bytes of the tensor, in f32.
+    pub(super) bytes: u64,
+    pub(super) combine: Combine,
+    /// In what it travels.
+    pub(super) wire: Wire,
+}
+
+/// What a rank can take: an upload buffer that its device may read.
+pub(super) struct Ready {
+    pub(super) tag: usize,
+    pub(super) buffer: Buffer,
+    pub(super) copy: HostCopy,
+}
+
+/// What the copying needs.
+pub(super) struct Collector {
+    /// The senders: what arrives is the sum over groups of the sum over each group.
+    pub(super) groups: Vec<Vec<Source>>,
+    /// The upload ring.
+    pub(super) free: Ring,
+}
+
+impl Collector {
+    /// Waits for what is ordered and for a free buffer, and copies.
+    async fn collect(&mut self, order: &Order) -> Result<Ready> {
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for group in &mut self.groups {
+            let mut arrived = Vec::with_capacity(group.len());
+            for source in group {
+                arrived.push(source.wait(order.tag).await?);
+            }
+            groups.push(arrived);
+        }
+        let buffer = self.free.next().await?;
+        let (elements, travelling) = (order.bytes as usize / 4, order.wire.travelling(order.bytes));
+        let size = if order.wire == Wire::BF16 { 2 } else { 4 };
+        let start = now();
+        match (&order.combine, &groups[..]) {
+            (Combine::Sum { first: 0 }, [group]) if group.len() == 1 => {
+                group[0].buffer.copy_mapped(&buffer, travelling)?;
+            }
+            (Combine::Sum { first }, groups) => {
+                let buffers = |group: &Vec<Arc<Filled>>| group.iter().map(|of| of.buffer.clone()).collect();
+                let buffers: Vec<Vec<Buffer>> = groups.iter().map(buffers).collect();
+                buffer.sum_mapped(&buffers, *first..first + elements, order.wire == Wire::BF16)?;
+            }
+            (Combine::Beside(sizes), groups) => {
+                let senders = groups.iter().flatten().map(|filled| &filled.buffer);
+                buffer.join_mapped(senders.zip(sizes.iter().map(|of| size * of)), size * elements)?;
+            }
+        }
+        let copy = HostCopy { start, end: now(), bytes: travelling };
+        buffer.unmap();
+        Ok(Ready { tag: order.tag, buffer, copy })
+    }
+}
+
+/// Who copies.
+pub(super) struct Courier {
+    orders: mpsc::UnboundedSender<Order>,
+    #[cfg(not(target_arch = "wasm32"))]
+    ready: mpsc::UnboundedReceiver<Result<Ready>>,
+    #[cfg(target_arch = "wasm32")]
+    ready: stream::LocalBoxStream<'static, Result<Ready>>,
+    /// What has been looked for and found.
+    found: Option<Result<Ready>>,
+    #[cfg(not(target_arch = "wasm32"))]
+    _thread: native::Thread,
+}
+
+impl Courier {
+    /// # Errors
+    ///
+    /// Where the system has no thread for it.
+    pub(super) fn new(collector: Collector) -> Result<Courier> {
+        let (orders, inbox) = mpsc::unbounded();
+        let next = |(mut collector, mut inbox): (Collector, mpsc::UnboundedReceiver<Order>)| async {
+            let order = inbox.next().await?;
+            let ready = collector.collect(&order).await;
+            Some((ready, (collector, inbox)))
+        };
+        let all = stream::unfold((collector, inbox), next);
+        #[cfg(target_arch = "wasm32")]
+        return Ok(Courier { orders, ready: all.boxed_local(), found: None });
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let (thread, ready) = native::Thread::start(all)?;
+            Ok(Courier { orders, ready, found: None, _thread: thread })
+        }
+    }
+
+    /// Takes an order.
+    pub(super) fn ask(&self, order: Order) {
+        // One that has failed says so when it is asked for what it has.
+        let _ = self.orders.unbounded_send(order);
+    }
+
+    /// Whether the next of what was ordered is there.
+    pub(super) fn has_next(&mut self) -> bool {
+        self.found = self.found.take().or_else(|| self.ready.next().now_or_never().flatten());
+        self.found.is_some()
+    }
+
+    /// Waits for the next of what was ordered.
+    pub(super) async fn next(&mut self) -> Result<Ready> {
+        match self.found.take() {
+            Some(found) => found,
+            None => self.ready.next().await.ok_or_else(closed)?,
+        }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use std::panic::AssertUnwindSafe;
+    use std::thread::JoinHandle;
+
+    use futures_util::future::AbortHandle;
+    use futures_util::{Stream, future};
+
+    use super::*;
+    use crate::error::{Error, said};
+    use crate::pipeline::launch;
+
+    /// The link's thread, at whose end nothing of the link is held any more.
+    pub(super) struct Thread {
+        stop: AbortHandle,
+        handle: Option<JoinHandle<()>>,
+    }
+
+    impl Thread {
+        /// Sends all that comes, or the first failure.
+        pub(super) fn start(
+            all: impl Stream<Item = Result<Ready>> + Send + 'static,
+        ) -> Result<(Thread, mpsc::UnboundedReceiver<Result<Ready>>)> {
+            let (send, ready) = mpsc::unbounded();
+            let sent = send.clone();
+            let serve = all.for_each(move |ready| {
+                // A rank that is gone stops this thread.
+                let _ = sent.unbounded_send(ready);
+                future::ready(())
+            });
+            let (serve, stop) = future::abortable(serve);
+            let serve = async move {
+                if let Err(panic) = AssertUnwindSafe(serve).catch_unwind().await {
+                    let what = format!("its thread has died: {}; please report it", said(&*panic));
+                    let _ = send.unbounded_send(Err(Error::failed("link", what)));
+                }
+            };
+            let handle = Some(launch::alone("link", serve)?);
+            Ok((Thread { stop, handle }, ready))
+        }
+    }
+
+    impl Drop for Thread {
+        fn drop(&mut self) {
+            self.stop.abort();
+            // Why it died, if it did, has been told.
+            let _ = self.handle.take().map(JoinHandle::join);
+        }
+    }
+}
