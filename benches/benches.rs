@@ -21,7 +21,7 @@ use polystage::ops::plan::MemoryPlan;
 use polystage::ops::program::{Slots, StageProgram};
 use polystage::ops::verify::{Case, single_node};
 use polystage::pipeline::Plan;
-use polystage::pipeline::link::connect;
+use polystage::pipeline::link::{Combine, connect};
 use polystage::train::config::Config;
 use polystage::train::data::{Batches, Corpus};
 use polystage::train::trainer::Trainer;
@@ -152,6 +152,8 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
             }
         };
         let receive = async |count: usize| {
+            // As a rank does when a step begins.
+            (0..count).for_each(|tag| inward.order(tag, bytes, Combine::Sum { first: 0 }, false));
             for tag in 0..count {
                 let mut recorder = to.record();
                 let (recorded, _) =

@@ -40,6 +40,7 @@ mod folder;
 // LoRA adapters on disk.
 mod adapter;
 // LoRA in training and inference against PEFT, merged and exported models.
+mod link;
 mod lora;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;

@@ -1,8 +1,8 @@
 //! The host's copies for one receiving end of a link: what has arrived from its senders becomes a filled upload buffer.
 //!
-//! A rank orders what it will take, in that order. Natively a thread of the link's own does the copying as tensors arrive, while
-//! the rank records and its device works; a browser has one thread, and the rank copies when it takes. An order waits for nothing
-//! that comes after it, so an end that runs ahead can hold up no other.
+//! A rank orders what it will take, in that order. Large tensors are copied by a thread of the link's own as they arrive, while the
+//! rank records and its device works; small ones by the rank, when it takes them, and in a browser, which has one thread, all. An
+//! order waits for nothing that comes after it, so an end that runs ahead can hold up no other.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -103,37 +103,55 @@ impl Collector {
     }
 }
 
+/// Bytes of a link's tensors from which on a thread copies them: fewer take less time than a thread to wake.
+#[cfg(not(target_arch = "wasm32"))]
+const LARGE: u64 = 2 << 20;
+
+#[cfg(not(target_arch = "wasm32"))]
+type Copies = stream::BoxStream<'static, Result<Ready>>;
+#[cfg(target_arch = "wasm32")]
+type Copies = stream::LocalBoxStream<'static, Result<Ready>>;
+
 /// Who copies.
 pub(super) struct Courier {
     orders: mpsc::UnboundedSender<Order>,
-    #[cfg(not(target_arch = "wasm32"))]
-    ready: mpsc::UnboundedReceiver<Result<Ready>>,
-    #[cfg(target_arch = "wasm32")]
-    ready: stream::LocalBoxStream<'static, Result<Ready>>,
+    ready: Copies,
     /// What has been looked for and found.
     found: Option<Result<Ready>>,
     #[cfg(not(target_arch = "wasm32"))]
-    _thread: native::Thread,
+    _thread: Option<native::Thread>,
 }
 
 impl Courier {
+    /// For tensors of up to so many bytes.
+    ///
     /// # Errors
     ///
     /// Where the system has no thread for it.
-    pub(super) fn new(collector: Collector) -> Result<Courier> {
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(unused_variables, reason = "whatever the size, nobody else is there")
+    )]
+    pub(super) fn new(collector: Collector, bytes: u64) -> Result<Courier> {
         let (orders, inbox) = mpsc::unbounded();
         let next = |(mut collector, mut inbox): (Collector, mpsc::UnboundedReceiver<Order>)| async {
             let order = inbox.next().await?;
             let ready = collector.collect(&order).await;
             Some((ready, (collector, inbox)))
         };
-        let all = stream::unfold((collector, inbox), next);
+        let copies = stream::unfold((collector, inbox), next);
         #[cfg(target_arch = "wasm32")]
-        return Ok(Courier { orders, ready: all.boxed_local(), found: None });
+        return Ok(Courier { orders, ready: copies.boxed_local(), found: None });
         #[cfg(not(target_arch = "wasm32"))]
         {
-            let (thread, ready) = native::Thread::start(all)?;
-            Ok(Courier { orders, ready, found: None, _thread: thread })
+            let (_thread, ready) = match bytes < LARGE {
+                true => (None, copies.boxed()),
+                false => {
+                    let (thread, ready) = native::Thread::start(copies)?;
+                    (Some(thread), ready.boxed())
+                }
+            };
+            Ok(Courier { orders, ready, found: None, _thread })
         }
     }
 
@@ -177,13 +195,13 @@ mod native {
     }
 
     impl Thread {
-        /// Sends all that comes, or the first failure.
+        /// Sends what is copied.
         pub(super) fn start(
-            all: impl Stream<Item = Result<Ready>> + Send + 'static,
+            copies: impl Stream<Item = Result<Ready>> + Send + 'static,
         ) -> Result<(Thread, mpsc::UnboundedReceiver<Result<Ready>>)> {
             let (send, ready) = mpsc::unbounded();
             let sent = send.clone();
-            let serve = all.for_each(move |ready| {
+            let serve = copies.for_each(move |ready| {
                 // A rank that is gone stops this thread.
                 let _ = sent.unbounded_send(ready);
                 future::ready(())

@@ -185,7 +185,7 @@ pub fn connect_all(
             let _ = writable.unbounded_send(device.staging("link upload", travelling, Mapping::Write)?);
         }
         let narrow = Narrow::new(device, wire, bytes, false)?;
-        let courier = Courier::new(Collector { groups, free: Ring::new(free) })?;
+        let courier = Courier::new(Collector { groups, free: Ring::new(free) }, travelling)?;
         let staged = Staged { courier, ordered: VecDeque::new(), narrow, writable };
         incoming.push(Incoming(Arrival::Staged(Box::new(staged))));
     }
@@ -315,7 +315,7 @@ fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
 impl Incoming {
     /// Orders tensor number `tag` of so many bytes, which is to be taken after all that were ordered before: the host's copy is
     /// then made as soon as it arrives. What is not ordered is copied when it is taken.
-    pub(super) fn order(&mut self, tag: usize, bytes: u64, combine: Combine, exact: bool) {
+    pub fn order(&mut self, tag: usize, bytes: u64, combine: Combine, exact: bool) {
         if let Arrival::Staged(staged) = &mut self.0 {
             let wire = if exact || staged.narrow.is_none() { Wire::F32 } else { Wire::BF16 };
             staged.courier.ask(Order { tag, bytes, combine, wire });
