@@ -40,7 +40,6 @@ mod folder;
 // LoRA adapters on disk.
 mod adapter;
 // LoRA in training and inference against PEFT, merged and exported models.
-mod link;
 mod lora;
 // Ten steps of a GPT-2 against PyTorch in float64.
 mod golden;
@@ -50,6 +49,8 @@ mod finetune;
 mod gradients;
 // Models divided among the members of a gang, no GPU.
 mod tensor;
+// Links by themselves, and over a wire of bf16.
+mod link;
 mod wire;
 // Shapes, the split into I and W, memory plans: properties, no GPU.
 mod graph;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use futures_channel::mpsc;
 use futures_util::{FutureExt, StreamExt, stream};
 
-use super::link::{Combine, Filled, HostCopy, Message, Ring, closed};
+use super::link::{Combine, Filled, HostCopy, Message, Ring, closed, fill};
 use crate::error::Result;
-use crate::gpu::{Buffer, now};
+use crate::gpu::Buffer;
 use crate::mesh::Wire;
 
 /// Where one sender's tensors arrive.
@@ -80,24 +80,7 @@ impl Collector {
             groups.push(arrived);
         }
         let buffer = self.free.next().await?;
-        let (elements, travelling) = (order.bytes as usize / 4, order.wire.travelling(order.bytes));
-        let size = if order.wire == Wire::BF16 { 2 } else { 4 };
-        let start = now();
-        match (&order.combine, &groups[..]) {
-            (Combine::Sum { first: 0 }, [group]) if group.len() == 1 => {
-                group[0].buffer.copy_mapped(&buffer, travelling)?;
-            }
-            (Combine::Sum { first }, groups) => {
-                let buffers = |group: &Vec<Arc<Filled>>| group.iter().map(|of| of.buffer.clone()).collect();
-                let buffers: Vec<Vec<Buffer>> = groups.iter().map(buffers).collect();
-                buffer.sum_mapped(&buffers, *first..first + elements, order.wire == Wire::BF16)?;
-            }
-            (Combine::Beside(sizes), groups) => {
-                let senders = groups.iter().flatten().map(|filled| &filled.buffer);
-                buffer.join_mapped(senders.zip(sizes.iter().map(|of| size * of)), size * elements)?;
-            }
-        }
-        let copy = HostCopy { start, end: now(), bytes: travelling };
+        let copy = fill(&buffer, &groups, order)?;
         buffer.unmap();
         Ok(Ready { tag: order.tag, buffer, copy })
     }

@@ -312,6 +312,28 @@ fn deliver(tag: usize, filled: Filled, to: &[mpsc::UnboundedSender<Message>]) {
     }
 }
 
+/// Makes what is ordered of what the senders sent, in a buffer that is mapped for writing.
+pub(super) fn fill(buffer: &Buffer, groups: &[Vec<Arc<Filled>>], order: &Order) -> Result<HostCopy> {
+    let (elements, bytes) = (order.bytes as usize / 4, order.wire.travelling(order.bytes));
+    let size = if order.wire == Wire::BF16 { 2 } else { 4 };
+    let start = now();
+    match (&order.combine, groups) {
+        (Combine::Sum { first: 0 }, [group]) if group.len() == 1 => {
+            group[0].buffer.copy_mapped(buffer, bytes)?;
+        }
+        (Combine::Sum { first }, groups) => {
+            let buffers = |group: &Vec<Arc<Filled>>| group.iter().map(|of| of.buffer.clone()).collect();
+            let buffers: Vec<Vec<Buffer>> = groups.iter().map(buffers).collect();
+            buffer.sum_mapped(&buffers, *first..first + elements, order.wire == Wire::BF16)?;
+        }
+        (Combine::Beside(sizes), groups) => {
+            let senders = groups.iter().flatten().map(|filled| &filled.buffer);
+            buffer.join_mapped(senders.zip(sizes.iter().map(|of| size * of)), size * elements)?;
+        }
+    }
+    Ok(HostCopy { start, end: now(), bytes })
+}
+
 impl Incoming {
     /// Orders tensor number `tag` of so many bytes, which is to be taken after all that were ordered before: the host's copy is
     /// then made as soon as it arrives. What is not ordered is copied when it is taken.
