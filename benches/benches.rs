@@ -140,8 +140,8 @@ fn link(criterion: &mut Criterion, [from, to]: &[Device; 2]) {
         let (source, target) = (from.buffer("source", bytes), to.buffer("target", bytes));
         let (source, target) = (source.expect("allocates").whole(), target.expect("allocates").whole());
         from.upload(&source.buffer, 0, bytemuck::cast_slice(&random(bytes as usize / 4, "activation")));
-        let (mut out, mut inward) =
-            connect(from, to, bytes, 3, polystage::mesh::Wire::F32).expect("connects");
+        let (mut out, inward) = connect(from, to, bytes, 3, polystage::mesh::Wire::F32).expect("connects");
+        let mut inward = inward.ahead().expect("has a thread");
         let send = async |count: usize| {
             for tag in 0..count {
                 let mut recorder = from.record();

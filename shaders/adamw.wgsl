@@ -38,15 +38,20 @@ override GRADIENT_LAGS: u32 = 0u;
 // are there only for what the device owns.
 var<private> lag: u32;
 
+// The numbers of the step, read once: a store might change them, as far as a compiler can tell.
+var<private> now: Step;
+
 // Takes the moments of vector i a step further; what its weights w become, of which those outside stay as they are.
 fn updated(i: u32, w: vec4<f32>, inside: vec4<bool>, shrink: f32) -> vec4<f32> {
     let at = i - lag;
-    let g = gradient[select(i, at, GRADIENT_LAGS != 0u)] * step.clip;
-    let first = step.beta1 * m[at] + (1.0 - step.beta1) * g;
-    let second = step.beta2 * v[at] + (1.0 - step.beta2) * g * g;
-    m[at] = select(m[at], first, inside);
-    v[at] = select(v[at], second, inside);
-    let update = step.rate * first * step.correction1 / (sqrt(second * step.correction2) + step.epsilon);
+    let g = gradient[select(i, at, GRADIENT_LAGS != 0u)] * now.clip;
+    let before = m[at];
+    let spread = v[at];
+    let first = now.beta1 * before + (1.0 - now.beta1) * g;
+    let second = now.beta2 * spread + (1.0 - now.beta2) * g * g;
+    m[at] = select(before, first, inside);
+    v[at] = select(spread, second, inside);
+    let update = now.rate * first * now.correction1 / (sqrt(second * now.correction2) + now.epsilon);
     return select(w, w * shrink - update, inside);
 }
 
@@ -71,7 +76,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     let c = chunks[chunk];
     lag = c.w / 4u;
-    let shrink = select(1.0, 1.0 - step.decay, c.z != 0u);
+    now = step;
+    let shrink = select(1.0, 1.0 - now.decay, c.z != 0u);
     let end = c.x + c.y;
     for (var i = c.x / 4u + local.x; 4u * i < end; i += 64u) {
         advance(i, vec4(4u * i) + vec4(0u, 1u, 2u, 3u) < vec4(end), shrink);

@@ -1,17 +1,20 @@
 //! The host's copies for one receiving end of a link: what has arrived from its senders becomes a filled upload buffer.
 //!
-//! A rank orders what it will take, in that order. Large tensors are copied by a thread of the link's own as they arrive, while the
-//! rank records and its device works; small ones by the rank, when it takes them, and in a browser, which has one thread, all. An
-//! order waits for nothing that comes after it, so an end that runs ahead can hold up no other.
+//! A rank orders what it will take, in that order. Where it knows that long before (between stages, at the end of a step) and
+//! tensors are large, a thread of the link's own copies them as they arrive, while the rank records and its device works;
+//! else the rank copies when it takes them, and in a browser, which has one thread, always. An order waits for nothing that comes
+//! after it, so an end that runs ahead can hold up no other.
 
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_channel::mpsc;
 use futures_util::{FutureExt, StreamExt, stream};
 
 use super::link::{Combine, Filled, HostCopy, Message, Ring, closed, fill};
-use crate::error::Result;
+use crate::error::{Error, Result, said};
 use crate::gpu::Buffer;
 use crate::mesh::Wire;
 
@@ -55,7 +58,6 @@ pub(super) struct Order {
 
 /// What a rank can take: an upload buffer that its device may read.
 pub(super) struct Ready {
-    pub(super) tag: usize,
     pub(super) buffer: Buffer,
     pub(super) copy: HostCopy,
 }
@@ -80,15 +82,16 @@ impl Collector {
             groups.push(arrived);
         }
         let buffer = self.free.next().await?;
-        let copy = fill(&buffer, &groups, order)?;
+        // A thread that died would take its sources along, and whoever sends would be heard before the reason.
+        let filled = catch_unwind(AssertUnwindSafe(|| fill(&buffer, &groups, order)));
+        let died = |panic: Box<dyn Any + Send>| {
+            Error::failed("link", format!("its copy has died: {}; please report it", said(&*panic)))
+        };
+        let copy = filled.map_err(died)??;
         buffer.unmap();
-        Ok(Ready { tag: order.tag, buffer, copy })
+        Ok(Ready { buffer, copy })
     }
 }
-
-/// Bytes of a link's tensors from which on a thread copies them: fewer take less time than a thread to wake.
-#[cfg(not(target_arch = "wasm32"))]
-const LARGE: u64 = 2 << 20;
 
 #[cfg(not(target_arch = "wasm32"))]
 type Copies = stream::BoxStream<'static, Result<Ready>>;
@@ -102,20 +105,12 @@ pub(super) struct Courier {
     /// What has been looked for and found.
     found: Option<Result<Ready>>,
     #[cfg(not(target_arch = "wasm32"))]
-    _thread: Option<native::Thread>,
+    thread: Option<native::Thread>,
 }
 
 impl Courier {
-    /// For tensors of up to so many bytes.
-    ///
-    /// # Errors
-    ///
-    /// Where the system has no thread for it.
-    #[cfg_attr(
-        target_arch = "wasm32",
-        expect(unused_variables, reason = "whatever the size, nobody else is there")
-    )]
-    pub(super) fn new(collector: Collector, bytes: u64) -> Result<Courier> {
+    /// The rank itself, when it takes what it has ordered.
+    pub(super) fn new(collector: Collector) -> Courier {
         let (orders, inbox) = mpsc::unbounded();
         let next = |(mut collector, mut inbox): (Collector, mpsc::UnboundedReceiver<Order>)| async {
             let order = inbox.next().await?;
@@ -124,18 +119,24 @@ impl Courier {
         };
         let copies = stream::unfold((collector, inbox), next);
         #[cfg(target_arch = "wasm32")]
-        return Ok(Courier { orders, ready: copies.boxed_local(), found: None });
+        return Courier { orders, ready: copies.boxed_local(), found: None };
         #[cfg(not(target_arch = "wasm32"))]
-        {
-            let (_thread, ready) = match bytes < LARGE {
-                true => (None, copies.boxed()),
-                false => {
-                    let (thread, ready) = native::Thread::start(copies)?;
-                    (Some(thread), ready.boxed())
-                }
-            };
-            Ok(Courier { orders, ready, found: None, _thread })
+        Courier { orders, ready: copies.boxed(), found: None, thread: None }
+    }
+
+    /// From now on a thread.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has none.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn start(&mut self) -> Result<()> {
+        if self.thread.is_none() {
+            let copies = std::mem::replace(&mut self.ready, stream::empty().boxed());
+            let (thread, ready) = native::Thread::start(copies)?;
+            (self.thread, self.ready) = (Some(thread), ready.boxed());
         }
+        Ok(())
     }
 
     /// Takes an order.
@@ -161,14 +162,11 @@ impl Courier {
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
-    use std::panic::AssertUnwindSafe;
     use std::thread::JoinHandle;
 
-    use futures_util::future::AbortHandle;
-    use futures_util::{Stream, future};
+    use futures_util::future::{self, AbortHandle};
 
     use super::*;
-    use crate::error::{Error, said};
     use crate::pipeline::launch;
 
     /// The link's thread, at whose end nothing of the link is held any more.
@@ -179,24 +177,15 @@ mod native {
 
     impl Thread {
         /// Sends what is copied.
-        pub(super) fn start(
-            copies: impl Stream<Item = Result<Ready>> + Send + 'static,
-        ) -> Result<(Thread, mpsc::UnboundedReceiver<Result<Ready>>)> {
+        pub(super) fn start(copies: Copies) -> Result<(Thread, mpsc::UnboundedReceiver<Result<Ready>>)> {
             let (send, ready) = mpsc::unbounded();
-            let sent = send.clone();
             let serve = copies.for_each(move |ready| {
                 // A rank that is gone stops this thread.
-                let _ = sent.unbounded_send(ready);
+                let _ = send.unbounded_send(ready);
                 future::ready(())
             });
             let (serve, stop) = future::abortable(serve);
-            let serve = async move {
-                if let Err(panic) = AssertUnwindSafe(serve).catch_unwind().await {
-                    let what = format!("its thread has died: {}; please report it", said(&*panic));
-                    let _ = send.unbounded_send(Err(Error::failed("link", what)));
-                }
-            };
-            let handle = Some(launch::alone("link", serve)?);
+            let handle = Some(launch::alone("link", serve.map(|_| ()))?);
             Ok((Thread { stop, handle }, ready))
         }
     }
@@ -204,7 +193,6 @@ mod native {
     impl Drop for Thread {
         fn drop(&mut self) {
             self.stop.abort();
-            // Why it died, if it did, has been told.
             let _ = self.handle.take().map(JoinHandle::join);
         }
     }

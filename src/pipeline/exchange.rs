@@ -136,7 +136,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
             rank.exchange.gradients_out.push(out);
         }
         let Some((arrived, buckets, add)) = sums.clone() else { continue };
-        let (link, follows) = (incoming.remove(0), arrival > 0);
+        let (link, follows) = (incoming.remove(0).ahead()?, arrival > 0);
         let own = Other { rank: *owner, names: HashMap::new(), adds: true };
         let complete = complete(&ranks[*owner], stage, &shard.buckets, &own);
         let sum = Sum { stage, link, arrived, add, buckets, complete, follows, added: 0 };
@@ -151,7 +151,7 @@ pub(super) fn connect_shard(ranks: &mut [Rank], shard: &Shard) -> Result<()> {
             pieces(std::slice::from_ref(bucket), other, |name| weight(&rank.parameters, bucket, name))
         };
         let buckets = buckets.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
-        rank.exchange.weights_in.push(In { stage, link, buckets });
+        rank.exchange.weights_in.push(In { stage, link: link.ahead()?, buckets });
     }
     let own = Other { rank: *owner, names: HashMap::new(), adds: true };
     let rank = &mut ranks[*owner];

@@ -47,6 +47,8 @@ fn links(plan: &Plan, devices: &[Device]) -> Result<Vec<Hop>> {
                     true => connect(&devices[sender], &devices[receiver], bytes, slots, plan.wire(number))?,
                     false => connect_local(&devices[sender], bytes, slots)?,
                 };
+                // A text's next token is ordered when it is wanted.
+                let inward = if plan.setup.purpose.trains() { inward.ahead()? } else { inward };
                 let [from, to] = [(from, sender), (to, receiver)].map(|(of, rank)| Replica { rank, ..of });
                 links.push(Hop { number, kind, from, to, out, inward });
             }

@@ -25,6 +25,10 @@ use crate::gpu::{Buffer, Device, Mapping, Range, Recorder, now};
 use crate::mesh::Wire;
 use crate::timeline::What;
 
+/// Bytes of a link's largest tensor from which on a thread may copy: fewer take less time than a thread to wake.
+#[cfg(not(target_arch = "wasm32"))]
+const LARGE: u64 = 2 << 20;
+
 /// The free buffers of one end.
 pub(super) struct Ring {
     free: mpsc::UnboundedReceiver<Buffer>,
@@ -98,6 +102,9 @@ enum Arrival {
 }
 
 struct Staged {
+    /// Bytes of the largest tensor, as it travels.
+    #[cfg(not(target_arch = "wasm32"))]
+    bytes: u64,
     courier: Courier,
     /// What was ordered and has not been taken, in order.
     ordered: VecDeque<usize>,
@@ -185,8 +192,15 @@ pub fn connect_all(
             let _ = writable.unbounded_send(device.staging("link upload", travelling, Mapping::Write)?);
         }
         let narrow = Narrow::new(device, wire, bytes, false)?;
-        let courier = Courier::new(Collector { groups, free: Ring::new(free) }, travelling)?;
-        let staged = Staged { courier, ordered: VecDeque::new(), narrow, writable };
+        let courier = Courier::new(Collector { groups, free: Ring::new(free) });
+        let staged = Staged {
+            #[cfg(not(target_arch = "wasm32"))]
+            bytes: travelling,
+            courier,
+            ordered: VecDeque::new(),
+            narrow,
+            writable,
+        };
         incoming.push(Incoming(Arrival::Staged(Box::new(staged))));
     }
     Ok((outgoing, incoming))
@@ -335,8 +349,23 @@ pub(super) fn fill(buffer: &Buffer, groups: &[Vec<Arc<Filled>>], order: &Order) 
 }
 
 impl Incoming {
-    /// Orders tensor number `tag` of so many bytes, which is to be taken after all that were ordered before: the host's copy is
-    /// then made as soon as it arrives. What is not ordered is copied when it is taken.
+    /// Lets a thread copy what is ordered as soon as it arrives, if there are threads and tensors are large.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no thread for it.
+    pub fn ahead(self) -> Result<Incoming> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Incoming(Arrival::Staged(mut staged)) = self {
+            if staged.bytes >= LARGE {
+                staged.courier.start()?;
+            }
+            return Ok(Incoming(Arrival::Staged(staged)));
+        }
+        Ok(self)
+    }
+
+    /// Orders tensor number `tag` of so many bytes, which is to be taken after all that were ordered before.
     pub fn order(&mut self, tag: usize, bytes: u64, combine: Combine, exact: bool) {
         if let Arrival::Staged(staged) = &mut self.0 {
             let wire = if exact || staged.narrow.is_none() { Wire::F32 } else { Wire::BF16 };
@@ -353,7 +382,8 @@ impl Incoming {
         }
     }
 
-    /// Waits for tensor number `tag` and records its copy into `to`; says when the host copied it, if it did.
+    /// Waits for tensor number `tag` and records its copy into `to`; says when the host copied it, if it did. It is the next that
+    /// was ordered, or the only one that is not.
     pub async fn record(
         &mut self,
         recorder: &mut Recorder<'_>,
@@ -390,12 +420,14 @@ impl Incoming {
                 return Ok((Recorded(After::Nothing), None));
             }
         };
-        let ready = staged.courier.next().await?;
-        staged.ordered.pop_front();
-        if ready.tag != tag {
-            let message = format!("tensor {} came where {tag} was to be taken; please report it", ready.tag);
-            return Err(Error::failed("link", message));
+        match staged.ordered.pop_front() {
+            Some(next) if next != tag => {
+                let message = format!("tensor {tag} is to be taken before {next}; please report it");
+                return Err(Error::failed("link", message));
+            }
+            _ => {}
         }
+        let ready = staged.courier.next().await?;
         match staged.narrow.as_ref().filter(|_| !exact) {
             None => copy(recorder, &ready.buffer),
             Some(narrow) => {
