@@ -1,9 +1,8 @@
 // matmul_subgroup: C(M,N) = epilogue(A · B), A and B read as LAYOUT says. For software adapters, where a load costs as
 // much as many multiplications and a barrier costs a context switch: no workgroup memory. The invocations of a
-// workgroup share 16 rows of C and own 4 columns each, 16x4 sums. For four of K at a time, each of SPREAD lanes of a
-// subgroup loads some rows of A (or, for TN, some columns of a row of K), and the others take them by broadcast: the more lanes
-// do, the fewer loads there are for the same products.
-// Grid: (ceil(N/(4*LANES)), ceil(M/16), 1). LANES is a multiple of the subgroup size, which is at least SPREAD.
+// workgroup share 8 rows of C and own 8 columns each, 8x8 sums in registers. For four of K at a time, lane l of a
+// subgroup loads rows l%4 and l%4 + 4 of A (or, for TN, row l%4 of K), and the others take them by broadcast.
+// Grid: (ceil(N/(8*LANES)), ceil(M/8), 1). LANES is a multiple of the subgroup size, which is at least 4.
 // Variants: header of `matmul` for any shape.
 // Header "multiples of 4": M, N and K all are, so four neighbours in a row are one load. Indices are clamped into the
 // matrix, so what lies outside repeats its edge and the caller masks it.
@@ -88,12 +87,6 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
 }
 
 override LANES: u32 = 8u;
-override SPREAD: u32 = 4u; // 4 or 8
-
-// The next four of K, in order.
-fn add(a: vec4<f32>, b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
-    return fma(vec4(a.w), b3, fma(vec4(a.z), b2, fma(vec4(a.y), b1, fma(vec4(a.x), b0, sum))));
-}
 
 @compute @workgroup_size(LANES, 1, 1)
 fn main(
@@ -101,240 +94,296 @@ fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let row = group.y * 16u;
-    let column = (group.x * LANES + local.x) * 4u;
-    let mine = lane & (SPREAD - 1u);
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
-    var sum4 = vec4<f32>();
-    var sum5 = vec4<f32>();
-    var sum6 = vec4<f32>();
-    var sum7 = vec4<f32>();
-    var sum8 = vec4<f32>();
-    var sum9 = vec4<f32>();
-    var sum10 = vec4<f32>();
-    var sum11 = vec4<f32>();
-    var sum12 = vec4<f32>();
-    var sum13 = vec4<f32>();
-    var sum14 = vec4<f32>();
-    var sum15 = vec4<f32>();
+    let row = group.y * 8u;
+    let column = (group.x * LANES + local.x) * 8u;
+    let mine = lane & 3u;
+    var sum0l = vec4<f32>();
+    var sum0r = vec4<f32>();
+    var sum1l = vec4<f32>();
+    var sum1r = vec4<f32>();
+    var sum2l = vec4<f32>();
+    var sum2r = vec4<f32>();
+    var sum3l = vec4<f32>();
+    var sum3r = vec4<f32>();
+    var sum4l = vec4<f32>();
+    var sum4r = vec4<f32>();
+    var sum5l = vec4<f32>();
+    var sum5r = vec4<f32>();
+    var sum6l = vec4<f32>();
+    var sum6r = vec4<f32>();
+    var sum7l = vec4<f32>();
+    var sum7r = vec4<f32>();
     for (var k = 0u; k < p.k; k += 4u) {
-        // What this lane loads of A: four of K of rows mine, mine + SPREAD, …; for TN four neighbours of row k + mine % 4,
-        // from column 8*(mine/4) on.
-        var a0: vec4<f32>;
-        var a1: vec4<f32>;
-        var a2: vec4<f32>;
-        var a3: vec4<f32>;
+        var low: vec4<f32>;  // rows 0-3 of A
+        var high: vec4<f32>; // rows 4-7 of A
         if LAYOUT == 2u {
-            let first = row + mine / 4u * 8u;
-            a0 = load_a(k + mine % 4u, first, p.k, p.m);
-            a1 = load_a(k + mine % 4u, first + 4u, p.k, p.m);
-            if SPREAD == 4u {
-                a2 = load_a(k + mine, row + 8u, p.k, p.m);
-                a3 = load_a(k + mine, row + 12u, p.k, p.m);
-            }
-            if !EXACT && k + mine % 4u >= p.k {
-                a0 = vec4<f32>();
-                a1 = vec4<f32>();
-                a2 = vec4<f32>();
-                a3 = vec4<f32>();
+            low = load_a(k + mine, row, p.k, p.m);
+            high = load_a(k + mine, row + 4u, p.k, p.m);
+            if !EXACT && k + mine >= p.k {
+                low = vec4<f32>();
+                high = vec4<f32>();
             }
         } else {
-            a0 = load_a(row + mine, k, p.m, p.k);
-            a1 = load_a(row + mine + SPREAD, k, p.m, p.k);
-            if SPREAD == 4u {
-                a2 = load_a(row + mine + 8u, k, p.m, p.k);
-                a3 = load_a(row + mine + 12u, k, p.m, p.k);
-            }
+            low = load_a(row + mine, k, p.m, p.k);
+            high = load_a(row + mine + 4u, k, p.m, p.k);
             if !EXACT {
                 let valid = vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k);
-                a0 = select(vec4<f32>(), a0, valid);
-                a1 = select(vec4<f32>(), a1, valid);
-                a2 = select(vec4<f32>(), a2, valid);
-                a3 = select(vec4<f32>(), a3, valid);
+                low = select(vec4<f32>(), low, valid);
+                high = select(vec4<f32>(), high, valid);
             }
         }
-        var b0: vec4<f32>;
-        var b1: vec4<f32>;
-        var b2: vec4<f32>;
-        var b3: vec4<f32>;
+        var b0l: vec4<f32>;
+        var b0r: vec4<f32>;
+        var b1l: vec4<f32>;
+        var b1r: vec4<f32>;
+        var b2l: vec4<f32>;
+        var b2r: vec4<f32>;
+        var b3l: vec4<f32>;
+        var b3r: vec4<f32>;
         if LAYOUT == 1u {
             let t0 = load_b(column + 0u, k, p.n, p.k);
             let t1 = load_b(column + 1u, k, p.n, p.k);
             let t2 = load_b(column + 2u, k, p.n, p.k);
             let t3 = load_b(column + 3u, k, p.n, p.k);
-            b0 = vec4(t0.x, t1.x, t2.x, t3.x);
-            b1 = vec4(t0.y, t1.y, t2.y, t3.y);
-            b2 = vec4(t0.z, t1.z, t2.z, t3.z);
-            b3 = vec4(t0.w, t1.w, t2.w, t3.w);
+            let t4 = load_b(column + 4u, k, p.n, p.k);
+            let t5 = load_b(column + 5u, k, p.n, p.k);
+            let t6 = load_b(column + 6u, k, p.n, p.k);
+            let t7 = load_b(column + 7u, k, p.n, p.k);
+            b0l = vec4(t0.x, t1.x, t2.x, t3.x);
+            b0r = vec4(t4.x, t5.x, t6.x, t7.x);
+            b1l = vec4(t0.y, t1.y, t2.y, t3.y);
+            b1r = vec4(t4.y, t5.y, t6.y, t7.y);
+            b2l = vec4(t0.z, t1.z, t2.z, t3.z);
+            b2r = vec4(t4.z, t5.z, t6.z, t7.z);
+            b3l = vec4(t0.w, t1.w, t2.w, t3.w);
+            b3r = vec4(t4.w, t5.w, t6.w, t7.w);
         } else {
-            b0 = load_b(k + 0u, column, p.k, p.n);
-            b1 = load_b(k + 1u, column, p.k, p.n);
-            b2 = load_b(k + 2u, column, p.k, p.n);
-            b3 = load_b(k + 3u, column, p.k, p.n);
+            b0l = load_b(k + 0u, column, p.k, p.n);
+            b0r = load_b(k + 0u, column + 4u, p.k, p.n);
+            b1l = load_b(k + 1u, column, p.k, p.n);
+            b1r = load_b(k + 1u, column + 4u, p.k, p.n);
+            b2l = load_b(k + 2u, column, p.k, p.n);
+            b2r = load_b(k + 2u, column + 4u, p.k, p.n);
+            b3l = load_b(k + 3u, column, p.k, p.n);
+            b3r = load_b(k + 3u, column + 4u, p.k, p.n);
         }
-        // Four of K of each row of A.
-        var r0: vec4<f32>;
-        var r1: vec4<f32>;
-        var r2: vec4<f32>;
-        var r3: vec4<f32>;
-        var r4: vec4<f32>;
-        var r5: vec4<f32>;
-        var r6: vec4<f32>;
-        var r7: vec4<f32>;
-        var r8: vec4<f32>;
-        var r9: vec4<f32>;
-        var r10: vec4<f32>;
-        var r11: vec4<f32>;
-        var r12: vec4<f32>;
-        var r13: vec4<f32>;
-        var r14: vec4<f32>;
-        var r15: vec4<f32>;
         if LAYOUT == 2u {
-            if SPREAD == 8u {
-                let x00 = subgroupBroadcast(a0, 0u);
-                let x01 = subgroupBroadcast(a0, 1u);
-                let x02 = subgroupBroadcast(a0, 2u);
-                let x03 = subgroupBroadcast(a0, 3u);
-                r0 = vec4(x00.x, x01.x, x02.x, x03.x);
-                r1 = vec4(x00.y, x01.y, x02.y, x03.y);
-                r2 = vec4(x00.z, x01.z, x02.z, x03.z);
-                r3 = vec4(x00.w, x01.w, x02.w, x03.w);
-                let x10 = subgroupBroadcast(a1, 0u);
-                let x11 = subgroupBroadcast(a1, 1u);
-                let x12 = subgroupBroadcast(a1, 2u);
-                let x13 = subgroupBroadcast(a1, 3u);
-                r4 = vec4(x10.x, x11.x, x12.x, x13.x);
-                r5 = vec4(x10.y, x11.y, x12.y, x13.y);
-                r6 = vec4(x10.z, x11.z, x12.z, x13.z);
-                r7 = vec4(x10.w, x11.w, x12.w, x13.w);
-                let x20 = subgroupBroadcast(a0, 4u);
-                let x21 = subgroupBroadcast(a0, 5u);
-                let x22 = subgroupBroadcast(a0, 6u);
-                let x23 = subgroupBroadcast(a0, 7u);
-                r8 = vec4(x20.x, x21.x, x22.x, x23.x);
-                r9 = vec4(x20.y, x21.y, x22.y, x23.y);
-                r10 = vec4(x20.z, x21.z, x22.z, x23.z);
-                r11 = vec4(x20.w, x21.w, x22.w, x23.w);
-                let x30 = subgroupBroadcast(a1, 4u);
-                let x31 = subgroupBroadcast(a1, 5u);
-                let x32 = subgroupBroadcast(a1, 6u);
-                let x33 = subgroupBroadcast(a1, 7u);
-                r12 = vec4(x30.x, x31.x, x32.x, x33.x);
-                r13 = vec4(x30.y, x31.y, x32.y, x33.y);
-                r14 = vec4(x30.z, x31.z, x32.z, x33.z);
-                r15 = vec4(x30.w, x31.w, x32.w, x33.w);
-            } else {
-                let x00 = subgroupBroadcast(a0, 0u);
-                let x01 = subgroupBroadcast(a0, 1u);
-                let x02 = subgroupBroadcast(a0, 2u);
-                let x03 = subgroupBroadcast(a0, 3u);
-                r0 = vec4(x00.x, x01.x, x02.x, x03.x);
-                r1 = vec4(x00.y, x01.y, x02.y, x03.y);
-                r2 = vec4(x00.z, x01.z, x02.z, x03.z);
-                r3 = vec4(x00.w, x01.w, x02.w, x03.w);
-                let x10 = subgroupBroadcast(a1, 0u);
-                let x11 = subgroupBroadcast(a1, 1u);
-                let x12 = subgroupBroadcast(a1, 2u);
-                let x13 = subgroupBroadcast(a1, 3u);
-                r4 = vec4(x10.x, x11.x, x12.x, x13.x);
-                r5 = vec4(x10.y, x11.y, x12.y, x13.y);
-                r6 = vec4(x10.z, x11.z, x12.z, x13.z);
-                r7 = vec4(x10.w, x11.w, x12.w, x13.w);
-                let x20 = subgroupBroadcast(a2, 0u);
-                let x21 = subgroupBroadcast(a2, 1u);
-                let x22 = subgroupBroadcast(a2, 2u);
-                let x23 = subgroupBroadcast(a2, 3u);
-                r8 = vec4(x20.x, x21.x, x22.x, x23.x);
-                r9 = vec4(x20.y, x21.y, x22.y, x23.y);
-                r10 = vec4(x20.z, x21.z, x22.z, x23.z);
-                r11 = vec4(x20.w, x21.w, x22.w, x23.w);
-                let x30 = subgroupBroadcast(a3, 0u);
-                let x31 = subgroupBroadcast(a3, 1u);
-                let x32 = subgroupBroadcast(a3, 2u);
-                let x33 = subgroupBroadcast(a3, 3u);
-                r12 = vec4(x30.x, x31.x, x32.x, x33.x);
-                r13 = vec4(x30.y, x31.y, x32.y, x33.y);
-                r14 = vec4(x30.z, x31.z, x32.z, x33.z);
-                r15 = vec4(x30.w, x31.w, x32.w, x33.w);
-            }
+            let a00 = vec4(subgroupBroadcast(low.x, 0u));
+            sum0l = fma(a00, b0l, sum0l);
+            sum0r = fma(a00, b0r, sum0r);
+            let a01 = vec4(subgroupBroadcast(low.y, 0u));
+            sum1l = fma(a01, b0l, sum1l);
+            sum1r = fma(a01, b0r, sum1r);
+            let a02 = vec4(subgroupBroadcast(low.z, 0u));
+            sum2l = fma(a02, b0l, sum2l);
+            sum2r = fma(a02, b0r, sum2r);
+            let a03 = vec4(subgroupBroadcast(low.w, 0u));
+            sum3l = fma(a03, b0l, sum3l);
+            sum3r = fma(a03, b0r, sum3r);
+            let a04 = vec4(subgroupBroadcast(high.x, 0u));
+            sum4l = fma(a04, b0l, sum4l);
+            sum4r = fma(a04, b0r, sum4r);
+            let a05 = vec4(subgroupBroadcast(high.y, 0u));
+            sum5l = fma(a05, b0l, sum5l);
+            sum5r = fma(a05, b0r, sum5r);
+            let a06 = vec4(subgroupBroadcast(high.z, 0u));
+            sum6l = fma(a06, b0l, sum6l);
+            sum6r = fma(a06, b0r, sum6r);
+            let a07 = vec4(subgroupBroadcast(high.w, 0u));
+            sum7l = fma(a07, b0l, sum7l);
+            sum7r = fma(a07, b0r, sum7r);
+            let a10 = vec4(subgroupBroadcast(low.x, 1u));
+            sum0l = fma(a10, b1l, sum0l);
+            sum0r = fma(a10, b1r, sum0r);
+            let a11 = vec4(subgroupBroadcast(low.y, 1u));
+            sum1l = fma(a11, b1l, sum1l);
+            sum1r = fma(a11, b1r, sum1r);
+            let a12 = vec4(subgroupBroadcast(low.z, 1u));
+            sum2l = fma(a12, b1l, sum2l);
+            sum2r = fma(a12, b1r, sum2r);
+            let a13 = vec4(subgroupBroadcast(low.w, 1u));
+            sum3l = fma(a13, b1l, sum3l);
+            sum3r = fma(a13, b1r, sum3r);
+            let a14 = vec4(subgroupBroadcast(high.x, 1u));
+            sum4l = fma(a14, b1l, sum4l);
+            sum4r = fma(a14, b1r, sum4r);
+            let a15 = vec4(subgroupBroadcast(high.y, 1u));
+            sum5l = fma(a15, b1l, sum5l);
+            sum5r = fma(a15, b1r, sum5r);
+            let a16 = vec4(subgroupBroadcast(high.z, 1u));
+            sum6l = fma(a16, b1l, sum6l);
+            sum6r = fma(a16, b1r, sum6r);
+            let a17 = vec4(subgroupBroadcast(high.w, 1u));
+            sum7l = fma(a17, b1l, sum7l);
+            sum7r = fma(a17, b1r, sum7r);
+            let a20 = vec4(subgroupBroadcast(low.x, 2u));
+            sum0l = fma(a20, b2l, sum0l);
+            sum0r = fma(a20, b2r, sum0r);
+            let a21 = vec4(subgroupBroadcast(low.y, 2u));
+            sum1l = fma(a21, b2l, sum1l);
+            sum1r = fma(a21, b2r, sum1r);
+            let a22 = vec4(subgroupBroadcast(low.z, 2u));
+            sum2l = fma(a22, b2l, sum2l);
+            sum2r = fma(a22, b2r, sum2r);
+            let a23 = vec4(subgroupBroadcast(low.w, 2u));
+            sum3l = fma(a23, b2l, sum3l);
+            sum3r = fma(a23, b2r, sum3r);
+            let a24 = vec4(subgroupBroadcast(high.x, 2u));
+            sum4l = fma(a24, b2l, sum4l);
+            sum4r = fma(a24, b2r, sum4r);
+            let a25 = vec4(subgroupBroadcast(high.y, 2u));
+            sum5l = fma(a25, b2l, sum5l);
+            sum5r = fma(a25, b2r, sum5r);
+            let a26 = vec4(subgroupBroadcast(high.z, 2u));
+            sum6l = fma(a26, b2l, sum6l);
+            sum6r = fma(a26, b2r, sum6r);
+            let a27 = vec4(subgroupBroadcast(high.w, 2u));
+            sum7l = fma(a27, b2l, sum7l);
+            sum7r = fma(a27, b2r, sum7r);
+            let a30 = vec4(subgroupBroadcast(low.x, 3u));
+            sum0l = fma(a30, b3l, sum0l);
+            sum0r = fma(a30, b3r, sum0r);
+            let a31 = vec4(subgroupBroadcast(low.y, 3u));
+            sum1l = fma(a31, b3l, sum1l);
+            sum1r = fma(a31, b3r, sum1r);
+            let a32 = vec4(subgroupBroadcast(low.z, 3u));
+            sum2l = fma(a32, b3l, sum2l);
+            sum2r = fma(a32, b3r, sum2r);
+            let a33 = vec4(subgroupBroadcast(low.w, 3u));
+            sum3l = fma(a33, b3l, sum3l);
+            sum3r = fma(a33, b3r, sum3r);
+            let a34 = vec4(subgroupBroadcast(high.x, 3u));
+            sum4l = fma(a34, b3l, sum4l);
+            sum4r = fma(a34, b3r, sum4r);
+            let a35 = vec4(subgroupBroadcast(high.y, 3u));
+            sum5l = fma(a35, b3l, sum5l);
+            sum5r = fma(a35, b3r, sum5r);
+            let a36 = vec4(subgroupBroadcast(high.z, 3u));
+            sum6l = fma(a36, b3l, sum6l);
+            sum6r = fma(a36, b3r, sum6r);
+            let a37 = vec4(subgroupBroadcast(high.w, 3u));
+            sum7l = fma(a37, b3l, sum7l);
+            sum7r = fma(a37, b3r, sum7r);
         } else {
-            if SPREAD == 8u {
-                r0 = subgroupBroadcast(a0, 0u);
-                r1 = subgroupBroadcast(a0, 1u);
-                r2 = subgroupBroadcast(a0, 2u);
-                r3 = subgroupBroadcast(a0, 3u);
-                r4 = subgroupBroadcast(a0, 4u);
-                r5 = subgroupBroadcast(a0, 5u);
-                r6 = subgroupBroadcast(a0, 6u);
-                r7 = subgroupBroadcast(a0, 7u);
-                r8 = subgroupBroadcast(a1, 0u);
-                r9 = subgroupBroadcast(a1, 1u);
-                r10 = subgroupBroadcast(a1, 2u);
-                r11 = subgroupBroadcast(a1, 3u);
-                r12 = subgroupBroadcast(a1, 4u);
-                r13 = subgroupBroadcast(a1, 5u);
-                r14 = subgroupBroadcast(a1, 6u);
-                r15 = subgroupBroadcast(a1, 7u);
-            } else {
-                r0 = subgroupBroadcast(a0, 0u);
-                r1 = subgroupBroadcast(a0, 1u);
-                r2 = subgroupBroadcast(a0, 2u);
-                r3 = subgroupBroadcast(a0, 3u);
-                r4 = subgroupBroadcast(a1, 0u);
-                r5 = subgroupBroadcast(a1, 1u);
-                r6 = subgroupBroadcast(a1, 2u);
-                r7 = subgroupBroadcast(a1, 3u);
-                r8 = subgroupBroadcast(a2, 0u);
-                r9 = subgroupBroadcast(a2, 1u);
-                r10 = subgroupBroadcast(a2, 2u);
-                r11 = subgroupBroadcast(a2, 3u);
-                r12 = subgroupBroadcast(a3, 0u);
-                r13 = subgroupBroadcast(a3, 1u);
-                r14 = subgroupBroadcast(a3, 2u);
-                r15 = subgroupBroadcast(a3, 3u);
-            }
+            let a00 = vec4(subgroupBroadcast(low.x, 0u));
+            sum0l = fma(a00, b0l, sum0l);
+            sum0r = fma(a00, b0r, sum0r);
+            let a01 = vec4(subgroupBroadcast(low.x, 1u));
+            sum1l = fma(a01, b0l, sum1l);
+            sum1r = fma(a01, b0r, sum1r);
+            let a02 = vec4(subgroupBroadcast(low.x, 2u));
+            sum2l = fma(a02, b0l, sum2l);
+            sum2r = fma(a02, b0r, sum2r);
+            let a03 = vec4(subgroupBroadcast(low.x, 3u));
+            sum3l = fma(a03, b0l, sum3l);
+            sum3r = fma(a03, b0r, sum3r);
+            let a04 = vec4(subgroupBroadcast(high.x, 0u));
+            sum4l = fma(a04, b0l, sum4l);
+            sum4r = fma(a04, b0r, sum4r);
+            let a05 = vec4(subgroupBroadcast(high.x, 1u));
+            sum5l = fma(a05, b0l, sum5l);
+            sum5r = fma(a05, b0r, sum5r);
+            let a06 = vec4(subgroupBroadcast(high.x, 2u));
+            sum6l = fma(a06, b0l, sum6l);
+            sum6r = fma(a06, b0r, sum6r);
+            let a07 = vec4(subgroupBroadcast(high.x, 3u));
+            sum7l = fma(a07, b0l, sum7l);
+            sum7r = fma(a07, b0r, sum7r);
+            let a10 = vec4(subgroupBroadcast(low.y, 0u));
+            sum0l = fma(a10, b1l, sum0l);
+            sum0r = fma(a10, b1r, sum0r);
+            let a11 = vec4(subgroupBroadcast(low.y, 1u));
+            sum1l = fma(a11, b1l, sum1l);
+            sum1r = fma(a11, b1r, sum1r);
+            let a12 = vec4(subgroupBroadcast(low.y, 2u));
+            sum2l = fma(a12, b1l, sum2l);
+            sum2r = fma(a12, b1r, sum2r);
+            let a13 = vec4(subgroupBroadcast(low.y, 3u));
+            sum3l = fma(a13, b1l, sum3l);
+            sum3r = fma(a13, b1r, sum3r);
+            let a14 = vec4(subgroupBroadcast(high.y, 0u));
+            sum4l = fma(a14, b1l, sum4l);
+            sum4r = fma(a14, b1r, sum4r);
+            let a15 = vec4(subgroupBroadcast(high.y, 1u));
+            sum5l = fma(a15, b1l, sum5l);
+            sum5r = fma(a15, b1r, sum5r);
+            let a16 = vec4(subgroupBroadcast(high.y, 2u));
+            sum6l = fma(a16, b1l, sum6l);
+            sum6r = fma(a16, b1r, sum6r);
+            let a17 = vec4(subgroupBroadcast(high.y, 3u));
+            sum7l = fma(a17, b1l, sum7l);
+            sum7r = fma(a17, b1r, sum7r);
+            let a20 = vec4(subgroupBroadcast(low.z, 0u));
+            sum0l = fma(a20, b2l, sum0l);
+            sum0r = fma(a20, b2r, sum0r);
+            let a21 = vec4(subgroupBroadcast(low.z, 1u));
+            sum1l = fma(a21, b2l, sum1l);
+            sum1r = fma(a21, b2r, sum1r);
+            let a22 = vec4(subgroupBroadcast(low.z, 2u));
+            sum2l = fma(a22, b2l, sum2l);
+            sum2r = fma(a22, b2r, sum2r);
+            let a23 = vec4(subgroupBroadcast(low.z, 3u));
+            sum3l = fma(a23, b2l, sum3l);
+            sum3r = fma(a23, b2r, sum3r);
+            let a24 = vec4(subgroupBroadcast(high.z, 0u));
+            sum4l = fma(a24, b2l, sum4l);
+            sum4r = fma(a24, b2r, sum4r);
+            let a25 = vec4(subgroupBroadcast(high.z, 1u));
+            sum5l = fma(a25, b2l, sum5l);
+            sum5r = fma(a25, b2r, sum5r);
+            let a26 = vec4(subgroupBroadcast(high.z, 2u));
+            sum6l = fma(a26, b2l, sum6l);
+            sum6r = fma(a26, b2r, sum6r);
+            let a27 = vec4(subgroupBroadcast(high.z, 3u));
+            sum7l = fma(a27, b2l, sum7l);
+            sum7r = fma(a27, b2r, sum7r);
+            let a30 = vec4(subgroupBroadcast(low.w, 0u));
+            sum0l = fma(a30, b3l, sum0l);
+            sum0r = fma(a30, b3r, sum0r);
+            let a31 = vec4(subgroupBroadcast(low.w, 1u));
+            sum1l = fma(a31, b3l, sum1l);
+            sum1r = fma(a31, b3r, sum1r);
+            let a32 = vec4(subgroupBroadcast(low.w, 2u));
+            sum2l = fma(a32, b3l, sum2l);
+            sum2r = fma(a32, b3r, sum2r);
+            let a33 = vec4(subgroupBroadcast(low.w, 3u));
+            sum3l = fma(a33, b3l, sum3l);
+            sum3r = fma(a33, b3r, sum3r);
+            let a34 = vec4(subgroupBroadcast(high.w, 0u));
+            sum4l = fma(a34, b3l, sum4l);
+            sum4r = fma(a34, b3r, sum4r);
+            let a35 = vec4(subgroupBroadcast(high.w, 1u));
+            sum5l = fma(a35, b3l, sum5l);
+            sum5r = fma(a35, b3r, sum5r);
+            let a36 = vec4(subgroupBroadcast(high.w, 2u));
+            sum6l = fma(a36, b3l, sum6l);
+            sum6r = fma(a36, b3r, sum6r);
+            let a37 = vec4(subgroupBroadcast(high.w, 3u));
+            sum7l = fma(a37, b3l, sum7l);
+            sum7r = fma(a37, b3r, sum7r);
         }
-        sum0 = add(r0, b0, b1, b2, b3, sum0);
-        sum1 = add(r1, b0, b1, b2, b3, sum1);
-        sum2 = add(r2, b0, b1, b2, b3, sum2);
-        sum3 = add(r3, b0, b1, b2, b3, sum3);
-        sum4 = add(r4, b0, b1, b2, b3, sum4);
-        sum5 = add(r5, b0, b1, b2, b3, sum5);
-        sum6 = add(r6, b0, b1, b2, b3, sum6);
-        sum7 = add(r7, b0, b1, b2, b3, sum7);
-        sum8 = add(r8, b0, b1, b2, b3, sum8);
-        sum9 = add(r9, b0, b1, b2, b3, sum9);
-        sum10 = add(r10, b0, b1, b2, b3, sum10);
-        sum11 = add(r11, b0, b1, b2, b3, sum11);
-        sum12 = add(r12, b0, b1, b2, b3, sum12);
-        sum13 = add(r13, b0, b1, b2, b3, sum13);
-        sum14 = add(r14, b0, b1, b2, b3, sum14);
-        sum15 = add(r15, b0, b1, b2, b3, sum15);
     }
     // Through an array, so that the epilogue is one piece of code in a loop: unrolled, it takes drivers longer to
     // compile than all the rest.
     var tile: array<vec4<f32>, 16>;
-    tile[0] = sum0;
-    tile[1] = sum1;
-    tile[2] = sum2;
-    tile[3] = sum3;
-    tile[4] = sum4;
-    tile[5] = sum5;
-    tile[6] = sum6;
-    tile[7] = sum7;
-    tile[8] = sum8;
-    tile[9] = sum9;
-    tile[10] = sum10;
-    tile[11] = sum11;
-    tile[12] = sum12;
-    tile[13] = sum13;
-    tile[14] = sum14;
-    tile[15] = sum15;
-    let end = min(row + 16u, p.m);
-    for (var at = row; at < end; at++) {
-        finish(at, column, tile[at - row]);
+    tile[0] = sum0l;
+    tile[1] = sum0r;
+    tile[2] = sum1l;
+    tile[3] = sum1r;
+    tile[4] = sum2l;
+    tile[5] = sum2r;
+    tile[6] = sum3l;
+    tile[7] = sum3r;
+    tile[8] = sum4l;
+    tile[9] = sum4r;
+    tile[10] = sum5l;
+    tile[11] = sum5r;
+    tile[12] = sum6l;
+    tile[13] = sum6r;
+    tile[14] = sum7l;
+    tile[15] = sum7r;
+    let count = 2u * min(8u, p.m - row);
+    for (var i = 0u; i < count; i++) {
+        finish(row + i / 2u, column + (i % 2u) * 4u, tile[i]);
     }
 }

@@ -41,6 +41,7 @@ kernels![
     "matmul_rows",
     "matmul_rows_subgroup",
     "matmul_subgroup",
+    "matmul_subgroup_wide",
     "pack",
     "rmsnorm",
     "rmsnorm_backward",

@@ -51,7 +51,7 @@ fn header_of(kernel: &str) -> String {
 /// Rows or columns of C that are too few for square tiles.
 const THIN: usize = 16;
 
-/// Rows up to which reading B is most of the work. On a CPU `matmul_subgroup` does 16 rows in little more time.
+/// Rows up to which reading B is most of the work. On a CPU the tiles do 8 rows in little more time.
 const FEW: usize = 16;
 const FEW_ON_CPU: usize = 4;
 
@@ -103,11 +103,13 @@ pub(super) fn matmul(l: &Lowering, layout: Layout, epilogue: Epilogue) -> Lowere
     let header = if f16 { &headers.rounded } else { &headers.full };
     // Workgroup memory pays on a GPU; on a CPU every barrier is a context switch and every load a gather.
     if let Some(lanes) = lanes {
-        let spread = if l.capabilities.subgroup.is_some_and(|size| size >= 8) { 8 } else { 4 };
-        constants.extend([("LANES", lanes), ("SPREAD", spread)]);
-        let groups = [n.div_ceil(4 * lanes as usize) as u32, m.div_ceil(16) as u32, 1];
+        constants.push(("LANES", lanes));
+        let wide = m > 8 && l.capabilities.subgroup.is_some_and(|size| size >= 8);
+        let (name, [rows, columns]) =
+            if wide { ("matmul_subgroup_wide", [16, 4]) } else { ("matmul_subgroup", [8, 8]) };
+        let groups = [n.div_ceil(columns * lanes as usize) as u32, m.div_ceil(rows) as u32, 1];
         let words = parameters([m, n, k, (code + 8 * accumulate) as usize], f16);
-        let mut launch = l.launch("matmul_subgroup", constants, operands, words, groups);
+        let mut launch = l.launch(name, constants, operands, words, groups);
         launch.key.specialisation.header = Some(header.as_str());
         launch.scaled = f16;
         return Lowered::one(launch);
