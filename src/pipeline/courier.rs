@@ -124,13 +124,13 @@ impl Courier {
         Courier { orders, ready: copies.boxed(), found: None, thread: None }
     }
 
-    /// From now on a thread.
+    /// From now on a thread, where there are any.
     ///
     /// # Errors
     ///
-    /// Where the system has none.
-    #[cfg(not(target_arch = "wasm32"))]
+    /// Where the system has none left.
     pub(super) fn start(&mut self) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
         if self.thread.is_none() {
             let copies = std::mem::replace(&mut self.ready, stream::empty().boxed());
             let (thread, ready) = native::Thread::start(copies)?;

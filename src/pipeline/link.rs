@@ -26,7 +26,6 @@ use crate::mesh::Wire;
 use crate::timeline::What;
 
 /// Bytes of a link's largest tensor from which on a thread may copy: fewer take less time than a thread to wake.
-#[cfg(not(target_arch = "wasm32"))]
 const LARGE: u64 = 2 << 20;
 
 /// The free buffers of one end.
@@ -103,7 +102,6 @@ enum Arrival {
 
 struct Staged {
     /// Bytes of the largest tensor, as it travels.
-    #[cfg(not(target_arch = "wasm32"))]
     bytes: u64,
     courier: Courier,
     /// What was ordered and has not been taken, in order.
@@ -193,14 +191,7 @@ pub fn connect_all(
         }
         let narrow = Narrow::new(device, wire, bytes, false)?;
         let courier = Courier::new(Collector { groups, free: Ring::new(free) });
-        let staged = Staged {
-            #[cfg(not(target_arch = "wasm32"))]
-            bytes: travelling,
-            courier,
-            ordered: VecDeque::new(),
-            narrow,
-            writable,
-        };
+        let staged = Staged { bytes: travelling, courier, ordered: VecDeque::new(), narrow, writable };
         incoming.push(Incoming(Arrival::Staged(Box::new(staged))));
     }
     Ok((outgoing, incoming))
@@ -354,13 +345,11 @@ impl Incoming {
     /// # Errors
     ///
     /// Where the system has no thread for it.
-    pub fn ahead(self) -> Result<Incoming> {
-        #[cfg(not(target_arch = "wasm32"))]
-        if let Incoming(Arrival::Staged(mut staged)) = self {
-            if staged.bytes >= LARGE {
-                staged.courier.start()?;
-            }
-            return Ok(Incoming(Arrival::Staged(staged)));
+    pub fn ahead(mut self) -> Result<Incoming> {
+        if let Arrival::Staged(staged) = &mut self.0
+            && staged.bytes >= LARGE
+        {
+            staged.courier.start()?;
         }
         Ok(self)
     }
@@ -420,12 +409,11 @@ impl Incoming {
                 return Ok((Recorded(After::Nothing), None));
             }
         };
-        match staged.ordered.pop_front() {
-            Some(next) if next != tag => {
-                let message = format!("tensor {tag} is to be taken before {next}; please report it");
-                return Err(Error::failed("link", message));
-            }
-            _ => {}
+        if let Some(next) = staged.ordered.pop_front()
+            && next != tag
+        {
+            let message = format!("tensor {tag} is to be taken before {next}; please report it");
+            return Err(Error::failed("link", message));
         }
         let ready = staged.courier.next().await?;
         match staged.narrow.as_ref().filter(|_| !exact) {
