@@ -127,9 +127,9 @@ fn finish(row: u32, column: u32, sum: vec4<f32>) {
 
 const WIDE = 8u * SIZE; // rows and columns of a tile
 const DEPTH = 32u;      // of K at a time
-// Numbers in a row of a tile of workgroup memory, with some more so that rows begin in different banks.
-const ALONG_K = DEPTH + 8u;
-const ACROSS_K = WIDE + 8u;
+// Numbers in workgroup memory for a row of A or a column of B: some more than DEPTH, so that they begin in different banks.
+const STRIDE = DEPTH + 8u;
+const BLOCKS = WIDE * DEPTH / 16u; // of 4x4 numbers that a step takes of each operand
 
 // One matrix of each of eight subgroups.
 var<workgroup> sums: array<f32, 8u * SIZE * SIZE>;
@@ -142,61 +142,110 @@ fn held(x: vec4<f32>) -> vec4<f16> {
 
 // Those of four along K that are before its end.
 fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
+    if EXACT {
+        return select(vec4<f32>(), x, k < p.k);
+    }
     return select(vec4<f32>(), x, vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k));
 }
 
-// Vector i of the tiles at k0.
-fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f16> {
-    let scale = select(1.0, p.scale, GRADIENT == 1u);
+// The first row (of A, or column of B) of block i and its first k, in fours. Where an operand lies along K in memory, eight
+// neighbours load 128 bytes of a row; where it lies across, eight neighbours load them of four rows at one k.
+fn along(i: u32) -> vec2<u32> {
+    return vec2(i / 8u, i % 8u);
+}
+
+fn across(i: u32) -> vec2<u32> {
+    let eights = WIDE / 32u;
+    return vec2(i / 32u % eights * 8u + i % 8u, i / 32u / eights * 4u + i / 8u % 4u);
+}
+
+fn block_a(i: u32) -> vec2<u32> {
     if LAYOUT == 2u {
-        let k = k0 + i / (WIDE / 4u);
-        let x = load_a(k, row0 + i % (WIDE / 4u) * 4u, p.k, p.m);
-        return held(select(vec4<f32>(), x * scale, k < p.k));
+        return across(i);
     }
-    let k = k0 + i % 8u * 4u;
-    return held(within(load_a(row0 + i / 8u, k, p.m, p.k) * scale, k));
+    return along(i);
 }
 
-fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f16> {
-    let scale = select(1.0, p.scale, GRADIENT == 2u);
+fn block_b(i: u32) -> vec2<u32> {
     if LAYOUT == 1u {
-        let k = k0 + i % 8u * 4u;
-        return held(within(load_b(column0 + i / 8u, k, p.n, p.k) * scale, k));
+        return along(i);
     }
-    let k = k0 + i / (WIDE / 4u);
-    let x = load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n);
-    return held(select(vec4<f32>(), x * scale, k < p.k));
+    return across(i);
 }
 
-fn put_a(i: u32, x: vec4<f16>) {
+// Block i at k0 as it lies in memory, unchanged: what would be done with it would wait for it, and matrices are multiplied meanwhile.
+fn fetch_a(i: u32, row0: u32, k0: u32) -> mat4x4<f32> {
+    let at = block_a(i) * 4u + vec2(row0, k0);
     if LAYOUT == 2u {
-        keep_a(i / (WIDE / 4u) * ACROSS_K + i % (WIDE / 4u) * 4u, x);
-    } else {
-        keep_a(i / 8u * ALONG_K + i % 8u * 4u, x);
+        return mat4x4(
+            load_a(at.y, at.x, p.k, p.m),
+            load_a(at.y + 1u, at.x, p.k, p.m),
+            load_a(at.y + 2u, at.x, p.k, p.m),
+            load_a(at.y + 3u, at.x, p.k, p.m),
+        );
     }
+    return mat4x4(
+        load_a(at.x, at.y, p.m, p.k),
+        load_a(at.x + 1u, at.y, p.m, p.k),
+        load_a(at.x + 2u, at.y, p.m, p.k),
+        load_a(at.x + 3u, at.y, p.m, p.k),
+    );
 }
 
-fn put_b(i: u32, x: vec4<f16>) {
+fn fetch_b(i: u32, column0: u32, k0: u32) -> mat4x4<f32> {
+    let at = block_b(i) * 4u + vec2(column0, k0);
     if LAYOUT == 1u {
-        keep_b(i / 8u * ALONG_K + i % 8u * 4u, x);
-    } else {
-        keep_b(i / (WIDE / 4u) * ACROSS_K + i % (WIDE / 4u) * 4u, x);
+        return mat4x4(
+            load_b(at.x, at.y, p.n, p.k),
+            load_b(at.x + 1u, at.y, p.n, p.k),
+            load_b(at.x + 2u, at.y, p.n, p.k),
+            load_b(at.x + 3u, at.y, p.n, p.k),
+        );
     }
+    return mat4x4(
+        load_b(at.y, at.x, p.k, p.n),
+        load_b(at.y + 1u, at.x, p.k, p.n),
+        load_b(at.y + 2u, at.x, p.k, p.n),
+        load_b(at.y + 3u, at.x, p.k, p.n),
+    );
+}
+
+// Both operands lie along K in workgroup memory.
+fn put_a(i: u32, k0: u32, block: mat4x4<f32>) {
+    let at = block_a(i) * 4u;
+    var x = block;
+    if LAYOUT == 2u {
+        x = transpose(block);
+    }
+    x *= select(1.0, p.scale, GRADIENT == 1u);
+    let to = at.x * STRIDE + at.y;
+    keep_a(to, held(within(x[0], k0 + at.y)));
+    keep_a(to + STRIDE, held(within(x[1], k0 + at.y)));
+    keep_a(to + 2u * STRIDE, held(within(x[2], k0 + at.y)));
+    keep_a(to + 3u * STRIDE, held(within(x[3], k0 + at.y)));
+}
+
+fn put_b(i: u32, k0: u32, block: mat4x4<f32>) {
+    let at = block_b(i) * 4u;
+    var x = block;
+    if LAYOUT != 1u {
+        x = transpose(block);
+    }
+    x *= select(1.0, p.scale, GRADIENT == 2u);
+    let to = at.x * STRIDE + at.y;
+    keep_b(to, held(within(x[0], k0 + at.y)));
+    keep_b(to + STRIDE, held(within(x[1], k0 + at.y)));
+    keep_b(to + 2u * STRIDE, held(within(x[2], k0 + at.y)));
+    keep_b(to + 3u * STRIDE, held(within(x[3], k0 + at.y)));
 }
 
 // The matrix of A at a row of the tile and at k of the step, and that of B at a column.
 fn left(row: u32, k: u32) -> Left {
-    if LAYOUT == 2u {
-        return coopLoad<Left>(&a_tile[(k * ACROSS_K + row) / UNIT], ACROSS_K / UNIT);
-    }
-    return coopLoadT<Left>(&a_tile[(row * ALONG_K + k) / UNIT], ALONG_K / UNIT);
+    return coopLoadT<Left>(&a_tile[(row * STRIDE + k) / UNIT], STRIDE / UNIT);
 }
 
 fn right(column: u32, k: u32) -> Right {
-    if LAYOUT == 1u {
-        return coopLoad<Right>(&b_tile[(column * ALONG_K + k) / UNIT], ALONG_K / UNIT);
-    }
-    return coopLoadT<Right>(&b_tile[(k * ACROSS_K + column) / UNIT], ACROSS_K / UNIT);
+    return coopLoad<Right>(&b_tile[(column * STRIDE + k) / UNIT], STRIDE / UNIT);
 }
 
 // Where a workgroup is at work, and which of its eight blocks of 2 x 4 matrices its subgroups have now.
@@ -238,6 +287,10 @@ fn main(
         begin = group.z * p.more;
         end = min(begin + p.more, p.k);
     }
+    // A block of each operand, or with small matrices of one.
+    let block = i % BLOCKS;
+    let has_a = BLOCKS == 256u || i < BLOCKS;
+    let has_b = BLOCKS == 256u || i >= BLOCKS;
     for (var first = 0u; first < 8u; first += subgroups) {
         // Those beyond the last block sum it too.
         let mine = min(first + subgroup, 7u);
@@ -251,44 +304,29 @@ fn main(
         var s11 = Sum();
         var s12 = Sum();
         var s13 = Sum();
-        var a0 = fetch_a(i, row0, begin);
-        var a1 = fetch_a(i + 256u, row0, begin);
-        var b0 = fetch_b(i, column0, begin);
-        var b1 = fetch_b(i + 256u, column0, begin);
-        var a2 = vec4<f16>();
-        var a3 = vec4<f16>();
-        var b2 = vec4<f16>();
-        var b3 = vec4<f16>();
-        if SIZE > 8u {
-            a2 = fetch_a(i + 512u, row0, begin);
-            a3 = fetch_a(i + 768u, row0, begin);
-            b2 = fetch_b(i + 512u, column0, begin);
-            b3 = fetch_b(i + 768u, column0, begin);
+        var x: mat4x4<f32>;
+        var y: mat4x4<f32>;
+        if has_a {
+            x = fetch_a(block, row0, begin);
+        }
+        if has_b {
+            y = fetch_b(block, column0, begin);
         }
         for (var k0 = begin; k0 < end; k0 += DEPTH) {
             workgroupBarrier();
-            put_a(i, a0);
-            put_a(i + 256u, a1);
-            put_b(i, b0);
-            put_b(i + 256u, b1);
-            if SIZE > 8u {
-                put_a(i + 512u, a2);
-                put_a(i + 768u, a3);
-                put_b(i + 512u, b2);
-                put_b(i + 768u, b3);
+            if has_a {
+                put_a(block, k0, x);
+            }
+            if has_b {
+                put_b(block, k0, y);
             }
             workgroupBarrier();
             // What comes next is on its way while this is multiplied.
-            let next = k0 + DEPTH;
-            a0 = fetch_a(i, row0, next);
-            a1 = fetch_a(i + 256u, row0, next);
-            b0 = fetch_b(i, column0, next);
-            b1 = fetch_b(i + 256u, column0, next);
-            if SIZE > 8u {
-                a2 = fetch_a(i + 512u, row0, next);
-                a3 = fetch_a(i + 768u, row0, next);
-                b2 = fetch_b(i + 512u, column0, next);
-                b3 = fetch_b(i + 768u, column0, next);
+            if has_a {
+                x = fetch_a(block, row0, k0 + DEPTH);
+            }
+            if has_b {
+                y = fetch_b(block, column0, k0 + DEPTH);
             }
             for (var k = 0u; k < DEPTH; k += SIZE) {
                 let upper = left(row, k);
