@@ -178,3 +178,50 @@ fn variants_differ_only_in_header_and_constants() {
         assert!(text.matches(rule).count() <= 1, "{}", key.name);
     }
 }
+
+/// The text of a function in a shader.
+fn function<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let start = text.find(&format!("\nfn {name}("))? + 1;
+    text[start..].find("\n}").map(|end| &text[start..start + end])
+}
+
+/// A file is a whole program, so what several need stands in each of them; a mend must not miss one.
+#[test]
+fn functions_that_several_kernels_repeat_are_the_same_in_each() {
+    let repeated: [(&str, &[&str]); 3] = [
+        ("matmul", &["gate", "gelu_derivative", "within", "block", "part"]),
+        (
+            "attention",
+            &[
+                "packed",
+                "plain",
+                "packed_rows",
+                "plain_rows",
+                "rows_qkv",
+                "rows_d_o",
+                "row_count",
+                "query",
+                "output",
+                "kept",
+                "sharing",
+                "last_key",
+                "place",
+                "dot4",
+                "dots",
+                "combine",
+            ],
+        ),
+        ("", &["largest"]),
+    ];
+    let files = files("shaders");
+    for (family, names) in repeated {
+        for name in names {
+            let of = files.iter().filter(|(file, _)| file.starts_with(family));
+            let found: Vec<_> = of.filter_map(|(file, text)| Some((file, function(text, name)?))).collect();
+            assert!(found.len() > 1, "{name} of {family} is not repeated");
+            for (file, text) in &found {
+                assert_eq!(*text, found[0].1, "{name} in {file} and {}", found[0].0);
+            }
+        }
+    }
+}
