@@ -112,7 +112,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if lane == 0u {
         loss[row] = select(0.0, top + logarithm(sum) - reached, counts);
     }
-    workgroupBarrier();
+    // The logit of the goal has been read before another lane overwrites it.
+    storageBarrier();
     let scale = select(0.0, p.scale, counts);
     let factor = scale / sum;
     for (var i = lane; i < p.columns; i += LANES) {

@@ -113,10 +113,19 @@ override DOWN: u32 = 256u / ACROSS;
 override HIGH: u32 = DOWN * ROWS;        // rows of a tile
 override WIDE: u32 = 4u * ACROSS * FOURS; // columns of a tile
 
-// Both tiles are vectors along M or N for each of K. Where the matrix lies along K, what is loaded is turned as it is stored; row
-// `four` of vectors is then turned by 2 * four, so that 32 neighbours write to different banks.
-var<workgroup> a_tile: array<vec4<f32>, HIGH * 4u>;
-var<workgroup> b_tile: array<vec4<f32>, WIDE * 4u>;
+// Both tiles are vectors along M or N for each of K, as halves: what lies along K in memory comes from two rows at a time and is turned
+// before it is stored. (Whoever stores one component may store the whole vector: Metal and D3D do.) Row `four` of vectors is then
+// turned by 2 * four, so that neighbours write to different banks.
+var<workgroup> a_tile: array<vec2<f32>, HIGH * 8u>;
+var<workgroup> b_tile: array<vec2<f32>, WIDE * 8u>;
+
+fn in_a(vector: u32) -> vec4<f32> {
+    return vec4(a_tile[2u * vector], a_tile[2u * vector + 1u]);
+}
+
+fn in_b(vector: u32) -> vec4<f32> {
+    return vec4(b_tile[2u * vector], b_tile[2u * vector + 1u]);
+}
 
 // Those of four along K that are before its end.
 fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
@@ -126,23 +135,32 @@ fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
     return select(vec4<f32>(), x, vec4(k) + vec4(0u, 1u, 2u, 3u) < vec4(p.k));
 }
 
-// Vector i of the tiles at k0. Past K both have zeros: without B's RADV takes 2 % less, and waits for what was to be on its way.
-fn fetch_a(i: u32, row0: u32, k0: u32) -> vec4<f32> {
-    if LAYOUT == 2u {
-        let k = k0 + i / (HIGH / 4u);
-        return select(vec4<f32>(), load_a(k, row0 + i % (HIGH / 4u) * 4u, p.k, p.m), k < p.k);
-    }
-    let k = k0 + i % 4u * 4u;
-    return within(load_a(row0 + i / 4u, k, p.m, p.k), k);
+// Which invocations bring two vectors, or one, of an operand whose tile is so long.
+fn brings(i: u32, length: u32, lies_along: bool) -> bool {
+    let count = select(4u, 2u, lies_along) * length;
+    return count >= 256u || i < count;
 }
 
-fn fetch_b(i: u32, column0: u32, k0: u32) -> vec4<f32> {
+// The first or the second vector of the tiles at k0 that an invocation brings: of four along K those of neighbouring rows. Past K
+// both have zeros: without B's RADV takes 2 % less, and waits for what was to be on its way.
+fn fetch_a(i: u32, second: u32, row0: u32, k0: u32) -> vec4<f32> {
+    if LAYOUT == 2u {
+        let vector = i + 256u * second;
+        let k = k0 + vector / (HIGH / 4u);
+        return select(vec4<f32>(), load_a(k, row0 + vector % (HIGH / 4u) * 4u, p.k, p.m), k < p.k);
+    }
+    let k = k0 + i % 4u * 4u;
+    return within(load_a(row0 + i / 4u * 2u + second, k, p.m, p.k), k);
+}
+
+fn fetch_b(i: u32, second: u32, column0: u32, k0: u32) -> vec4<f32> {
     if LAYOUT == 1u {
         let k = k0 + i % 4u * 4u;
-        return within(load_b(column0 + i / 4u, k, p.n, p.k), k);
+        return within(load_b(column0 + i / 4u * 2u + second, k, p.n, p.k), k);
     }
-    let k = k0 + i / (WIDE / 4u);
-    return select(vec4<f32>(), load_b(k, column0 + i % (WIDE / 4u) * 4u, p.k, p.n), k < p.k);
+    let vector = i + 256u * second;
+    let k = k0 + vector / (WIDE / 4u);
+    return select(vec4<f32>(), load_b(k, column0 + vector % (WIDE / 4u) * 4u, p.k, p.n), k < p.k);
 }
 
 // Where vector i of the `four`th four of K stands.
@@ -154,32 +172,38 @@ fn place_b(four: u32, i: u32) -> u32 {
     return 4u * four * (WIDE / 4u) + select(i, (i + 2u * four) % (WIDE / 4u), LAYOUT == 1u);
 }
 
-fn put_a(i: u32, x: vec4<f32>) {
+fn put_a(i: u32, x: vec4<f32>, y: vec4<f32>) {
     if LAYOUT == 2u {
-        a_tile[i] = x;
+        a_tile[2u * i] = x.xy;
+        a_tile[2u * i + 1u] = x.zw;
+        if HIGH > 64u {
+            a_tile[2u * i + 512u] = y.xy;
+            a_tile[2u * i + 513u] = y.zw;
+        }
         return;
     }
-    let four = i % 4u;
-    let row = i / 4u;
-    let at = place_a(four, row / 4u);
-    a_tile[at][row % 4u] = x.x;
-    a_tile[at + HIGH / 4u][row % 4u] = x.y;
-    a_tile[at + HIGH / 2u][row % 4u] = x.z;
-    a_tile[at + 3u * (HIGH / 4u)][row % 4u] = x.w;
+    let at = 2u * place_a(i % 4u, i / 8u) + i / 4u % 2u;
+    a_tile[at] = vec2(x.x, y.x);
+    a_tile[at + HIGH / 2u] = vec2(x.y, y.y);
+    a_tile[at + HIGH] = vec2(x.z, y.z);
+    a_tile[at + 3u * (HIGH / 2u)] = vec2(x.w, y.w);
 }
 
-fn put_b(i: u32, x: vec4<f32>) {
+fn put_b(i: u32, x: vec4<f32>, y: vec4<f32>) {
     if LAYOUT != 1u {
-        b_tile[i] = x;
+        b_tile[2u * i] = x.xy;
+        b_tile[2u * i + 1u] = x.zw;
+        if WIDE > 64u {
+            b_tile[2u * i + 512u] = y.xy;
+            b_tile[2u * i + 513u] = y.zw;
+        }
         return;
     }
-    let four = i % 4u;
-    let row = i / 4u;
-    let at = place_b(four, row / 4u);
-    b_tile[at][row % 4u] = x.x;
-    b_tile[at + WIDE / 4u][row % 4u] = x.y;
-    b_tile[at + WIDE / 2u][row % 4u] = x.z;
-    b_tile[at + 3u * (WIDE / 4u)][row % 4u] = x.w;
+    let at = 2u * place_b(i % 4u, i / 8u) + i / 4u % 2u;
+    b_tile[at] = vec2(x.x, y.x);
+    b_tile[at + WIDE / 2u] = vec2(x.y, y.y);
+    b_tile[at + WIDE] = vec2(x.z, y.z);
+    b_tile[at + 3u * (WIDE / 2u)] = vec2(x.w, y.w);
 }
 
 // Four rows of four columns.
@@ -194,17 +218,17 @@ struct Sums { upper_left: Block, upper_right: Block, lower_left: Block, lower_ri
 // Adds one of K.
 fn add(upper: u32, lower: u32, left: u32, right: u32, half: u32, sums: Sums) -> Sums {
     var s = sums;
-    let a = pick(a_tile[upper], half);
-    let b = b_tile[left];
+    let a = pick(in_a(upper), half);
+    let b = in_b(left);
     s.upper_left = outer(a, b, s.upper_left);
     if FOURS > 1u {
-        s.upper_right = outer(a, b_tile[right], s.upper_right);
+        s.upper_right = outer(a, in_b(right), s.upper_right);
     }
     if ROWS > 4u {
-        let a = a_tile[lower];
+        let a = in_a(lower);
         s.lower_left = outer(a, b, s.lower_left);
         if FOURS > 1u {
-            s.lower_right = outer(a, b_tile[right], s.lower_right);
+            s.lower_right = outer(a, in_b(right), s.lower_right);
         }
     }
     return s;
@@ -271,25 +295,35 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     var a1 = vec4<f32>();
     var b0 = vec4<f32>();
     var b1 = vec4<f32>();
-    if i < HIGH * 4u { a0 = fetch_a(i, row0, first); }
-    if HIGH > 64u { a1 = fetch_a(i + 256u, row0, first); }
-    if i < WIDE * 4u { b0 = fetch_b(i, column0, first); }
-    if WIDE > 64u { b1 = fetch_b(i + 256u, column0, first); }
+    let brings_a = brings(i, HIGH, LAYOUT != 2u);
+    let brings_b = brings(i, WIDE, LAYOUT == 1u);
+    let two_of_a = LAYOUT != 2u || HIGH > 64u;
+    let two_of_b = LAYOUT == 1u || WIDE > 64u;
+    if brings_a {
+        a0 = fetch_a(i, 0u, row0, first);
+        if two_of_a { a1 = fetch_a(i, 1u, row0, first); }
+    }
+    if brings_b {
+        b0 = fetch_b(i, 0u, column0, first);
+        if two_of_b { b1 = fetch_b(i, 1u, column0, first); }
+    }
     // Tested at its end, for which RADV takes 3 % fewer cycles.
     var k0 = first;
     loop {
         workgroupBarrier();
-        if i < HIGH * 4u { put_a(i, a0); }
-        if HIGH > 64u { put_a(i + 256u, a1); }
-        if i < WIDE * 4u { put_b(i, b0); }
-        if WIDE > 64u { put_b(i + 256u, b1); }
+        if brings_a { put_a(i, a0, a1); }
+        if brings_b { put_b(i, b0, b1); }
         workgroupBarrier();
         // What comes next is on its way while this is multiplied.
         k0 += DEPTH;
-        if i < HIGH * 4u { a0 = fetch_a(i, row0, k0); }
-        if HIGH > 64u { a1 = fetch_a(i + 256u, row0, k0); }
-        if i < WIDE * 4u { b0 = fetch_b(i, column0, k0); }
-        if WIDE > 64u { b1 = fetch_b(i + 256u, column0, k0); }
+        if brings_a {
+            a0 = fetch_a(i, 0u, row0, k0);
+            if two_of_a { a1 = fetch_a(i, 1u, row0, k0); }
+        }
+        if brings_b {
+            b0 = fetch_b(i, 0u, column0, k0);
+            if two_of_b { b1 = fetch_b(i, 1u, column0, k0); }
+        }
         if WRITTEN_OUT {
             sums = step(0u, local.y, local.x, sums);
             sums = step(1u, local.y, local.x, sums);

@@ -14,6 +14,10 @@ use super::{AdapterInfo, BindGroup, Buffer, Kernel, KernelKey, Mapping, Range, R
 use crate::error::said;
 use crate::error::{Error, Result};
 
+/// Bytes of the blocks from which drivers' memory is shared out to smaller buffers. Larger ones have their own, so that what a device
+/// takes is what was planned; blocks of up to 256 MiB, as usual, stand half empty behind large tensors.
+const MEMORY_BLOCK: u64 = 4 << 20;
+
 /// How to open an adapter.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
@@ -153,6 +157,9 @@ impl Device {
             experimental_features: match cooperative {
                 0 => wgpu::ExperimentalFeatures::disabled(),
                 _ => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            },
+            memory_hints: wgpu::MemoryHints::Manual {
+                suballocated_device_memory_block_size: MEMORY_BLOCK..MEMORY_BLOCK,
             },
             ..Default::default()
         });

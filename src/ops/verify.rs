@@ -155,6 +155,20 @@ pub async fn matmuls_are_right(device: &Device) -> Result<bool> {
             return Ok(false);
         }
     }
+    // What many workgroups at once might spoil: the same bits twice, near those of another kernel. Whole, and with K in slices.
+    for [m, n, k] in [[1024, 1024, 256], [256, 256, 4096]] {
+        let case =
+            Case::new(Op::Matmul { layout: Layout::NN, epilogue: Epilogue::None }, &[&[m, k], &[k, n]]);
+        let alone = Capabilities { cooperative: 0, ..*device.capabilities() };
+        let (_, wanted) = results(device, &case, &alone).await?;
+        let (variant, got) = results(device, &case, device.capabilities()).await?;
+        let (_, again) = results(device, &case, device.capabilities()).await?;
+        let wanted: Vec<Vec<f64>> =
+            wanted.iter().map(|values| values.iter().map(|&value| value.into()).collect()).collect();
+        if got != again || !judge(&case, variant, IN_F16, &got, &wanted).passed {
+            return Ok(false);
+        }
+    }
     Ok(true)
 }
 

@@ -279,8 +279,9 @@ fn tooltip(event: &Event) -> String {
     if event.bytes > 0 {
         let megabytes = event.bytes as f64 / 1e6;
         let _ = write!(text, ", {megabytes:.3} MB");
-        if seconds > 0.0 {
-            let _ = write!(text, " ({:.2} GB/s)", megabytes / 1e3 / seconds);
+        let rate = megabytes / 1e3 / seconds;
+        if seconds > 0.0 && rate.is_finite() {
+            let _ = write!(text, " ({rate:.2} GB/s)");
         }
     }
     text
