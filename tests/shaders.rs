@@ -225,3 +225,52 @@ fn functions_that_several_kernels_repeat_are_the_same_in_each() {
         }
     }
 }
+
+/// Whether a block of statements stores one component of a vector that all of a workgroup, or of a launch, sees.
+fn stores_a_component(block: &naga::Block, module: &naga::Module, of: &naga::valid::FunctionInfo) -> bool {
+    use naga::{AddressSpace, Statement, TypeInner};
+    block.iter().any(|statement| match statement {
+        Statement::Store { pointer, .. } => matches!(
+            of[*pointer].ty.inner_with(&module.types),
+            TypeInner::ValuePointer {
+                size: None,
+                space: AddressSpace::WorkGroup | AddressSpace::Storage { .. },
+                ..
+            }
+        ),
+        Statement::Block(block) => stores_a_component(block, module, of),
+        Statement::If { accept, reject, .. } => {
+            stores_a_component(accept, module, of) || stores_a_component(reject, module, of)
+        }
+        Statement::Loop { body, continuing, .. } => {
+            stores_a_component(body, module, of) || stores_a_component(continuing, module, of)
+        }
+        Statement::Switch { cases, .. } => {
+            cases.iter().any(|case| stores_a_component(&case.body, module, of))
+        }
+        _ => false,
+    })
+}
+
+/// Two invocations that store two components of one vector may lose one: WGSL lets a store of a component be one of the whole
+/// vector, and on Metal and D3D it is.
+#[test]
+fn no_kernel_stores_single_components_of_vectors_that_others_see() {
+    let text = "var<workgroup> t: array<vec4<f32>, 4>; fn f(i: u32) { loop { if i > 2u { t[i][i] = 1.0; } break; } }";
+    let (module, info) = valid("a component", text);
+    let (handle, function) = module.functions.iter().next().unwrap();
+    assert!(stores_a_component(&function.body, &module, &info[handle]), "is not found where there is one");
+    for key in variants() {
+        let (module, info) = valid(key.name, &source(key.name, key.specialisation.header));
+        let main = (&module.entry_points[0].function.body, info.get_entry_point(0));
+        let others = module.functions.iter().map(|(handle, function)| (&function.body, &info[handle]));
+        for (body, of) in others.chain([main]) {
+            assert!(
+                !stores_a_component(body, &module, of),
+                "{} {:?}",
+                key.name,
+                key.specialisation.constants
+            );
+        }
+    }
+}
