@@ -150,13 +150,13 @@ fn fetch_a(i: u32, second: u32, row0: u32, k0: u32) -> vec4<f32> {
         return select(vec4<f32>(), load_a(k, row0 + vector % (HIGH / 4u) * 4u, p.k, p.m), k < p.k);
     }
     let k = k0 + i % 4u * 4u;
-    return within(load_a(row0 + i / 4u * 2u + second, k, p.m, p.k), k);
+    return within(load_a(row0 + i % (2u * HIGH) / 4u * 2u + second, k, p.m, p.k), k);
 }
 
 fn fetch_b(i: u32, second: u32, column0: u32, k0: u32) -> vec4<f32> {
     if LAYOUT == 1u {
         let k = k0 + i % 4u * 4u;
-        return within(load_b(column0 + i / 4u * 2u + second, k, p.n, p.k), k);
+        return within(load_b(column0 + i % (2u * WIDE) / 4u * 2u + second, k, p.n, p.k), k);
     }
     let vector = i + 256u * second;
     let k = k0 + vector / (WIDE / 4u);
@@ -297,13 +297,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     var b1 = vec4<f32>();
     let brings_a = brings(i, HIGH, LAYOUT != 2u);
     let brings_b = brings(i, WIDE, LAYOUT == 1u);
+    // Of 64 rows that lie along K the other half fetches the same again: drivers wait at a branch's end for what it loads.
+    let fetches_a = brings_a || LAYOUT != 2u && HIGH == 64u;
+    let fetches_b = brings_b || LAYOUT == 1u && WIDE == 64u;
     let two_of_a = LAYOUT != 2u || HIGH > 64u;
     let two_of_b = LAYOUT == 1u || WIDE > 64u;
-    if brings_a {
+    if fetches_a {
         a0 = fetch_a(i, 0u, row0, first);
         if two_of_a { a1 = fetch_a(i, 1u, row0, first); }
     }
-    if brings_b {
+    if fetches_b {
         b0 = fetch_b(i, 0u, column0, first);
         if two_of_b { b1 = fetch_b(i, 1u, column0, first); }
     }
@@ -316,11 +319,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         workgroupBarrier();
         // What comes next is on its way while this is multiplied.
         k0 += DEPTH;
-        if brings_a {
+        if fetches_a {
             a0 = fetch_a(i, 0u, row0, k0);
             if two_of_a { a1 = fetch_a(i, 1u, row0, k0); }
         }
-        if brings_b {
+        if fetches_b {
             b0 = fetch_b(i, 0u, column0, k0);
             if two_of_b { b1 = fetch_b(i, 1u, column0, k0); }
         }
