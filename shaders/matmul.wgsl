@@ -138,7 +138,7 @@ fn within(x: vec4<f32>, k: u32) -> vec4<f32> {
 // Which invocations bring two vectors, or one, of an operand whose tile is so long.
 fn brings(i: u32, length: u32, lies_along: bool) -> bool {
     let count = select(4u, 2u, lies_along) * length;
-    return count >= 256u || i < count;
+    return (count >= 256u) | (i < count);
 }
 
 // The first or the second vector of the tiles at k0 that an invocation brings: of four along K those of neighbouring rows. Past K
@@ -298,10 +298,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let brings_a = brings(i, HIGH, LAYOUT != 2u);
     let brings_b = brings(i, WIDE, LAYOUT == 1u);
     // Of 64 rows that lie along K the other half fetches the same again: drivers wait at a branch's end for what it loads.
-    let fetches_a = brings_a || LAYOUT != 2u && HIGH == 64u;
-    let fetches_b = brings_b || LAYOUT == 1u && WIDE == 64u;
-    let two_of_a = LAYOUT != 2u || HIGH > 64u;
-    let two_of_b = LAYOUT == 1u || WIDE > 64u;
+    let fetches_a = brings_a | ((LAYOUT != 2u) & (HIGH == 64u));
+    let fetches_b = brings_b | ((LAYOUT == 1u) & (WIDE == 64u));
+    let two_of_a = (LAYOUT != 2u) | (HIGH > 64u);
+    let two_of_b = (LAYOUT == 1u) | (WIDE > 64u);
     if fetches_a {
         a0 = fetch_a(i, 0u, row0, first);
         if two_of_a { a1 = fetch_a(i, 1u, row0, first); }
