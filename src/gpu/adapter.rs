@@ -273,7 +273,7 @@ fn memory(adapter: &wgpu::Adapter, kind: wgpu::DeviceType) -> Option<u64> {
 }
 
 /// What is left of a card's free memory once its driver has what it keeps for a program, kernels and queues, which no interface
-/// tells: half a gigabyte on NVIDIA; and of small cards no more than an eighth.
+/// tells: taken to be half a gigabyte, of small cards no more than an eighth.
 #[cfg(all(not(target_arch = "wasm32"), not(target_vendor = "apple")))]
 fn without_drivers(bytes: u64) -> u64 {
     bytes - (512 << 20).min(bytes / 8)

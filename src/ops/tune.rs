@@ -31,7 +31,7 @@ pub async fn tune(device: &Device, sides: [usize; 3], seconds: f64) -> Result<Ti
     let mut best = Tiles::default();
     let native = Capabilities { f16: false, tiles: Tiles::default(), ..*device.capabilities() };
     let table = device.with(native);
-    let mut is_warm = false;
+    let mut cold = WARM;
     // What takes most of a step first.
     for (size, side) in sides.into_iter().enumerate().rev() {
         for (layout, wanted) in [Layout::NN, Layout::NT, Layout::TN].into_iter().zip(&mut best.0) {
@@ -46,11 +46,10 @@ pub async fn tune(device: &Device, sides: [usize; 3], seconds: f64) -> Result<Ti
             while run(&table, &op, &shapes, times).await? < ENOUGH && times < MOST {
                 times *= 8;
             }
-            let warm = now() + if is_warm { 0.0 } else { WARM };
+            let warm = now() + std::mem::take(&mut cold);
             while now() < warm {
                 run(&table, &op, &shapes, times).await?;
             }
-            is_warm = true;
             let mut shortest = run(&table, &op, &shapes, times).await? * (1.0 - GAIN);
             let mut found = 0;
             for number in 1..=TILES {
